@@ -1,0 +1,116 @@
+"""LoRA adapters as peft saves them, merged into their base: W + (alpha / r) B A, in float32 (Hu et al. 2021, section 4.1; peft 0.17, tuners/lora)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unipixel_jax.errors import UserError
+
+from .names import PEFT, canonical
+from .tensors import Tensor
+
+PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (False,),
+    "lora_bias": (False,),
+    "use_qalora": (False,),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "megatron_config": (None,),
+    "init_lora_weights": (True, False, "gaussian"),
+}
+"""Options that change what a merge is, and the values under which it is the plain one. The other initialisations change the base's weights."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter file taken apart.
+
+    Attributes:
+        pairs: canonical name of a weight to its A [r, in] and B [out, r].
+        scales: the same names to alpha / r.
+        rest: whole tensors that the file holds besides, under canonical names (biases, embeddings).
+    """
+
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    scales: dict[str, float]
+    rest: dict[str, Tensor]
+
+
+def read_adapter(tensors: Mapping[str, Tensor], options: Mapping[str, Any], where: object) -> Adapter:
+    """Sort an adapter file's tensors.
+
+    Args:
+        tensors: the file's tensors under its own names.
+        options: its `adapter_config.json`.
+        where: the directory, for messages.
+
+    Raises:
+        UserError: another kind of adapter, an option that we do not merge, a half of a pair, or a rank that contradicts the options.
+    """
+    if options.get("peft_type") != "LORA":
+        raise UserError(f"{where} holds an adapter of type {options.get('peft_type')!r}, expected LORA; merge it with peft and convert the whole checkpoint")
+    odd = [f"{key} = {options[key]!r}" for key, allowed in PLAIN.items() if key in options and options[key] not in allowed]
+    if odd:
+        raise UserError(f"{where} uses {', '.join(odd)}, which is not merged here; merge it with peft and convert the whole checkpoint")
+    halves: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, str] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, found, tail = name.partition(".lora_")
+        if not found:
+            rest[canonical(name)] = tensor
+        elif tail in ("A.weight", "B.weight", "A.default.weight", "B.default.weight"):
+            weight = canonical(f"{module}.weight")
+            modules[weight] = module.removeprefix(PEFT)
+            halves.setdefault(weight, {})[tail[0]] = tensor
+        else:
+            raise UserError(f"{where}: {name} is no LoRA matrix of a linear layer; merge the adapter with peft and convert the whole checkpoint")
+    alone = [name for name, pair in halves.items() if len(pair) < 2]
+    if alone:
+        raise UserError(f"{where} lacks lora_A or lora_B for {len(alone)} weights: {', '.join(alone[:20])}; copy the adapter again")
+    pairs = {name: (pair["A"], pair["B"]) for name, pair in halves.items()}
+    return Adapter(pairs, {name: _scale(modules[name], pair[0], options, where) for name, pair in pairs.items()}, rest)
+
+
+def merged(weight: Tensor, pair: tuple[Tensor, Tensor], scale: float, where: str) -> Tensor:
+    """The weight with the adapter in it, in the weight's dtype. As in peft, the matrices are rounded to that dtype, and the rest is done in float32.
+
+    Raises:
+        UserError: the matrices do not fit the weight.
+    """
+    down, up = pair
+    if (*up.shape[:1], *down.shape[1:]) != weight.shape or up.shape[1:] != down.shape[:1]:
+        raise UserError(f"{where} is {weight.shape}, its lora_B {up.shape} and lora_A {down.shape} do not fit; expected an adapter of this very model")
+
+    def add() -> np.ndarray:
+        delta = up.cast(weight.dtype).load().astype(np.float32) @ down.cast(weight.dtype).load().astype(np.float32)
+        delta *= np.float32(scale)
+        delta += weight.load().astype(np.float32)
+        return delta
+
+    return Tensor.computed(weight.dtype, weight.shape, add)
+
+
+def _scale(module: str, down: Tensor, options: Mapping[str, Any], where: object) -> float:
+    rank = _of_module(module, options.get("rank_pattern"), options.get("r"), where)
+    alpha = _of_module(module, options.get("alpha_pattern"), options.get("lora_alpha"), where)
+    if down.shape[:1] != (rank,):
+        raise UserError(f"{where}: the adapter of {module} has rank {down.shape[:1]}, adapter_config.json says {rank}; the two do not belong together")
+    return alpha / (math.sqrt(rank) if options.get("use_rslora") else rank)
+
+
+def _of_module(module: str, patterns: Mapping[str, float] | None, default: Any, where: object) -> Any:
+    """A module's own rank or alpha. peft reads the keys as regular expressions for the end of the module's name; only plain endings are read here."""
+    for key, value in (patterns or {}).items():
+        if set(key) & set("*+?[](){}|\\^$"):
+            raise UserError(f"{where}: the pattern {key!r} in adapter_config.json is not read; merge the adapter with peft and convert the whole checkpoint")
+        if f".{module}".endswith(f".{key}"):
+            return value
+    return default

@@ -1,0 +1,40 @@
+"""The older names, under which UniPixel's checkpoints are saved, for tensors named in any of the ways that occur."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from unipixel_jax.errors import UserError
+
+_T = TypeVar("_T")
+
+PEFT = "base_model.model."
+"""What peft puts in front of every name."""
+
+
+def canonical(name: str) -> str:
+    """The name as a saved UniPixel checkpoint has it.
+
+    In memory, in adapters and in partial files the decoder is `model.language_model.` and the tower `model.visual.` (transformers >= 4.52); saved
+    checkpoints have `model.` and `visual.`. peft adds a prefix, and `base_layer` inside the modules that it wraps.
+    """
+    name = name.removeprefix(PEFT).replace(".base_layer.", ".")
+    for new, old in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
+def renamed(tensors: Mapping[str, _T], where: object) -> dict[str, _T]:
+    """The mapping under canonical names.
+
+    Raises:
+        UserError: two names mean the same tensor.
+    """
+    out: dict[str, _T] = {}
+    for name, tensor in tensors.items():
+        if canonical(name) in out:
+            raise UserError(f"{where} holds {canonical(name)} twice, once as {name}; remove one of the two")
+        out[canonical(name)] = tensor
+    return out

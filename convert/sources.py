@@ -1,0 +1,225 @@
+"""Everything that can become a UniPixel in JAX, opened as one set of tensors under canonical names. Nothing but headers is read here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unipixel_jax.config import Sam2Config, UniPixelConfig, read_qwen
+from unipixel_jax.errors import UserError
+
+from . import fresh, lora, tokens
+from .hf_config import QWEN, UNIPIXEL, merged_config, read_config, read_json
+from .names import canonical, renamed
+from .tensors import Tensor
+from .weights import Weights, read_file, read_weights
+
+EMBEDDING, HEAD = fresh.EMBEDDINGS
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PARTIAL_FILE = "pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A whole model to convert.
+
+    Attributes:
+        config: its sizes.
+        config_text: the `config.json` to write, verbatim where there is one.
+        tensors: all of its weights under canonical names, a tied head left out.
+        companions: directories whose tokenizer and processor files belong to it; a later one wins.
+        new_tokens: whether UniPixel's tokens must still be appended to those tokenizer files.
+        description: where it comes from, for the manifest.
+        weights: the layout to restore, where the source is a checkpoint and not a merge.
+        tied: the head's own name, where the source holds a copy of the embedding under it.
+    """
+
+    config: UniPixelConfig
+    config_text: str
+    tensors: dict[str, Tensor]
+    companions: tuple[Path, ...]
+    description: dict[str, Any]
+    new_tokens: bool = False
+    weights: Weights | None = None
+    tied: str | None = None
+
+
+def identify(path: Path) -> str:
+    """What lies at `path`: unipixel, adapter (LoRA or partial), qwen, jax, or sam2 (a file).
+
+    Raises:
+        UserError: nothing is there, or something else.
+    """
+    if path.is_file():
+        return "sam2"
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; expected a checkpoint directory or a SAM 2 file")
+    if (path / "manifest.json").is_file():
+        return "jax"
+    if any((path / name).is_file() for name in (*ADAPTER_FILES, PARTIAL_FILE)):
+        return "adapter"
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} has neither config.json nor manifest.json: it is no checkpoint directory, or an incomplete one")
+    kind = read_json(path / "config.json").get("model_type")
+    if kind in (QWEN, UNIPIXEL):
+        return "qwen" if kind == QWEN else "unipixel"
+    raise UserError(f"{path} is a checkpoint of another model (model_type {kind!r}); expected UniPixel's ({UNIPIXEL!r}) or Qwen2.5-VL's ({QWEN!r})")
+
+
+def find(place: Any, directory: Path) -> Path | None:
+    """A path that a config.json names, as it is or relative to the directory of that file."""
+    candidates = [directory / str(place), Path(str(place))] if place else []
+    return next((path.resolve() for path in candidates if path.exists()), None)
+
+
+def open_source(path: Path, base: Path | None, sam2: Path | None, seed: int) -> Source:
+    """A checkpoint, or an adapter on its base, whichever lies at `path`.
+
+    Raises:
+        UserError: neither, or see `open_checkpoint` and `open_adapter`.
+    """
+    kind = identify(path)
+    if kind == "adapter":
+        return open_adapter(path, base, sam2, seed)
+    if base or sam2:
+        raise UserError(f"{path} is no adapter; --base and --sam2 belong to adapters, and --sam2 to a fresh start with --qwen")
+    if kind == "jax":
+        raise UserError(f"{path} is converted already; use it as it is, or go back with to-torch")
+    if kind == "sam2":
+        raise UserError(f"{path} is a file; expected a checkpoint directory. To assemble a fresh UniPixel: to-jax --qwen DIR --sam2 {path} DST")
+    return open_checkpoint(path)
+
+
+def open_checkpoint(directory: Path) -> Source:
+    """A UniPixel checkpoint as the reference saves one, under older or newer names.
+
+    Raises:
+        UserError: another model, damaged files, or a tied head that differs from the embedding.
+    """
+    _, config = read_config(directory)
+    weights = read_weights(directory)
+    tensors, tied = _without_tied_head(renamed(weights.tensors, directory), config, directory)
+    own_head = next((name for name in weights.tensors if canonical(name) == HEAD), None) if tied else None
+    text = (directory / "config.json").read_text(encoding="utf-8")
+    return Source(config, text, tensors, (directory,), {"kind": "checkpoint", "path": str(directory)}, weights=weights, tied=own_head)
+
+
+def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: int) -> Source:
+    """A fresh start from a Qwen2.5-VL directory and an official SAM 2.1 file (see `fresh.assemble`).
+
+    Args:
+        qwen: the directory.
+        sam2: the file.
+        size: one of the published sizes, or a JSON file with the fields of Sam2Config; None to see it from the weights.
+        image_size: side of SAM 2's square input in pixels.
+        seed: of the new layers' random numbers.
+
+    Raises:
+        UserError: another model, damaged files, or sizes that cannot be known.
+    """
+    raw = read_json(qwen / "config.json")
+    if raw.get("model_type") != QWEN:
+        raise UserError(f"{qwen} has model_type {raw.get('model_type')!r}, expected a plain Qwen2.5-VL ({QWEN!r}) for --qwen")
+    memory = fresh.sam2_tensors(read_file(sam2))
+    sizes = fresh.sam2_sizes(size, memory, image_size, sam2)
+    ids, count = tokens.token_ids(qwen)
+    new = [token for token in tokens.NEW_TOKENS if token not in ids]
+    ids |= {token: max(ids.values()) + 1 + i for i, token in enumerate(new)}
+    config, text = _fresh_config(raw, sizes, ids, count + len(new))
+    base = renamed(read_weights(qwen).tensors, qwen)
+    base, _ = _without_tied_head(base, config, qwen)
+    tensors = fresh.assemble(base, memory, config, len(new), seed)
+    description = {"kind": "fresh", "qwen": str(qwen), "sam2": str(sam2), "seed": seed}
+    return Source(config, text, tensors, (qwen,), description, new_tokens=True)
+
+
+def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: int) -> Source:
+    """A LoRA or partial directory on its base, merged in the reference's order: base, SAM 2, adapter, partial file, merge (unipixel/model/builder.py).
+
+    Args:
+        directory: holds `adapter_model` with `adapter_config.json`, or `pytorch_model.safetensors`, or both.
+        base: the base model; None to take `base_model_path` of the directory's `config.json`, as it is or relative to the directory.
+        sam2: a SAM 2 file to lay over the base; None to take `sam2_checkpoint` of that file, if it exists.
+        seed: for what a plain Qwen2.5-VL as the base leaves to be initialised.
+
+    Raises:
+        UserError: no base, damaged files, adapter options that are not merged, or tensors that the base does not have.
+    """
+    own = read_json(directory / "config.json")
+    base = base or find(own.get("base_model_path"), directory)
+    if base is None:
+        raise UserError(f"{directory} was trained on {own.get('base_model_path')!r}, which is not there; give its place with --base DIR")
+    sam2 = sam2 or find(own.get("sam2_checkpoint"), directory)
+    memory = fresh.sam2_tensors(read_file(sam2)) if sam2 else {}
+    raw = merged_config(read_json(base / "config.json"), own)
+    config = UniPixelConfig.from_hf(raw)
+    tensors = renamed(read_weights(base).tensors, base)
+    if identify(base) == "qwen":
+        new = len(tokens.token_ids(directory)[0].keys() - tokens.token_ids(base)[0].keys())
+        tensors, _ = _without_tied_head(tensors, config, base)
+        tensors = fresh.assemble(tensors, memory, config, new, seed)
+    else:
+        tensors, _ = _without_tied_head(tensors, config, base)
+    tensors = _overlaid(tensors, memory, sam2)
+
+    adapter = next((path for path in (directory / name for name in ADAPTER_FILES) if path.is_file()), None)
+    merge = lora.read_adapter(read_file(adapter), read_json(directory / "adapter_config.json"), directory) if adapter else lora.Adapter({}, {}, {})
+    tensors = _overlaid(tensors, merge.rest, adapter)
+    if (directory / PARTIAL_FILE).is_file():
+        partial, _ = _without_tied_head(renamed(read_file(directory / PARTIAL_FILE), directory), config, directory)
+        tensors = _overlaid(tensors, partial, directory / PARTIAL_FILE)
+    unknown = [name for name in merge.pairs if name not in tensors]
+    if unknown:
+        raise UserError(f"{directory} adapts {len(unknown)} weights that {base} does not have: {', '.join(unknown[:20])}; give the right base with --base DIR")
+    tensors |= {name: lora.merged(tensors[name], pair, merge.scales[name], name) for name, pair in merge.pairs.items()}
+    description = {"kind": "adapter", "path": str(directory), "base": str(base), "sam2": str(sam2) if sam2 else None, "lora": len(merge.pairs)}
+    return Source(config, json.dumps(raw, indent=2), tensors, (base, directory), description)
+
+
+def _overlaid(tensors: Mapping[str, Tensor], new: Mapping[str, Tensor], where: Path | None) -> dict[str, Tensor]:
+    """`new` over `tensors`, in the dtypes that these have, as torch's `load_state_dict` copies."""
+    unknown = [name for name in new if name not in tensors]
+    if unknown:
+        raise UserError(f"{where} holds {len(unknown)} tensors that the base does not have: {', '.join(unknown[:20])}; give the right base with --base DIR")
+    return {**tensors, **{name: tensor.cast(tensors[name].dtype) for name, tensor in new.items()}}
+
+
+def _without_tied_head(tensors: dict[str, Tensor], config: UniPixelConfig, where: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors without a head that config.json ties to the embedding, and whether there was one."""
+    if not config.text.tie_word_embeddings or HEAD not in tensors or EMBEDDING not in tensors:
+        return tensors, False
+    head, embedding = tensors[HEAD], tensors[EMBEDDING]
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape) or _digest(head) != _digest(embedding):
+        raise UserError(f"{where} ties {HEAD} to {EMBEDDING} (tie_word_embeddings in config.json), but the two differ; set it to false to keep both")
+    return {name: tensor for name, tensor in tensors.items() if name != HEAD}, True
+
+
+def _digest(tensor: Tensor) -> bytes:
+    digest = hashlib.sha256()
+    for block in tensor.blocks():
+        digest.update(block)
+    return digest.digest()
+
+
+def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int], count: int) -> tuple[UniPixelConfig, str]:
+    """The configuration that the reference's training would write. The vocabulary grows only if the tokenizer outgrew it."""
+    vision, text = read_qwen(raw)
+    named = {f"{key}_token_id": ids[f"<|{key}|>"] for key in ("ref", "seg", "mem")}
+    named |= {key: raw[key] for key in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id") if key in raw}
+    config = UniPixelConfig(
+        vision=vision,
+        text=replace(text, vocab_size=max(text.vocab_size, count)),
+        sam2=sizes,
+        sam2_config=fresh.sam2_config_name(sizes),
+        dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16",
+        **named,
+    )
+    written = config.to_hf()
+    written["text_config"] |= {**raw.get("text_config", {}), "vocab_size": config.text.vocab_size}
+    written["vision_config"] |= raw["vision_config"]
+    return config, json.dumps({**raw, **written}, indent=2)

@@ -1,0 +1,31 @@
+"""Qwen2.5-VL's vision tower (transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py, under the names that saved checkpoints use)."""
+
+from __future__ import annotations
+
+from unipixel_jax.config import UniPixelConfig
+
+from ..rules import Rule, single, stacked
+
+PATCH_EMBED = "visual.patch_embed.proj.weight"
+
+MERGER = (
+    ("ln_q.weight", "norm.weight"),
+    ("mlp.{0,2}.{weight,bias}", "mlp.{fc1,fc2}.{weight,bias}"),
+)
+
+BLOCK = (
+    ("norm{1,2}.weight", "norm{1,2}.weight"),
+    ("attn.{qkv,proj}.{weight,bias}", "attn.{qkv,proj}.{weight,bias}"),
+    ("mlp.{gate,up,down}_proj.{weight,bias}", "mlp.{gate,up,down}.{weight,bias}"),
+)
+
+
+def vision_rules(config: UniPixelConfig) -> list[Rule]:
+    """The rules for `vision`. torch keeps the patch embedding as a 3-D convolution, whose stride is its kernel."""
+    v = config.vision
+    kernel = (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    return [
+        *single([(PATCH_EMBED, "vision.patch_embed.weight", lambda shape: kernel)]),
+        *stacked(BLOCK, "visual.blocks.*.", "vision.blocks.", range(v.depth)),
+        *single(MERGER, "visual.merger.", "vision.merger."),
+    ]

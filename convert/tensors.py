@@ -1,0 +1,95 @@
+"""One tensor of a checkpoint that has not been read yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from unipixel_jax.core.blocks import Blocks, read_file
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "F32": np.dtype(np.float32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "F64": np.dtype(np.float64),
+    "C64": np.dtype(np.complex64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+"""Every dtype that we read, under the name that safetensors files give it."""
+
+WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
+"""The dtypes that a weight of the model may have."""
+
+CODES: Mapping[np.dtype[Any], str] = {dtype: code for code, dtype in DTYPES.items()}
+"""The way back: numpy dtype to safetensors name."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor's description and the way to its bytes.
+
+    Attributes:
+        dtype: a key of `DTYPES`.
+        shape: as torch has it.
+        blocks: yields the bytes in C order, each time anew; a block is valid until the next one is asked for.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: Callable[[], Blocks]
+
+    @classmethod
+    def in_file(cls, path: Path, offset: int, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor whose bytes lie side by side in a file."""
+        return cls(dtype, shape, partial(read_file, path, offset, math.prod(shape) * DTYPES[dtype].itemsize))
+
+    @classmethod
+    def computed(cls, dtype: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray]) -> Tensor:
+        """A tensor whose numbers `compute` makes when they are asked for; they are cast to `dtype`."""
+
+        def blocks() -> Blocks:
+            array = np.ascontiguousarray(compute(), dtype=DTYPES[dtype]).reshape(shape)
+            yield memoryview(array.reshape(-1).view(np.uint8))
+
+        return cls(dtype, shape, blocks)
+
+    @property
+    def count(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes."""
+        return self.count * DTYPES[self.dtype].itemsize
+
+    def load(self) -> np.ndarray:
+        """The numbers, as an array of `shape`."""
+        array = np.empty(self.shape, DTYPES[self.dtype])
+        target = memoryview(array.reshape(-1).view(np.uint8))
+        start = 0
+        for block in self.blocks():
+            target[start : start + len(block)] = block
+            start += len(block)
+        return array
+
+    def cast(self, dtype: str) -> Tensor:
+        """The same numbers in another dtype, rounded to nearest even."""
+        return self if dtype == self.dtype else Tensor.computed(dtype, self.shape, self.load)

@@ -1,0 +1,54 @@
+"""The recording's folder: reading and writing cases, and writing the whole aside before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .reference import RecordingError
+
+
+def read_case(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A case's inputs and outputs, by name without the prefix."""
+    tensors = load_file(folder / "cases" / f"{name}.safetensors")
+    return tuple({key.removeprefix(side): value for key, value in tensors.items() if key.startswith(side)} for side in ("inputs.", "outputs."))  # type: ignore[return-value]
+
+
+def write_case(folder: Path, case: dict[str, Any], inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
+    """Write a case's tensors, and its list of gradients beside them, which leaves the case's entry."""
+    cases = folder / "cases"
+    cases.mkdir(exist_ok=True)
+    names = case.pop("grad_names", None)
+    if names is not None:
+        (cases / f"{case['name']}.grad_names.json").write_text(json.dumps(names))
+    tensors = {f"inputs.{key}": value.contiguous() for key, value in inputs.items()} | {f"outputs.{key}": value for key, value in outputs.items()}
+    save_file(tensors, cases / f"{case['name']}.safetensors")
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes it at the end, or is removed if anything goes wrong.
+
+    Raises:
+        RecordingError: the target exists, or nothing can be written there.
+    """
+    if target.exists():
+        raise RecordingError(f"--out {target} exists already: name a new folder, or remove it")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise RecordingError(f"--out {target} cannot be written: {error}") from error
+    try:
+        yield aside
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

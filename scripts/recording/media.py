@@ -1,0 +1,41 @@
+"""A photo and a clip drawn from a seed: plain shapes on a shaded ground, so that prompts about them make sense to a trained model too."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+Colour = tuple[int, int, int]
+
+
+def draw(folder: Path, photo_size: tuple[int, int], clip_size: tuple[int, int], clip_length: int, seed: int) -> None:
+    """Write ``photo.png`` and ``clip/001.png`` onwards; sizes are (width, height) in pixels."""
+    rng = random.Random(seed)
+    (folder / "clip").mkdir(parents=True)
+    _scene(photo_size, rng.random(), _colour(rng)).save(folder / "photo.png")
+    start, ground = 0.5 * rng.random(), _colour(rng)
+    for i in range(clip_length):
+        _scene(clip_size, start + 0.4 * i / clip_length, ground).save(folder / "clip" / f"{i + 1:03}.png")
+
+
+def _colour(rng: random.Random) -> Colour:
+    return rng.randrange(60, 200), rng.randrange(60, 200), rng.randrange(60, 200)
+
+
+def _scene(size: tuple[int, int], phase: float, ground: Colour) -> Image.Image:
+    """A blue square that ``phase`` (0 to 1) moves to the right, in front of a red circle and a green triangle."""
+    width, height = size
+    side = min(size) // 3
+    picture = Image.new("RGB", size, ground)
+    pen = ImageDraw.Draw(picture)
+    for y in range(0, height, 4):
+        shade = y / height
+        pen.rectangle((0, y, width, y + 3), fill=(int(ground[0] * (1 - shade / 2)), int(ground[1] * (1 - shade / 3)), ground[2]))
+    pen.ellipse((width // 8, height // 6, width // 8 + side, height // 6 + side), fill=(214, 40, 40))
+    top, foot = height // 8, height // 8 + side
+    pen.polygon(((width * 3 // 4, top), (width * 3 // 4 - side // 2, foot), (width * 3 // 4 + side // 3, foot)), fill=(40, 170, 70))
+    left = int(phase * (width - side))
+    pen.rectangle((left, height // 2, left + side, height // 2 + side), fill=(35, 80, 210))
+    return picture

@@ -1,0 +1,21 @@
+"""What the torch reference recorded for the processing tests: see tests/recordings/processing."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from unipixel_jax.processing.tokenizer import Tokenizer
+
+HERE = Path(__file__).parents[1] / "recordings" / "processing"
+
+
+@cache
+def recorded():
+    with np.load(HERE / "cases.npz") as cases:
+        return dict(cases)
+
+
+@cache
+def tokenizer():
+    return Tokenizer.from_directory(HERE / "tokenizer")

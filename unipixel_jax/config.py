@@ -1,0 +1,283 @@
+"""Sizes of every part of UniPixel, as frozen dataclasses, with exact reading and writing of the reference's ``config.json``.
+
+Source of the fields: transformers' ``Qwen2_5_VLConfig`` and UniPixel's ``unipixel/model/qwen2_5_vl.py``; SAM 2.1's sizes are those of the four
+published files ``sam2.1_hiera_{t,s,b+,l}.yaml``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+from unipixel_jax.errors import UserError
+
+_T = TypeVar("_T")
+
+
+class ConfigError(UserError):
+    """A configuration that is not one of UniPixel's, with the key at fault and what was expected."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Qwen2.5-VL's vision tower. ``window_size`` is in pixels; ``fullatt_block_indexes`` are the blocks that attend over a whole frame."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    out_hidden_size: int = 2048
+    in_channels: int = 3
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    window_size: int = 112
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    tokens_per_second: float = 2
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one flattened patch: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches that become one token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def merge_dim(self) -> int:
+        """Width of the merger's input: the features of one token's patches side by side."""
+        return self.hidden_size * self.merge_unit
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Qwen2.5's decoder. ``mrope_section`` splits the rotary pairs of a head over time, height and width."""
+
+    vocab_size: int = 151668
+    hidden_size: int = 2048
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 2
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    tie_word_embeddings: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class Sam2Config:
+    """SAM 2.1 with the settings that UniPixel fixes (multimask on every frame, object scores, pointers with projected time codes).
+
+    ``image_size`` is the side of the square input in pixels; the feature grid has a stride of 16.
+    """
+
+    image_size: int = 768
+    embed_dim: int = 112
+    num_heads: int = 2
+    stages: tuple[int, ...] = (2, 3, 16, 3)
+    global_att_blocks: tuple[int, ...] = (12, 16, 20)
+    window_spec: tuple[int, ...] = (8, 4, 14, 7)
+    window_pos_embed_bkg_spatial_size: tuple[int, int] = (14, 14)
+    d_model: int = 256
+    mem_dim: int = 64
+    memory_attention_layers: int = 4
+    memory_attention_ffn_dim: int = 2048
+    fuser_layers: int = 2
+    num_maskmem: int = 7
+
+    @property
+    def grid(self) -> int:
+        """Side of the feature grid on which memory and the mask decoder work."""
+        return self.image_size // 16
+
+    @property
+    def low_res(self) -> int:
+        """Side of the mask decoder's output."""
+        return self.image_size // 4
+
+    @property
+    def stage_dims(self) -> tuple[int, ...]:
+        """Width of each of Hiera's stages."""
+        return tuple(self.embed_dim * 2**i for i in range(len(self.stages)))
+
+    @property
+    def stage_heads(self) -> tuple[int, ...]:
+        """Heads of each of Hiera's stages."""
+        return tuple(self.num_heads * 2**i for i in range(len(self.stages)))
+
+
+SAM2_SIZES: Mapping[str, Sam2Config] = {
+    "tiny": Sam2Config(embed_dim=96, num_heads=1, stages=(1, 2, 7, 2), global_att_blocks=(5, 7, 9), window_pos_embed_bkg_spatial_size=(7, 7)),
+    "small": Sam2Config(embed_dim=96, num_heads=1, stages=(1, 2, 11, 2), global_att_blocks=(7, 10, 13), window_pos_embed_bkg_spatial_size=(7, 7)),
+    "base_plus": Sam2Config(),
+    "large": Sam2Config(
+        embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_att_blocks=(23, 33, 43), window_spec=(8, 4, 16, 8), window_pos_embed_bkg_spatial_size=(7, 7)
+    ),
+}
+"""SAM 2.1's four published sizes at UniPixel's 768 pixels."""
+
+_SAM2_FILES = {"sam2.1_hiera_t": "tiny", "sam2.1_hiera_s": "small", "sam2.1_hiera_b+": "base_plus", "sam2.1_hiera_l": "large"}
+
+
+@dataclass(frozen=True)
+class UniPixelConfig:
+    """The whole model: sizes, the ids of the tokens with a meaning of their own, and the reference's switches."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    sam2: Sam2Config = field(default_factory=Sam2Config)
+    sam2_config: str = "configs/sam2.1_hiera_b+"
+    sam2_hidden_tokens: int = 2
+    sam2_batch_mode: bool = False
+    sample_objects: int = -1
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    ref_token_id: int = 151665
+    seg_token_id: int = 151666
+    mem_token_id: int = 151667
+    dtype: str = "bfloat16"
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> UniPixelConfig:
+        """Read the dictionary of a ``config.json``, whether the text fields lie in ``text_config`` or (older files) at the top.
+
+        Raises:
+            ConfigError: another model's file, or a missing or contradictory key.
+        """
+        kind = raw.get("model_type")
+        if kind != "pixel_qwen2_5_vl":
+            raise ConfigError(f'model_type is {kind!r}, expected "pixel_qwen2_5_vl": this is not a UniPixel checkpoint')
+        vision, text = read_qwen(raw)
+        known = {f.name for f in dataclasses.fields(cls)} - {"vision", "text", "sam2", "dtype"}
+        missing = [k for k in ("ref_token_id", "seg_token_id", "mem_token_id", "sam2_config") if raw.get(k) is None]
+        if missing:
+            raise ConfigError(f"config.json lacks {', '.join(missing)}: expected a checkpoint saved by UniPixel's trainer")
+        values = {k: raw[k] for k in known if raw.get(k) is not None}
+        return cls(vision=vision, text=text, sam2=_read_sam2(raw), dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16", **values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dictionary that transformers 4.53 and the reference read back as this configuration."""
+        text = dataclasses.asdict(self.text)
+        tied = text.pop("tie_word_embeddings")
+        section = text.pop("mrope_section")
+        layers = self.text.num_hidden_layers
+        text |= {
+            "model_type": "qwen2_5_vl_text",
+            "hidden_act": "silu",
+            "layer_types": ["full_attention"] * layers,
+            "max_position_embeddings": 128000,
+            "rope_scaling": {"mrope_section": list(section), "rope_type": "default", "type": "default"},
+            "use_sliding_window": False,
+        }
+        vision = dataclasses.asdict(self.vision)
+        vision |= {"model_type": "qwen2_5_vl", "hidden_act": "silu", "in_chans": self.vision.in_channels, "spatial_patch_size": self.vision.patch_size}
+        top = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vision", "text", "sam2", "dtype")}
+        out: dict[str, Any] = {
+            "architectures": ["PixelQwen2_5_VLForConditionalGeneration"],
+            "model_type": "pixel_qwen2_5_vl",
+            "hidden_size": self.text.hidden_size,
+            "vocab_size": self.text.vocab_size,
+            "tie_word_embeddings": tied,
+            "torch_dtype": self.dtype,
+            "sam2_image_size": self.sam2.image_size,
+            "sam2_checkpoint": None,
+            "sam2_apply_postprocessing": False,
+            "sam2_enable_decoder": True,
+            "sam2_inference_mode": True,
+            "text_config": text,
+            "vision_config": vision,
+            **top,
+        }
+        if _SAM2_FILES.get(Path(self.sam2_config).name) is None:
+            out["sam2_model"] = dataclasses.asdict(self.sam2)
+        return json.loads(json.dumps(out))
+
+
+def read_qwen(raw: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
+    """The two Qwen2.5-VL parts of a ``config.json`` of Qwen2.5-VL or UniPixel.
+
+    Raises:
+        ConfigError: a missing key, or a feature that Qwen2.5-VL's releases do not use (sliding windows, other rotary scalings).
+    """
+    vision = raw.get("vision_config")
+    if not isinstance(vision, Mapping):
+        raise ConfigError("config.json lacks vision_config: expected a Qwen2.5-VL or UniPixel checkpoint")
+    nested = raw.get("text_config") or {}
+    text = {**raw, **nested}
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if scaling.get("rope_type", scaling.get("type", "default")) not in ("default", "mrope"):
+        raise ConfigError(f"rope_scaling is {scaling!r}, expected the default type with an mrope_section")
+    if text.get("use_sliding_window"):
+        raise ConfigError("use_sliding_window is true; Qwen2.5-VL's releases attend over the whole sequence, and so does this port")
+    merged = {**text, "mrope_section": scaling.get("mrope_section"), "tie_word_embeddings": raw.get("tie_word_embeddings", False)}
+    merged.setdefault("rope_theta", scaling.get("rope_theta", 1e6))
+    vision = {"in_channels": vision.get("in_chans", 3), **vision}
+    return _build(VisionConfig, vision, "vision_config"), _build(TextConfig, merged, "text_config")
+
+
+def _read_sam2(raw: Mapping[str, Any]) -> Sam2Config:
+    if "sam2_model" in raw:
+        return _build(Sam2Config, raw["sam2_model"], "sam2_model")
+    name = Path(str(raw["sam2_config"])).name.removesuffix(".yaml")
+    if name not in _SAM2_FILES:
+        raise ConfigError(f"sam2_config is {raw['sam2_config']!r}, expected one of {', '.join(_SAM2_FILES)}, or sizes under sam2_model")
+    return dataclasses.replace(SAM2_SIZES[_SAM2_FILES[name]], image_size=raw.get("sam2_image_size", 768))
+
+
+def _build(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    missing = [n for n in names if values.get(n) is None]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    return cls(**{n: tuple(values[n]) if isinstance(values[n], list) else values[n] for n in names})
+
+
+def preset(name: str) -> UniPixelConfig:
+    """One of the sizes ``3b``, ``7b`` (the published models) and ``tiny`` (for tests and demonstrations).
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+PRESETS: Mapping[str, UniPixelConfig] = {
+    "3b": UniPixelConfig(),
+    "7b": UniPixelConfig(
+        vision=VisionConfig(out_hidden_size=3584),
+        text=TextConfig(
+            hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False
+        ),
+    ),
+    "tiny": UniPixelConfig(
+        vision=VisionConfig(depth=3, hidden_size=48, intermediate_size=96, num_heads=4, out_hidden_size=64, window_size=56, fullatt_block_indexes=(1,)),
+        text=TextConfig(
+            vocab_size=512, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, mrope_section=(2, 3, 3),
+            tie_word_embeddings=False,
+        ),
+        sam2=Sam2Config(
+            image_size=128, embed_dim=16, num_heads=1, stages=(1, 2, 3, 1), global_att_blocks=(4,), window_pos_embed_bkg_spatial_size=(7, 7), d_model=32,
+            mem_dim=16, memory_attention_layers=2, memory_attention_ffn_dim=64,
+        ),
+        sam2_config="configs/tiny",
+        image_token_id=500, video_token_id=501, vision_start_token_id=498, vision_end_token_id=499, ref_token_id=505, seg_token_id=506, mem_token_id=507,
+        dtype="float32",
+    ),
+}

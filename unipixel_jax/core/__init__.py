@@ -1,0 +1,1 @@
+"""Plumbing that knows no model: weight declarations, stacking, trees, static sizes, checkpoints."""

@@ -1,0 +1,36 @@
+"""Bytes of arrays on their way from file to file, a block at a time, so that memory does not grow with the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from unipixel_jax.errors import UserError
+
+KeyPath = tuple[str | int, ...]
+"""Where an array lies in a tree: attribute names, and numbers for the items of a list."""
+
+Blocks = Iterator[memoryview]
+"""Consecutive bytes of an array in C order. A block is valid only until the next one is asked for."""
+
+BLOCK_BYTES = 1 << 20
+"""Size of one block: small enough to stay in the processor's cache between reading, checksum and writing."""
+
+
+def read_file(path: Path, offset: int, count: int) -> Blocks:
+    """Bytes `offset` to `offset + count` of a file. They are read, not mapped: mapped pages would count as resident memory.
+
+    Raises:
+        UserError: the file is missing or ends early.
+    """
+    buffer = memoryview(bytearray(min(count, BLOCK_BYTES)))
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the checkpoint is incomplete, copy it again")
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while count:
+            got = file.readinto(buffer[: min(count, len(buffer))])
+            if not got:
+                raise UserError(f"{path} ends {count} bytes early: it is truncated, copy it again")
+            count -= got
+            yield buffer[:got]

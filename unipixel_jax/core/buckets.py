@@ -1,0 +1,84 @@
+"""The sizes that compiled programs may have: every length, count and batch is padded up to a rung of one of these ladders.
+
+A program is compiled once per combination of sizes, so a rung bounds how many programs can exist, and its growth bounds how much work is wasted
+on padding: ``size(n) < max(n, step) * growth + step``.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from functools import cached_property
+
+from unipixel_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The allowed sizes of one dimension: multiples of ``step``, each at least ``growth`` times the one before, up to ``limit``.
+
+    Attributes:
+        what: what is counted, as an error message names it.
+        step: the smallest size; every other one is a multiple of it.
+        growth: ratio of neighbouring sizes; where it asks for less than a step, the sizes are a step apart.
+        limit: no size is larger.
+    """
+
+    what: str
+    step: int
+    growth: float
+    limit: int
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Every allowed size, in increasing order."""
+        sizes = [self.step]
+        while sizes[-1] < self.limit:
+            steps = max(sizes[-1] // self.step + 1, int(sizes[-1] * self.growth) // self.step)
+            sizes.append(min(steps * self.step, self.limit))
+        return tuple(sizes)
+
+    def size(self, n: int) -> int:
+        """The smallest allowed size that holds ``n`` things; 0 takes the smallest there is.
+
+        Raises:
+            UserError: ``n`` is negative, or beyond the limit.
+        """
+        if not 0 <= n <= self.limit:
+            raise UserError(f"{n} {self.what}, expected 0 to {self.limit}: use a smaller input, fewer frames or a smaller batch")
+        return self.sizes[bisect.bisect_left(self.sizes, n)]
+
+
+@dataclass(frozen=True)
+class Ladders:
+    """One ladder for every dimension whose length depends on the input.
+
+    Attributes:
+        batch: prompts that run together.
+        tokens: length of the longest prompt.
+        new_tokens: tokens to generate.
+        patches: patches of all clips of a batch, and those of the largest frame.
+        windows: attention windows of all clips of a batch.
+        grid_frames: pairs of frames of all clips of a batch.
+        frames: frames of one clip, for SAM.
+        objects: objects that are segmented together.
+        references: points and boxes of a batch.
+        memories: ``<|mem|>`` tokens of a batch.
+        memory_tokens: merged tokens under one memory's mask.
+    """
+
+    batch: Ladder = Ladder("prompts in a batch", 1, 1.5, 256)
+    tokens: Ladder = Ladder("prompt tokens", 64, 1.25, 65536)
+    new_tokens: Ladder = Ladder("new tokens", 32, 2.0, 8192)
+    patches: Ladder = Ladder("image patches", 64, 1.25, 262144)
+    windows: Ladder = Ladder("attention windows", 8, 1.25, 65536)
+    grid_frames: Ladder = Ladder("pairs of frames", 1, 1.25, 4096)
+    frames: Ladder = Ladder("frames", 1, 1.25, 8192)
+    objects: Ladder = Ladder("objects", 1, 1.5, 256)
+    references: Ladder = Ladder("points and boxes", 4, 2.0, 1024)
+    memories: Ladder = Ladder("memory tokens", 16, 2.0, 8192)
+    memory_tokens: Ladder = Ladder("picture tokens under one mask", 64, 2.0, 65536)
+
+
+LADDERS = Ladders()
+"""The sizes that everything uses unless told otherwise."""

@@ -1,0 +1,244 @@
+"""Arrays on disk as an Orbax checkpoint: written piece by piece in constant memory, restored straight into place.
+
+Orbax writes the tree and restores it; the bytes themselves go to disk here. An Orbax checkpoint without OCDBT is one Zarr v2 array per leaf, and an
+uncompressed Zarr v2 chunk is the array's bytes in C order (Zarr storage specification, version 2). So a stacked leaf is cut into one chunk per layer, and
+a layer can be copied from or to another file without ever being held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from unipixel_jax.core.blocks import Blocks, KeyPath, read_file
+from unipixel_jax.errors import UserError
+
+RESTORE_GB = 2
+"""How much may be in flight between disk and device while a checkpoint is restored."""
+
+_Module = TypeVar("_Module", bound=nnx.Module)
+
+
+@dataclass(frozen=True)
+class StreamedArray:
+    """An array that is made piece by piece while it is written.
+
+    Attributes:
+        shape: the whole array's shape.
+        dtype: its numpy dtype (ml_dtypes' bfloat16 included).
+        pieces: one function per slice of the first axis, or a single one for the whole array; each yields its slice's bytes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    pieces: Sequence[Callable[[], Blocks]]
+
+    @classmethod
+    def of(cls, array: np.ndarray | jax.Array) -> StreamedArray:
+        """An array that exists already, as one piece."""
+        host = np.ascontiguousarray(np.asarray(array))
+        return cls(host.shape, host.dtype, (lambda: iter((memoryview(host.reshape(-1).view(np.uint8)),)),))
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """Shape of one piece."""
+        return (1, *self.shape[1:]) if len(self.pieces) > 1 else self.shape
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array on disk, as `save` wrote it.
+
+    Attributes:
+        shape: the whole array's shape.
+        dtype: its numpy dtype.
+        directory: where its chunks lie.
+        chunk: a chunk's shape: the whole array, or one slice of its first axis.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    directory: Path
+    chunk: tuple[int, ...]
+
+    def blocks(self, index: int | None = None) -> Blocks:
+        """The bytes of the whole array, or of one slice of its first axis."""
+        chunk_bytes = math.prod(self.chunk) * self.dtype.itemsize
+        if index is None:
+            count = math.prod(self.shape) // math.prod(self.chunk)
+            return chain.from_iterable(read_file(_chunk_file(self.directory, len(self.shape), i), 0, chunk_bytes) for i in range(count))
+        file, row = divmod(index, self.chunk[0])
+        size = chunk_bytes // self.chunk[0]
+        return read_file(_chunk_file(self.directory, len(self.shape), file), row * size, size)
+
+
+class _Declare(ocp.type_handlers.NumpyHandler):
+    """Tells Orbax that the arrays exist; `save` writes their bytes afterwards."""
+
+    async def serialize(self, values: Sequence[StreamedArray], infos: Sequence[Any], args: Any = None) -> list[Any]:  # type: ignore[override]
+        for value, info in zip(values, infos, strict=True):
+            await info.await_path_creation()
+            info.path.mkdir(parents=True, exist_ok=True)
+            name = "bfloat16" if value.dtype == ml_dtypes.bfloat16 else value.dtype.newbyteorder("<").str
+            header = {"zarr_format": 2, "shape": value.shape, "chunks": value.chunk, "dtype": name, "order": "C", "dimension_separator": "."}
+            (info.path / ".zarray").write_text(json.dumps(header | {"compressor": None, "filters": None, "fill_value": None}))
+        return []
+
+
+def save(path: Path, arrays: Mapping[KeyPath, StreamedArray | np.ndarray | jax.Array]) -> None:
+    """Write a new Orbax checkpoint. It is not atomic: write into a temporary directory and rename that.
+
+    Args:
+        path: the directory to create.
+        arrays: every leaf under its path; a StreamedArray is made piece by piece while it is written.
+
+    Raises:
+        OSError: the disk is full or the directory cannot be written.
+    """
+    leaves = {key: value if isinstance(value, StreamedArray) else StreamedArray.of(value) for key, value in arrays.items()}
+    registry = ocp.type_handlers.create_type_handler_registry((StreamedArray, _Declare()), (jax.Array, ocp.type_handlers.ArrayHandler()))
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
+    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
+    for key, leaf in leaves.items():
+        for index, piece in enumerate(leaf.pieces):
+            with open(_chunk_file(path / _dotted(key), len(leaf.shape), index), "wb") as file:
+                file.writelines(piece())
+
+
+def read(path: Path) -> dict[KeyPath, StoredArray]:
+    """What a checkpoint written by `save` holds; no array is read yet.
+
+    Raises:
+        UserError: there is no such checkpoint, or another program wrote it in another layout.
+    """
+    headers = sorted(path.glob("*/.zarray"))
+    if not headers:
+        raise UserError(f"{path} holds no arrays; expected a checkpoint written by unipixel-jax convert to-jax")
+    return {_key(header.parent.name): _open(header) for header in headers}
+
+
+def restore(path: Path, abstract: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Read arrays into their final place.
+
+    Args:
+        path: a directory written by `save`.
+        abstract: nested dictionary of jax.ShapeDtypeStruct (keys: names, or numbers for the items of a list). Arrays stored in another dtype are cast; a
+            sharding, where one is given, is where the array goes; otherwise the default device.
+
+    Returns:
+        The same nesting with a jax.Array for every leaf.
+
+    Raises:
+        UserError: no checkpoint there, leaves missing or too many, or another shape than asked for.
+    """
+    wanted = dict(_flat(abstract))
+    _require_same_shapes(path, wanted, read(path))
+    target = _nested(wanted)
+    args = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(restore_type=jax.Array, dtype=leaf.dtype, sharding=_sharding(leaf)), target)
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, restore_concurrent_gb=RESTORE_GB)
+    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+        restored = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(item=target, restore_args=args))
+    return _like(abstract, restored)
+
+
+def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None = None) -> _Module:
+    """A model with its weights read from disk.
+
+    Args:
+        path: a directory written by `save` from the model's own paths.
+        model: the abstract model, whose leaves say shape and, where given, sharding.
+        dtype: what to cast every weight to; None keeps each weight's stored one (float64, which JAX has only on demand, becomes float32).
+
+    Raises:
+        UserError: see `restore`.
+    """
+    graph, state = nnx.split(model)
+    stored = read(path)
+
+    def target(key: KeyPath, leaf: Any) -> jax.ShapeDtypeStruct:
+        own = stored[key].dtype if key in stored else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype or jax.dtypes.canonicalize_dtype(own), sharding=leaf.sharding)
+
+    pure = nnx.to_pure_dict(state)
+    wanted = {key: target(key, leaf) for key, leaf in _flat(pure)}
+    nnx.replace_by_pure_dict(state, restore(path, _like(pure, _nested(wanted))))
+    return nnx.merge(graph, state)
+
+
+def _open(header: Path) -> StoredArray:
+    meta = json.loads(header.read_text())
+    shape, chunk = tuple(meta["shape"]), tuple(meta["chunks"])
+    if meta["compressor"] is not None or meta["order"] != "C" or chunk not in (shape, (1, *shape[1:])):
+        raise UserError(f"{header} describes chunks of {chunk}, compressed or in another order; expected a checkpoint that unipixel_jax wrote")
+    dtype = np.dtype(ml_dtypes.bfloat16 if meta["dtype"] == "bfloat16" else meta["dtype"])
+    return StoredArray(shape, dtype, header.parent, chunk)
+
+
+def _require_same_shapes(path: Path, wanted: Mapping[KeyPath, Any], stored: Mapping[KeyPath, StoredArray]) -> None:
+    wrong = [f"{_dotted(key)} is missing" for key in wanted if key not in stored]
+    wrong += [f"{_dotted(key)} is not part of the model" for key in stored if key not in wanted]
+    wrong += [f"{_dotted(k)} is {stored[k].shape}, expected {tuple(v.shape)}" for k, v in wanted.items() if k in stored and stored[k].shape != tuple(v.shape)]
+    if wrong:
+        more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise UserError(f"{path} does not fit this model: {'; '.join(wrong[:20])}{more}. Convert the checkpoint again with its own config.json.")
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+    return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _chunk_file(directory: Path, rank: int, index: int) -> Path:
+    return directory / ".".join([str(index), *["0"] * (rank - 1)])
+
+
+def _dotted(key: KeyPath) -> str:
+    return ".".join(map(str, key))
+
+
+def _key(dotted: str) -> KeyPath:
+    return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
+
+
+def _flat(tree: Mapping[Any, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    for key, value in tree.items():
+        yield from _flat(value, (*prefix, key)) if isinstance(value, Mapping) else [((*prefix, key), value)]
+
+
+def _nested(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(str(part), {})
+        node[str(path[-1])] = value
+    return tree
+
+
+def _like(abstract: Mapping[Any, Any], tree: Mapping[str, Any]) -> dict[Any, Any]:
+    return {key: _like(value, tree[str(key)]) if isinstance(value, Mapping) else tree[str(key)] for key, value in abstract.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax reports its own choices (no OCDBT, no multi-host) as warnings; they are intended here."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

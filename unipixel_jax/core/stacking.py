@@ -1,0 +1,71 @@
+"""Blocks of equal shape as one module with a leading layer axis, run by ``lax.scan``; or unstacked, run by a Python loop.
+
+Scanning keeps programs small (36 layers trace in the time of one) and is right for accelerators. On a CPU a scan copies each layer's weights
+out of the stack before it multiplies, which made single-token decoding 10 times slower (measured, 2 cores, 22.5M-parameter layers), so
+inference on a CPU unstacks first. ``run`` takes either form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unipixel_jax.core.axes import LAYERS
+from unipixel_jax.core.params import is_abstract
+
+M = TypeVar("M", bound=nnx.Module)
+Carry = TypeVar("Carry")
+
+
+def is_variable(x: Any) -> bool:
+    """True for an ``nnx.Variable``; the ``is_leaf`` of trees whose metadata matters."""
+    return isinstance(x, nnx.Variable)
+
+
+def stack(make: Callable[[nnx.Rngs], M], n: int, rngs: nnx.Rngs) -> M:
+    """``n`` independently initialised modules as one, each array with a leading axis of ``n`` named "layers"."""
+    if is_abstract():
+        blocks = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), make(rngs))
+    else:
+        blocks = jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), n))
+    for leaf in jax.tree.leaves(blocks, is_leaf=is_variable):
+        leaf.set_metadata(axes=(LAYERS, *leaf.get_metadata()["axes"]))
+    return blocks
+
+
+def unstack(blocks: M) -> nnx.List:
+    """The stacked module as a list of per-layer modules, for ``run``'s Python loop."""
+    n = length(blocks)
+    return nnx.List([jax.tree.map(lambda a, i=i: a[i], blocks) for i in range(n)])
+
+
+def length(blocks: nnx.Module) -> int:
+    """How many layers a stacked module or an unstacked list holds."""
+    return len(blocks) if isinstance(blocks, nnx.List) else jax.tree.leaves(blocks)[0].shape[0]
+
+
+def run(
+    step: Callable[[Any, Carry, Any], tuple[Carry, Any]], blocks: nnx.Module, carry: Carry, xs: Any = None, remat: bool = False
+) -> tuple[Carry, Any]:
+    """Thread ``carry`` through the layers: ``carry, y = step(block, carry, x)``; returns the last carry and the stacked ``y``.
+
+    Args:
+        step: one layer; ``x`` is that layer's slice of ``xs``.
+        blocks: from ``stack`` (scanned) or ``unstack`` (a Python loop).
+        carry: what flows from layer to layer.
+        xs: a tree whose arrays have a leading layer axis, or None.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+    if remat:
+        step = jax.checkpoint(step)
+    if not isinstance(blocks, nnx.List):
+        return jax.lax.scan(lambda c, bx: step(bx[0], c, bx[1]), carry, (blocks, xs))
+    ys = []
+    for i, block in enumerate(blocks):
+        carry, y = step(block, carry, jax.tree.map(lambda a, i=i: a[i], xs))
+        ys.append(y)
+    return carry, jax.tree.map(lambda *a: jnp.stack(a), *ys)

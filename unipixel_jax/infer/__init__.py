@@ -1,0 +1,1 @@
+"""Inference: generation, the predictor, and what a person sees of a prediction."""

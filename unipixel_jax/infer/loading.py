@@ -1,0 +1,93 @@
+"""A converted directory in memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.checkpoint import restore_model
+from unipixel_jax.core.stacking import unstack
+from unipixel_jax.errors import UserError
+from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
+from unipixel_jax.processing.tokenizer import Tokenizer
+
+PARAMS = "params"
+"""Where a converted directory keeps its arrays."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Attributes:
+    model: the weights, on the device.
+    config: their sizes.
+    tokenizer: read from the same directory.
+    end_tokens: tokens that end an answer; the directory's generation_config.json says which.
+    """
+
+    model: UniPixelModel
+    config: UniPixelConfig
+    tokenizer: Tokenizer
+    end_tokens: tuple[int, ...]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the weights, in which inference computes."""
+        return jnp.dtype(self.model.text.embed.weight[...].dtype)
+
+    def for_inference(self) -> LoadedModel:
+        """The same model in the form in which it runs fastest here: on a CPU its towers are unstacked (see core/stacking.py).
+
+        The stacked arrays are given up one by one, so that the model is never in memory twice.
+        """
+        if jax.default_backend() != "cpu":
+            return self
+        for owner in (self.model.text, self.model.vision, self.model.sam2.memory_attention, *self.model.sam2.hiera.stages):
+            if owner.blocks is not None:
+                owner.blocks = unstack(owner.blocks)
+        return replace(self, model=self.model)
+
+
+def load(directory: str | Path, dtype: Any = None) -> LoadedModel:
+    """Read a directory that ``unipixel-jax convert to-jax`` wrote.
+
+    Args:
+        directory: with params/, config.json, manifest.json and the tokenizer.
+        dtype: cast all weights to this; None keeps each one's own.
+
+    Raises:
+        UserError: not such a directory; for a torch checkpoint the message holds the command that converts it.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UserError(f"{root} does not exist; expected a directory made by: unipixel-jax convert to-jax CHECKPOINT {root}")
+    if not (root / PARAMS).is_dir():
+        if any(root.glob("*.safetensors")) or any(root.glob("pytorch_model*.bin")):
+            raise UserError(f"{root} is a torch checkpoint; convert it once with: unipixel-jax convert to-jax {root} {root.name}-jax")
+        raise UserError(f"{root} holds no {PARAMS}/; expected a directory made by: unipixel-jax convert to-jax CHECKPOINT DIRECTORY")
+    config = UniPixelConfig.from_hf(_read_json(root / "config.json"))
+    tokenizer = Tokenizer.from_directory(root)
+    tokenizer.check(config)
+    model = restore_model(root / PARAMS, abstract_model(config), dtype)
+    return LoadedModel(model, config, tokenizer, _end_tokens(root))
+
+
+def _end_tokens(root: Path) -> tuple[int, ...]:
+    """What transformers would stop at: generation_config.json's ``eos_token_id``, a number or a list."""
+    path = root / "generation_config.json"
+    ends = (_read_json(path) if path.is_file() else _read_json(root / "config.json")).get("eos_token_id")
+    return () if ends is None else tuple(ends) if isinstance(ends, list) else (int(ends),)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the directory is incomplete, convert the checkpoint again") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): convert the checkpoint again") from None

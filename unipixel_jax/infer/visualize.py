@@ -1,0 +1,219 @@
+"""Numbered, coloured objects drawn over photos and clips, and named in the answer's text.
+
+O objects, F frames, H height, W width. The colours are Okabe and Ito's, which people with any form of colour blindness tell apart; beyond seven
+objects they repeat, and the numbers go on. Outlines are light inside dark, so that one of them stands out on any picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from unipixel_jax.core.files import replacing
+from unipixel_jax.errors import UserError
+from unipixel_jax.infer.prediction import Prediction
+
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+"""Colour of object 1, 2, ... as red, green and blue."""
+
+GIF_SIDE = 960
+"""Clips are shrunk to this many pixels for a GIF, which has no compression to speak of."""
+
+_FILL = 0.45
+_DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Red, green and blue of an object, whose numbers start at 1."""
+    return PALETTE[(number - 1) % len(PALETTE)]
+
+
+def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """A copy of a frame with every object filled, outlined and numbered.
+
+    Args:
+        frame: [H, W, 3].
+        masks: O masks [H, W]; an empty one draws nothing.
+
+    Returns:
+        [H, W, 3].
+    """
+    out = frame.copy()
+    line = max(1, round(max(frame.shape[:2]) / 800))
+    for number, mask in enumerate(masks, start=1):
+        _draw_mask(out, mask, colour_of(number), line)
+    picture = Image.fromarray(out)
+    taken: list[tuple[int, int]] = []
+    for number, mask in enumerate(masks, start=1):
+        if mask.any():
+            radius = 9 + 3 * line
+            taken.append(_badge_place(mask, taken, radius))
+            _draw_badge(ImageDraw.Draw(picture), taken[-1], radius, number, line)
+    return np.asarray(picture)
+
+
+def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: int = 10) -> None:
+    """Draw the objects over a photo or a clip and write it.
+
+    Args:
+        path: ending in ``.png`` for one frame, in ``.gif`` or ``.mp4`` for a clip.
+        frames: [F, H, W, 3].
+        masks: O times [F, H, W].
+        frames_per_second: speed of a clip.
+
+    Raises:
+        UserError: another ending, more than one frame for a PNG, or the file cannot be written.
+    """
+    kind = Path(path).suffix.lower()
+    if kind not in (".png", ".gif", ".mp4") or (kind == ".png" and len(frames) != 1):
+        raise UserError(f"{path} for {len(frames)} frames: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
+    with replacing(path) as aside:
+        if kind == ".png":
+            Image.fromarray(draw_objects(frames[0], [m[0] for m in masks])).save(aside)
+        elif kind == ".gif":
+            _write_gif(aside, _shrunk(frames, masks), 1000 // frames_per_second)
+        else:
+            _write_mp4(aside, (draw_objects(frame, [m[i] for m in masks]) for i, frame in enumerate(frames)), frames_per_second)
+
+
+def answer_text(prediction: Prediction, colour: bool = True) -> str:
+    """The answer with each ``<|seg|>`` shown as its object's number, for a terminal.
+
+    Args:
+        prediction: the answer.
+        colour: on the object's colour, by ANSI codes; else in square brackets.
+    """
+    pieces, done = [], 0
+    for number, item in enumerate(prediction.objects, start=1):
+        if item.span is not None:
+            pieces += [prediction.text[done : item.span[0]], chip(number, colour)]
+            done = item.span[1]
+    return "".join([*pieces, prediction.text[done:]])
+
+
+def chip(number: int, colour: bool = True) -> str:
+    """An object's number on its colour, by ANSI codes, or in square brackets."""
+    if not colour:
+        return f"[{number}]"
+    red, green, blue = colour_of(number)
+    ink = 30 if _is_bright((red, green, blue)) else 97
+    return f"\x1b[{ink};48;2;{red};{green};{blue}m {number} \x1b[0m"
+
+
+def _draw_mask(out: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int], line: int) -> None:
+    """Fill and outline one object in place, touching only the pixels around it."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return
+    margin = 2 * line + 1
+    top, left = max(0, int(rows[0]) - margin), max(0, int(columns[0]) - margin)
+    near = (slice(top, int(rows[-1]) + margin + 1), slice(left, int(columns[-1]) + margin + 1))
+    inside, pixels = mask[near], out[near]
+    for channel, value in enumerate(colour):
+        blended = (np.arange(256) * (1 - _FILL) + value * _FILL).astype(np.uint8)
+        np.copyto(pixels[..., channel], blended[pixels[..., channel]], where=inside)
+    light = _grow(inside, line)
+    dark = _grow(light, line)
+    core = ~_grow(~inside, 2 * line)
+    pixels[inside & ~core] = colour
+    pixels[light & ~inside] = _LIGHT
+    pixels[dark & ~light] = _DARK
+
+
+def _grow(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """Every pixel within ``by`` rows and columns of the mask, by shifts that double the reach."""
+    out, reach = mask, 0
+    while reach < by:
+        step = min(reach + 1, by - reach)
+        for axis in (0, 1):
+            wide, source = out.copy().swapaxes(0, axis), out.swapaxes(0, axis)
+            wide[step:] |= source[:-step]
+            wide[:-step] |= source[step:]
+            out = wide.swapaxes(0, axis)
+        reach += step
+    return out
+
+
+def _badge_place(mask: NDArray[np.bool_], taken: Sequence[tuple[int, int]], radius: int) -> tuple[int, int]:
+    """Left and top of the place deepest inside a mask, found on a coarse grid, and clear of other badges if the mask has room."""
+    step = max(1, max(mask.shape) // 128)
+    ys, xs = (np.arange(step // 2, size, step) for size in mask.shape)
+    coarse = mask[np.ix_(ys, xs)]
+    if not coarse.any():
+        place = np.argwhere(mask)
+        y, x = place[len(place) // 2]
+        return _beside((int(x), int(y)), taken, radius, mask.shape[1])
+    free = coarse.copy()
+    for x, y in taken:
+        free &= (xs - x) ** 2 + (ys[:, None] - y) ** 2 > (2 * radius) ** 2
+    layer = coarse
+    depth = np.zeros(coarse.shape, np.int32)
+    while layer.any():
+        depth += layer
+        # Beyond the picture counts as outside, so that badges keep away from its border.
+        layer = ~_grow(~np.pad(layer, 1), 1)[1:-1, 1:-1]
+    best = depth * free if free.any() else depth
+    row, column = np.unravel_index(int(best.argmax()), best.shape)
+    return _beside((int(xs[column]), int(ys[row])), taken, radius, mask.shape[1])
+
+
+def _beside(place: tuple[int, int], taken: Sequence[tuple[int, int]], radius: int, width: int) -> tuple[int, int]:
+    """Step aside from badges that are already there, as long as the picture goes on."""
+    x, y = place
+    while any((x - a) ** 2 + (y - b) ** 2 <= (2 * radius) ** 2 for a, b in taken) and x + 2 * radius + 1 < width:
+        x += 2 * radius + 1
+    return x, y
+
+
+def _draw_badge(draw: ImageDraw.ImageDraw, place: tuple[int, int], radius: int, number: int, line: int) -> None:
+    x, y = place
+    colour = colour_of(number)
+    for reach, ink in ((radius + 2 * line, _DARK), (radius + line, _LIGHT), (radius, colour)):
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
+    size = radius * (1.4 if number < 10 else 1.1)
+    draw.text((x, y), str(number), fill=_DARK if _is_bright(colour) else _LIGHT, font=ImageFont.load_default(size), anchor="mm")
+
+
+def _is_bright(colour: tuple[int, int, int]) -> bool:
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
+
+
+def _shrunk(frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> Iterator[NDArray[np.uint8]]:
+    height, width = frames.shape[1:3]
+    scale = min(1.0, GIF_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    for i, frame in enumerate(frames):
+        shown = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+        yield draw_objects(shown, [np.asarray(Image.fromarray(m[i]).resize(size, Image.Resampling.NEAREST)) for m in masks])
+
+
+def _write_gif(path: Path, frames: Iterable[NDArray[np.uint8]], milliseconds: int) -> None:
+    pictures = (Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT) for frame in frames)
+    next(pictures).save(path, save_all=True, append_images=pictures, duration=milliseconds, loop=0)
+
+
+def _write_mp4(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_second: int) -> None:
+    try:
+        import av  # an extra, which photos do without
+    except ImportError as error:
+        raise UserError("writing MP4 needs PyAV: run pip install 'unipixel-jax[video]', or choose a name ending in .gif") from error
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with av.open(str(path), "w") as container:
+        stream = None
+        for frame in frames:
+            height, width = frame.shape[:2]
+            if stream is None:
+                stream = cast(av.VideoStream, container.add_stream(codec, rate=Fraction(frames_per_second)))
+                stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())

@@ -1,0 +1,1 @@
+"""The models: Qwen2.5-VL, SAM 2.1, and UniPixel, which joins them."""

@@ -1,0 +1,96 @@
+"""The few layers that all towers share, each declaring its own weights. Linear weights are [out, in] (see ops/dense.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from unipixel_jax.core.axes import CHANNELS, EMBED, MLP
+from unipixel_jax.core.params import Initializer, declare, normal, ones, zeros
+from unipixel_jax.ops.dense import dense
+from unipixel_jax.ops.norm import layer_norm, rms_norm
+
+
+class Linear(nnx.Module):
+    """``x @ weight.T + bias``: weight [out, in], bias [out] unless ``bias=False``. ``axes`` names (out, in)."""
+
+    def __init__(
+        self, d_in: int, d_out: int, axes: tuple[str | None, str | None], rngs: nnx.Rngs, bias: bool = True, init: Initializer = normal
+    ) -> None:
+        self.weight = declare(rngs, (d_out, d_in), axes, init)
+        self.bias = declare(rngs, (d_out,), axes[:1], zeros) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., in] to [..., out], in x's dtype."""
+        return dense(x, self.weight[...], None if self.bias is None else self.bias[...])
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis, width ``d``."""
+
+    def __init__(self, d: int, rngs: nnx.Rngs, eps: float = 1e-6) -> None:
+        self.weight = declare(rngs, (d,), (EMBED,), ones)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., d], same shape and dtype back."""
+        return rms_norm(x, self.weight[...], self.eps)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis; ``eps`` has no default since SAM 2 mixes 1e-5 and 1e-6."""
+
+    def __init__(self, d: int, eps: float, rngs: nnx.Rngs) -> None:
+        self.weight = declare(rngs, (d,), (EMBED,), ones)
+        self.bias = declare(rngs, (d,), (EMBED,), zeros)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., d], same shape and dtype back."""
+        return layer_norm(x, self.weight[...], self.bias[...], self.eps)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers, fc1 and fc2, with ``act`` between."""
+
+    def __init__(self, d_in: int, hidden: int, d_out: int, act: Callable[[jax.Array], jax.Array], rngs: nnx.Rngs, init: Initializer = normal) -> None:
+        self.fc1 = Linear(d_in, hidden, (MLP, EMBED), rngs, init=init)
+        self.fc2 = Linear(hidden, d_out, (EMBED, MLP), rngs, init=init)
+        self.act = act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., d_in] to [..., d_out]."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Mlp3(nnx.Module):
+    """Three linear layers with ReLU between (reference: sam2/modeling/sam2_utils.py, MLP), as SAM 2's heads use."""
+
+    def __init__(self, d_in: int, hidden: int, d_out: int, rngs: nnx.Rngs, init: Initializer = normal) -> None:
+        self.fc1 = Linear(d_in, hidden, (MLP, EMBED), rngs, init=init)
+        self.fc2 = Linear(hidden, hidden, (EMBED, MLP), rngs, init=init)
+        self.fc3 = Linear(hidden, d_out, (CHANNELS, MLP), rngs, init=init)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., d_in] to [..., d_out]."""
+        return self.fc3(jax.nn.relu(self.fc2(jax.nn.relu(self.fc1(x)))))
+
+
+class SwiGlu(nnx.Module):
+    """Qwen's gated feed-forward: ``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, d: int, hidden: int, rngs: nnx.Rngs, bias: bool) -> None:
+        self.gate = Linear(d, hidden, (MLP, EMBED), rngs, bias)
+        self.up = Linear(d, hidden, (MLP, EMBED), rngs, bias)
+        self.down = Linear(hidden, d, (EMBED, MLP), rngs, bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., d], same shape back."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (error function) GELU, as torch's default."""
+    return jax.nn.gelu(x, approximate=False)

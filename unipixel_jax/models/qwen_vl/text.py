@@ -1,0 +1,116 @@
+"""Qwen2.5's decoder with multimodal rope (transformers 4.53, models/qwen2_5_vl/modeling_qwen2_5_vl.py, Qwen2_5_VLTextModel).
+
+B batch, T tokens, D width, N query heads, K key heads, H head size, V vocabulary, S cache slots.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unipixel_jax.config import TextConfig
+from unipixel_jax.core import stacking
+from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, VOCAB
+from unipixel_jax.core.params import declare
+from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
+from unipixel_jax.models.qwen_vl.cache import KVCache
+from unipixel_jax.ops.attention import AttnMask, attention
+from unipixel_jax.ops.dense import dense
+from unipixel_jax.ops.rope import mrope_angles, rotate_half
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rope; q, k and v have biases, o has none."""
+
+    def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
+        d, h = c.hidden_size, c.head_dim
+        self.q = Linear(d, c.num_attention_heads * h, (HEADS, EMBED), rngs)
+        self.k = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs)
+        self.v = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs)
+        self.o = Linear(c.num_attention_heads * h, d, (EMBED, HEADS), rngs, bias=False)
+        self.head_dim = h
+
+    def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, T, D] to q [B, T, N, H], k and v [B, T, K, H], rope applied."""
+        q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
+        return rotate_half(q, angles), rotate_half(k, angles), v
+
+
+class Block(nnx.Module):
+    """One decoder layer, pre-normalised."""
+
+    def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
+        self.norm1 = RMSNorm(c.hidden_size, rngs, c.rms_norm_eps)
+        self.attn = Attention(c, rngs)
+        self.norm2 = RMSNorm(c.hidden_size, rngs, c.rms_norm_eps)
+        self.mlp = SwiGlu(c.hidden_size, c.intermediate_size, rngs, bias=False)
+
+
+class TextModel(nnx.Module):
+    """Embedding, decoder layers, final norm and (if untied) the head."""
+
+    def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
+        self.embed = Embedding(c, rngs)
+        self.blocks = stacking.stack(lambda r: Block(c, r), c.num_hidden_layers, rngs)
+        self.norm = RMSNorm(c.hidden_size, rngs, c.rms_norm_eps)
+        self.head = None if c.tie_word_embeddings else Linear(c.hidden_size, c.vocab_size, (VOCAB, EMBED), rngs, bias=False)
+        self.config = c
+
+    def __call__(
+        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache | None = None, at: jax.Array | int = 0, remat: bool = False
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Run the layers.
+
+        Args:
+            x: [B, T, D] embedded tokens; its dtype is the compute dtype.
+            position_ids: [3, B, T] integers (time, height, width).
+            segments: [B, T] int32; 0 is padding, equal numbers attend to each other, causally.
+            cache: None (training), or where keys and values go. With T > 1 the tokens attend to each other only (a prefill into an empty cache);
+                with T = 1 to all of the cache.
+            at: first slot to write.
+            remat: recompute layers in the backward pass.
+
+        Returns:
+            [B, T, D] hidden states BEFORE the final norm, and the filled cache.
+        """
+        c = self.config
+        angles = mrope_angles(position_ids, c.head_dim, c.rope_theta, c.mrope_section)
+        cache = None if cache is None else cache.mark(segments, at)
+
+        def layer(block: Block, carry: tuple, index: jax.Array) -> tuple[tuple, None]:
+            x, kv = carry
+            q, k, v = block.attn.project(block.norm1(x), angles)
+            mask = AttnMask(causal=True, q_segments=segments, kv_segments=segments)
+            if kv is not None:
+                kv = tuple(jax.lax.dynamic_update_slice(buffer, new[None], (index, 0, at, 0, 0)) for buffer, new in zip(kv, (k, v), strict=True))
+                if x.shape[1] == 1 and cache is not None:
+                    k, v = (jax.lax.dynamic_index_in_dim(buffer, index, keepdims=False) for buffer in kv)
+                    mask = AttnMask(q_segments=segments, kv_segments=cache.segments)
+            x = x + block.attn.o(attention(q, k, v, mask).reshape(*x.shape[:2], -1))
+            return (x + block.mlp(block.norm2(x)), kv), None
+
+        start = (x, None if cache is None else (cache.k, cache.v))
+        (x, kv), _ = stacking.run(layer, self.blocks, start, jnp.arange(c.num_hidden_layers), remat)
+        return x, None if cache is None else KVCache(*kv, cache.segments)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states before the final norm [..., D] to scores [..., V] in float32."""
+        x = self.norm(hidden)
+        return dense(x, self.head_weight).astype(jnp.float32)
+
+    @property
+    def head_weight(self) -> jax.Array:
+        """[V, D]: the head's own weight, or the embedding where they are tied."""
+        return (self.embed if self.head is None else self.head).weight[...]
+
+
+class Embedding(nnx.Module):
+    """A row for each token of the vocabulary."""
+
+    def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
+        self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED))
+
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """ids [...] to rows [..., D] in ``dtype``."""
+        return self.weight[...][ids].astype(dtype)

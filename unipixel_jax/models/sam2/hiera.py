@@ -1,0 +1,147 @@
+"""Hiera, SAM 2's image trunk (arXiv 2306.00989; reference: sam2/modeling/backbones/hieradet.py).
+
+Four stages, each half the resolution and twice the width of the one before. A stage's first block pools; the others are equal and stacked.
+
+B images, h and w height and width of the map, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unipixel_jax.config import Sam2Config
+from unipixel_jax.core import stacking
+from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
+from unipixel_jax.core.params import declare, zeros
+from unipixel_jax.models.layers import LayerNorm, Linear, Mlp, gelu
+from unipixel_jax.ops import window
+from unipixel_jax.ops.attention import attention
+from unipixel_jax.ops.conv import conv
+from unipixel_jax.ops.resize import resize_bicubic
+
+EPS = 1e-6
+Core = Callable[[jax.Array], jax.Array]
+
+
+class PatchEmbed(nnx.Module):
+    """7x7 convolution with stride 4."""
+
+    def __init__(self, dim: int, rngs: nnx.Rngs) -> None:
+        self.weight = declare(rngs, (dim, 3, 7, 7), (EMBED, CHANNELS, None, None))
+        self.bias = declare(rngs, (dim,), (EMBED,), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, 4h, 4w, 3] to [B, h, w, C]."""
+        return conv(x, self.weight[...], self.bias[...], stride=4, padding=3)
+
+
+class Attention(nnx.Module):
+    """Self-attention within one map or window, with optional 2x2 max pooling of the queries."""
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, rngs: nnx.Rngs) -> None:
+        self.qkv = Linear(dim, 3 * dim_out, (HEADS, EMBED), rngs)
+        self.proj = Linear(dim_out, dim_out, (EMBED, HEADS), rngs)
+        self.num_heads = num_heads
+
+    def __call__(self, x: jax.Array, pool: bool) -> jax.Array:
+        """x [B, h, w, C] to [B, h', w', C'], halved if ``pool``."""
+        b, h, w, _ = x.shape
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        if pool:
+            q = max_pool2(q)
+        out = attention(*(a.reshape(b, -1, self.num_heads, a.shape[-1] // self.num_heads) for a in (q, k, v)))
+        return self.proj(out.reshape(q.shape))
+
+
+class Block(nnx.Module):
+    """One pre-normalised layer; with ``entry`` it also halves the map and widens it."""
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, entry: bool, rngs: nnx.Rngs) -> None:
+        self.norm1 = LayerNorm(dim, EPS, rngs)
+        self.attn = Attention(dim, dim_out, num_heads, rngs)
+        self.norm2 = LayerNorm(dim_out, EPS, rngs)
+        self.mlp = Mlp(dim_out, 4 * dim_out, dim_out, gelu, rngs)
+        if entry:
+            self.proj = Linear(dim, dim_out, (EMBED, EMBED), rngs)
+
+    def enter(self, x: jax.Array, size: int) -> jax.Array:
+        """The first block of a stage: x [B, h, w, C] to [B, h/2, w/2, 2C]. ``size`` is the window, 0 for the whole map."""
+        y = self.norm1(x)
+        shortcut = max_pool2(self.proj(y))
+        if size:
+            out = window.merge(self.attn(window.partition(y, size), pool=True), shortcut.shape[1:3])
+        else:
+            out = self.attn(y, pool=True)
+        return self._feed_forward(shortcut + out)
+
+    def __call__(self, x: jax.Array, whole: jax.Array, size: int) -> jax.Array:
+        """Any other block: windows of ``size``, or the whole map where the boolean ``whole`` says so."""
+
+        def in_windows(y: jax.Array) -> jax.Array:
+            return window.merge(self.attn(window.partition(y, size), pool=False), y.shape[1:3])
+
+        def at_once(y: jax.Array) -> jax.Array:
+            return self.attn(y, pool=False)
+
+        return self._feed_forward(x + jax.lax.cond(whole, at_once, in_windows, self.norm1(x)))
+
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
+        return x + self.mlp(self.norm2(x))
+
+
+class Stage(nnx.Module):
+    """Blocks of one resolution: ``entry`` (None in the first stage) and the stacked rest (None if there is none)."""
+
+    def __init__(self, c: Sam2Config, index: int, rngs: nnx.Rngs) -> None:
+        dim, heads, first = c.stage_dims[index], c.stage_heads[index], sum(c.stages[:index])
+        self.entry = Block(c.stage_dims[index - 1], dim, heads, True, rngs) if index else None
+        rest = c.stages[index] - (index > 0)
+        self.blocks = stacking.stack(lambda r: Block(dim, dim, heads, False, r), rest, rngs) if rest else None
+        self.size = c.window_spec[index]
+        # A stage's first block still works in windows of the stage before.
+        self.entry_size = 0 if first in c.global_att_blocks else c.window_spec[max(index - 1, 0)]
+        self.whole = tuple(i in c.global_att_blocks for i in range(first + (index > 0), first + c.stages[index]))
+
+    def __call__(self, x: jax.Array, remat: bool) -> jax.Array:
+        """x [B, h, w, C] of the stage before (or of the patch embedding) to this stage's map."""
+        if self.entry is not None:
+            x = self.entry.enter(x, self.entry_size)
+        if self.blocks is None:
+            return x
+        step = lambda block, x, whole: (block(x, whole, self.size), None)  # noqa: E731
+        return stacking.run(step, self.blocks, x, np.asarray(self.whole), remat)[0]
+
+
+class Hiera(nnx.Module):
+    """The trunk: square images to one feature map a stage."""
+
+    def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
+        self.patch_embed = PatchEmbed(c.embed_dim, rngs)
+        self.pos_embed = declare(rngs, (1, c.embed_dim, *c.window_pos_embed_bkg_spatial_size), (None, EMBED, None, None))
+        self.pos_embed_window = declare(rngs, (1, c.embed_dim, c.window_spec[0], c.window_spec[0]), (None, EMBED, None, None))
+        self.stages = nnx.List([Stage(c, i, rngs) for i in range(len(c.stages))])
+
+    def __call__(self, images: jax.Array, remat: bool = False) -> list[jax.Array]:
+        """images [B, S, S, 3], normalised, to maps [B, S/4, S/4, C], [B, S/8, S/8, 2C], ..."""
+        x = self.patch_embed(images)
+        side = x.shape[1]
+        pos = resize_bicubic(self.pos_embed[...], (side, side))
+        tiles = side // self.pos_embed_window.shape[-1]
+        pos = pos + jnp.tile(self.pos_embed_window[...].astype(jnp.float32), (1, 1, tiles, tiles))
+        x = x + pos.transpose(0, 2, 3, 1).astype(x.dtype)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, remat)
+            maps.append(x)
+        return maps
+
+
+def max_pool2(x: jax.Array) -> jax.Array:
+    """2x2 max pooling: x [B, h, w, C] to [B, h/2, w/2, C]; an odd last row or column is dropped."""
+    b, h, w, c = x.shape
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

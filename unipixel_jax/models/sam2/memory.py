@@ -1,0 +1,174 @@
+"""SAM 2's memory: the encoder that turns a mask into memory features, and the attention that reads them back
+(reference: sam2/modeling/memory_encoder.py, memory_attention.py).
+
+O objects, g side of the feature grid, D width, M memory width, S memory tokens.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unipixel_jax.config import Sam2Config
+from unipixel_jax.core import stacking
+from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
+from unipixel_jax.core.params import declare, zeros
+from unipixel_jax.models.layers import LayerNorm, Linear, Mlp, gelu
+from unipixel_jax.models.sam2.position import sine_grid
+from unipixel_jax.ops.attention import AttnMask, attention
+from unipixel_jax.ops.conv import conv, depthwise
+from unipixel_jax.ops.rope import axial_angles, rotate_pairs
+
+EPS = 1e-5
+
+
+class Conv(nnx.Module):
+    """A 3x3 convolution with stride 2."""
+
+    def __init__(self, d_in: int, d_out: int, rngs: nnx.Rngs) -> None:
+        self.weight = declare(rngs, (d_out, d_in, 3, 3), (CHANNELS, CHANNELS, None, None))
+        self.bias = declare(rngs, (d_out,), (CHANNELS,), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [O, 2h, 2w, d_in] to [O, h, w, d_out]."""
+        return conv(x, self.weight[...], self.bias[...], stride=2, padding=1)
+
+
+class MaskDownsampler(nnx.Module):
+    """A mask at image resolution to the feature grid, in four halvings that each quadruple the channels."""
+
+    def __init__(self, d: int, rngs: nnx.Rngs) -> None:
+        widths = (1, 4, 16, 64, 256)
+        self.convs = nnx.List([Conv(a, b, rngs) for a, b in zip(widths, widths[1:], strict=False)])
+        self.norms = nnx.List([LayerNorm(b, 1e-6, rngs) for b in widths[1:]])
+        self.proj = Linear(widths[-1], d, (EMBED, CHANNELS), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [O, 16g, 16g, 1] to [O, g, g, D]."""
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            x = gelu(norm(layer(x)))
+        return self.proj(x)
+
+
+class Depthwise(nnx.Module):
+    """A 7x7 depthwise convolution."""
+
+    def __init__(self, d: int, rngs: nnx.Rngs) -> None:
+        self.weight = declare(rngs, (d, 1, 7, 7), (EMBED, None, None, None))
+        self.bias = declare(rngs, (d,), (EMBED,), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [O, h, w, d], same shape back."""
+        return depthwise(x, self.weight[...], self.bias[...])
+
+
+class ConvNextBlock(nnx.Module):
+    """A ConvNeXt block (arXiv 2201.03545) with layer scale."""
+
+    def __init__(self, d: int, rngs: nnx.Rngs) -> None:
+        self.dwconv = Depthwise(d, rngs)
+        self.norm = LayerNorm(d, 1e-6, rngs)
+        self.mlp = Mlp(d, 4 * d, d, gelu, rngs)
+        self.scale = declare(rngs, (d,), (EMBED,), jax.nn.initializers.constant(1e-6))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [O, g, g, D], same shape back."""
+        return x + self.scale[...].astype(x.dtype)[None, None, None] * self.mlp(self.norm(self.dwconv(x)))
+
+
+class MemoryEncoder(nnx.Module):
+    """Image features and a mask to memory features."""
+
+    def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
+        self.mask_down = MaskDownsampler(c.d_model, rngs)
+        self.pix_proj = Linear(c.d_model, c.d_model, (EMBED, EMBED), rngs)
+        self.fuser = nnx.List([ConvNextBlock(c.d_model, rngs) for _ in range(c.fuser_layers)])
+        self.out_proj = Linear(c.d_model, c.mem_dim, (CHANNELS, EMBED), rngs) if c.mem_dim != c.d_model else None
+
+    def __call__(self, low: jax.Array, mask_logits: jax.Array) -> jax.Array:
+        """low [1 or O, g, g, D] and mask logits [O, 16g, 16g] to [O, g, g, M]."""
+        mask = (jax.nn.sigmoid(mask_logits) * 20 - 10).astype(low.dtype)
+        x = self.pix_proj(low) + self.mask_down(mask[..., None])
+        for block in self.fuser:
+            x = block(x)
+        return x if self.out_proj is None else self.out_proj(x)
+
+
+class RopeAttention(nnx.Module):
+    """One-head attention with axial rope on the queries and on the keys that lie on the grid."""
+
+    def __init__(self, d: int, kv_dim: int, rngs: nnx.Rngs) -> None:
+        self.q = Linear(d, d, (HEADS, EMBED), rngs)
+        self.k = Linear(kv_dim, d, (HEADS, CHANNELS), rngs)
+        self.v = Linear(kv_dim, d, (HEADS, CHANNELS), rngs)
+        self.o = Linear(d, d, (EMBED, HEADS), rngs)
+
+    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, angles: jax.Array, off_grid: int, mask: AttnMask) -> jax.Array:
+        """Attend.
+
+        With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``: the values are weighted before they are projected, which
+        saves three eighths of the products where the memory is 64 wide and the model 256.
+
+        Args:
+            x: [O, g * g, D] queries before projection.
+            keys, values: [O, S, kv_dim] before projection; the last ``off_grid`` are not on the grid, the others are whole grids in a row.
+            angles: [g * g, D / 2].
+        """
+        q = rotate_pairs(self.q(x), angles)
+        k = self.k(keys)
+        o, s, d = k.shape
+        grids = (s - off_grid) // angles.shape[0]
+        on_grid = rotate_pairs(k[:, : s - off_grid].reshape(o, grids, -1, d), angles).reshape(o, -1, d)
+        k = jnp.concatenate([on_grid, k[:, s - off_grid :]], axis=1)
+        out = attention(q[:, :, None], k[:, :, None], values[:, :, None], mask)[:, :, 0]
+        return self.o(self.v(out))
+
+
+class MemoryBlock(nnx.Module):
+    """Self-attention, attention to the memory, feed-forward; pre-normalised."""
+
+    def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
+        d = c.d_model
+        self.self_attn = RopeAttention(d, d, rngs)
+        self.cross_attn = RopeAttention(d, c.mem_dim, rngs)
+        self.mlp = Mlp(d, c.memory_attention_ffn_dim, d, jax.nn.relu, rngs)
+        self.norm1 = LayerNorm(d, EPS, rngs)
+        self.norm2 = LayerNorm(d, EPS, rngs)
+        self.norm3 = LayerNorm(d, EPS, rngs)
+
+
+class MemoryAttention(nnx.Module):
+    """Conditions a frame's features on the memory."""
+
+    def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
+        self.blocks = stacking.stack(lambda r: MemoryBlock(c, r), c.memory_attention_layers, rngs)
+        self.norm = LayerNorm(c.d_model, EPS, rngs)
+        self.config = c
+
+    def __call__(self, low: jax.Array, memory: jax.Array, memory_pos: jax.Array, visible: jax.Array, off_grid: int) -> jax.Array:
+        """Read the memory.
+
+        Args:
+            low: [O, g, g, D] features of the frame.
+            memory: [O, S, M]; the last ``off_grid`` tokens are object pointers, the others grids of g * g tokens.
+            memory_pos: [1, S, M], added to the keys only.
+            visible: [S] int32, 1 where a token is filled.
+
+        Returns:
+            [O, g, g, D].
+        """
+        (o, g, _, d), dtype = low.shape, low.dtype
+        angles = axial_angles(g, d)
+        x = low + 0.1 * jnp.asarray(sine_grid(g, d), dtype)[None]
+        keys = memory + memory_pos.astype(dtype)
+        mask = AttnMask(q_segments=jnp.ones((o, g * g), jnp.int32), kv_segments=jnp.broadcast_to(visible[None], (o, visible.shape[0])))
+
+        def layer(block: MemoryBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            y = block.norm1(x)
+            x = x + block.self_attn(y, y, y, angles, 0, AttnMask())
+            x = x + block.cross_attn(block.norm2(x), keys, memory, angles, off_grid, mask)
+            return x + block.mlp(block.norm3(x)), None
+
+        x, _ = stacking.run(layer, self.blocks, x.reshape(o, g * g, d))
+        return self.norm(x).reshape(low.shape)

@@ -1,0 +1,141 @@
+"""UniPixel: Qwen2.5-VL and SAM 2.1 joined by a segmentation head, a reference encoder and memory features
+(arXiv 2509.18094; reference: unipixel/model/qwen2_5_vl.py). Composition only.
+
+B batch, T tokens, D language width, d SAM width, M merged vision tokens, E references, Q memory tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.axes import CHANNELS, EMBED
+from unipixel_jax.core.params import abstract, declare, unit_normal, xavier
+from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, gelu
+from unipixel_jax.models.qwen_vl.text import TextModel
+from unipixel_jax.models.qwen_vl.vision import VisionTables, VisionTower
+from unipixel_jax.models.sam2.position import fourier
+from unipixel_jax.models.sam2.prompt_encoder import PromptEncoder
+from unipixel_jax.models.sam2.tracker import Sam2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class References:
+    """Points and boxes that stand at `<|ref|>` tokens, filled up to a fixed number.
+
+    Attributes:
+        coords: [E, 3, 2] float32, (x, y) in pixels of SAM's square image: a point and two fillers, or a box's corners and a filler.
+        labels: [E, 3] int32: 1 for a point, 2 and 3 for corners, -1 for fillers.
+        is_box: [E] booleans.
+        frames: [E] float32, the frame each lies in.
+        spans: [E] float32, the last frame of its clip as the vision tower counts them.
+    """
+
+    coords: jax.Array
+    labels: jax.Array
+    is_box: jax.Array
+    frames: jax.Array
+    spans: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts, as processing/ makes it.
+
+    Attributes:
+        input_ids: [B, T] int32.
+        position_ids: [3, B, T] int32.
+        segments: [B, T] int32, 0 at padding.
+        patches: [P, patch_dim].
+        tables: the vision tower's index tables.
+        vision_slots: [B, T] int32, the merged vision token that replaces each token; M where there is none.
+        references: for the `<|ref|>` tokens.
+        reference_slots: [B, T] int32, likewise into the references; E where there is none.
+        memory_rows: [Q, C] int32, the merged vision tokens averaged for each `<|mem|>` token, filled up with M.
+        memory_slots: [B, T] int32, likewise into the rows of memory_rows; Q where there is none.
+    """
+
+    input_ids: jax.Array
+    position_ids: jax.Array
+    segments: jax.Array
+    patches: jax.Array
+    tables: VisionTables
+    vision_slots: jax.Array
+    references: References
+    reference_slots: jax.Array
+    memory_rows: jax.Array
+    memory_slots: jax.Array
+
+
+class SegHead(nnx.Module):
+    """The hidden state that predicts `<|seg|>` to hidden tokens for SAM 2's mask decoder."""
+
+    def __init__(self, c: UniPixelConfig, rngs: nnx.Rngs) -> None:
+        d = c.text.hidden_size
+        self.norm = RMSNorm(d, rngs)
+        self.mlp = Mlp(d, d, c.sam2.d_model * c.sam2_hidden_tokens, gelu, rngs, init=xavier)
+        self.tokens = c.sam2_hidden_tokens
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """hidden [..., D] before the final norm to [..., H, d]."""
+        return self.mlp(self.norm(hidden)).reshape(*hidden.shape[:-1], self.tokens, -1)
+
+
+class UniPixelModel(nnx.Module):
+    """All weights of UniPixel and the computations that join its towers."""
+
+    def __init__(self, config: UniPixelConfig, rngs: nnx.Rngs) -> None:
+        c, d, s = config, config.text.hidden_size, config.sam2.d_model
+        self.vision = VisionTower(c.vision, rngs)
+        self.text = TextModel(c.text, rngs)
+        self.sam2 = Sam2(c.sam2, rngs)
+        self.seg_head = SegHead(c, rngs)
+        self.ref_encoder = PromptEncoder(c.sam2, rngs)
+        self.ref_proj_single = Linear(2 * s, 3 * s, (EMBED, CHANNELS), rngs, init=xavier)
+        self.ref_proj_double = Linear(3 * s, 3 * s, (EMBED, CHANNELS), rngs, init=xavier)
+        self.ref_proj = Linear(6 * s, d, (EMBED, CHANNELS), rngs, init=xavier)
+        self.tem_pe_matrix = declare(rngs, (1, s // 2), (None, CHANNELS), unit_normal)
+        self.tem_emb = declare(rngs, (1, s), (None, CHANNELS), unit_normal)
+        self.tem_proj = Linear(s, 3 * s, (EMBED, CHANNELS), rngs, init=xavier)
+        self.msk_proj = Mlp(c.vision.merge_dim, c.vision.merge_dim, d, gelu, rngs)
+        self.config = c
+
+    def embed(self, prompt: Prompt, dtype: jnp.dtype, remat: bool = False) -> jax.Array:
+        """Token embeddings [B, T, D] in ``dtype``, with vision tokens, references and memory features in their places."""
+        x = self.text.embed(prompt.input_ids, dtype)
+        tokens, merger_input = self.vision(prompt.patches.astype(dtype), prompt.tables, remat)
+        x = _fill(x, tokens, prompt.vision_slots)
+        x = _fill(x, self.encode_references(prompt.references, dtype), prompt.reference_slots)
+        return _fill(x, self.memory_features(merger_input, prompt.memory_rows), prompt.memory_slots)
+
+    def encode_references(self, refs: References, dtype: jnp.dtype) -> jax.Array:
+        """Points and boxes with their frames to embeddings [E, D] (section 3.2 of the paper)."""
+        points = self.ref_encoder.points(refs.coords, refs.labels).astype(dtype)
+        single = self.ref_proj_single(points[:, :2].reshape(points.shape[0], -1))
+        double = self.ref_proj_double(points.reshape(points.shape[0], -1))
+        where = jnp.where(refs.is_box[:, None], double, single)
+        when = fourier((refs.frames / refs.spans)[:, None], self.tem_pe_matrix[...]).astype(dtype) + self.tem_emb[...].astype(dtype)
+        return self.ref_proj(gelu(jnp.concatenate([where, self.tem_proj(when)], axis=1)))
+
+    def memory_features(self, merger_input: jax.Array, table: jax.Array) -> jax.Array:
+        """Mean merger inputs over the rows of ``table`` [Q, C], projected: [Q, D]."""
+        rows = merger_input.at[table].get(mode="fill", fill_value=0).astype(jnp.float32)
+        count = jnp.sum(table < merger_input.shape[0], axis=1, keepdims=True)
+        mean = jnp.sum(rows, axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
+        return self.msk_proj(mean.astype(merger_input.dtype))
+
+
+def abstract_model(config: UniPixelConfig) -> UniPixelModel:
+    """The model with shapes in place of arrays, at once whatever its size."""
+    return abstract(lambda rngs: UniPixelModel(config, rngs))
+
+
+def _fill(x: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Array:
+    """Replace x [B, T, D] by values[slots] wherever a slot is in range."""
+    return jnp.where((slots < values.shape[0])[..., None], values.at[slots].get(mode="fill", fill_value=0).astype(x.dtype), x)

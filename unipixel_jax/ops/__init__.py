@@ -1,0 +1,1 @@
+"""Array operations that know no model: arrays in, arrays out."""

@@ -1,0 +1,48 @@
+"""Convolutions with torch's kernel layouts on channels-last maps, each in the form that is fast on every backend."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from unipixel_jax.ops.dense import dense
+
+
+def conv(x: jax.Array, weight: jax.Array, bias: jax.Array, stride: int, padding: int) -> jax.Array:
+    """2-D convolution. x [B, h, w, I], weight [O, I, kh, kw] cast to x's dtype, bias [O]; returns [B, h', w', O] in x's dtype."""
+    y = jax.lax.conv_general_dilated(
+        x, weight.astype(x.dtype), (stride, stride), ((padding, padding), (padding, padding)), dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )
+    return y + bias.astype(x.dtype)[None, None, None]
+
+
+def conv_patches(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """Convolution whose stride equals its kernel: one matrix product. x [B, h, w, I], weight [O, I, k, k]; returns [B, h/k, w/k, O]."""
+    (b, h, w, i), k = x.shape, weight.shape[-1]
+    x = x.reshape(b, h // k, k, w // k, k, i).transpose(0, 1, 3, 5, 2, 4).reshape(b, h // k, w // k, i * k * k)
+    return dense(x, weight.reshape(weight.shape[0], -1), bias)
+
+
+def conv_transpose2(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """Transposed convolution with kernel and stride 2: one matrix product. x [B, h, w, I], weight [I, O, 2, 2]; returns [B, 2h, 2w, O]."""
+    (b, h, w, _), o = x.shape, weight.shape[1]
+    y = dense(x, weight.reshape(weight.shape[0], -1).T).reshape(b, h, w, o, 2, 2)
+    y = y.transpose(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, o)
+    return y + bias.astype(x.dtype)[None, None, None]
+
+
+def depthwise(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """Depthwise convolution with an odd kernel and same padding, as a sum of shifted products.
+
+    XLA's CPU backend runs a grouped convolution 100 times slower than torch (37 ms against 0.4 at 48x48x256); this form fuses into one loop.
+    x [B, h, w, C], weight [C, 1, k, k], bias [C]; returns x's shape and dtype.
+    """
+    _, h, w, _ = x.shape
+    k = weight.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))).astype(jnp.float32)
+    kernel = weight.astype(jnp.float32)
+    total = jnp.broadcast_to(bias.astype(jnp.float32)[None, None, None], x.shape)
+    for i in range(k):
+        for j in range(k):
+            total = total + padded[:, i : i + h, j : j + w] * kernel[None, None, None, :, 0, i, j]
+    return total.astype(x.dtype)

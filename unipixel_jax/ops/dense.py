@@ -1,0 +1,32 @@
+"""Matrix product with weights laid out [out, in], accumulated in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """``x @ weight.T + bias``.
+
+    Args:
+        x: [..., in], any float dtype; it is the compute dtype.
+        weight: [out, in], cast to x's dtype. The layout is torch's, so checkpoints convert by copying, and a row is contiguous, which made
+            products with few rows 1.4 to 1.5 times faster on a CPU than [in, out] (measured, 1 and 512 rows of 2048).
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in x's dtype; sums are accumulated in float32.
+    """
+    weight = weight.astype(x.dtype)
+    out, rows = weight.shape[0], x.reshape(-1, x.shape[-1])
+    # XLA's CPU backend has no fast bfloat16 product for a single row (13 times slower than for two: 65 ms against 5 at 11008x2048).
+    single = rows.shape[0] == 1 and x.dtype == jnp.bfloat16
+    if single:
+        rows = jnp.concatenate([rows, rows])
+    y = jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if single:
+        y = y[:1]
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)[None]
+    return y.astype(x.dtype).reshape(*x.shape[:-1], out)

@@ -1,0 +1,66 @@
+"""Rotary position codes: the half-split form of Qwen2.5-VL and the interleaved axial form of SAM 2. Angles, sines and products are float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def frequencies(dim: int, theta: float, count: int | None = None) -> jax.Array:
+    """``theta ** (-2i / dim)`` for i below ``count`` (default dim / 2); [count] float32."""
+    exponent = jnp.arange(dim // 2 if count is None else count, dtype=jnp.float32) * (2.0 / dim)
+    return 1.0 / jnp.power(jnp.float32(theta), exponent)
+
+
+def mrope_angles(position_ids: jax.Array, head_dim: int, theta: float, section: tuple[int, ...]) -> jax.Array:
+    """Angles of Qwen2-VL's multimodal rope (arXiv 2409.12191, section 2.1).
+
+    Args:
+        position_ids: [3, B, T] integers: time, height, width.
+        section: how many of the head's rotary pairs follow each of the three.
+
+    Returns:
+        [B, T, head_dim / 2] float32.
+    """
+    freq = frequencies(head_dim, theta)
+    angles = position_ids.astype(jnp.float32)[..., None] * freq[None, None, None]
+    bounds = [0]
+    for n in section:
+        bounds.append(bounds[-1] + n)
+    return jnp.concatenate([angles[i, :, :, a:b] for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))], axis=-1)
+
+
+def grid_angles(positions: jax.Array, head_dim: int, theta: float = 1e4) -> jax.Array:
+    """Angles of Qwen2-VL's 2-D vision rope: the first quarter of a head follows the row, the second the column.
+
+    positions [N, 2] integers (row, column); returns [N, head_dim / 2] float32.
+    """
+    freq = frequencies(head_dim // 2, theta)
+    return (positions.astype(jnp.float32)[..., None] * freq[None, None]).reshape(positions.shape[0], head_dim // 2)
+
+
+def rotate_half(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotate pairs (i, i + H/2) of each head. x [..., N, H], angles [..., H/2] without the head axis; returns x's dtype."""
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def axial_angles(side: int, dim: int, theta: float = 1e4) -> jax.Array:
+    """Angles of SAM 2's axial rope (reference: sam2/modeling/position_encoding.py, compute_axial_cis) on a side x side grid.
+
+    The first half of the pairs follows the column, the second the row. Returns [side * side, dim / 2] float32, row-major.
+    """
+    freq = 1.0 / jnp.power(jnp.float32(theta), jnp.arange(dim // 4, dtype=jnp.float32) * (4.0 / dim))
+    index = jnp.arange(side * side)
+    column, row = (index % side).astype(jnp.float32), (index // side).astype(jnp.float32)
+    return jnp.concatenate([column[:, None] * freq[None], row[:, None] * freq[None]], axis=-1)
+
+
+def rotate_pairs(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotate neighbouring pairs (2i, 2i+1) of the last axis. x [..., T, D], angles [T, D/2]; returns x's dtype."""
+    lead = (1,) * (x.ndim - 2)
+    cos, sin = jnp.cos(angles).reshape(*lead, *angles.shape), jnp.sin(angles).reshape(*lead, *angles.shape)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)

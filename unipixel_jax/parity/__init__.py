@@ -1,0 +1,1 @@
+"""Replaying recordings of the torch reference and comparing."""

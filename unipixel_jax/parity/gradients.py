@@ -1,0 +1,83 @@
+"""The training case: losses, and gradients under their torch names."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unipixel_jax.convert.names import canonical
+from unipixel_jax.convert.rules import Rule
+from unipixel_jax.convert.tables import all_rules
+from unipixel_jax.infer.inputs import to_prompt
+from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.parity import compare
+from unipixel_jax.parity.compare import Check
+from unipixel_jax.parity.recording import Case
+from unipixel_jax.processing.batch import Inputs
+from unipixel_jax.train.objective import TrainBatch, objective
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check]:
+    """Losses and gradients of one recorded sample."""
+    model = loaded.model
+    batch = _batch(case, inputs)
+    (_, parts), grads = jax.jit(jax.value_and_grad(lambda m: objective(m, batch, jnp.dtype("float32"), remat=False), has_aux=True))(model)
+    masks = parts.masks
+    ours = {
+        "loss": parts.total,
+        "lm_loss": parts.language,
+        "seg.core_loss": parts.segmentation * batch.masks.shape[1],
+        "seg.loss_mask": masks.mask,
+        "seg.loss_dice": masks.dice,
+        "seg.loss_iou": masks.iou,
+        "seg.loss_class": masks.object,
+    }
+    checks = [compare.close(name, np.asarray(ours[name]), value, compare.FORWARD) for name, value in case.outputs.items() if name in ours]
+    torch_grads = by_torch_name(grads, all_rules(loaded.config))
+    norms = case.outputs["grad_norms"]
+    total = float(np.linalg.norm(norms.astype(np.float64)))
+    names = json.loads(case.path.with_name(f"{case.name}.grad_names.json").read_text(encoding="utf-8"))
+    for name, norm in zip(names, norms, strict=True):
+        checks.append(compare.gradient(f"norm of grad.{name}", np.linalg.norm(_find(torch_grads, name)), np.asarray(norm), total))
+    for name, value in case.outputs.items():
+        if name.startswith("grad."):
+            checks.append(compare.gradient(name, _find(torch_grads, name.removeprefix("grad.")), value, total))
+    return checks
+
+
+def by_torch_name(grads: UniPixelModel, rules: list[Rule]) -> dict[str, np.ndarray]:
+    """A tree shaped like the model as torch tensors: canonical name to array."""
+    flat = {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(grads))}
+    out = {}
+    for rule in rules:
+        array = flat[rule.jax]
+        for i, (name, shape) in enumerate(rule.torch_shapes(array.shape).items()):
+            out[name] = (array[i] if rule.stacked else array).reshape(shape)
+    return out
+
+
+def _find(grads: dict[str, np.ndarray], name: str) -> np.ndarray:
+    known = canonical(name)
+    return grads[EMBEDDING if known == HEAD and HEAD not in grads else known]
+
+
+def _batch(case: Case, inputs: Inputs) -> TrainBatch:
+    ids, masks = inputs.input_ids, case.input("label_mask").astype(bool)
+    labels = np.full(ids.shape, -100, np.int32)
+    labels[:, ids.shape[1] - case.input("labels").shape[1] :] = case.input("labels")
+    objects = masks.shape[1]
+    return TrainBatch(
+        prompt=to_prompt(inputs),
+        labels=jnp.asarray(labels),
+        frames=jnp.asarray(case.input("frames").astype(np.float32).transpose(0, 2, 3, 1)[None]),
+        seg_positions=jnp.asarray(inputs.seg_positions[:, :objects]),
+        masks=jnp.asarray(masks[None]),
+        valid=jnp.ones((1, objects), bool),
+    )

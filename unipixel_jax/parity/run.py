@@ -1,0 +1,104 @@
+"""Replay a recording through its own conversion, and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unipixel_jax.convert import sources, to_jax
+from unipixel_jax.infer.loading import LoadedModel, load
+from unipixel_jax.parity.compare import Check
+from unipixel_jax.parity.recording import Case, Recording
+from unipixel_jax.parity.replay import F32, KINDS, Context
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A case and its comparisons; with none, it did not pass."""
+
+    name: str
+    kind: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there was something to compare and all of it passed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+
+def replay(recording: Recording) -> Iterator[CaseResult]:
+    """Replay case by case. A kind that this version does not know fails."""
+    with _converted(recording.root / "checkpoint") as plain:
+        for case in recording.cases:
+            yield CaseResult(case.name, case.kind, tuple(_replay_case(case, recording, plain)))
+
+
+def to_json(results: list[CaseResult]) -> dict[str, Any]:
+    """The report as plain data: ``{"passed", "cases": [{"name", "kind", "passed", "tensors": [...]}]}``."""
+    return {
+        "passed": bool(results) and all(result.passed for result in results),
+        "cases": [
+            {
+                "name": result.name,
+                "kind": result.kind,
+                "passed": result.passed,
+                "tensors": [dataclasses.asdict(check) | {"passed": check.passed} for check in result.checks],
+            }
+            for result in results
+        ],
+    }
+
+
+def print_table(results: list[CaseResult], console: Console, worst: int = 3) -> None:
+    """A row per tensor; of many gradients only the ``worst`` that passed, and all that did not."""
+    table = Table("case", "tensor", "relative error", "largest error", "allowed", "pass")
+    for result in results:
+        shown = [check for check in result.checks if "grad." not in check.name or not check.passed]
+        grads = sorted((c for c in result.checks if "grad." in c.name and c.passed), key=lambda c: -c.relative_error / (c.allowed or 1))
+        for check in shown + grads[:worst]:
+            numbers = (f"{check.relative_error:.2e}", f"{check.max_error:.2e}", f"{check.allowed:.1e}")
+            table.add_row(result.name, check.name, *numbers, "yes" if check.passed else "[bold red]NO[/]")
+        if len(grads) > worst:
+            table.add_row(result.name, f"… {len(grads) - worst} more gradients", "smaller", "", "", "yes")
+        if not result.checks:
+            table.add_row(result.name, f"nothing compared: unknown kind {result.kind!r}", "", "", "", "[bold red]NO[/]")
+    console.print(table)
+
+
+def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[Check]:
+    if case.kind not in KINDS:
+        return []
+    reduced = recording.dtype != "float32"
+    adapter = case.options.get("adapter")
+    if adapter is not None:
+        with _converted(recording.root / adapter) as adapted:
+            return KINDS[case.kind](case, Context(adapted, recording.root, reduced))
+    if "batch_mode" in case.options:
+        plain = dataclasses.replace(plain, model=_with_batch_mode(plain, bool(case.options["batch_mode"])))
+    return KINDS[case.kind](case, Context(plain, recording.root, reduced))
+
+
+def _with_batch_mode(loaded: LoadedModel, on: bool) -> Any:
+    import copy
+
+    model = copy.copy(loaded.model)
+    model.config = dataclasses.replace(loaded.config, sam2_batch_mode=on)
+    return model
+
+
+@contextmanager
+def _converted(checkpoint: Path) -> Iterator[LoadedModel]:
+    """A torch directory through the converter, in float32."""
+    with tempfile.TemporaryDirectory(prefix="unipixel-jax-parity-") as folder:
+        target = Path(folder) / "model"
+        source = sources.open_checkpoint(checkpoint) if sources.identify(checkpoint) == "unipixel" else sources.open_adapter(checkpoint, None, None, 0)
+        to_jax.convert(source, target)
+        yield load(target, F32)

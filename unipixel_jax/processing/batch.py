@@ -1,0 +1,238 @@
+"""From a conversation about a clip to the padded arrays that the model runs on.
+
+B prompts, L tokens, N patches, M merged tokens, R references, K memories, O objects, F frames, S side of SAM's square: all but S and the three of a
+picture are padded sizes from the ``Ladders``. A padded index is one past the last row of what it points into, never -1, which would wrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.chat import expand_videos, seconds_per_grid
+from unipixel_jax.processing.media import Clip
+from unipixel_jax.processing.memory import memory_rows
+from unipixel_jax.processing.patchify import patchify
+from unipixel_jax.processing.prompts import Reference, References, SquareReference, reference_table, to_square
+from unipixel_jax.processing.resize import language_frames, square_frames
+from unipixel_jax.processing.rope_index import rope_index
+from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, Message, Tokenizer
+from unipixel_jax.processing.vision_index import VisionIndex, build_vision_index
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A clip as the model sees it, not yet padded; several prompts may share it.
+
+    Attributes:
+        patches: for the language side [patches, patch_dim], float32.
+        grid_thw: patches in time, height and width.
+        frames: for SAM [frames, S, S, 3], float32; none where nothing is to be segmented.
+        frame_size: height and width of the media in pixels.
+        frame_count: frames of the clip.
+        seconds_per_grid: between two pairs of frames.
+    """
+
+    patches: NDArray[np.float32]
+    grid_thw: tuple[int, int, int]
+    frames: NDArray[np.float32] | None
+    frame_size: tuple[int, int]
+    frame_count: int
+    seconds_per_grid: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation, not yet padded.
+
+    Attributes:
+        input_ids: [tokens], int32, with one ``<|video_pad|>`` per merged token.
+        picture: what it is about; none for words alone.
+        references: what its ``<|ref|>`` tokens stand for, in order.
+        memory: the merged tokens that each remembered object touches, bool [pairs of frames, objects, h, w]; its ``<|mem|>`` tokens are ordered by
+            object, then time.
+    """
+
+    input_ids: NDArray[np.int32]
+    picture: Picture | None
+    references: Sequence[SquareReference] = field(default=())
+    memory: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the language side reads, for a batch. Every array has a size from the ``Ladders``.
+
+    Attributes:
+        input_ids: token ids [B, L], int32, padded on the left; a padded row holds one token.
+        lengths: tokens that count, at the end of each row [B], int32.
+        position_ids: rotary positions in time, height and width [3, B, L], int32.
+        rope_deltas: what to add to an index >= L to get the position of a generated token [B], int32.
+        patches: [N, patch_dim], float32, 0 at padding.
+        vision: index tables of the vision tower.
+        vision_slots: for each token the merged token that replaces it [B, L], int32; M for none.
+        references: points and boxes.
+        reference_slots: for each token the reference that replaces it [B, L], int32; R for none.
+        memory_rows: the merged tokens that each memory averages [K, tokens], int32, padded with M.
+        memory_slots: for each token the memory that replaces it [B, L], int32; K for none.
+        seg_positions: the positions just before each ``<|seg|>`` of a prompt, whose hidden states are to be segmented [B, O], int32; L for none.
+    """
+
+    input_ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    position_ids: NDArray[np.int32]
+    rope_deltas: NDArray[np.int32]
+    patches: NDArray[np.float32]
+    vision: VisionIndex
+    vision_slots: NDArray[np.int32]
+    references: References
+    reference_slots: NDArray[np.int32]
+    memory_rows: NDArray[np.int32]
+    memory_slots: NDArray[np.int32]
+    seg_positions: NDArray[np.int32]
+
+
+def prepare_picture(clip: Clip, config: UniPixelConfig, *, sample_frames: int = 16, segment: bool = True) -> Picture:
+    """Resize, normalise and cut a clip for both sides of the model.
+
+    Args:
+        clip: the frames.
+        config: the model's sizes.
+        sample_frames: frames at most taken from any clip, which sets the pixel budget of each.
+        segment: make SAM's copy too.
+
+    Raises:
+        UserError: frames that are too long and thin.
+    """
+    shown = language_frames(clip.frames if clip.over_white is None else clip.over_white, sample_frames)
+    patches, grid = patchify(shown, config.vision)
+    frames = square_frames(clip.frames, config.sam2.image_size) if segment else None
+    height, width = clip.frames.shape[1:3]
+    return Picture(patches, grid, frames, (height, width), len(clip.frames), seconds_per_grid(config.vision))
+
+
+def user_turn(text: str) -> list[Message]:
+    """The conversation of one question about one clip."""
+    return [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
+
+
+def prepare_prompt(
+    messages: Sequence[Message],
+    picture: Picture,
+    tokenizer: Tokenizer,
+    config: UniPixelConfig,
+    *,
+    references: Sequence[Reference] = (),
+    memory: NDArray[np.bool_] | None = None,
+    answer_start: str = "",
+) -> Prompt:
+    """Render and tokenise a conversation about one clip.
+
+    Args:
+        messages: the turns; if the last is the user's, the assistant's is opened for an answer.
+        picture: the clip.
+        tokenizer: the checkpoint's.
+        config: the model's sizes and token ids.
+        references: points and boxes for the ``<|ref|>`` tokens of the text, in pixels of the media.
+        memory: merged tokens of the objects for the ``<|mem|>`` tokens, from ``memory_grid``.
+        answer_start: words with which the answer has to begin.
+
+    Raises:
+        UserError: no words, or other numbers of ``<|video_pad|>``, ``<|ref|>`` or ``<|mem|>`` than there are clips, references and memories.
+    """
+    if not any(_words(message).strip() for message in messages):
+        raise UserError("the prompt is empty: say what to look for, for example 'Please segment the dog.'")
+    text = tokenizer.render(messages, add_generation_prompt=messages[-1]["role"] == "user") + answer_start
+    memories = 0 if memory is None else int(memory.any(axis=(2, 3)).sum())
+    for token, count, what in ((REF_TOKEN, len(references), "points and boxes"), (MEM_TOKEN, memories, "memories of objects")):
+        if text.count(token) != count:
+            raise UserError(f"the prompt holds {text.count(token)} {token} for {count} {what}: expected one each")
+    ids = tokenizer.encode(expand_videos(text, [picture.grid_thw], config.vision))
+    square = [to_square(reference, picture.frame_count, *picture.frame_size, config.sam2.image_size) for reference in references]
+    return Prompt(ids, picture, square, memory)
+
+
+def collate(prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS) -> Inputs:
+    """Pad several prompts to one batch.
+
+    Args:
+        prompts: of any lengths, each with its own clip or none.
+        config: the model's sizes and token ids.
+        pad_id: the token that fills up rows.
+        ladders: the padded sizes.
+
+    Raises:
+        UserError: a size beyond its ladder, picture tokens that do not fit a clip, or references or memories that do not fit their tokens.
+    """
+    rows, width = ladders.batch.size(len(prompts)), ladders.tokens.size(max(len(p.input_ids) for p in prompts))
+    ids = np.full((rows, width), pad_id, np.int32)
+    lengths = np.ones(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        lengths[row] = len(prompt.input_ids)
+        ids[row, width - lengths[row] :] = prompt.input_ids
+    valid = np.arange(width) >= width - lengths[:, None]
+
+    pictures = [p.picture for p in prompts if p.picture is not None]
+    grids = [p.grid_thw for p in pictures]
+    positions, deltas = rope_index(ids, config, video_grid_thw=grids, second_per_grid_ts=[p.seconds_per_grid for p in pictures], attention_mask=valid)
+    vision = build_vision_index(grids, config.vision, ladders)
+    patches = np.zeros((len(vision.rope), config.vision.patch_dim), np.float32)
+    if pictures:
+        np.concatenate([p.patches for p in pictures], out=patches[: sum(len(p.patches) for p in pictures)])
+
+    references = [(reference, 2 * p.picture.grid_thw[0]) for p in prompts if p.picture is not None for reference in p.references]
+    table = reference_table(references, ladders.references)
+    starts = np.cumsum([0, *(len(p.patches) // config.vision.merge_unit for p in pictures)])
+    memories = [p.memory for p in prompts if p.picture is not None]
+    remembered = [(int(start), memory) for start, memory in zip(starts, memories, strict=False) if memory is not None]
+    memory_table, memory_count = memory_rows(remembered, vision.window_order, ladders)
+    return Inputs(
+        input_ids=ids,
+        lengths=lengths,
+        position_ids=positions,
+        rope_deltas=deltas,
+        patches=patches,
+        vision=vision,
+        vision_slots=_slots(valid & (ids == config.video_token_id), int(starts[-1]), len(vision.window_order), "picture tokens"),
+        references=table,
+        reference_slots=_slots(valid & (ids == config.ref_token_id), len(references), len(table.frames), "points and boxes"),
+        memory_rows=memory_table,
+        memory_slots=_slots(valid & (ids == config.mem_token_id), memory_count, len(memory_table), "memories of objects"),
+        seg_positions=_before(valid[:, :-1] & (ids[:, 1:] == config.seg_token_id), ladders),
+    )
+
+
+def pad_frames(frames: NDArray[np.float32], ladders: Ladders = LADDERS) -> NDArray[np.float32]:
+    """Frames filled up with zeros to a size from the ladder [F, S, S, 3]."""
+    return np.pad(frames, ((0, ladders.frames.size(len(frames)) - len(frames)), (0, 0), (0, 0), (0, 0)))
+
+
+def _words(message: Message) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _slots(places: NDArray[np.bool_], count: int, none: int, what: str) -> NDArray[np.int32]:
+    """Number the marked tokens in reading order. With nothing to put there, the tokens keep their own embeddings, as in the reference."""
+    slots = np.full(places.shape, none, np.int32)
+    if count:
+        if places.sum() != count:
+            raise UserError(f"the prompts hold {places.sum()} tokens for {count} {what}: expected one each")
+        slots[places] = np.arange(count)
+    return slots
+
+
+def _before(marked: NDArray[np.bool_], ladders: Ladders) -> NDArray[np.int32]:
+    """The marked positions of each row as a padded table; ``marked`` is one token shorter than the rows."""
+    rows, width = marked.shape
+    out = np.full((rows, ladders.objects.size(int(marked.sum(axis=1).max(initial=0)))), width + 1, np.int32)
+    for row in range(rows):
+        found = np.flatnonzero(marked[row])
+        out[row, : len(found)] = found
+    return out

@@ -1,0 +1,72 @@
+"""Conversations as token ids: pictures expanded to one token per merged token, and labels for training.
+
+Source: ``Qwen2_5_VLProcessor`` of transformers 4.53 and ``preprocess_chatml`` in UniPixel's ``unipixel/dataset/utils.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unipixel_jax.config import VisionConfig
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.tokenizer import VIDEO_TOKEN, Tokenizer
+
+IGNORE_INDEX = -100
+"""Label of a token that the loss leaves out."""
+
+FRAMES_PER_SECOND = 2.0
+"""The rate at which the reference takes decoded frames to follow one another, whatever the clip's own rate."""
+
+_ASSISTANT_TURN = re.compile(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
+
+
+def seconds_per_grid(config: VisionConfig, frames_per_second: float = FRAMES_PER_SECOND) -> float:
+    """Seconds between two pairs of frames, ``second_per_grid_ts`` of the rotary positions."""
+    return config.temporal_patch_size / frames_per_second
+
+
+def expand_videos(text: str, grid_thw: ArrayLike, config: VisionConfig) -> str:
+    """Repeat each ``<|video_pad|>`` of a prompt as often as its clip has merged tokens.
+
+    Args:
+        text: a rendered prompt with one ``<|video_pad|>`` per clip.
+        grid_thw: patches of each clip in time, height and width [clips, 3].
+        config: the vision tower's sizes.
+
+    Raises:
+        UserError: the numbers of clips and of ``<|video_pad|>`` differ.
+    """
+    pieces = text.split(VIDEO_TOKEN)
+    grids = np.asarray(grid_thw).reshape(-1, 3)
+    if len(pieces) - 1 != len(grids):
+        raise UserError(f"the prompt holds {len(pieces) - 1} {VIDEO_TOKEN} for {len(grids)} clips: leave that token out of your text")
+    counts = [math.prod(grid.tolist()) // config.merge_unit for grid in grids]
+    return pieces[0] + "".join(VIDEO_TOKEN * n + piece for n, piece in zip(counts, pieces[1:], strict=True))
+
+
+def chatml_labels(text: str, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Token ids of a finished conversation, and what the language loss is to predict.
+
+    Args:
+        text: the rendered conversation, pictures expanded.
+        tokenizer: the checkpoint's tokenizer.
+
+    Returns:
+        Token ids [L], and labels [L]: the id where a token belongs to an assistant's answer or ends it, ``IGNORE_INDEX`` elsewhere.
+
+    Raises:
+        UserError: no assistant's turn is complete.
+    """
+    spans: Sequence[tuple[int, int]] = [match.span(1) for match in _ASSISTANT_TURN.finditer(text)]
+    if not spans:
+        raise UserError("the conversation has no finished assistant turn, so there is nothing to learn: expected at least one")
+    ids, starts = tokenizer.encode_with_starts(text)
+    counts = np.zeros(len(ids), bool)
+    for first, last in spans:
+        counts |= (starts >= first) & (starts < last)
+    return ids, np.where(counts, ids, np.int32(IGNORE_INDEX))

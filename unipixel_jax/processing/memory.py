@@ -1,0 +1,96 @@
+"""Objects that a prompt remembers: masks on the vision tower's grid, the text that lists them, and the rows that each ``<|mem|>`` token averages.
+
+O objects, F frames, T pairs of frames, H and W in pixels, h and w in merged tokens. Source: UniPixel's ``unipixel/eval/infer_pixelqa.py``,
+``unipixel/dataset/sub_classes/region.py`` and the memory part of ``unipixel/model/qwen2_5_vl.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unipixel_jax.config import VisionConfig
+from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.processing.resize import bilinear_weights
+from unipixel_jax.processing.tokenizer import MEM_TOKEN
+
+
+def memory_grid(masks: NDArray[np.bool_], grid_thw: ArrayLike, config: VisionConfig) -> NDArray[np.bool_]:
+    """Which merged tokens each object touches.
+
+    A token counts where an antialiased resize of the mask to the tower's input is positive anywhere in it, in either frame of its pair. An object
+    that is nowhere counts as everywhere, so that every object has a memory.
+
+    Args:
+        masks: bool [O, F, H, W].
+        grid_thw: patches of the clip in time, height and width (T, h * merge, w * merge).
+        config: the vision tower's sizes.
+
+    Returns:
+        bool [T, O, h, w].
+    """
+    time, down, across = np.asarray(grid_thw).tolist()
+    count, frames, height, width = masks.shape
+    pair, unit = config.temporal_patch_size, config.patch_size * config.spatial_merge_size
+    masks = np.concatenate([masks, np.repeat(masks[:, -1:], time * pair - frames, axis=1)], axis=1)
+    rows = _touched(height, down // config.spatial_merge_size, unit)
+    columns = _touched(width, across // config.spatial_merge_size, unit)
+    grid = np.zeros((time, count, len(rows), len(columns)), bool)
+    for t, o in np.ndindex(time, count):
+        mask = masks[o, t * pair : (t + 1) * pair].any(axis=0)
+        grid[t, o] = rows @ mask.astype(np.float32) @ columns.T > 0
+    grid[:, ~grid.any(axis=(0, 2, 3))] = True
+    return grid
+
+
+def memory_prefix(grid: NDArray[np.bool_], frames: int) -> str:
+    """The lines that list the objects before a question: each object's number, and a ``<|mem|>`` for every pair of frames in which it is visible.
+
+    Args:
+        grid: which merged tokens each object touches, bool [T, O, h, w].
+        frames: F of the clip.
+    """
+    if frames > 1:
+        lines = [f"Here is a video with {frames} frames denoted as <1> to <{frames}>. The highlighted regions are as follows:"]
+    else:
+        lines = ["Here is an image with the following highlighted regions:"]
+    for number in range(grid.shape[1]):
+        times = (2 * np.flatnonzero(grid[:, number].any(axis=(1, 2))) + 1).tolist()
+        lines.append(f"[{number}]: " + " ".join(f"<{t}>-<{t + 1}> {MEM_TOKEN}" if frames > 1 else MEM_TOKEN for t in times))
+    return "\n".join(lines) + "\n"
+
+
+def memory_rows(grids: Sequence[tuple[int, NDArray[np.bool_]]], window_order: NDArray[np.int32], ladders: Ladders = LADDERS) -> tuple[NDArray[np.int32], int]:
+    """The merged tokens that each ``<|mem|>`` token averages.
+
+    The reference lays masks in reading order over features in window order, and its weights were trained so. The rows therefore point where the
+    masked places of that order come from.
+
+    Args:
+        grids: for each clip the number of merged tokens before it in the batch, and which of its own each object touches, bool [T, O, h, w].
+        window_order: the merged tokens in window order [M], from ``VisionIndex``.
+        ladders: the padded sizes.
+
+    Returns:
+        Merged tokens in reading order [memories, tokens of the largest] with M in empty places, ordered by clip, object and time; and the number
+        of memories before padding.
+    """
+    rows: list[NDArray[np.int32]] = []
+    for first, grid in grids:
+        time, objects = grid.shape[:2]
+        order = window_order[first : first + grid.size // max(objects, 1)].reshape(time, -1)
+        for seen in grid.swapaxes(0, 1).reshape(objects, time, -1):
+            rows += [order[t][seen[t]] for t in range(time) if seen[t].any()]
+    shape = ladders.memories.size(len(rows)), ladders.memory_tokens.size(max((len(r) for r in rows), default=0))
+    table = np.full(shape, len(window_order), np.int32)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return table, len(rows)
+
+
+def _touched(size: int, tokens: int, unit: int) -> NDArray[np.float32]:
+    """1 where a pixel has a share in a merged token along one axis [tokens, size]."""
+    shares: NDArray[np.float32] = bilinear_weights(size, tokens * unit).reshape(tokens, unit, size).max(axis=1)
+    return (shares > 0).astype(np.float32)

@@ -1,0 +1,176 @@
+"""What a user points at, points, boxes and masks, and how a question speaks of it.
+
+R references, F frames, H height, W width. Coordinates given by users are pixels of the media; the model's are pixels of SAM's square. Source: UniPixel's
+``unipixel/eval/infer_pixelqa.py``, ``unipixel/dataset/sub_classes/referring.py`` and SAM 2's prompt encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.core.buckets import Ladder
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
+
+REGION = "<region>"
+"""Where a question speaks of the next reference; ``<|ref|>`` does as well."""
+
+_POINT, _NOTHING, _CORNERS = 1, -1, (2, 3)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a picture: pixels from the left and from the top, and the frame (counted among the frames that were taken of a clip)."""
+
+    x: float
+    y: float
+    frame: int = 0
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in a picture: left, top, right and bottom in pixels, and the frame (counted among the frames that were taken of a clip)."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    frame: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """The pixels of an object: bool [F, H, W] for a whole clip, or [H, W] on one ``frame`` (counted among the frames that were taken of a clip)."""
+
+    array: NDArray[np.bool_]
+    frame: int = 0
+
+    def on_clip(self, frames: int, height: int, width: int) -> NDArray[np.bool_]:
+        """The mask on every frame of a clip, bool [F, H, W].
+
+        Raises:
+            UserError: a mask of another size, empty, not boolean, or on a frame that the clip does not have.
+        """
+        array = np.asarray(self.array)
+        if array.dtype != np.bool_ or array.shape not in ((height, width), (frames, height, width)):
+            found = f"{array.dtype} {list(array.shape)}"
+            raise UserError(f"the mask is {found}, expected bool {[height, width]} or {[frames, height, width]} as the media has it")
+        if not array.any():
+            raise UserError("the mask is empty: mark at least one pixel of the object")
+        if array.ndim == 3:
+            return array
+        _check_frame(self.frame, frames)
+        out = np.zeros((frames, height, width), bool)
+        out[self.frame] = array
+        return out
+
+
+@dataclass(frozen=True)
+class SquareReference:
+    """A point or a box as the model takes it.
+
+    Attributes:
+        coords: the point [1, 2], or the box's two corners [2, 2], x before y, in pixels of SAM's square.
+        frame: the frame that it lies on.
+    """
+
+    coords: NDArray[np.float32]
+    frame: int
+
+
+Reference: TypeAlias = Point | Box
+
+
+@dataclass(frozen=True)
+class References:
+    """The points and boxes of a batch, in the order of their ``<|ref|>`` tokens. R is a padded size.
+
+    Attributes:
+        coords: x and y in SAM's square [R, 3, 2], float32: a point and two fillers, or two corners and a filler.
+        labels: of each of them [R, 3], int32: 1 point, 2 and 3 corners, -1 filler. The encoder itself adds no further filler.
+        is_box: three embeddings count instead of the first two [R], bool.
+        frames: frame of the clip [R], float32.
+        spans: last frame that the clip's grid has room for, by which ``frames`` is divided [R], float32; 1 at padding.
+    """
+
+    coords: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    is_box: NDArray[np.bool_]
+    frames: NDArray[np.float32]
+    spans: NDArray[np.float32]
+
+
+def to_square(reference: Reference, frames: int, height: int, width: int, side: int) -> SquareReference:
+    """Scale a user's point or box to SAM's square.
+
+    Args:
+        reference: in pixels of the media.
+        frames: frames of the clip.
+        height: of the media, in pixels.
+        width: of the media, in pixels.
+        side: of SAM's square, in pixels.
+
+    Raises:
+        UserError: outside the picture or the clip, or a box without area.
+    """
+    if isinstance(reference, Box):
+        corners = [(reference.x0, reference.y0), (reference.x1, reference.y1)]
+        if not (reference.x0 < reference.x1 and reference.y0 < reference.y1):
+            raise UserError(f"{reference} has no area, expected x0 < x1 and y0 < y1")
+    else:
+        corners = [(reference.x, reference.y)]
+    if not all(0 <= x <= width and 0 <= y <= height for x, y in corners):
+        raise UserError(f"{reference} lies outside the picture, expected 0 <= x <= {width} and 0 <= y <= {height} in pixels")
+    _check_frame(reference.frame, frames)
+    scale = np.array([side / width, side / height])
+    return SquareReference((np.array(corners) * scale).astype(np.float32), reference.frame)
+
+
+def reference_table(references: Sequence[tuple[SquareReference, int]], ladder: Ladder) -> References:
+    """References with the number of frames that their clip's grid has room for (twice its length in time), as a padded table."""
+    size = ladder.size(len(references))
+    table = References(
+        np.zeros((size, 3, 2), np.float32),
+        np.full((size, 3), _NOTHING, np.int32),
+        np.zeros(size, bool),
+        np.zeros(size, np.float32),
+        np.ones(size, np.float32),
+    )
+    for row, (reference, room) in enumerate(references):
+        count = len(reference.coords)
+        table.coords[row, :count] = reference.coords
+        table.labels[row, :count] = _CORNERS if count == 2 else _POINT
+        table.is_box[row] = count == 2
+        table.frames[row] = reference.frame
+        table.spans[row] = room - 1
+    return table
+
+
+def name_regions(question: str, names: Sequence[str]) -> str:
+    """Write the names of the references into a question: at each ``<region>`` in turn, or in front where the question has none.
+
+    Raises:
+        UserError: the question has some, but not one for each reference.
+    """
+    pieces = question.replace(REF_TOKEN, REGION).split(REGION)
+    if len(pieces) == 1:
+        return f"{', '.join(names)}: {question}" if names else question
+    if len(pieces) - 1 != len(names):
+        raise UserError(f"the question has {len(pieces) - 1} {REGION} for {len(names)} points, boxes or masks: expected one each, or none")
+    return pieces[0] + "".join(name + piece for name, piece in zip(names, pieces[1:], strict=True))
+
+
+def locating_turn(question: str, references: int) -> tuple[str, str]:
+    """PixelQA's first turn: a question that asks where the referred objects are, and the answer with one ``<|seg|>`` for each of them."""
+    text = name_regions(question, [f"[{i}] {REF_TOKEN}" for i in range(references)])
+    return f"{text}. Please localize the relevant objects with IDs.", " ".join(f"[{i}] {SEG_TOKEN}" for i in range(references))
+
+
+def _check_frame(frame: int, frames: int) -> None:
+    if not 0 <= frame < frames:
+        raise UserError(f"frame {frame} is not in the clip, expected 0 to {frames - 1}, counted among the frames that were taken")

@@ -1,0 +1,131 @@
+"""The two sizes in which a frame is seen: the language side's, by a budget of pixels, and SAM's square.
+
+F frames, H height, W width, S side of SAM's square. Source: ``smart_resize`` and ``fetch_image`` in UniPixel's ``unipixel/dataset/utils.py``,
+``unipixel/utils/transforms.py``, and torchvision's antialiased bilinear ``Resize`` on float tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unipixel_jax.errors import UserError
+
+FACTOR = 28
+"""Sides of a resized frame are multiples of this many pixels, those of a merged token."""
+
+MAX_RATIO = 200
+"""A frame whose sides differ by more than this factor is refused."""
+
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def check_ratio(height: int, width: int, name: str = "the picture") -> None:
+    """Refuse a frame that is too long and thin for the reference.
+
+    Raises:
+        UserError: the sides differ by more than a factor of 200.
+    """
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise UserError(f"{name} is {width}x{height} pixels, expected sides that differ by at most a factor of {MAX_RATIO}: crop it or pad it")
+
+
+def pixel_budget(frames: int, sample_frames: int) -> tuple[int, int]:
+    """The fewest and the most pixels that one frame may have for the language side.
+
+    Args:
+        frames: frames of the clip after sampling; 1 for a photo.
+        sample_frames: frames at most taken from any clip; shorter clips get larger frames.
+    """
+    return 128 * FACTOR**2, 256 * FACTOR**2 * max(1, sample_frames // frames)
+
+
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int, factor: int = FACTOR) -> tuple[int, int]:
+    """Height and width nearest in shape to the given ones, in multiples of ``factor`` and within the budget of pixels.
+
+    Raises:
+        UserError: the sides differ by more than a factor of 200.
+    """
+    check_ratio(height, width)
+    down = max(factor, round(height / factor) * factor)
+    across = max(factor, round(width / factor) * factor)
+    if down * across < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        down, across = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    if down * across > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        down, across = math.floor(height / shrink / factor) * factor, math.floor(width / shrink / factor) * factor
+    return down, across
+
+
+def language_frames(frames: NDArray[np.uint8], sample_frames: int) -> NDArray[np.uint8]:
+    """Frames in the size that the language side reads: Pillow's bicubic filter, within ``pixel_budget``.
+
+    Args:
+        frames: [F, H, W, 3].
+        sample_frames: frames at most taken from any clip.
+
+    Returns:
+        [F, height, width, 3], sides multiples of 28.
+    """
+    fewest, most = pixel_budget(len(frames), sample_frames)
+    height, width = smart_resize(frames.shape[1], frames.shape[2], fewest, most)
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for frame, target in zip(frames, out, strict=True):
+        target[:] = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    return out
+
+
+def square_frames(frames: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+    """Frames as SAM reads them: squashed to a square, normalised with ImageNet's mean and deviation.
+
+    Args:
+        frames: [F, H, W, 3].
+        side: S in pixels.
+
+    Returns:
+        [F, S, S, 3].
+    """
+    down, across = _taps(frames.shape[1], side), _taps(frames.shape[2], side)
+    out = np.empty((len(frames), side, side, 3), np.float32)
+    for frame, target in zip(frames, out, strict=True):
+        target[:] = (_resample(_resample(frame, *down, axis=0), *across, axis=1) / np.float32(255) - _MEAN) / _STD
+    return out
+
+
+def bilinear_weights(size: int, target: int) -> NDArray[np.float32]:
+    """Weights of an antialiased bilinear resize along one axis [target, size]: a triangle as wide as an output pixel, or as an input one if larger."""
+    scale = np.float32(size) / np.float32(target)
+    reach = max(scale, np.float32(1))
+    centre = scale * (np.arange(target, dtype=np.float32) + np.float32(0.5))
+    first = np.maximum((centre - reach + np.float32(0.5)).astype(np.int64), 0)
+    last = np.minimum((centre + reach + np.float32(0.5)).astype(np.int64), size)
+    pixel = np.arange(size)
+    distance = (pixel.astype(np.float32) - centre[:, None] + np.float32(0.5)) / reach
+    weights: NDArray[np.float32] = np.maximum(np.float32(1) - np.abs(distance), np.float32(0))
+    weights *= (pixel >= first[:, None]) & (pixel < last[:, None])
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
+
+
+def _taps(size: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The inputs that each output depends on [target, taps], and their weights [target, taps]."""
+    weights = bilinear_weights(size, target)
+    used = weights > 0
+    count = int(used.sum(axis=1).max())
+    places = np.minimum(used.argmax(axis=1), size - count)[:, None] + np.arange(count)
+    return places, np.take_along_axis(weights, places, axis=1)
+
+
+def _resample(pixels: NDArray[Any], places: NDArray[np.intp], weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Weighted sum along one axis of [height, width, 3]. Tap by tap, since matrix products of this shape lose their time to waiting threads."""
+    spread = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    out: NDArray[np.float32] = np.take(pixels, places[:, 0], axis=axis) * weights[:, 0].reshape(spread)
+    for tap in range(1, places.shape[1]):
+        out += np.take(pixels, places[:, tap], axis=axis) * weights[:, tap].reshape(spread)
+    return out
