@@ -15,6 +15,8 @@ from typing import Any
 from unipixel_jax.config import SAM2_SIZES
 from unipixel_jax.errors import UserError
 
+from .output import require_free
+
 TO_JAX = """Make a directory that unipixel-jax runs from.
 
 SRC is a UniPixel checkpoint, or a directory with a LoRA adapter or partial weights (then its base is found from its config.json or given with --base, and
@@ -95,7 +97,9 @@ def _to_jax(args: argparse.Namespace) -> int:
         opened = sources.open_fresh(args.qwen, args.sam2, args.sam2_size, args.image_size, args.seed)
     else:
         opened = sources.open_source(source, args.base, args.sam2, args.seed)
-    summary = to_jax.convert(opened, target, force=args.force, dry_run=args.dry_run)
+    if args.dry_run and target:
+        require_free(target, args.force, opened.inputs)
+    summary = to_jax.check(opened) if args.dry_run or target is None else to_jax.convert(opened, target, force=args.force)
     size = f"{summary.tensors} tensors, {summary.parameters:,} parameters, {summary.arrays} arrays, {summary.nbytes / 1e9:.3g} GB"
     print(f"all is there, nothing was written: {size}" if args.dry_run else f"{target}: {size} in {time.perf_counter() - start:.1f} s")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,14 +41,15 @@ def sam2_sizes(size: str | None, tensors: Mapping[str, Tensor], image_size: int,
     Raises:
         UserError: no SAM 2, or none of the four; heads, windows and global blocks cannot be read from the weights.
     """
-    if size in SAM2_SIZES:
+    if size is not None and size in SAM2_SIZES:
         return replace(SAM2_SIZES[size], image_size=image_size)
     if size is not None:
         raw = read_json(Path(size))
         unknown = sorted(raw.keys() ^ vars(SAM2_SIZES["tiny"]).keys())
         if unknown:
             raise UserError(f"{size} must have exactly the fields of Sam2Config; lacking or unknown: {', '.join(unknown)}")
-        return Sam2Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        return Sam2Config(**fields)
     trunk = "sam2.image_encoder.trunk."
     patch = tensors.get(f"{trunk}patch_embed.proj.weight")
     if patch is None:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unipixel_jax.config import PRESETS, SAM2_SIZES, Sam2Config, TextConfig, UniPixelConfig, read_qwen
 
 from . import fresh
@@ -20,7 +22,7 @@ from .tables import all_rules
 from .tables.sam2 import sam2_rules
 from .tables.text import text_rules
 from .tables.vision import vision_rules
-from .tensors import Tensor
+from .tensors import CODES, Tensor
 from .weights import read_file, read_weights
 
 KINDS: Mapping[str, str] = {
@@ -76,13 +78,13 @@ class Report:
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
         lines = [
             f"{self.path}: {KINDS[self.kind]}",
-            *[f"  {label:<11} {value}" for label, value in (("model", self.model), ("SAM 2.1", self.sam2)) if value],
-            f"  {'tensors':<11} {self.tensors} ({dtypes}), {self.parameters:,} parameters, {self.nbytes / 1e9:.3g} GB",
-            *[f"  {label:<11} {value}" for label, value in self.details.items()],
+            *[f"  {label:<13} {value}" for label, value in (("model", self.model), ("SAM 2.1", self.sam2)) if value],
+            f"  {'tensors':<13} {self.tensors} ({dtypes}), {self.parameters:,} parameters, {self.nbytes / 1e9:.3g} GB",
+            *[f"  {label:<13} {value}" for label, value in self.details.items()],
         ]
         for label, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             more = ", ..." if len(names) > SHOWN else ""
-            lines.append(f"  {label:<11} {len(names)}: {', '.join(names[:SHOWN])}{more}" if names else f"  {label:<11} nothing")
+            lines.append(f"  {label:<13} {len(names)}: {', '.join(names[:SHOWN])}{more}" if names else f"  {label:<13} nothing")
         return "\n".join(lines)
 
 
@@ -133,14 +135,14 @@ def _adapter(path: Path) -> Report:
 
 
 def _jax(path: Path) -> Report:
-    """The tensors are the torch ones that the manifest lists; what is missing or unexpected are arrays."""
+    """Here the tensors are the stacked arrays, under their paths."""
     manifest = Manifest.read(path)
     _, config = read_config(path)
-    stored = dict.fromkeys(sorted(header.parent.name for header in (path / PARAMS).glob("*/.zarray")), ())
-    coverage = Coverage.of(stored, dict.fromkeys(".".join(map(str, rule.jax)) for rule in all_rules(config)))
-    tensors = {name: Tensor(record.dtype, record.shape, lambda: iter(())) for name, record in manifest.tensors.items()}
-    details = {"arrays": len(stored), "made from": ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value is not None)}
-    return _report(path, "jax", tensors, coverage, _model(config), _sam2_size(config.sam2), details)
+    headers = {header.parent.name: read_json(header) for header in sorted((path / PARAMS).glob("*/.zarray"))}
+    arrays = {name: Tensor(_code(header["dtype"]), tuple(header["shape"]), lambda: iter(())) for name, header in headers.items()}
+    coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(".".join(map(str, rule.jax)) for rule in all_rules(config)))
+    origin = ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value is not None)
+    return _report(path, "jax", arrays, coverage, _model(config), _sam2_size(config.sam2), {"torch tensors": len(manifest.tensors), "made from": origin})
 
 
 def _report(
@@ -155,6 +157,10 @@ def _report(
     dtypes = dict(Counter(tensor.dtype for tensor in tensors.values()))
     parameters, nbytes = (sum(getattr(tensor, name) for tensor in tensors.values()) for name in ("count", "nbytes"))
     return Report(str(path), kind, model, sam2, len(tensors), parameters, nbytes, dtypes, coverage.missing, coverage.unexpected, details or {})
+
+
+def _code(zarr: str) -> str:
+    return "BF16" if zarr == "bfloat16" else CODES[np.dtype(zarr)]
 
 
 def _names(rules: Iterable[Rule]) -> set[str]:

@@ -103,7 +103,7 @@ def _scale(module: str, down: Tensor, options: Mapping[str, Any], where: object)
     alpha = _of_module(module, options.get("alpha_pattern"), options.get("lora_alpha"), where)
     if down.shape[:1] != (rank,):
         raise UserError(f"{where}: the adapter of {module} has rank {down.shape[:1]}, adapter_config.json says {rank}; the two do not belong together")
-    return alpha / (math.sqrt(rank) if options.get("use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if options.get("use_rslora") else rank)
 
 
 def _of_module(module: str, patterns: Mapping[str, float] | None, default: Any, where: object) -> Any:

@@ -61,7 +61,7 @@ def _replace(partial: Path, target: Path) -> None:
     if not target.exists():
         partial.rename(target)
         return
-    old = partial.with_suffix(".old")
+    old = partial.with_name(partial.name.replace(".partial-", ".partial-old-"))
     target.rename(old)
     partial.rename(target)
     shutil.rmtree(old)

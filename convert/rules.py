@@ -25,17 +25,17 @@ SHOWN = 20
 
 
 def same(shape: Shape) -> Shape:
-    """torch has the same shape."""
+    """In torch the shape is the same."""
     return shape
 
 
 def conv_1x1(shape: Shape) -> Shape:
-    """torch keeps a linear map [out, in] as a 1x1 convolution [out, in, 1, 1]."""
+    """In torch a linear map [out, in] is a 1x1 convolution [out, in, 1, 1]."""
     return (*shape, 1, 1)
 
 
 def one_row(shape: Shape) -> Shape:
-    """torch keeps a vector [D] as an embedding of one row [1, D]."""
+    """In torch a vector [D] is an embedding of one row [1, D]."""
     return (1, *shape)
 
 

@@ -30,9 +30,10 @@ class Source:
 
     Attributes:
         config: its sizes.
-        config_text: the `config.json` to write, verbatim where there is one.
+        config_json: the `config.json` to write, verbatim where there is one.
         tensors: all of its weights under canonical names, a tied head left out.
         companions: directories whose tokenizer and processor files belong to it; a later one wins.
+        inputs: all that is read, which the output may not replace.
         new_tokens: whether UniPixel's tokens must still be appended to those tokenizer files.
         description: where it comes from, for the manifest.
         weights: the layout to restore, where the source is a checkpoint and not a merge.
@@ -40,9 +41,10 @@ class Source:
     """
 
     config: UniPixelConfig
-    config_text: str
+    config_json: bytes
     tensors: dict[str, Tensor]
     companions: tuple[Path, ...]
+    inputs: tuple[Path, ...]
     description: dict[str, Any]
     new_tokens: bool = False
     weights: Weights | None = None
@@ -77,8 +79,8 @@ def find(place: Any, directory: Path) -> Path | None:
     return next((path.resolve() for path in candidates if path.exists()), None)
 
 
-def open_source(path: Path, base: Path | None, sam2: Path | None, seed: int) -> Source:
-    """A checkpoint, or an adapter on its base, whichever lies at `path`.
+def open_source(path: Path, base: Path | None = None, sam2: Path | None = None, seed: int = 0) -> Source:
+    """A checkpoint, or an adapter on its base, whichever lies at `path`; for the other arguments see `open_adapter`.
 
     Raises:
         UserError: neither, or see `open_checkpoint` and `open_adapter`.
@@ -105,8 +107,9 @@ def open_checkpoint(directory: Path) -> Source:
     weights = read_weights(directory)
     tensors, tied = _without_tied_head(renamed(weights.tensors, directory), config, directory)
     own_head = next((name for name in weights.tensors if canonical(name) == HEAD), None) if tied else None
-    text = (directory / "config.json").read_text(encoding="utf-8")
-    return Source(config, text, tensors, (directory,), {"kind": "checkpoint", "path": str(directory)}, weights=weights, tied=own_head)
+    description = {"kind": "checkpoint", "path": str(directory)}
+    raw = (directory / "config.json").read_bytes()
+    return Source(config, raw, tensors, (directory,), (directory,), description, weights=weights, tied=own_head)
 
 
 def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: int) -> Source:
@@ -130,12 +133,12 @@ def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: 
     ids, count = tokens.token_ids(qwen)
     new = [token for token in tokens.NEW_TOKENS if token not in ids]
     ids |= {token: max(ids.values()) + 1 + i for i, token in enumerate(new)}
-    config, text = _fresh_config(raw, sizes, ids, count + len(new))
+    config, raw_config = _fresh_config(raw, sizes, ids, count + len(new))
     base = renamed(read_weights(qwen).tensors, qwen)
     base, _ = _without_tied_head(base, config, qwen)
     tensors = fresh.assemble(base, memory, config, len(new), seed)
     description = {"kind": "fresh", "qwen": str(qwen), "sam2": str(sam2), "seed": seed}
-    return Source(config, text, tensors, (qwen,), description, new_tokens=True)
+    return Source(config, raw_config, tensors, (qwen,), (qwen, sam2), description, new_tokens=True)
 
 
 def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: int) -> Source:
@@ -178,7 +181,8 @@ def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: in
         raise UserError(f"{directory} adapts {len(unknown)} weights that {base} does not have: {', '.join(unknown[:20])}; give the right base with --base DIR")
     tensors |= {name: lora.merged(tensors[name], pair, merge.scales[name], name) for name, pair in merge.pairs.items()}
     description = {"kind": "adapter", "path": str(directory), "base": str(base), "sam2": str(sam2) if sam2 else None, "lora": len(merge.pairs)}
-    return Source(config, json.dumps(raw, indent=2), tensors, (base, directory), description)
+    inputs = (directory, base, *([sam2] if sam2 else []))
+    return Source(config, _json(raw), tensors, (base, directory), inputs, description)
 
 
 def _overlaid(tensors: Mapping[str, Tensor], new: Mapping[str, Tensor], where: Path | None) -> dict[str, Tensor]:
@@ -206,10 +210,10 @@ def _digest(tensor: Tensor) -> bytes:
     return digest.digest()
 
 
-def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int], count: int) -> tuple[UniPixelConfig, str]:
+def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int], count: int) -> tuple[UniPixelConfig, bytes]:
     """The configuration that the reference's training would write. The vocabulary grows only if the tokenizer outgrew it."""
     vision, text = read_qwen(raw)
-    named = {f"{key}_token_id": ids[f"<|{key}|>"] for key in ("ref", "seg", "mem")}
+    named: dict[str, Any] = {f"{key}_token_id": ids[f"<|{key}|>"] for key in ("ref", "seg", "mem")}
     named |= {key: raw[key] for key in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id") if key in raw}
     config = UniPixelConfig(
         vision=vision,
@@ -222,4 +226,8 @@ def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int]
     written = config.to_hf()
     written["text_config"] |= {**raw.get("text_config", {}), "vocab_size": config.text.vocab_size}
     written["vision_config"] |= raw["vision_config"]
-    return config, json.dumps({**raw, **written}, indent=2)
+    return config, _json({**raw, **written})
+
+
+def _json(raw: Mapping[str, Any]) -> bytes:
+    return json.dumps(raw, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from unipixel_jax.core.blocks import Blocks, read_file
+from unipixel_jax.core.blocks import Blocks, bytes_of, read_file
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -66,7 +66,7 @@ class Tensor:
 
         def blocks() -> Blocks:
             array = np.ascontiguousarray(compute(), dtype=DTYPES[dtype]).reshape(shape)
-            yield memoryview(array.reshape(-1).view(np.uint8))
+            yield bytes_of(array)
 
         return cls(dtype, shape, blocks)
 
@@ -83,7 +83,7 @@ class Tensor:
     def load(self) -> np.ndarray:
         """The numbers, as an array of `shape`."""
         array = np.empty(self.shape, DTYPES[self.dtype])
-        target = memoryview(array.reshape(-1).view(np.uint8))
+        target = bytes_of(array)
         start = 0
         for block in self.blocks():
             target[start : start + len(block)] = block

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from flax import nnx
 
@@ -19,7 +20,7 @@ from unipixel_jax.models.unipixel import UniPixelModel
 from .hf_config import copy_companions
 from .manifest import PARAMS, Manifest, Record
 from .names import canonical
-from .output import new_directory, require_free
+from .output import new_directory
 from .progress import bar
 from .rules import Coverage, Rule, Shape
 from .sources import EMBEDDING, Source
@@ -48,10 +49,27 @@ class Summary:
 def model_shapes(config: UniPixelConfig) -> dict[KeyPath, Shape]:
     """Path and shape of every weight of the model, of which nothing is made."""
     model = abstract(lambda rngs: UniPixelModel(config, rngs=rngs))
-    return {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    return {cast(KeyPath, path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
-def convert(source: Source, target: Path | None, *, force: bool = False, dry_run: bool = False) -> Summary:
+def check(source: Source) -> Summary:
+    """Compare all names, shapes and dtypes with the model's, and write nothing.
+
+    Raises:
+        UserError: tensors are missing, unexpected or misshapen; all are listed.
+    """
+    rules, shapes = all_rules(source.config), model_shapes(source.config)
+    expected = {name: shape for rule in rules for name, shape in rule.torch_shapes(shapes[rule.jax]).items()}
+    coverage = Coverage.of({name: tensor.shape for name, tensor in source.tensors.items()}, expected)
+    weights = f"one of {', '.join(WEIGHT_DTYPES)}"
+    odd = {name: (tensor.dtype, weights) for name, tensor in source.tensors.items() if name in expected and tensor.dtype not in WEIGHT_DTYPES}
+    where = source.description.get("path") or source.description.get("qwen")
+    Coverage(coverage.missing, coverage.unexpected, {**coverage.misshapen, **odd}).require_complete(str(where))
+    nbytes = sum(source.tensors[name].count * DTYPES[_common_dtype(source, rule)].itemsize for rule in rules for name in rule.torch)
+    return Summary(len(source.tensors), len(rules), sum(tensor.count for tensor in source.tensors.values()), nbytes)
+
+
+def convert(source: Source, target: Path, *, force: bool = False) -> Summary:
     """Write a converted directory. It appears at once when it is complete, or not at all.
 
     A stacked array whose layers have different dtypes takes the smallest one that holds them all exactly; the manifest keeps each layer's own, so that the
@@ -59,33 +77,21 @@ def convert(source: Source, target: Path | None, *, force: bool = False, dry_run
 
     Args:
         source: what to convert.
-        target: the directory to make; None, in a dry run, to leave it unchecked.
+        target: the directory to make.
         force: replace one that is not empty.
-        dry_run: check everything, write nothing.
 
     Raises:
-        UserError: tensors are missing, unexpected or misshapen (all are listed), or the output cannot be written.
+        UserError: see `check`; or the output cannot be written.
     """
-    rules = all_rules(source.config)
+    summary = check(source)
     shapes = model_shapes(source.config)
-    where = str(source.description.get("path") or source.description.get("qwen"))
-    _require_complete(source.tensors, rules, shapes, where)
-    arrays = {rule.jax: (rule, _common_dtype([source.tensors[name].dtype for name in rule.torch])) for rule in rules}
-    nbytes = sum(source.tensors[name].count * DTYPES[dtype].itemsize for rule, dtype in arrays.values() for name in rule.torch)
-    summary = Summary(len(source.tensors), len(arrays), sum(tensor.count for tensor in source.tensors.values()), nbytes)
-    if target is not None:
-        require_free(target, force, source.companions)
-    if target is None or dry_run:
-        return summary
     checksums: dict[str, int] = {}
-    with new_directory(target, force, nbytes, source.companions) as directory, bar("converting", sum(t.nbytes for t in source.tensors.values())) as advance:
-        pieces = {n: Tensor(t.dtype, t.shape, partial(_checked, t, n, checksums, advance)) for n, t in source.tensors.items()}
-        streams = {
-            path: checkpoint.StreamedArray(shapes[path], DTYPES[dtype], tuple(pieces[name].cast(dtype).blocks for name in rule.torch))
-            for path, (rule, dtype) in arrays.items()
-        }
-        checkpoint.save(directory / PARAMS, streams)
-        (directory / "config.json").write_text(source.config_text, encoding="utf-8")
+    total = sum(tensor.nbytes for tensor in source.tensors.values())
+    with new_directory(target, force, summary.nbytes, source.inputs) as directory, bar("converting", total) as advance:
+        tensors = {n: Tensor(t.dtype, t.shape, partial(_checked, t, n, checksums, advance)) for n, t in source.tensors.items()}
+        arrays = {rule.jax: _streamed(rule, shapes[rule.jax], tensors, _common_dtype(source, rule)) for rule in all_rules(source.config)}
+        checkpoint.save(directory / PARAMS, arrays)
+        (directory / "config.json").write_bytes(source.config_json)
         copy_companions(source.companions, directory)
         if source.new_tokens:
             append_tokens(directory)
@@ -93,19 +99,16 @@ def convert(source: Source, target: Path | None, *, force: bool = False, dry_run
     return summary
 
 
-def _require_complete(tensors: Mapping[str, Tensor], rules: list[Rule], shapes: Mapping[KeyPath, Shape], where: str) -> None:
-    expected = {name: shape for rule in rules for name, shape in rule.torch_shapes(shapes[rule.jax]).items()}
-    coverage = Coverage.of({name: tensor.shape for name, tensor in tensors.items()}, expected)
-    no_weights = {n: (t.dtype, f"one of {', '.join(WEIGHT_DTYPES)}") for n, t in tensors.items() if n in expected and t.dtype not in WEIGHT_DTYPES}
-    Coverage(coverage.missing, coverage.unexpected, {**coverage.misshapen, **no_weights}).require_complete(where)
-
-
-def _common_dtype(dtypes: list[str]) -> str:
-    """The smallest dtype that holds all of them exactly."""
-    kinds = set(dtypes)
+def _common_dtype(source: Source, rule: Rule) -> str:
+    """The smallest dtype that holds all of the rule's tensors exactly."""
+    kinds = {source.tensors[name].dtype for name in rule.torch}
     if len(kinds) == 1:
-        return dtypes[0]
+        return kinds.pop()
     return "F64" if "F64" in kinds else "F32"
+
+
+def _streamed(rule: Rule, shape: Shape, tensors: Mapping[str, Tensor], dtype: str) -> checkpoint.StreamedArray:
+    return checkpoint.StreamedArray(shape, DTYPES[dtype], tuple(tensors[name].cast(dtype).blocks for name in rule.torch))
 
 
 def _checked(tensor: Tensor, name: str, checksums: dict[str, int], advance: Callable[[int], None]) -> Blocks:

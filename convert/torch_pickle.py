@@ -85,7 +85,7 @@ def _load(path: Path, archive: zipfile.ZipFile) -> Any:
         except UserError:
             raise
         except Exception as error:  # a hostile or damaged pickle can fail in any way; it must still be one line
-            raise UserError(f"{path} has a damaged pickle ({type(error).__name__}: {error}); copy it again") from None
+            raise UserError(f"{path} has a damaged or hostile pickle ({type(error).__name__}: {error}); copy it again") from None
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Callable:
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> NoReturn:
-        raise UserError("the pickle tries to change a function: refused, nothing in the file was run")
+        raise pickle.UnpicklingError("it tries to change a function: refused, nothing in the file was run")
 
 
 class _Dictionary(dict[Any, Any]):

@@ -31,7 +31,7 @@ from unipixel_jax.convert.tensors import Tensor
 from unipixel_jax.convert.to_jax import model_shapes
 from unipixel_jax.convert.to_torch import SHARD_BYTES
 from unipixel_jax.convert.tokens import token_ids
-from unipixel_jax.core.blocks import BLOCK_BYTES, Blocks
+from unipixel_jax.core.blocks import BLOCK_BYTES, Blocks, bytes_of
 from unipixel_jax.errors import UserError
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -105,7 +105,7 @@ def draw(name: str, shape: tuple[int, ...], dtype: str, seed: int, advance: Call
         count = min(left, BLOCK_BYTES // 8)
         constant = np.full(count, name.endswith(".weight"), np.float32)
         numbers = constant if len(shape) == 1 else deviation * generator.standard_normal(count, np.float32)
-        block = memoryview(numbers.astype(TENSOR_DTYPES[dtype]).view(np.uint8))
+        block = bytes_of(numbers.astype(TENSOR_DTYPES[dtype]))
         advance(len(block))
         yield block
         left -= count

@@ -173,7 +173,6 @@ class UniPixelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The dictionary that transformers 4.53 and the reference read back as this configuration."""
         text = dataclasses.asdict(self.text)
-        tied = text.pop("tie_word_embeddings")
         section = text.pop("mrope_section")
         layers = self.text.num_hidden_layers
         text |= {
@@ -192,7 +191,7 @@ class UniPixelConfig:
             "model_type": "pixel_qwen2_5_vl",
             "hidden_size": self.text.hidden_size,
             "vocab_size": self.text.vocab_size,
-            "tie_word_embeddings": tied,
+            "tie_word_embeddings": self.text.tie_word_embeddings,
             "torch_dtype": self.dtype,
             "sam2_image_size": self.sam2.image_size,
             "sam2_checkpoint": None,
@@ -224,7 +223,7 @@ def read_qwen(raw: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
         raise ConfigError(f"rope_scaling is {scaling!r}, expected the default type with an mrope_section")
     if text.get("use_sliding_window"):
         raise ConfigError("use_sliding_window is true; Qwen2.5-VL's releases attend over the whole sequence, and so does this port")
-    merged = {**text, "mrope_section": scaling.get("mrope_section"), "tie_word_embeddings": raw.get("tie_word_embeddings", False)}
+    merged = {**text, "mrope_section": scaling.get("mrope_section"), "tie_word_embeddings": text.get("tie_word_embeddings", False)}
     merged.setdefault("rope_theta", scaling.get("rope_theta", 1e6))
     vision = {"in_channels": vision.get("in_chans", 3), **vision}
     return _build(VisionConfig, vision, "vision_config"), _build(TextConfig, merged, "text_config")

@@ -35,6 +35,8 @@ def use_clone(clone: Path) -> None:
     if not (clone / "unipixel" / "model" / "qwen2_5_vl.py").is_file():
         raise RecordingError(f"{clone} is not a clone of UniPixel (no unipixel/model/qwen2_5_vl.py): git clone https://github.com/PolyU-ChenLab/UniPixel")
     shims.install()
+    # the clone is only read, so no compiled files are left in it
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(clone.resolve()))
     try:
         module = importlib.import_module("unipixel.model.qwen2_5_vl")

@@ -173,7 +173,8 @@ def save_adapter(session: Session, seed: int) -> None:
     (folder / "README.md").unlink(missing_ok=True)
     save_file(partial, folder / "pytorch_model.safetensors")
     adapter = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(adapter | {"base_model_name_or_path": "../checkpoint"}, indent=1))
+    adapter |= {"base_model_name_or_path": "../checkpoint", "target_modules": sorted(adapter["target_modules"])}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=1))
     config.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(written | {"base_model_path": "../checkpoint"}, indent=1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from unipixel_jax.errors import UserError
 
 KeyPath = tuple[str | int, ...]
@@ -34,3 +36,8 @@ def read_file(path: Path, offset: int, count: int) -> Blocks:
                 raise UserError(f"{path} ends {count} bytes early: it is truncated, copy it again")
             count -= got
             yield buffer[:got]
+
+
+def bytes_of(array: np.ndarray) -> memoryview:
+    """The bytes of a contiguous array, which they share."""
+    return array.reshape(-1).view(np.uint8).data

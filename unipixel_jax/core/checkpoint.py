@@ -1,8 +1,9 @@
 """Arrays on disk as an Orbax checkpoint: written piece by piece in constant memory, restored straight into place.
 
-Orbax writes the tree and restores it; the bytes themselves go to disk here. An Orbax checkpoint without OCDBT is one Zarr v2 array per leaf, and an
-uncompressed Zarr v2 chunk is the array's bytes in C order (Zarr storage specification, version 2). So a stacked leaf is cut into one chunk per layer, and
-a layer can be copied from or to another file without ever being held in memory.
+An Orbax checkpoint without OCDBT is one Zarr v2 array per leaf, and an uncompressed Zarr v2 chunk is the array's bytes in C order (Zarr storage
+specification, version 2). Orbax writes the tree, and Orbax can restore it; the bytes themselves are moved here. A stacked leaf is cut into one chunk per
+layer, so a layer is copied from or to another file without being held in memory, and a model is restored in its own size of memory, where Orbax takes 1.7
+times that and longer (measured on a CPU, 3B in bfloat16: 7.8 against 13.5 GB).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from unipixel_jax.core.blocks import Blocks, KeyPath, read_file
+from unipixel_jax.core.blocks import Blocks, KeyPath, bytes_of, read_file
 from unipixel_jax.errors import UserError
 
-RESTORE_GB = 2
-"""How much may be in flight between disk and device while a checkpoint is restored."""
+ALIGNMENT = 64
+"""Where XLA wants a host buffer to begin; one that does is used in place on the CPU, any other is copied."""
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 
@@ -49,8 +50,7 @@ class StreamedArray:
     @classmethod
     def of(cls, array: np.ndarray | jax.Array) -> StreamedArray:
         """An array that exists already, as one piece."""
-        host = np.ascontiguousarray(np.asarray(array))
-        return cls(host.shape, host.dtype, (lambda: iter((memoryview(host.reshape(-1).view(np.uint8)),)),))
+        return cls(array.shape, np.dtype(array.dtype), (lambda: iter((bytes_of(np.ascontiguousarray(np.asarray(array))),)),))
 
     @property
     def chunk(self) -> tuple[int, ...]:
@@ -76,19 +76,47 @@ class StoredArray:
 
     def blocks(self, index: int | None = None) -> Blocks:
         """The bytes of the whole array, or of one slice of its first axis."""
-        chunk_bytes = math.prod(self.chunk) * self.dtype.itemsize
         if index is None:
-            count = math.prod(self.shape) // math.prod(self.chunk)
-            return chain.from_iterable(read_file(_chunk_file(self.directory, len(self.shape), i), 0, chunk_bytes) for i in range(count))
+            return chain.from_iterable(read_file(self._file(i), 0, self._chunk_bytes) for i in range(self.shape[0] // self.chunk[0] if self.shape else 1))
         file, row = divmod(index, self.chunk[0])
-        size = chunk_bytes // self.chunk[0]
-        return read_file(_chunk_file(self.directory, len(self.shape), file), row * size, size)
+        size = self._chunk_bytes // self.chunk[0]
+        return read_file(self._file(file), row * size, size)
+
+    def load(self, index: tuple[slice, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """A part of the array, cast to `dtype`, in memory that XLA can use in place."""
+        part = _aligned_empty(tuple(len(range(size)[cut]) for size, cut in zip(self.shape, index, strict=True)), dtype)
+        if self.chunk == self.shape:
+            self._fill(part, 0, index)
+        else:
+            for target, row in zip(part, range(self.shape[0])[index[0]], strict=True):
+                self._fill(target[None], row, (slice(None), *index[1:]))
+        return part
+
+    def _fill(self, target: np.ndarray, number: int, index: tuple[slice, ...]) -> None:
+        """Copy a part of one chunk: read straight into place, or mapped where it must be cut or cast."""
+        file = self._file(number)
+        if target.shape == self.chunk and target.dtype == self.dtype:
+            place = bytes_of(target)
+            for block in read_file(file, 0, len(place)):
+                place[: len(block)] = block
+                place = place[len(block) :]
+        elif not file.is_file() or file.stat().st_size != self._chunk_bytes:
+            raise UserError(f"{file} is missing or has another size than {self._chunk_bytes} bytes; convert the checkpoint again")
+        else:
+            target[...] = np.memmap(file, self.dtype, "r", shape=self.chunk)[index]
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    def _file(self, number: int) -> Path:
+        return _chunk_file(self.directory, len(self.shape), number)
 
 
 class _Declare(ocp.type_handlers.NumpyHandler):
     """Tells Orbax that the arrays exist; `save` writes their bytes afterwards."""
 
-    async def serialize(self, values: Sequence[StreamedArray], infos: Sequence[Any], args: Any = None) -> list[Any]:  # type: ignore[override]
+    async def serialize(self, values: Sequence[StreamedArray], infos: Sequence[Any], args: Any = None) -> list[Any]:
         for value, info in zip(values, infos, strict=True):
             await info.await_path_creation()
             info.path.mkdir(parents=True, exist_ok=True)
@@ -145,14 +173,10 @@ def restore(path: Path, abstract: Mapping[Any, Any]) -> dict[Any, Any]:
     Raises:
         UserError: no checkpoint there, leaves missing or too many, or another shape than asked for.
     """
+    stored = read(path)
     wanted = dict(_flat(abstract))
-    _require_same_shapes(path, wanted, read(path))
-    target = _nested(wanted)
-    args = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(restore_type=jax.Array, dtype=leaf.dtype, sharding=_sharding(leaf)), target)
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, restore_concurrent_gb=RESTORE_GB)
-    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        restored = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(item=target, restore_args=args))
-    return _like(abstract, restored)
+    _require_same_shapes(path, wanted, stored)
+    return _like(abstract, _nested({key: _restored(stored[key], leaf) for key, leaf in wanted.items()}))
 
 
 def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None = None) -> _Module:
@@ -197,8 +221,16 @@ def _require_same_shapes(path: Path, wanted: Mapping[KeyPath, Any], stored: Mapp
         raise UserError(f"{path} does not fit this model: {'; '.join(wrong[:20])}{more}. Convert the checkpoint again with its own config.json.")
 
 
-def _sharding(leaf: Any) -> jax.sharding.Sharding:
-    return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _restored(array: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array.load(index or (), np.dtype(leaf.dtype)))
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    count = math.prod(shape) * dtype.itemsize
+    raw = np.empty(count + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count].view(dtype).reshape(shape)
 
 
 def _chunk_file(directory: Path, rank: int, index: int) -> Path:

@@ -48,15 +48,16 @@ class Generation:
     first_logits: jax.Array
 
 
-@partial(jax.jit, static_argnames=("max_new_tokens", "end_tokens", "dtype", "sampling"))
+@partial(jax.jit, static_argnames=("new_token_slots", "end_tokens", "dtype", "sampling"))
 def generate(
     model: UniPixelModel,
     prompt: Prompt,
     rope_deltas: jax.Array,
     seg_positions: jax.Array,
     key: jax.Array,
+    max_new_tokens: jax.Array,
     *,
-    max_new_tokens: int,
+    new_token_slots: int,
     end_tokens: tuple[int, ...],
     dtype: jnp.dtype,
     sampling: Sampling = Sampling(),
@@ -69,13 +70,14 @@ def generate(
         rope_deltas: [B] int32, added to a token's index in the padded row to get its rotary position.
         seg_positions: [B, O] int32, where the hidden states of `<|seg|>` tokens of the prompt lie; T (or more) where there is none.
         key: for sampling.
-        max_new_tokens: N.
+        max_new_tokens: int32 scalar, where answers are cut off; at most N.
+        new_token_slots: N, for which memory is set aside; from the Ladder, since every other N is another program.
         end_tokens: tokens that end an answer.
         dtype: compute dtype.
         sampling: how tokens are drawn.
     """
     batch, length = prompt.input_ids.shape
-    cache = KVCache.empty(model.config.text, batch, length + max_new_tokens, dtype)
+    cache = KVCache.empty(model.config.text, batch, length + new_token_slots, dtype)
     states, cache = model.text(model.embed(prompt, dtype), prompt.position_ids, prompt.segments, cache)
     at = jnp.minimum(seg_positions, length - 1)
     prompt_hidden = jnp.take_along_axis(states, at[..., None], axis=1)
@@ -111,8 +113,8 @@ def generate(
         step=jnp.zeros((), jnp.int32),
         running=jnp.ones((batch,), bool),
         count=jnp.zeros((batch,), jnp.int32),
-        tokens=jnp.zeros((batch, max_new_tokens), jnp.int32),
-        hidden=jnp.zeros((batch, max_new_tokens, states.shape[-1]), states.dtype),
+        tokens=jnp.zeros((batch, new_token_slots), jnp.int32),
+        hidden=jnp.zeros((batch, new_token_slots, states.shape[-1]), states.dtype),
         cache=cache,
     )
     end = jax.lax.while_loop(more, body, record(start, first, states[:, -1]))

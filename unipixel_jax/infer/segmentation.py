@@ -51,7 +51,7 @@ def clip_logits(model: UniPixelModel, frames: np.ndarray, hidden: np.ndarray, dt
     hidden = np.pad(hidden, ((0, ladders.objects.size(objects) - objects), (0, 0)))
     features = encode_frames(model, frames, dtype, ladders.frames.size(count))
     alone = count == 1 or model.config.sam2_batch_mode
-    out = _masks(model, features, jnp.asarray(hidden, dtype), jnp.asarray(count, jnp.int32), alone=alone)
+    out = track_clip(model, features, jnp.asarray(hidden, dtype), jnp.asarray(count, jnp.int32), alone=alone)
     return ClipMasks(*(np.asarray(a)[:count, :objects] for a in out))
 
 
@@ -81,7 +81,11 @@ def _encode(model: UniPixelModel, frames: jax.Array, dtype: jnp.dtype) -> FrameF
 
 
 @partial(jax.jit, static_argnames="alone")
-def _masks(model: UniPixelModel, features: FrameFeatures, hidden: jax.Array, count: jax.Array, alone: bool) -> tuple[jax.Array, ...]:
+def track_clip(model: UniPixelModel, features: FrameFeatures, hidden: jax.Array, count: jax.Array, alone: bool) -> tuple[jax.Array, ...]:
+    """Masks [F, O, S/4, S/4], object scores [F, O] and predicted IoU [F, O] of objects with states ``hidden`` [O, D].
+
+    ``count`` is the true number of frames; with ``alone`` every frame is segmented by itself.
+    """
     tokens = model.seg_head(hidden)
     out = model.sam2.segment_frames(features, tokens) if alone else model.sam2.track(features, tokens, count)
     return out.low_res, out.decoded.object_score, jnp.max(out.decoded.iou, axis=-1)

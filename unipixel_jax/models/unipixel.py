@@ -136,6 +136,13 @@ def abstract_model(config: UniPixelConfig) -> UniPixelModel:
     return abstract(lambda rngs: UniPixelModel(config, rngs))
 
 
+def with_config(model: UniPixelModel, config: UniPixelConfig) -> UniPixelModel:
+    """The same weights under a configuration of equal sizes but other switches."""
+    other = jax.tree.map(lambda a: a, model)
+    other.config = config
+    return other
+
+
 def _fill(x: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Array:
     """Replace x [B, T, D] by values[slots] wherever a slot is in range."""
     return jnp.where((slots < values.shape[0])[..., None], values.at[slots].get(mode="fill", fill_value=0).astype(x.dtype), x)

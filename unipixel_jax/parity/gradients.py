@@ -14,26 +14,26 @@ from unipixel_jax.convert.rules import Rule
 from unipixel_jax.convert.tables import all_rules
 from unipixel_jax.infer.inputs import to_prompt
 from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case
 from unipixel_jax.processing.batch import Inputs
-from unipixel_jax.train.objective import TrainBatch, objective
+from unipixel_jax.train.objective import LossParts, TrainBatch, objective
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check]:
     """Losses and gradients of one recorded sample."""
-    model = loaded.model
     batch = _batch(case, inputs)
-    (_, parts), grads = jax.jit(jax.value_and_grad(lambda m: objective(m, batch, jnp.dtype("float32"), remat=False), has_aux=True))(model)
+    (_, parts), grads = _loss_and_gradients(loaded.model, batch)
     masks = parts.masks
     ours = {
         "loss": parts.total,
         "lm_loss": parts.language,
-        "seg.core_loss": parts.segmentation * batch.masks.shape[1],
+        "seg.core_loss": masks.total(MaskLossWeights()),
         "seg.loss_mask": masks.mask,
         "seg.loss_dice": masks.dice,
         "seg.loss_iou": masks.iou,
@@ -50,6 +50,11 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[C
         if name.startswith("grad."):
             checks.append(compare.gradient(name, _find(torch_grads, name.removeprefix("grad.")), value, total))
     return checks
+
+
+@jax.jit
+def _loss_and_gradients(model: UniPixelModel, batch: TrainBatch) -> tuple[tuple[jax.Array, LossParts], UniPixelModel]:
+    return jax.value_and_grad(lambda m: objective(m, batch, jnp.dtype("float32"), remat=False), has_aux=True)(model)
 
 
 def by_torch_name(grads: UniPixelModel, rules: list[Rule]) -> dict[str, np.ndarray]:

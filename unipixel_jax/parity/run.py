@@ -15,6 +15,7 @@ from rich.table import Table
 
 from unipixel_jax.convert import sources, to_jax
 from unipixel_jax.infer.loading import LoadedModel, load
+from unipixel_jax.models.unipixel import with_config
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case, Recording
 from unipixel_jax.parity.replay import F32, KINDS, Context
@@ -82,16 +83,9 @@ def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[C
         with _converted(recording.root / adapter) as adapted:
             return KINDS[case.kind](case, Context(adapted, recording.root, reduced))
     if "batch_mode" in case.options:
-        plain = dataclasses.replace(plain, model=_with_batch_mode(plain, bool(case.options["batch_mode"])))
+        config = dataclasses.replace(plain.config, sam2_batch_mode=bool(case.options["batch_mode"]))
+        plain = dataclasses.replace(plain, config=config, model=with_config(plain.model, config))
     return KINDS[case.kind](case, Context(plain, recording.root, reduced))
-
-
-def _with_batch_mode(loaded: LoadedModel, on: bool) -> Any:
-    import copy
-
-    model = copy.copy(loaded.model)
-    model.config = dataclasses.replace(loaded.config, sam2_batch_mode=on)
-    return model
 
 
 @contextmanager

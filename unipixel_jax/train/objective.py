@@ -40,7 +40,10 @@ class TrainBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossParts:
-    """float32 scalars: ``total`` = ``language`` + ``segmentation``; ``masks`` holds the parts, summed over frames, averaged over samples."""
+    """float32 scalars: ``total`` = ``language`` + ``segmentation``.
+
+    ``masks`` holds the parts, averaged over samples; over frames they are summed where clips are tracked, and averaged in batch mode.
+    """
 
     total: jax.Array
     language: jax.Array
@@ -72,9 +75,10 @@ def objective(
             out = model.sam2.track(features, tokens, frames.shape[0], training=True, remat=remat)
         return _clip_losses(out, masks, valid, weights)
 
+    frames = batch.masks.shape[1]
     parts = jax.lax.map(one_sample, (batch.frames, tokens, batch.masks, batch.valid))
-    parts = jax.tree.map(jnp.mean, parts)
-    segmentation = parts.total(weights) / batch.masks.shape[1]
+    parts = jax.tree.map(lambda a: jnp.mean(a) / (frames if batch_mode else 1), parts)
+    segmentation = parts.total(weights) / (1 if batch_mode else frames)
     return language + segmentation, LossParts(language + segmentation, language, segmentation, parts)
 
 

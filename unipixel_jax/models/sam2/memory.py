@@ -110,16 +110,19 @@ class RopeAttention(nnx.Module):
         With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``: the values are weighted before they are projected, which
         saves three eighths of the products where the memory is 64 wide and the model 256.
 
+        No gradient flows through what was rotated. The reference applies its rope under ``torch.no_grad`` (sam2/modeling/position_encoding.py,
+        apply_rotary_enc), so UniPixel was trained with constant scores but for the keys off the grid, and a port that trains must do the same.
+
         Args:
             x: [O, g * g, D] queries before projection.
             keys, values: [O, S, kv_dim] before projection; the last ``off_grid`` are not on the grid, the others are whole grids in a row.
             angles: [g * g, D / 2].
         """
-        q = rotate_pairs(self.q(x), angles)
+        q = jax.lax.stop_gradient(rotate_pairs(self.q(x), angles))
         k = self.k(keys)
         o, s, d = k.shape
         grids = (s - off_grid) // angles.shape[0]
-        on_grid = rotate_pairs(k[:, : s - off_grid].reshape(o, grids, -1, d), angles).reshape(o, -1, d)
+        on_grid = jax.lax.stop_gradient(rotate_pairs(k[:, : s - off_grid].reshape(o, grids, -1, d), angles).reshape(o, -1, d))
         k = jnp.concatenate([on_grid, k[:, s - off_grid :]], axis=1)
         out = attention(q[:, :, None], k[:, :, None], values[:, :, None], mask)[:, :, 0]
         return self.o(self.v(out))

@@ -1,0 +1,49 @@
+# Everything runs in virtual environments made here: .venv (demo, test, lint), .venv-parity (with torch), .venv-newest.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+PYTHON ?= $(shell scripts/find_python.sh)
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint parity test-newest clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
+
+demo: .venv/installed-demo  ## segment a photo and a clip that ship with the project, and say where the pictures are
+	@$(BIN)/unipixel-jax demo --output-dir outputs
+
+test: lint  ## ruff, mypy and the tests, without torch
+	@$(BIN)/python -m pytest -q
+
+test-slow: .venv/installed-dev  ## the tests that take minutes
+	@$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/installed-dev  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+# From PyPI, which on Linux means a CUDA build of several gigabytes; the tests need only its CPU side. Install a smaller torch into
+# .venv-parity first and pip leaves it alone.
+parity: .venv-parity/installed-dev,parity  ## add torch, and compare with it live
+	@.venv-parity/bin/python -m pytest -q -m torch
+
+test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found here and the newest JAX for it
+	@.venv-newest/bin/python -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
+	@.venv-newest/bin/python -m pytest -q
+
+clean:  ## remove environments, caches and outputs
+	rm -rf .venv .venv-parity .venv-newest outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+.venv-newest/installed-%: PYTHON = $(shell scripts/find_python.sh newest)
+.venv-newest/installed-%: INSTALL = --upgrade --upgrade-strategy eager
+
+# ENVIRONMENT/installed-EXTRAS: an environment with the project and those extras, made again when pyproject.toml changes.
+define environment
+$(1)/installed-%: pyproject.toml
+	@test -n "$$(PYTHON)"
+	@test -x $(1)/bin/python || { echo "making $(1) with $$(PYTHON)"; $$(PYTHON) -m venv $(1); }
+	@echo "installing unipixel-jax[$$*] into $(1)"
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $$(INSTALL) --editable ".[$$*]"
+	@touch "$$@"
+endef
+$(foreach e,.venv .venv-parity .venv-newest,$(eval $(call environment,$(e))))

@@ -1,0 +1,1 @@
+"""How fast the model is here: real sizes, random weights."""

@@ -1,0 +1,233 @@
+"""The ``unipixel-jax`` command. Every subcommand is a thin call; heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unipixel_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from unipixel_jax.infer.prediction import Prediction
+
+CACHE_VARIABLE = "UNIPIXEL_JAX_CACHE"
+MODEL_HELP = "a directory made by `unipixel-jax convert to-jax`; for a torch checkpoint you are told the command that converts it"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Returns:
+        The exit status: 0; 1 after an error, whose reason is one line on stderr; 2 for wrong arguments; 130 if interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["convert"]:
+        from unipixel_jax.convert.cli import main as convert
+
+        return convert(argv[1:])
+    if argv[:1] == ["bench"]:
+        from unipixel_jax.bench.cli import main as bench
+
+        return bench(argv[1:])
+    args = _parser().parse_args(argv)
+    try:
+        with ExitStack() as stack:
+            _show_progress(args.verbose, stack)
+            _cache_programs()
+            return int(args.run(args))
+    except UserError as error:
+        return _fail(str(error), args.verbose)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return _fail(f"{type(error).__name__}: {first} (this should not happen; --verbose shows where)", args.verbose)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="unipixel-jax", description="Segment, track and discuss objects named in words, in images and video.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    segment = commands.add_parser("segment", help="segment what a prompt asks for", description="Segment what a prompt asks for, in a photo or a clip.")
+    segment.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
+    segment.add_argument("prompt", metavar="PROMPT", help='for example: "Please segment the dog."')
+    segment.set_defaults(run=_segment)
+
+    ask = commands.add_parser("ask", help="ask about objects that you point at", description="Answer a question about objects given by points or boxes.")
+    ask.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
+    ask.add_argument("question", metavar="QUESTION", help='with <region> for each reference, for example: "What is <region> doing?"')
+    ask.add_argument("--point", action="append", default=[], metavar="X,Y[,FRAME]", help="a place on the object, in pixels; may be repeated")
+    ask.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1[,FRAME]", help="a rectangle around the object; may be repeated")
+    ask.set_defaults(run=_ask)
+
+    for command in (segment, ask):
+        command.add_argument("--model", required=True, type=Path, metavar="DIR", help=MODEL_HELP)
+        command.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
+        command.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
+        command.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay (default: gif); a photo's is a PNG")
+        command.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip to take at most (default: 16)")
+        command.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="where an answer is cut off (default: 512)")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write text, token ids, boxes, areas and COCO run-length masks")
+        command.add_argument("--masks", type=Path, metavar="FILE.npz", help="write the masks as booleans [objects, frames, height, width]")
+
+    parity = commands.add_parser("parity", help="replay a recording of the torch reference and compare")
+    parity.add_argument("recording", type=Path, metavar="RECORDING", help="a folder made by scripts/record_reference.py")
+    parity.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    parity.set_defaults(run=_parity)
+
+    demo = commands.add_parser("demo", help="run on a photo and a clip that ship with the package")
+    demo.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
+    demo.set_defaults(run=_demo)
+
+    for command in (segment, ask, parity, demo):
+        command.add_argument("--verbose", action="store_true", help="show the time of each stage, and the traceback of an error")
+    commands.add_parser("convert", help="convert weights between torch and JAX, or say what a checkpoint holds (convert --help)", add_help=False)
+    commands.add_parser("bench", help="measure speed (bench --help)", add_help=False)
+    return parser
+
+
+def _segment(args: argparse.Namespace) -> int:
+    from unipixel_jax.infer.predictor import UniPixel
+
+    _check_outputs(args)
+    model = UniPixel.from_pretrained(args.model, args.dtype)
+    prediction = model.segment(args.media, args.prompt, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
+    return _report(args, prediction)
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from unipixel_jax.infer.predictor import UniPixel
+    from unipixel_jax.processing.prompts import Box, Point
+
+    _check_outputs(args)
+    references = [*(Point(*_numbers(text, 2)) for text in args.point), *(Box(*_numbers(text, 4)) for text in args.box)]
+    model = UniPixel.from_pretrained(args.model, args.dtype)
+    prediction = model.ask(args.media, args.question, references, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
+    return _report(args, prediction)
+
+
+def _numbers(text: str, count: int) -> list[float | int]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (count, count + 1):
+        raise UserError(f"{text!r} is not a reference: expected {count} numbers separated by commas, and a frame if you like")
+    return [*values[:count], *(int(v) for v in values[count:])]
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Find out before the work, not after it, that a result could not be written."""
+    if args.masks is not None and args.masks.suffix != ".npz":
+        raise UserError(f"--masks {args.masks} must end in .npz")
+    for folder in {args.output_dir, *(path.parent for path in (args.json, args.masks) if path is not None)}:
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"{folder} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'}): choose another place")
+
+
+def _report(args: argparse.Namespace, prediction: Prediction) -> int:
+    from unipixel_jax.infer.visualize import answer_text, chip, save_overlay
+    from unipixel_jax.processing.media import read_media
+
+    colour = sys.stdout.isatty()
+    print(answer_text(prediction, colour))
+    clip = read_media(args.media, args.sample_frames)
+    for number, item in enumerate(prediction.objects, start=1):
+        seen = [frame for frame, area in enumerate(item.areas) if area]
+        where = f"in {len(seen)} of {len(item.areas)} frames" if len(item.areas) > 1 else f"{max(item.areas)} pixels, box {item.boxes[0]}"
+        print(f"{chip(number, colour)} {where}")
+    if prediction.objects:
+        path = args.output_dir / f"{clip.name}.{'png' if len(clip.frames) == 1 else args.format}"
+        save_overlay(path, clip.frames, [item.masks for item in prediction.objects])
+        print(path)
+    else:
+        print("the answer segments nothing", file=sys.stderr)
+    if args.json is not None:
+        prediction.save_json(args.json)
+    if args.masks is not None:
+        prediction.save_masks(args.masks)
+    return 0
+
+
+def _parity(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from unipixel_jax.core.files import replacing
+    from unipixel_jax.parity.recording import open_recording
+    from unipixel_jax.parity.run import print_table, replay, to_json
+
+    log = logging.getLogger("unipixel_jax.parity")
+    recording = open_recording(args.recording)
+    results = []
+    for result in replay(recording):
+        log.debug("case %d of %d, %s done", len(results) + 1, len(recording.cases), result.name)
+        results.append(result)
+    report = to_json(results)
+    print_table(results, Console(width=None if sys.stdout.isatty() else 160))
+    if args.json is not None:
+        with replacing(args.json) as aside:
+            aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    failed = [case["name"] for case in report["cases"] if not case["passed"]]
+    print(f"{len(results)} cases, all passed" if report["passed"] else f"{len(failed)} of {len(results)} cases FAILED: {', '.join(failed)}")
+    return 0 if report["passed"] else 1
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from unipixel_jax.demo import run
+
+    for line in run(args.output_dir):
+        print(line)
+    return 0
+
+
+def _show_progress(verbose: bool, stack: ExitStack) -> None:
+    """Quiet by default: one changing line on a terminal; with ``--verbose``, the time of each stage."""
+    from rich.console import Console
+
+    logger = logging.getLogger("unipixel_jax")
+    if verbose:
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.setLevel(logging.INFO)
+    elif sys.stderr.isatty():
+        status = stack.enter_context(Console(stderr=True).status("starting ..."))
+        handler = logging.Handler()
+        handler.emit = lambda record: status.update(record.getMessage())  # type: ignore[method-assign]
+        logger.setLevel(logging.DEBUG)
+    else:
+        return
+    logger.addHandler(handler)
+    logger.propagate = False
+    stack.callback(logger.removeHandler, handler)
+
+
+def _cache_programs() -> None:
+    """Keep compiled programs on disk, so that the second run starts fast. ``UNIPIXEL_JAX_CACHE`` moves the folder; empty, it turns the cache off."""
+    folder = os.environ.get(CACHE_VARIABLE, str(Path.home() / ".cache" / "unipixel_jax"))
+    if not folder:
+        return
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _fail(reason: str, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    print(f"error: {reason}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""The model as people use it: media and words in, words and masks out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.buckets import LADDERS
+from unipixel_jax.errors import UserError
+from unipixel_jax.infer.generate import Generation, Sampling, generate
+from unipixel_jax.infer.inputs import to_prompt
+from unipixel_jax.infer.loading import LoadedModel, load
+from unipixel_jax.infer.prediction import Prediction, SegmentedObject
+from unipixel_jax.infer.segmentation import clip_logits, resize_masks
+from unipixel_jax.processing import batch
+from unipixel_jax.processing.media import Clip, Media, read_media
+from unipixel_jax.processing.memory import memory_grid, memory_prefix
+from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions
+from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN, Message
+
+log = logging.getLogger(__name__)
+
+SAMPLE_FRAMES, MAX_NEW_TOKENS = 16, 512
+"""The reference's defaults (tools/inference.py)."""
+DESCRIBE = "Please describe <region> in detail."
+
+
+@dataclass(frozen=True)
+class UniPixel:
+    """A loaded model, ready to segment and to answer.
+
+    Attributes:
+        loaded: weights, configuration and tokenizer.
+        sampling: how tokens are drawn; the default is greedy, as the reference's.
+        seed: of the random numbers, where sampling needs them.
+    """
+
+    loaded: LoadedModel
+    sampling: Sampling = Sampling()
+    seed: int = 0
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, dtype: Any = None, sampling: Sampling = Sampling()) -> UniPixel:
+        """Load a directory that ``unipixel-jax convert to-jax`` wrote.
+
+        Args:
+            directory: its path.
+            dtype: "float32" or "bfloat16" to cast the weights and compute in; None keeps the checkpoint's own.
+            sampling: how tokens are drawn.
+
+        Raises:
+            UserError: not such a directory; the message says how to make one.
+        """
+        with _stage("loading"):
+            return cls(load(directory, None if dtype is None else jnp.dtype(dtype)).for_inference(), sampling)
+
+    @property
+    def config(self) -> UniPixelConfig:
+        """The model's sizes."""
+        return self.loaded.config
+
+    def segment(
+        self,
+        media: Media,
+        prompt: str,
+        references: Sequence[Point | Box] = (),
+        *,
+        sample_frames: int = SAMPLE_FRAMES,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Prediction:
+        """Answer a prompt about a photo or a clip, and segment what the answer's ``<|seg|>`` tokens stand for.
+
+        Args:
+            media: a path (photo, video or folder of frames), a picture, an array [H, W, 3] or [F, H, W, 3] of uint8, or a sequence of pictures.
+            prompt: any words; ``<|seg|>`` in them are segmented as well.
+            references: points and boxes for ``<region>`` in the prompt, in its order.
+            sample_frames: how many frames of a clip to take at most.
+            max_new_tokens: where an answer is cut off.
+
+        Raises:
+            UserError: media that cannot be read, an empty prompt, or references that do not fit.
+        """
+        clip, picture = self._look(media, sample_frames)
+        text = name_regions(prompt, [REF_TOKEN] * len(references)) if references else prompt
+        return self._answer(clip, batch.user_turn(text), picture, max_new_tokens, references=references)
+
+    def ask(
+        self,
+        media: Media,
+        question: str,
+        references: Sequence[Point | Box | Mask],
+        *,
+        sample_frames: int = SAMPLE_FRAMES,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Prediction:
+        """PixelQA: answer a question about objects that are pointed at (the paper's section 4.4; reference: unipixel/eval/infer_pixelqa.py).
+
+        Two turns: points and boxes are segmented and tracked first, then the masks come back as the objects' memories with the question. Masks
+        given by the user go straight to the second turn.
+
+        Args:
+            media: see ``segment``.
+            question: with ``<region>`` for each reference in turn, or without any, then the objects are named in front.
+            references: at least one; all masks, or points and boxes.
+            sample_frames: see ``segment``.
+            max_new_tokens: see ``segment``.
+
+        Returns:
+            The answer, with the masks of the references, whatever their kind, as ``objects`` in front of those that the answer segments.
+
+        Raises:
+            UserError: as ``segment``, or no references, or masks mixed with others.
+        """
+        if not references:
+            raise UserError("no references: give at least one Point, Box or Mask that the question is about, or use segment()")
+        clip, picture = self._look(media, sample_frames)
+        count, height, width = clip.frames.shape[:3]
+        masks = [r.on_clip(count, height, width) for r in references if isinstance(r, Mask)]
+        if masks and len(masks) < len(references):
+            raise UserError("references mix masks with points or boxes: give masks only, or points and boxes only")
+        if masks:
+            objects = [SegmentedObject(m, np.ones(count, np.float32), None) for m in masks]
+        else:
+            objects = self._locate(clip, picture, question, [r for r in references if not isinstance(r, Mask)])
+        grid = memory_grid(np.stack([o.masks for o in objects]), picture.grid_thw, self.config.vision)
+        text = memory_prefix(grid, count) + name_regions(question, [f"[{i}]" for i in range(len(objects))])
+        answer = self._answer(clip, batch.user_turn(text), picture, max_new_tokens, memory=grid)
+        return replace(answer, objects=(*objects, *answer.objects))
+
+    def describe(self, media: Media, reference: Point | Box | Mask, **options: Any) -> Prediction:
+        """Describe one object: ``ask`` with a request for a description. ``options`` as there."""
+        return self.ask(media, DESCRIBE, [reference], **options)
+
+    def _look(self, media: Media, sample_frames: int) -> tuple[Clip, batch.Picture]:
+        if sample_frames < 1:
+            raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
+        with _stage("reading the media"):
+            clip = read_media(media, sample_frames)
+            return clip, batch.prepare_picture(clip, self.config, sample_frames=sample_frames)
+
+    def _locate(self, clip: Clip, picture: batch.Picture, question: str, references: Sequence[Point | Box]) -> list[SegmentedObject]:
+        """PixelQA's first turn: the masks of points and boxes, from an answer that is given rather than generated."""
+        turn, answer = locating_turn(question, len(references))
+        messages = [*batch.user_turn(turn), {"role": "assistant", "content": answer}]
+        prompt = batch.prepare_prompt(messages, picture, self.loaded.tokenizer, self.config, references=references)
+        hidden, _, _ = self._generate(prompt, 1)
+        return self._track(clip, picture, hidden[: len(references)], [None] * len(references))
+
+    def _answer(
+        self,
+        clip: Clip,
+        messages: list[Message],
+        picture: batch.Picture,
+        max_new_tokens: int,
+        *,
+        references: Sequence[Point | Box] = (),
+        memory: NDArray[np.bool_] | None = None,
+    ) -> Prediction:
+        prompt = batch.prepare_prompt(messages, picture, self.loaded.tokenizer, self.config, references=references, memory=memory)
+        in_prompt, generation, count = self._generate(prompt, max_new_tokens)
+        tokens = np.asarray(generation.tokens[0, :count])
+        if count and tokens[-1] in self.loaded.end_tokens:
+            tokens = tokens[:-1]
+        said = tokens == self.config.seg_token_id
+        hidden = np.concatenate([in_prompt, np.asarray(generation.hidden[0])[: len(tokens)][said]])
+        text, spans = self._decode(tokens)
+        objects = self._track(clip, picture, hidden, [None] * len(in_prompt) + spans)
+        return Prediction(text, tokens.tolist(), objects, clip.indices.tolist())
+
+    def _generate(self, prompt: batch.Prompt, max_new_tokens: int) -> tuple[NDArray[Any], Generation, int]:
+        """Hidden states [O, D] of the prompt's ``<|seg|>`` tokens, the generation, and how many tokens it has."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+        loaded = self.loaded
+        inputs = batch.collate([prompt], self.config, loaded.tokenizer.pad_id)
+        with _stage("answering"):
+            generation = generate(
+                loaded.model,
+                to_prompt(inputs),
+                jnp.asarray(inputs.rope_deltas),
+                jnp.asarray(inputs.seg_positions),
+                jax.random.key(self.seed),
+                jnp.asarray(max_new_tokens, jnp.int32),
+                new_token_slots=LADDERS.new_tokens.size(max_new_tokens),
+                end_tokens=loaded.end_tokens,
+                dtype=loaded.dtype,
+                sampling=self.sampling,
+            )
+            count = int(generation.count[0])
+        in_prompt = np.asarray(generation.prompt_hidden[0])[inputs.seg_positions[0] < inputs.input_ids.shape[1]]
+        return in_prompt, generation, count
+
+    def _decode(self, tokens: NDArray[np.int32]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of an answer, and where in it each ``<|seg|>`` stands."""
+        text = self.loaded.tokenizer.decode(tokens)
+        spans, at = [], 0
+        for _ in range(int(np.sum(tokens == self.config.seg_token_id))):
+            start = text.index(SEG_TOKEN, at)
+            at = start + len(SEG_TOKEN)
+            spans.append((start, at))
+        return text, spans
+
+    def _track(
+        self, clip: Clip, picture: batch.Picture, hidden: NDArray[Any], spans: Sequence[tuple[int, int] | None]
+    ) -> list[SegmentedObject]:
+        assert picture.frames is not None
+        with _stage(f"segmenting {len(hidden)} objects in {len(picture.frames)} frames"):
+            found = clip_logits(self.loaded.model, picture.frames, hidden, self.loaded.dtype)
+        objects = []
+        for number, span in enumerate(spans):
+            masks = np.stack([resize_masks(frame, picture.frame_size) > 0 for frame in found.low_res[:, number]])
+            present = 1 / (1 + np.exp(-found.presence[:, number]))
+            objects.append(SegmentedObject(masks, (present * found.iou[:, number]).astype(np.float32), span))
+        return objects
+
+
+@contextmanager
+def _stage(what: str) -> Iterator[None]:
+    """Log how long a stage took (shown by ``--verbose``)."""
+    start = time.perf_counter()
+    log.debug("%s ...", what)
+    yield
+    log.info("%s: %.2f s", what, time.perf_counter() - start)
