@@ -50,6 +50,7 @@ def new_directory(target: Path, force: bool, nbytes: int, sources: Iterable[Path
             raise UserError(f"{target.parent} has {room / 1e9:.1f} GB of room, {nbytes / 1e9:.1f} GB are needed; free some or choose another disk")
         partial.mkdir()
         yield partial
+        require_free(target, force, sources)  # another conversion may have written there meanwhile
         _replace(partial, target)
     except OSError as error:
         raise UserError(f"{target} could not be written: {error.strerror or error} ({error.filename or target.parent}); choose another output") from error

@@ -18,6 +18,8 @@ from unipixel_jax.errors import UserError
 if TYPE_CHECKING:
     from unipixel_jax.infer.prediction import Prediction
 
+SMALL_WEIGHTS = 200e6
+"""Bytes of a recording's weights up to which its programs are not worth optimising."""
 CACHE_VARIABLE = "UNIPIXEL_JAX_CACHE"
 MODEL_HELP = "a directory made by `unipixel-jax convert to-jax`; for a torch checkpoint you are told the command that converts it"
 
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             _show_progress(args.verbose, stack)
-            _cache_programs()
+            if args.run is not _parity:
+                _cache_programs()
             return int(args.run(args))
     except UserError as error:
         return _fail(str(error), args.verbose)
@@ -160,12 +163,17 @@ def _report(args: argparse.Namespace, prediction: Prediction) -> int:
 
 
 def _parity(args: argparse.Namespace) -> int:
+    weights = sum(file.stat().st_size for file in args.recording.glob("checkpoint/*.safetensors"))
+    if weights < SMALL_WEIGHTS and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+        # Dozens of small programs that each run once: compiling them is all the work, and half of it is optimisation. Read when jax starts.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     from rich.console import Console
 
     from unipixel_jax.core.files import replacing
     from unipixel_jax.parity.recording import open_recording
     from unipixel_jax.parity.run import print_table, replay, to_json
 
+    _cache_programs()
     log = logging.getLogger("unipixel_jax.parity")
     recording = open_recording(args.recording)
     results = []

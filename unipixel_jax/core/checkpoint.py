@@ -12,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -29,6 +30,9 @@ from unipixel_jax.errors import UserError
 
 ALIGNMENT = 64
 """Where XLA wants a host buffer to begin; one that does is used in place on the CPU, any other is copied."""
+
+WRITERS = 2
+"""Chunks written at a time: one is read and summed while the other is written."""
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 
@@ -141,10 +145,14 @@ def save(path: Path, arrays: Mapping[KeyPath, StreamedArray | np.ndarray | jax.A
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
-    for key, leaf in leaves.items():
-        for index, piece in enumerate(leaf.pieces):
-            with open(_chunk_file(path / _dotted(key), len(leaf.shape), index), "wb") as file:
-                file.writelines(piece())
+    with ThreadPoolExecutor(WRITERS) as pool:
+        chunks = [(_chunk_file(path / _dotted(key), len(leaf.shape), i), piece) for key, leaf in leaves.items() for i, piece in enumerate(leaf.pieces)]
+        try:
+            for written in [pool.submit(_write, file, piece) for file, piece in chunks]:
+                written.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def read(path: Path) -> dict[KeyPath, StoredArray]:
@@ -219,6 +227,11 @@ def _require_same_shapes(path: Path, wanted: Mapping[KeyPath, Any], stored: Mapp
     if wrong:
         more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise UserError(f"{path} does not fit this model: {'; '.join(wrong[:20])}{more}. Convert the checkpoint again with its own config.json.")
+
+
+def _write(file: Path, piece: Callable[[], Blocks]) -> None:
+    with open(file, "wb") as target:
+        target.writelines(piece())
 
 
 def _restored(array: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:

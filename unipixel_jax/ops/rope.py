@@ -1,9 +1,12 @@
-"""Rotary position codes: the half-split form of Qwen2.5-VL and the interleaved axial form of SAM 2. Angles, sines and products are float32."""
+"""Rotary position codes: multimodal and 2-D for Qwen2.5-VL, axial for SAM 2. Angles, sines and products are float32."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def frequencies(dim: int, theta: float, count: int | None = None) -> jax.Array:
@@ -39,28 +42,24 @@ def grid_angles(positions: jax.Array, head_dim: int, theta: float = 1e4) -> jax.
     return (positions.astype(jnp.float32)[..., None] * freq[None, None]).reshape(positions.shape[0], head_dim // 2)
 
 
-def rotate_half(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotate pairs (i, i + H/2) of each head. x [..., N, H], angles [..., H/2] without the head axis; returns x's dtype."""
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+def rotate_half(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate pairs (i, i + H/2) of each head. x [..., N, H], cos and sin [..., H/2] without the head axis; returns x's dtype."""
+    cos, sin = cos[..., None, :], sin[..., None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def axial_angles(side: int, dim: int, theta: float = 1e4) -> jax.Array:
-    """Angles of SAM 2's axial rope (reference: sam2/modeling/position_encoding.py, compute_axial_cis) on a side x side grid.
+@lru_cache(maxsize=16)
+def axial_rope(side: int, dim: int, theta: float = 1e4) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of SAM 2's axial rope (reference: sam2/modeling/position_encoding.py, compute_axial_cis) on a side x side grid.
 
-    The first half of the pairs follows the column, the second the row. Returns [side * side, dim / 2] float32, row-major.
+    The first half of the pairs follows the column, the second the row. Made on the host: XLA's CPU backend computes a cosine again for every
+    element that it multiplies (33 million of them a frame in the memory attention at 768 pixels).
+
+    Returns:
+        Two arrays [side * side, dim / 2] float32, row-major.
     """
-    freq = 1.0 / jnp.power(jnp.float32(theta), jnp.arange(dim // 4, dtype=jnp.float32) * (4.0 / dim))
-    index = jnp.arange(side * side)
-    column, row = (index % side).astype(jnp.float32), (index // side).astype(jnp.float32)
-    return jnp.concatenate([column[:, None] * freq[None], row[:, None] * freq[None]], axis=-1)
-
-
-def rotate_pairs(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotate neighbouring pairs (2i, 2i+1) of the last axis. x [..., T, D], angles [T, D/2]; returns x's dtype."""
-    lead = (1,) * (x.ndim - 2)
-    cos, sin = jnp.cos(angles).reshape(*lead, *angles.shape), jnp.sin(angles).reshape(*lead, *angles.shape)
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+    freq = np.float32(theta) ** (np.arange(dim // 4, dtype=np.float32) * np.float32(-4.0 / dim))
+    row, column = np.divmod(np.arange(side * side), side)
+    angles = np.concatenate([column[:, None] * freq[None], row[:, None] * freq[None]], axis=-1).astype(np.float32)
+    return np.cos(angles), np.sin(angles)

@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
-def partition(x: jax.Array, window: int) -> jax.Array:
-    """x [B, h, w, C] to [B * windows, window, window, C], windows row-major, zeros where the map ends."""
+def partition(x: jax.Array, window: int, fill: jax.Array) -> jax.Array:
+    """x [B, h, w, C] to [B * windows, window, window, C], windows row-major, ``fill`` [C] where the map ends."""
     b, h, w, c = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
+    fill = fill.astype(x.dtype)[None, None, None]
+    if w % window:
+        x = jnp.concatenate([x, jnp.broadcast_to(fill, (b, h, -w % window, c))], axis=2)
+    if h % window:
+        x = jnp.concatenate([x, jnp.broadcast_to(fill, (b, -h % window, x.shape[2], c))], axis=1)
     rows, columns = x.shape[1] // window, x.shape[2] // window
     x = x.reshape(b, rows, window, columns, window, c).swapaxes(2, 3)
     return x.reshape(b * rows * columns, window, window, c)

@@ -61,6 +61,13 @@ def close_per_frame(name: str, ours: np.ndarray, theirs: np.ndarray, allowed: fl
     return max(checks, key=lambda c: np.inf if np.isnan(c.relative_error) else c.relative_error)
 
 
+def close_scores(name: str, ours: np.ndarray, theirs: np.ndarray, allowed: float) -> Check:
+    """The worst error of any score, relative to the score or to 1 if that is larger: near zero a sum of terms of size one has no relative error."""
+    ours, theirs = _same_shape(name, ours, theirs)
+    difference = np.abs(ours.astype(np.float64) - theirs)
+    return Check(name, float(np.max(difference / np.maximum(np.abs(theirs), 1))), float(difference.max()), allowed)
+
+
 def exact(name: str, ours: np.ndarray, theirs: np.ndarray) -> Check:
     """Share of elements that differ; none may. Arrays of different shapes differ everywhere."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)

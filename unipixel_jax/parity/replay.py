@@ -157,18 +157,19 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
     masks = np.asarray(resize_masks(low_res, size) > 0)
     theirs = theirs | {"low_res_masks": theirs["low_res_masks"][0]}
     if not context.reduced:
+        scores = compare.close_scores("object_score_logits", ours.pop("object_score_logits"), theirs["object_score_logits"], context.sam)
         checks = [compare.close_per_frame(name, value, theirs[name], context.sam) for name, value in ours.items()]
-        return [*checks, compare.same_masks("masks", masks, theirs["masks"])]
+        return [*checks, scores, compare.same_masks("masks", masks, theirs["masks"])]
     # A clip of a random model drifts apart in bfloat16: its first frame is compared, and of all others whether the object is there.
     rounded_state, rounded = _step(model, model.sam2.start(1, BF16, len(frames)), _encode(model, frames[:1].astype(BF16)), hidden.astype(BF16))
     moved = {"low_res_masks": rounded.low_res[0], "obj_ptr": rounded.pointer[0], "object_score_logits": rounded.decoded.object_score}
     moved["memory_features"] = _memory_of(rounded_state, 0, model.sam2)
     checks = []
     for name, value in ours.items():
-        bound = max(context.sam, 1.5 * compare.close(name, np.asarray(moved[name], np.float32), value[0], 0).relative_error)
-        if name == "object_score_logits":  # near zero it has no relative error worth the name, and its sign is up to rounding
-            bound = max(bound, 2 * context.sam / float(np.abs(theirs[name][0]).min()))
-        checks.append(compare.close(f"{name}[0]", value[0], theirs[name][0], bound))
+        measure = compare.close_scores if name == "object_score_logits" else compare.close
+        bound = max(context.sam, 1.5 * measure(name, np.asarray(moved[name], np.float32), value[0], 0).relative_error)
+        checks.append(measure(f"{name}[0]", value[0], theirs[name][0], bound))
+    # The sign of a score near zero is up to rounding.
     decided = np.abs(theirs["object_score_logits"]) > 2 * context.sam
     return [*checks, compare.exact("object present", (score > 0)[decided], (theirs["object_score_logits"] > 0)[decided])]
 

@@ -31,10 +31,10 @@ class Attention(nnx.Module):
         self.o = Linear(c.num_attention_heads * h, d, (EMBED, HEADS), rngs, bias=False)
         self.head_dim = h
 
-    def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, T, D] to q [B, T, N, H], k and v [B, T, K, H], rope applied."""
+    def project(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, T, D] to q [B, T, N, H], k and v [B, T, K, H], rotated by ``rope``, cosines and sines [B, T, H / 2]."""
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
-        return rotate_half(q, angles), rotate_half(k, angles), v
+        return rotate_half(q, *rope), rotate_half(k, *rope), v
 
 
 class Block(nnx.Module):
@@ -76,11 +76,12 @@ class TextModel(nnx.Module):
         """
         c = self.config
         angles = mrope_angles(position_ids, c.head_dim, c.rope_theta, c.mrope_section)
+        rope = jnp.cos(angles), jnp.sin(angles)
         cache = None if cache is None else cache.mark(segments, at)
 
         def layer(block: Block, carry: tuple, index: jax.Array) -> tuple[tuple, None]:
             x, kv = carry
-            q, k, v = block.attn.project(block.norm1(x), angles)
+            q, k, v = block.attn.project(block.norm1(x), rope)
             mask = AttnMask(causal=True, q_segments=segments, kv_segments=segments)
             if kv is not None:
                 kv = tuple(jax.lax.dynamic_update_slice(buffer, new[None], (index, 0, at, 0, 0)) for buffer, new in zip(kv, (k, v), strict=True))

@@ -49,10 +49,10 @@ class Attention(nnx.Module):
         self.proj = Linear(c.hidden_size, c.hidden_size, (EMBED, HEADS), rngs)
         self.num_heads = c.num_heads
 
-    def project(self, x: jax.Array, angles: jax.Array) -> jax.Array:
-        """x [P, D] to [P, 3, N, H], rope applied to queries and keys."""
+    def project(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """x [P, D] to [P, 3, N, H], queries and keys rotated by ``rope``, cosines and sines [P, H / 2]."""
         q, k, v = jnp.unstack(self.qkv(x).reshape(x.shape[0], 3, self.num_heads, -1), axis=1)
-        return jnp.stack([rotate_half(q, angles), rotate_half(k, angles), v], axis=1)
+        return jnp.stack([rotate_half(q, *rope), rotate_half(k, *rope), v], axis=1)
 
 
 class Block(nnx.Module):
@@ -95,6 +95,7 @@ class VisionTower(nnx.Module):
         """
         c = self.config
         angles = grid_angles(tables.rope, c.hidden_size // c.num_heads)
+        rope = jnp.cos(angles), jnp.sin(angles)
 
         def windows(qkv: jax.Array) -> jax.Array:
             return _grouped(qkv, tables.window_table, tables.window_inverse)
@@ -103,7 +104,7 @@ class VisionTower(nnx.Module):
             return _grouped(qkv, tables.frame_table, tables.frame_inverse)
 
         def layer(block: Block, x: jax.Array, full: jax.Array) -> tuple[jax.Array, None]:
-            out = jax.lax.cond(full, frames, windows, block.attn.project(block.norm1(x), angles))
+            out = jax.lax.cond(full, frames, windows, block.attn.project(block.norm1(x), rope))
             x = x + block.attn.proj(out.reshape(x.shape))
             return x + block.mlp(block.norm2(x)), None
 

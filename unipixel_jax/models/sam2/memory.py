@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config
@@ -18,9 +19,11 @@ from unipixel_jax.models.layers import LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
 from unipixel_jax.ops.attention import AttnMask, attention
 from unipixel_jax.ops.conv import conv, depthwise
-from unipixel_jax.ops.rope import axial_angles, rotate_pairs
+from unipixel_jax.ops.dense import dense
+from unipixel_jax.ops.rope import axial_rope, rotate_half
 
 EPS = 1e-5
+Rope = tuple[jax.Array, jax.Array]
 
 
 class Conv(nnx.Module):
@@ -104,7 +107,7 @@ class RopeAttention(nnx.Module):
         self.v = Linear(kv_dim, d, (HEADS, CHANNELS), rngs)
         self.o = Linear(d, d, (EMBED, HEADS), rngs)
 
-    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, angles: jax.Array, off_grid: int, mask: AttnMask) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, rope: Rope, off_grid: int, mask: AttnMask) -> jax.Array:
         """Attend.
 
         With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``: the values are weighted before they are projected, which
@@ -116,16 +119,27 @@ class RopeAttention(nnx.Module):
         Args:
             x: [O, g * g, D] queries before projection.
             keys, values: [O, S, kv_dim] before projection; the last ``off_grid`` are not on the grid, the others are whole grids in a row.
-            angles: [g * g, D / 2].
+            rope: from ``axial_rope``.
         """
-        q = jax.lax.stop_gradient(rotate_pairs(self.q(x), angles))
-        k = self.k(keys)
+        q, k = (_halves_apart(layer, a) for layer, a in ((self.q, x), (self.k, keys)))
+        cos, sin = rope
+        q = jax.lax.stop_gradient(rotate_half(q[:, :, None], cos[None], sin[None]))
         o, s, d = k.shape
-        grids = (s - off_grid) // angles.shape[0]
-        on_grid = jax.lax.stop_gradient(rotate_pairs(k[:, : s - off_grid].reshape(o, grids, -1, d), angles).reshape(o, -1, d))
-        k = jnp.concatenate([on_grid, k[:, s - off_grid :]], axis=1)
-        out = attention(q[:, :, None], k[:, :, None], values[:, :, None], mask)[:, :, 0]
+        grids = (s - off_grid) // cos.shape[0]
+        on_grid = rotate_half(k[:, : s - off_grid].reshape(o, grids, -1, 1, d), cos[None, None], sin[None, None])
+        k = jnp.concatenate([jax.lax.stop_gradient(on_grid.reshape(o, -1, d)), k[:, s - off_grid :]], axis=1)
+        out = attention(q, k[:, :, None], values[:, :, None], mask)[:, :, 0]
         return self.o(self.v(out))
+
+
+def _halves_apart(layer: Linear, x: jax.Array) -> jax.Array:
+    """``layer(x)`` with its even channels before its odd ones.
+
+    SAM 2 rotates neighbouring channels. Scores do not change if queries and keys are reordered alike, and two halves rotate in whole vectors, which
+    single channels do not; the reordering is done on the weights, which are small.
+    """
+    order = np.arange(layer.weight.shape[0]).reshape(-1, 2).T.reshape(-1)
+    return dense(x, layer.weight[...][order], layer.bias[...][order])  # type: ignore[index]
 
 
 class MemoryBlock(nnx.Module):
@@ -153,7 +167,7 @@ class MemoryAttention(nnx.Module):
         """Read the memory.
 
         Args:
-            low: [O, g, g, D] features of the frame.
+            low: [1 or O, g, g, D] features of the frame; one for all objects, or each its own.
             memory: [O, S, M]; the last ``off_grid`` tokens are object pointers, the others grids of g * g tokens.
             memory_pos: [1, S, M], added to the keys only.
             visible: [S] int32, 1 where a token is filled.
@@ -161,17 +175,24 @@ class MemoryAttention(nnx.Module):
         Returns:
             [O, g, g, D].
         """
-        (o, g, _, d), dtype = low.shape, low.dtype
-        angles = axial_angles(g, d)
+        (distinct, g, _, d), dtype, o = low.shape, low.dtype, memory.shape[0]
+        cos, sin = (jnp.asarray(a) for a in axial_rope(g, d))
         x = low + 0.1 * jnp.asarray(sine_grid(g, d), dtype)[None]
         keys = memory + memory_pos.astype(dtype)
         mask = AttnMask(q_segments=jnp.ones((o, g * g), jnp.int32), kv_segments=jnp.broadcast_to(visible[None], (o, visible.shape[0])))
 
-        def layer(block: MemoryBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            y = block.norm1(x)
-            x = x + block.self_attn(y, y, y, angles, 0, AttnMask())
-            x = x + block.cross_attn(block.norm2(x), keys, memory, angles, off_grid, mask)
+        def layer(block: MemoryBlock, x: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+            def attend(y: jax.Array) -> jax.Array:
+                return block.self_attn(y, y, y, (cos, sin), 0, AttnMask())
+
+            def attend_once(y: jax.Array) -> jax.Array:
+                """Objects that share their features differ only after the first look at the memory."""
+                return jnp.broadcast_to(attend(y[:distinct]), y.shape)
+
+            x = x + jax.lax.cond(first, attend_once, attend, block.norm1(x))
+            x = x + block.cross_attn(block.norm2(x), keys, memory, (cos, sin), off_grid, mask)
             return x + block.mlp(block.norm3(x)), None
 
-        x, _ = stacking.run(layer, self.blocks, x.reshape(o, g * g, d))
-        return self.norm(x).reshape(low.shape)
+        start = jnp.broadcast_to(x.reshape(distinct, g * g, d), (o, g * g, d))
+        x, _ = stacking.run(layer, self.blocks, start, np.arange(stacking.length(self.blocks)) == 0)
+        return self.norm(x).reshape(o, g, g, d)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core.axes import EMBED
 from unipixel_jax.models.layers import Linear
+from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.resize import upsample_nearest2
 
 
@@ -32,12 +34,29 @@ class FrameFeatures:
 
 
 class Neck(nnx.Module):
-    """Lateral 1x1 convolutions; only the deepest map is added to the one above it, and then dropped."""
+    """Lateral 1x1 convolutions; only the deepest map is added to the one above it, and then dropped.
+
+    The reference applies the mask decoder's 1x1 convolutions to the two largest maps when it decodes. Nothing lies between, so both are one map here:
+    at 768 pixels that saves the [36864, 256] intermediate, which cost more than the products.
+    """
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         self.convs = nnx.List([Linear(dim, c.d_model, (EMBED, EMBED), rngs) for dim in reversed(c.stage_dims)])
 
-    def __call__(self, maps: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Hiera's four maps, largest first, to three maps of width D: [B, 4g, 4g, D], [B, 2g, 2g, D], [B, g, g, D]."""
-        deepest, low, middle, high = (conv(x) for conv, x in zip(self.convs, reversed(maps), strict=True))
-        return high, middle, low + upsample_nearest2(deepest)
+    def __call__(self, maps: list[jax.Array], conv_s0: Linear, conv_s1: Linear) -> FrameFeatures:
+        """Hiera's four maps, largest first, to what tracking needs; ``conv_s0`` and ``conv_s1`` are the mask decoder's."""
+        high, middle, low, deepest = maps
+        return FrameFeatures(
+            high0=_compose(self.convs[3], conv_s0, high),
+            high1=_compose(self.convs[2], conv_s1, middle),
+            low=self.convs[1](low) + upsample_nearest2(self.convs[0](deepest)),
+        )
+
+
+def _compose(first: Linear, second: Linear, x: jax.Array) -> jax.Array:
+    """``second(first(x))`` as one map: the weights are multiplied first, which saves products where ``first`` widens x over many rows."""
+    w1, w2 = first.weight[...].astype(jnp.float32), second.weight[...].astype(jnp.float32)
+    weight = jnp.matmul(w2, w1, precision="highest")
+    b1, b2 = (a.bias[...].astype(jnp.float32) for a in (first, second))  # type: ignore[index]
+    bias = jnp.matmul(w2, b1, precision="highest") + b2
+    return dense(x, weight, bias)

@@ -103,8 +103,7 @@ class Sam2(nnx.Module):
 
     def encode(self, images: jax.Array, remat: bool = False) -> FrameFeatures:
         """Encode frames once, for however many objects: images [F, S, S, 3], normalised, in the compute dtype."""
-        high, middle, low = self.neck(self.hiera(images, remat))
-        return FrameFeatures(self.mask_decoder.conv_s0(high), self.mask_decoder.conv_s1(middle), low)
+        return self.neck(self.hiera(images, remat), self.mask_decoder.conv_s0, self.mask_decoder.conv_s1)
 
     def start(self, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH) -> TrackState:
         """The state before frame 0. ``clip_length``: how many frames will come, if that is known."""
@@ -128,8 +127,9 @@ class Sam2(nnx.Module):
             training: keep the logits of absent objects, as the reference does while training.
         """
         objects, first = hidden.shape[0], state.frame == 0
-        low = jnp.broadcast_to(features.low, (objects, *features.low.shape[1:]))
-        conditioned = jax.lax.cond(first, lambda: low + self.no_mem_embed[...].astype(low.dtype)[None], lambda: self._remember(state, low))
+        low = features.low
+        plain = lambda: jnp.broadcast_to(low + self.no_mem_embed[...].astype(low.dtype)[None], (objects, *low.shape[1:]))  # noqa: E731
+        conditioned = jax.lax.cond(first, plain, lambda: self._remember(state, low))
         decoded = self._decode(conditioned, features, hidden, jnp.broadcast_to(first, (objects,)))
         output = self._output(decoded, training)
         memory = self._memorise(features.low, output)
@@ -174,9 +174,9 @@ class Sam2(nnx.Module):
         return jax.lax.map(one, features)
 
     def _remember(self, state: TrackState, low: jax.Array) -> jax.Array:
-        """Condition low [O, g, g, D] on the memories and pointers that are filled."""
+        """Condition low [1 or O, g, g, D] on the memories and pointers that are filled; returns [O, g, g, D]."""
         c, dtype = self.config, low.dtype
-        objects, tokens = low.shape[0], c.d_model // c.mem_dim
+        objects, tokens = state.memory.shape[1], c.d_model // c.mem_dim
         # The conditioning memory takes the last row of the table, the frame k steps back row k - 1.
         age = jnp.where(state.memory_frame == 0, c.num_maskmem, state.frame - state.memory_frame)
         tpos = self.maskmem_tpos_enc[...][:, 0].astype(jnp.float32)[jnp.clip(age - 1, 0, c.num_maskmem - 1)]

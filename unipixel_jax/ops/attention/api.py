@@ -16,7 +16,8 @@ from unipixel_jax.ops.attention.mask import AttnMask
 BACKENDS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({"xla": xla.attend, "xla_chunked": xla_chunked.attend})
 
 CHUNK_ABOVE = 4_000_000
-"""Scores per call from which blocks beat the whole matrix on a CPU: 16 MB of float32, half of a common last-level cache."""
+"""Scores per call from which blocks beat the whole matrix on a CPU: 16 MB of float32, half of a common last-level cache. Rows that are no longer
+than one block gain nothing from it, however many (Hiera's windows: 128 times 196 x 196)."""
 
 
 def attention(
@@ -40,7 +41,8 @@ def attention(
     """
     _check(q, k, v, mask)
     (b, t, n, h), (_, s, kh, _) = q.shape, k.shape
-    name = implementation or ("xla_chunked" if b * n * t * s > CHUNK_ABOVE else "xla")
+    long = t > xla_chunked.Q_BLOCK or s > xla_chunked.KV_BLOCK
+    name = implementation or ("xla_chunked" if long and b * n * t * s > CHUNK_ABOVE else "xla")
     if name not in BACKENDS:
         raise ValueError(f"implementation is {name!r}, expected one of {', '.join(BACKENDS)}")
     grouped = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4)

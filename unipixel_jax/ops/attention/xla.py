@@ -34,8 +34,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     visible = mask.visible(jnp.arange(q.shape[3]), jnp.arange(k.shape[2]))
     if visible is not None:
         logits = jnp.where(visible, logits, HIDDEN)
-    p = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    if visible is not None:
-        p = jnp.where(visible, p, 0.0)
+    # the floor is far above HIDDEN, so that the exponential of a hidden score is zero even where nothing is visible, and needs no second mask
+    best = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), HIDDEN / 10)
+    p = jnp.exp(logits - jax.lax.stop_gradient(best))
     total = jnp.sum(p, axis=-1, keepdims=True)
     return weighted(p, v) / jnp.where(total == 0, 1.0, total)

@@ -38,8 +38,6 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
                 logits = jnp.where(visible, logits, HIDDEN)
             new_best = jnp.maximum(best, jnp.max(logits, axis=-1, keepdims=True))
             p = jnp.exp(logits - new_best)
-            if visible is not None:
-                p = jnp.where(visible, p, 0.0)
             keep = jnp.exp(best - new_best)
             return new_best, total * keep + jnp.sum(p, axis=-1, keepdims=True), out * keep + weighted(p, v_block)
 
@@ -52,7 +50,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
             return jax.lax.cond(alive, visit, lambda state, *_: state, state, ki, k_block, v_block), None
 
         start = (
-            jnp.full((b, kh, g, tq, 1), HIDDEN, jnp.float32),
+            # far above HIDDEN, so that the exponential of a hidden score is zero even where nothing is visible, and needs no second mask
+            jnp.full((b, kh, g, tq, 1), HIDDEN / 10, jnp.float32),
             jnp.zeros((b, kh, g, tq, 1), jnp.float32),
             jnp.zeros((b, kh, g, tq, width), jnp.float32),
         )

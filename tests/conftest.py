@@ -1,0 +1,42 @@
+"""The whole suite runs in JAX's strictest mode on eight pretended CPU devices; nothing is promoted, broadcast in rank, or warned about in silence.
+
+The settings are environment variables, made before JAX is first imported, so that commands which tests start obey them too.
+"""
+
+import os
+from pathlib import Path
+
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "programs"
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    # Compiled programs are kept, so that only the first run of the suite is slow.
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    # Programs here are small and run once or twice: not optimising them halves the time of the suite.
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0".strip(),
+}
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# A first example may compile a program, so time says nothing about an example.
+settings.register_profile("default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def devices() -> None:
+    """Fails early where JAX was imported before the settings above were made."""
+    assert jax.device_count() == 8
+    assert jax.config.jax_numpy_rank_promotion == "raise"

@@ -1,0 +1,82 @@
+"""Convolutions and the matrix product against plain numpy loops in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unipixel_jax.ops.conv import conv, conv_patches, conv_transpose2, depthwise
+from unipixel_jax.ops.dense import dense
+
+
+def correlate(x, weight, bias, stride, padding, groups=1):
+    """What torch.nn.functional.conv2d computes; x [B, h, w, I], weight [O, I / groups, kh, kw]."""
+    x = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    o, i, k, _ = weight.shape
+    b, h, w = x.shape[0], (x.shape[1] - k) // stride + 1, (x.shape[2] - k) // stride + 1
+    out = np.zeros((b, h, w, o))
+    for channel in range(o):
+        first = channel // (o // groups) * i
+        for row in range(h):
+            for column in range(w):
+                window = x[:, row * stride : row * stride + k, column * stride : column * stride + k, first : first + i]
+                out[:, row, column, channel] = np.einsum("bxyi,ixy->b", window, weight[channel].astype(np.float64)) + bias[channel]
+    return out
+
+
+def random(rng, *shapes):
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 1), (7, 4, 3)])
+def test_conv(rng, size, stride, padding):
+    x, weight, bias = random(rng, (2, 12, 8, 3), (5, 3, size, size), (5,))
+    ours = conv(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias), stride, padding)
+    np.testing.assert_allclose(ours, correlate(x, weight, bias, stride, padding), atol=2e-5)
+
+
+def test_conv_patches(rng):
+    x, weight, bias = random(rng, (2, 8, 4, 3), (5, 3, 2, 2), (5,))
+    ours = conv_patches(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias))
+    np.testing.assert_allclose(ours, correlate(x, weight, bias, 2, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_depthwise(rng, kernel):
+    x, weight, bias = random(rng, (2, 9, 6, 4), (4, 1, kernel, kernel), (4,))
+    ours = depthwise(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias))
+    np.testing.assert_allclose(ours, correlate(x, weight, bias, 1, kernel // 2, groups=4), atol=2e-5)
+
+
+def test_transposed_convolution_does_not_flip_the_kernel():
+    # torch.nn.functional.conv_transpose2d; a flipped kernel would put 4 in the first corner
+    x = jnp.asarray([[[[1.0], [10]], [[100], [1000]]]], jnp.float32)
+    weight = jnp.asarray([[[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]]], jnp.float32)
+    out = np.asarray(conv_transpose2(x, weight, jnp.asarray([0.0, 0.5], jnp.float32)))
+    plain = np.kron([[1, 10], [100, 1000]], [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(out[0, :, :, 0], plain)
+    np.testing.assert_array_equal(out[0, :, :, 1], np.kron([[1, 10], [100, 1000]], [[5, 6], [7, 8]]) + 0.5)
+
+
+@pytest.mark.parametrize("rows", [(1,), (3,), (2, 5), ()])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dense(rng, rows, dtype):
+    x, weight, bias = random(rng, (*rows, 24), (7, 24), (7,))
+    x, weight = jnp.asarray(x, dtype), jnp.asarray(weight, dtype)
+    ours = dense(x, weight, jnp.asarray(bias))
+    assert ours.dtype == dtype and ours.shape == (*rows, 7)
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T + bias
+    # bfloat16: products and sums are exact enough in float32, only the result is rounded
+    np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=2**-8 if dtype == jnp.bfloat16 else 1e-5, atol=1e-5)
+
+
+def test_gradients_of_depthwise(rng):
+    x, weight, bias = (jnp.asarray(a) for a in random(rng, (1, 4, 5, 2), (2, 1, 3, 3), (2,)))
+    direction = jnp.asarray(rng.normal(size=weight.shape).astype(np.float32))
+
+    def loss(weight):
+        return jnp.sum(depthwise(x, weight, bias) ** 2)
+
+    step = 1e-2
+    slope = (loss(weight + step * direction) - loss(weight - step * direction)) / (2 * step)
+    np.testing.assert_allclose(jnp.vdot(jax.grad(loss)(weight), direction), slope, rtol=1e-3)

@@ -1,0 +1,127 @@
+"""Who may import whom. Every import of every file is read from its source, lazy ones inside functions included."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Room -> what it may import of ours, besides itself. An entry allows a module and everything below it; "" is the rest of the package.
+BASE = {"errors"}
+CONFIG = {"config", *BASE}
+ROOMS = {
+    "errors": set(),
+    "config": BASE,
+    "core": BASE,
+    "ops": {"core", *BASE},
+    "models": {"ops", "core", *CONFIG},
+    "losses": {"ops", "core", *CONFIG},
+    "processing": {"core.buckets", "core.files", *CONFIG},
+    "data": {"processing", "core.buckets", "core.files", *CONFIG},
+    "train": {"models", "losses", "data", "processing", "ops", "core", *CONFIG},
+    "infer": {"models", "losses", "processing", "ops", "core", *CONFIG},
+    "eval": {"infer", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
+    "convert": {"models", "core", "processing", *CONFIG},
+}
+FREE = {"cli", "demo", "parity", "bench", "__init__"}
+"""These put the others together and may import everything."""
+
+
+def files():
+    for folder, package in ((ROOT / "unipixel_jax", "unipixel_jax"), (ROOT / "convert", "unipixel_jax.convert")):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield path, ".".join([package, *parts]).removesuffix(".__init__") if parts != ("__init__",) else package
+
+
+def imports(path, module):
+    """Absolute names of what a file imports, and whether at the top of the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{origin}.{alias.name}", id(node) in top
+
+
+def room_of(module):
+    """The room of a module of ours, and its name inside the package."""
+    inside = module.removeprefix("unipixel_jax").lstrip(".")
+    return inside.split(".")[0] or "__init__", inside
+
+
+def within(name, allowed):
+    return any(name == a or name.startswith(f"{a}.") for a in allowed)
+
+
+ALL = list(files())
+
+
+def test_every_file_lies_in_a_room_with_rules():
+    assert len(ALL) > 50
+    assert {room_of(module)[0] for _, module in ALL} <= ROOMS.keys() | FREE
+
+
+@pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
+def test_imports_follow_the_plan(path, module):
+    room, _ = room_of(module)
+    for name, _ in imports(path, module):
+        if not within(name, {"unipixel_jax"}) or room in FREE:
+            continue
+        target_room, inside = room_of(name)
+        assert target_room == room or within(inside, ROOMS[room]), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
+def test_nobody_imports_torch_and_the_host_side_imports_no_jax(path, module):
+    never = {"torch", "torchvision", "torch_npu", "transformers"}
+    if room_of(module)[0] in ("processing", "data", "errors", "config"):
+        never |= {"jax", "jaxlib", "flax", "orbax", "optax"}
+    for name, _ in imports(path, module):
+        assert not within(name, never), f"{module} imports {name}"
+
+
+def test_the_rules_see_what_they_forbid(tmp_path):
+    """A file that breaks every rule, so that a reader of imports that misses some is noticed."""
+    path = tmp_path / "bad.py"
+    path.write_text("from ...convert import rules\nfrom unipixel_jax.train import step as s\ndef f():\n    import torch.nn as nn\n")
+    assert dict(imports(path, "unipixel_jax.models.sam2.bad")) == {
+        "unipixel_jax.convert.rules": True,
+        "unipixel_jax.train.step": True,
+        "torch.nn": False,
+    }
+    assert not within("convert.rules", ROOMS["models"]) and within("core.axes", ROOMS["models"])
+    assert not within("core.axes", ROOMS["processing"]) and within("core.buckets.Ladder", ROOMS["processing"])
+
+
+@pytest.mark.parametrize("statement", ["import unipixel_jax", "import unipixel_jax.cli", "import unipixel_jax.config", "import unipixel_jax.processing.batch"])
+def test_importing_is_cheap(statement):
+    heavy = "{'jax', 'flax', 'orbax', 'torch', 'transformers'}"
+    code = f"{statement}\nimport sys\nprint(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_public_api_can_be_imported():
+    import unipixel_jax
+
+    for name in unipixel_jax.__all__:
+        assert getattr(unipixel_jax, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Unipixel'"):
+        unipixel_jax.Unipixel  # noqa: B018
+
+
+def test_every_package_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = project["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(module for path, module in ALL if path.name == "__init__.py")
