@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw the photo and the clip that ship with the package for `unipixel-jax demo`; the same bytes every time with the same Pillow.
 
-    python scripts/draw_demo_media.py
+python scripts/draw_demo_media.py
 """
 
 from __future__ import annotations

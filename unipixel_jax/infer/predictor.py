@@ -184,12 +184,14 @@ class UniPixel:
             raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         loaded = self.loaded
         inputs = batch.collate([prompt], self.config, loaded.tokenizer.pad_id)
+        length = inputs.input_ids.shape[1]
+        seg_positions = _wide(inputs.seg_positions, length)
         with _stage("answering"):
             generation = generate(
                 loaded.model,
                 to_prompt(inputs),
                 jnp.asarray(inputs.rope_deltas),
-                jnp.asarray(inputs.seg_positions),
+                jnp.asarray(seg_positions),
                 jax.random.key(self.seed),
                 jnp.asarray(max_new_tokens, jnp.int32),
                 new_token_slots=LADDERS.new_tokens.size(max_new_tokens),
@@ -198,7 +200,7 @@ class UniPixel:
                 sampling=self.sampling,
             )
             count = int(generation.count[0])
-        in_prompt = np.asarray(generation.prompt_hidden[0])[inputs.seg_positions[0] < inputs.input_ids.shape[1]]
+        in_prompt = np.asarray(generation.prompt_hidden[0])[seg_positions[0] < length]
         return in_prompt, generation, count
 
     def _decode(self, tokens: NDArray[np.int32]) -> tuple[str, list[tuple[int, int]]]:
@@ -223,6 +225,11 @@ class UniPixel:
             present = 1 / (1 + np.exp(-found.presence[:, number]))
             objects.append(SegmentedObject(masks, (present * found.iou[:, number]).astype(np.float32), span))
         return objects
+
+
+def _wide(positions: NDArray[np.int32], nowhere: int) -> NDArray[np.int32]:
+    """At least 8 columns: their number is no reason to compile generation anew for prompts with one ``<|seg|>`` or with five."""
+    return np.pad(positions, ((0, 0), (0, max(8 - positions.shape[1], 0))), constant_values=nowhere)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def mrope_angles(position_ids: jax.Array, head_dim: int, theta: float, section: 
     bounds = [0]
     for n in section:
         bounds.append(bounds[-1] + n)
-    return jnp.concatenate([angles[i, :, :, a:b] for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))], axis=-1)
+    return jnp.concatenate([angles[i, :, :, a:b] for i, (a, b) in enumerate(pairwise(bounds))], axis=-1)
 
 
 def grid_angles(positions: jax.Array, head_dim: int, theta: float = 1e4) -> jax.Array:

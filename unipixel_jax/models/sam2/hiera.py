@@ -54,14 +54,16 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, size: int, pool: bool) -> jax.Array:
         """x [B, h, w, C] to [B, h', w', C'], halved if ``pool``; ``size`` is the window, 0 for the whole map."""
-        qkv = self.qkv(x)
-        y = window.partition(qkv, size, self.qkv.bias[...]) if size else qkv
-        q, k, v = jnp.split(y, 3, axis=-1)
+        h, w = x.shape[1:3]
+        qkv, bias = self.qkv(x), self.qkv.bias
+        assert bias is not None, "the projection is made with a bias"
+        q, k, v = jnp.split(window.partition(qkv, size, bias[...]) if size else qkv, 3, axis=-1)
         if pool:
             q = max_pool2(q)
-        out = attention(*(a.reshape(a.shape[0], -1, self.num_heads, a.shape[-1] // self.num_heads) for a in (q, k, v))).reshape(q.shape)
+        heads = [a.reshape(a.shape[0], -1, self.num_heads, a.shape[-1] // self.num_heads) for a in (q, k, v)]
+        out = attention(heads[0], heads[1], heads[2]).reshape(q.shape)
         if size:
-            out = window.merge(out, (x.shape[1] // 2, x.shape[2] // 2) if pool else x.shape[1:3])
+            out = window.merge(out, (h // 2, w // 2) if pool else (h, w))
         return self.proj(out)
 
 

@@ -6,6 +6,8 @@ O objects, g side of the feature grid, D width, M memory width, S memory tokens.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ class MaskDownsampler(nnx.Module):
 
     def __init__(self, d: int, rngs: nnx.Rngs) -> None:
         widths = (1, 4, 16, 64, 256)
-        self.convs = nnx.List([Conv(a, b, rngs) for a, b in zip(widths, widths[1:], strict=False)])
+        self.convs = nnx.List([Conv(a, b, rngs) for a, b in pairwise(widths)])
         self.norms = nnx.List([LayerNorm(b, 1e-6, rngs) for b in widths[1:]])
         self.proj = Linear(widths[-1], d, (EMBED, CHANNELS), rngs)
 

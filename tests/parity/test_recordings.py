@@ -1,0 +1,154 @@
+"""The recordings that ship with the tests, replayed: what the torch reference computed, we compute. See docs/testing.md for how they were made."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from unipixel_jax.convert.safetensors_io import read_safetensors, write_safetensors
+from unipixel_jax.convert.tensors import CODES, Tensor
+from unipixel_jax.errors import UserError
+from unipixel_jax.parity.recording import open_recording
+from unipixel_jax.parity.replay import KINDS
+from unipixel_jax.parity.run import replay, to_json
+
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+NAMES = ("nano_a", "nano_b")
+CASES = [(name, case.name) for name in NAMES for case in open_recording(RECORDINGS / name).cases]
+SIZE_LIMIT = 8_000_000
+
+
+@pytest.fixture(scope="module")
+def results():
+    """(recording, case) -> result; each recording is converted once."""
+    return {(name, result.name): result for name in NAMES for result in replay(open_recording(RECORDINGS / name))}
+
+
+@pytest.mark.parametrize(("recording", "case"), CASES, ids=["-".join(pair) for pair in CASES])
+def test_case_passes(results, recording, case):
+    result = results[recording, case]
+    failed = [f"{check.name}: {check.relative_error:.2e} > {check.allowed:.1e}" for check in result.checks if not check.passed]
+    assert result.checks and not failed
+
+
+def test_every_kind_is_recorded_and_the_recordings_are_small():
+    kinds = {case.kind for name in NAMES for case in open_recording(RECORDINGS / name).cases}
+    assert kinds == set(KINDS)
+    assert sum(file.stat().st_size for file in RECORDINGS.rglob("*") if file.is_file()) < SIZE_LIMIT
+
+
+def excerpt(target, name, cases, change=lambda case, tensors: None, dtype=None):
+    """A recording of some cases of another, its tensors passed through ``change``."""
+    source = RECORDINGS / name
+    description = json.loads((source / "export.json").read_text())
+    description["cases"] = [case for case in description["cases"] if case["name"] in cases]
+    description["dtype"] = dtype or description["dtype"]
+    (target / "cases").mkdir(parents=True)
+    (target / "export.json").write_text(json.dumps(description))
+    for folder in ("checkpoint", "adapter", "media"):
+        (target / folder).symlink_to(source / folder)
+    for case in cases:
+        tensors = {key: tensor.load().copy() for key, tensor in read_safetensors(source / "cases" / f"{case}.safetensors").tensors.items()}
+        change(case, tensors)
+        as_tensors = {key: Tensor.computed(CODES[a.dtype], a.shape, lambda a=a: a) for key, a in tensors.items()}
+        write_safetensors(target / "cases" / f"{case}.safetensors", as_tensors, {})
+    return open_recording(target)
+
+
+def one_value(key, index, add):
+    """Changes one value of one output."""
+
+    def change(case, tensors):
+        array = tensors[f"outputs.{key}"]
+        array[index] = ~array[index] if array.dtype == bool else array[index] + add
+
+    return change
+
+
+CORRUPTED = {
+    "text": ("logits", (0, 0, 3), 0.01),
+    "sam2_image": ("fpn.0", (0, 1, 2, 3), 0.05),
+    "rope_index": ("position_ids", (0, 0, 5), 1),
+    "refer": ("seg_tokens", (0, 9, 0), np.nan),
+    "smart_resize": ("hw", (7, 1), 28),
+    "chatml_labels": ("labels", -1, 1),
+}
+
+
+@pytest.mark.parametrize("case", CORRUPTED)
+def test_a_single_wrong_value_fails(tmp_path, case):
+    key, index, add = CORRUPTED[case]
+    report = to_json(list(replay(excerpt(tmp_path / "recording", "nano_a", [case], one_value(key, index, add)))))
+    assert report["passed"] is False and report["cases"][0]["passed"] is False
+    wrong = [tensor["name"] for tensor in report["cases"][0]["tensors"] if not tensor["passed"]]
+    assert [name.split(" ")[0] for name in wrong] == [key]
+
+
+def test_the_report_has_the_promised_form(tmp_path):
+    report = to_json(list(replay(excerpt(tmp_path / "recording", "nano_a", ["smart_resize", "chatml_labels"]))))
+    assert report["passed"] is True
+    assert [(case["name"], case["kind"], case["passed"]) for case in report["cases"]] == [
+        ("smart_resize", "smart_resize", True),
+        ("chatml_labels", "chatml_labels", True),
+    ]
+    for case in report["cases"]:
+        for tensor in case["tensors"]:
+            assert {"name", "relative_error", "max_error", "passed"} <= tensor.keys()
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_an_unknown_kind_fails(tmp_path):
+    recording = excerpt(tmp_path / "recording", "nano_a", ["smart_resize"])
+    unknown = dataclasses.replace(recording, cases=(dataclasses.replace(recording.cases[0], kind="audio"),))
+    assert to_json(list(replay(unknown)))["passed"] is False
+
+
+def test_nothing_compared_is_not_a_pass():
+    assert to_json([])["passed"] is False
+
+
+def halved(case, tensors):
+    """Outputs as a bfloat16 run would have kept them."""
+    for key, array in tensors.items():
+        if array.dtype == np.float32:
+            tensors[key] = array.astype(ml_dtypes.bfloat16)
+
+
+def test_bfloat16_recordings_are_judged_by_their_own_precision(tmp_path):
+    cases = ["text", "sam2_image", "sam2_video", "generate"]
+    rounded = list(replay(excerpt(tmp_path / "bfloat16", "nano_a", cases, halved, "bfloat16")))
+    assert to_json(rounded)["passed"] is True
+    assert all(check.allowed >= 0.01 for result in rounded for check in result.checks if result.kind in ("text", "sam2_image"))
+    strict = list(replay(excerpt(tmp_path / "float32", "nano_a", ["text", "sam2_image"], halved)))
+    assert not any(result.passed for result in strict)
+
+
+BROKEN = {
+    "no export.json": (lambda root: (root / "export.json").unlink(), "no export.json"),
+    "not JSON": (lambda root: (root / "export.json").write_text("{"), "cannot be read"),
+    "another format": (lambda root: (root / "export.json").write_text('{"format": 2, "dtype": "float32", "cases": []}'), "format 2, this version reads 1"),
+    "no cases": (lambda root: (root / "export.json").write_text('{"format": 1, "dtype": "float32", "cases": []}'), "no cases"),
+    "a case's file is missing": (lambda root: (root / "cases" / "text.safetensors").unlink(), "text.safetensors"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_recording_gets_one_clear_line(tmp_path, fault):
+    breaks, message = BROKEN[fault]
+    root = tmp_path / "recording"
+    shutil.copytree(RECORDINGS / "nano_b" / "cases", root / "cases")
+    shutil.copy(RECORDINGS / "nano_b" / "export.json", root)
+    breaks(root)
+    with pytest.raises(UserError, match=message) as caught:
+        open_recording(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_tensor_gets_one_clear_line(tmp_path):
+    recording = excerpt(tmp_path / "recording", "nano_a", ["text"], lambda case, tensors: tensors.pop("inputs.input_ids"))
+    with pytest.raises(UserError, match=r"text\.safetensors lacks inputs\.input_ids"):
+        list(replay(recording))

@@ -1,0 +1,187 @@
+"""What must hold for the models whatever their weights: padding is invisible, a cache changes nothing, two ways to the same thing agree."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from micro_models import MICRO, copied, micro_model, random
+
+from unipixel_jax.config import preset
+from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.stacking import unstack
+from unipixel_jax.models.qwen_vl.cache import KVCache
+from unipixel_jax.models.qwen_vl.vision import VisionTables
+from unipixel_jax.models.unipixel import abstract_model
+from unipixel_jax.processing.rope_index import rope_index
+from unipixel_jax.processing.vision_index import build_vision_index
+
+CLOSE = 3e-6
+"""Largest difference of values of order 1 where only the order of sums may differ; the largest seen is 1e-6."""
+F32 = jnp.dtype("float32")
+
+
+@jax.jit
+def see(vision, patches, tables):
+    return vision(patches, tables)
+
+
+@jax.jit
+def read(text, x, positions, segments):
+    return text(x, positions, segments)[0]
+
+
+def tables_of(grids, ladders=LADDERS):
+    index = build_vision_index(grids, MICRO.vision, ladders)
+    return VisionTables(*(jnp.asarray(getattr(index, field.name)) for field in dataclasses.fields(VisionTables))), len(index.rope)
+
+
+def padded(patches, rows, filler=0.0):
+    return jnp.concatenate([patches, jnp.full((rows - len(patches), patches.shape[1]), filler, jnp.float32)])
+
+
+GRIDS = [[2, 4, 6], [1, 6, 10]]
+ROOMY = dataclasses.replace(
+    LADDERS, patches=Ladder("patches", 200, 1.5, 4000), windows=Ladder("windows", 25, 1.5, 500), grid_frames=Ladder("pairs", 7, 1.5, 100)
+)
+
+
+def test_vision_padding_is_invisible(rng):
+    vision = micro_model().vision
+    patches = random(rng, 108, MICRO.vision.patch_dim)
+    tight, rows = tables_of(GRIDS)
+    roomy, more_rows = tables_of(GRIDS, ROOMY)
+    assert more_rows > rows > len(patches)
+    expected, merged = see(vision, padded(patches, rows), tight)
+    for filler in (0.0, 1e3):
+        tokens, merger_input = see(vision, padded(patches, more_rows, filler), roomy)
+        np.testing.assert_allclose(tokens[:27], expected[:27], atol=CLOSE)
+        np.testing.assert_allclose(merger_input[:27], merged[:27], atol=CLOSE)
+
+
+def test_clips_of_a_batch_do_not_see_each_other(rng):
+    vision = micro_model().vision
+    patches = random(rng, 108, MICRO.vision.patch_dim)
+    tables, rows = tables_of(GRIDS)
+    together, _ = see(vision, padded(patches, rows), tables)
+    second, rows = tables_of(GRIDS[1:])
+    alone, _ = see(vision, padded(patches[48:], rows), second)
+    np.testing.assert_allclose(together[12:27], alone[:15], atol=CLOSE)
+    # and full attention does see beyond its window: the first clip's first frame knows both of its windows, not the second frame
+    changed = patches.at[24:48].add(1.0)
+    again, _ = see(vision, padded(changed, tables.rope.shape[0]), tables)
+    np.testing.assert_array_equal(again[:6], together[:6])
+    assert np.all(np.abs(np.asarray(again - together))[6:12].max(axis=1) > 1e-3)
+
+
+def prompt_rows(rng, lengths, width):
+    """Ids padded on the left, their positions and segments."""
+    ids = np.zeros((len(lengths), width), np.int32)
+    for row, length in enumerate(lengths):
+        ids[row, width - length :] = rng.integers(0, 60, length)
+    valid = np.arange(width) >= width - np.array(lengths)[:, None]
+    positions, deltas = rope_index(ids, MICRO, attention_mask=valid)
+    return jnp.asarray(ids), jnp.asarray(positions), jnp.asarray(valid.astype(np.int32)), deltas
+
+
+def test_left_padding_is_invisible(rng):
+    text = micro_model().text
+    ids, positions, segments, _ = prompt_rows(rng, (5, 9), 16)
+    together = read(text, text.embed(ids, F32), positions, segments)
+    for row, length in enumerate((5, 9)):
+        own = ids[row : row + 1, 16 - length :]
+        plain = jnp.broadcast_to(jnp.arange(length)[None, None], (3, 1, length))
+        alone = read(text, text.embed(own, F32), plain, jnp.ones_like(own))
+        np.testing.assert_allclose(together[row, 16 - length :], alone[0], atol=CLOSE)
+
+
+def test_attention_is_causal_and_positions_are_relative(rng):
+    text = micro_model().text
+    ids, positions, segments, _ = prompt_rows(rng, (12,), 12)
+    x = text.embed(ids, F32)
+    whole = read(text, x, positions, segments)
+    later_changed = read(text, x.at[:, 8:].add(1.0), positions, segments)
+    np.testing.assert_array_equal(whole[:, :8], later_changed[:, :8])
+    # rotary codes know differences only, up to the rounding of larger angles
+    np.testing.assert_allclose(read(text, x, positions + 50, segments), whole, atol=2e-5)
+
+
+def test_cached_decoding_equals_the_full_forward(rng):
+    text = micro_model().text
+    ids, positions, segments, _ = prompt_rows(rng, (4, 8), 12)
+    x = text.embed(ids, F32)
+    whole = read(text, x, positions, segments)
+
+    @jax.jit
+    def continued(text, x, positions, segments, cache, at):
+        return text(x, positions, segments, cache, at)
+
+    cache = KVCache.empty(MICRO.text, 2, 15, F32)
+    first, cache = continued(text, x[:, :9], positions[:, :, :9], segments[:, :9], cache, 0)
+    np.testing.assert_allclose(first[1], whole[1, :9], atol=CLOSE)
+    for at in range(9, 12):
+        step, cache = continued(text, x[:, at : at + 1], positions[:, :, at : at + 1], segments[:, at : at + 1], cache, at)
+        np.testing.assert_allclose(step[:, 0], whole[:, at], atol=CLOSE)
+    np.testing.assert_array_equal(cache.segments[0], [0] * 8 + [1] * 4 + [0] * 3)
+
+
+def test_logits_use_the_head_or_the_tied_embedding(rng):
+    text = copied(micro_model()).text
+    hidden = random(rng, 2, MICRO.text.hidden_size)
+    normed = np.asarray(text.norm(hidden))
+    np.testing.assert_allclose(text.logits(hidden), normed @ np.asarray(text.head.weight[...]).T, atol=1e-5)
+    text.head = None
+    np.testing.assert_allclose(text.logits(hidden), normed @ np.asarray(text.embed.weight[...]).T, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["text", "vision", "sam2"])
+def test_unstacked_blocks_compute_the_same(part, rng):
+    stacked, unstacked = micro_model(), copied(micro_model())
+    owners = {"text": [unstacked.text], "vision": [unstacked.vision], "sam2": [*unstacked.sam2.hiera.stages, unstacked.sam2.memory_attention]}[part]
+    for owner in owners:
+        if owner.blocks is not None:
+            owner.blocks = unstack(owner.blocks)
+    if part == "text":
+        ids, positions, segments, _ = prompt_rows(rng, (6,), 8)
+        results = [read(m.text, m.text.embed(ids, F32), positions, segments) for m in (stacked, unstacked)]
+    elif part == "vision":
+        tables, rows = tables_of(GRIDS)
+        patches = padded(random(rng, 108, MICRO.vision.patch_dim), rows)
+        results = [see(m.vision, patches, tables)[0][:27] for m in (stacked, unstacked)]
+    else:
+        frames, hidden = random(rng, 3, 32, 32, 3), random(rng, 2, 2, 16)
+        results = [jax.jit(lambda s: s.track(s.encode(frames), hidden, 3).low_res)(m.sam2) for m in (stacked, unstacked)]
+    np.testing.assert_allclose(*results, atol=3e-5)
+
+
+def test_recomputing_in_the_backward_pass_changes_no_gradient(rng):
+    text = micro_model().text
+    ids, positions, segments, _ = prompt_rows(rng, (6,), 6)
+
+    def loss(text, remat):
+        return jnp.sum(text(text.embed(ids, F32), positions, segments, remat=remat)[0] ** 2)
+
+    plain, recomputed = (jax.jit(jax.grad(loss), static_argnums=1)(text, remat) for remat in (False, True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_3b_language_model_is_a_small_program():
+    """Scanning keeps it so: unrolled, 36 layers are 800 kB."""
+
+    def text_of(config):
+        model = abstract_model(config).text
+        shape = jax.ShapeDtypeStruct
+        arguments = (
+            shape((1, 512, config.text.hidden_size), jnp.bfloat16),
+            shape((3, 1, 512), jnp.int32),
+            shape((1, 512), jnp.int32),
+        )
+        return jax.jit(lambda text, *a: text.logits(text(*a)[0][:, -1])).lower(model, *arguments).as_text()
+
+    large = preset("3b")
+    program = text_of(large)
+    assert len(program) < 100_000
+    shallow = dataclasses.replace(large, text=dataclasses.replace(large.text, num_hidden_layers=2))
+    assert len(text_of(shallow)) == pytest.approx(len(program), rel=0.02)

@@ -1,0 +1,109 @@
+"""`unipixel-jax bench`: measure, print a table, compare with the torch reference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from unipixel_jax.bench.workloads import PARTS, Sizes
+from unipixel_jax.core.files import replacing
+from unipixel_jax.errors import UserError
+
+Report = dict[str, dict[str, float]]
+"""{name: {"min", "median", "max"}} in seconds per item, as scripts/benchmark_reference.py prints it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the measurements.
+
+    Args:
+        argv: the arguments after `bench`; None for those of the process.
+
+    Returns:
+        The exit status: 0, or 1 after an error (one line on stderr).
+    """
+    args = _parser().parse_args(argv)
+    try:
+        theirs = _read(args.against) if args.against else {}
+        report = _measure(args)
+        Console(stderr=args.json is not None and str(args.json) == "-").print(_table(report, theirs))
+        if args.json is not None:
+            _write(args.json, report)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="unipixel-jax bench", description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--image-size", type=_positive, default=768, help="side of SAM 2's square frames, in pixels")
+    parser.add_argument("--frames", type=_positive, default=10, help="frames of the clip")
+    parser.add_argument("--objects", type=_positive, default=5, help="objects tracked together through the clip")
+    parser.add_argument("--layers", type=_positive, default=4, help="layers of the language model (UniPixel-3B has 36)")
+    parser.add_argument("--prompt-tokens", type=_positive, default=512)
+    parser.add_argument("--new-tokens", type=_positive, default=8)
+    parser.add_argument("--repeats", type=_positive, default=2, help="timed runs of each measurement")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="what scripts/benchmark_reference.py printed here; the table then shows ours / theirs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help='write the seconds as JSON; "-" for standard output')
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}, expected at least 1")
+    return value
+
+
+def _measure(args: argparse.Namespace) -> Report:
+    sizes = Sizes(args.image_size, args.frames, args.objects, args.layers, args.prompt_tokens, args.new_tokens, args.repeats)
+    report: Report = {}
+    for dtype in args.dtypes:
+        for part in args.parts:
+            for name, times in PARTS[part](sizes, jnp.dtype(dtype)):
+                report[name] = {"min": min(times), "median": statistics.median(times), "max": max(times)}
+                print(f"{name:60} {min(times):9.3f} s", file=sys.stderr, flush=True)
+            # programs of one part are of no use to the next, and hold its weights where they were traced with them
+            jax.clear_caches()
+    return report
+
+
+def _table(report: Report, theirs: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table("measurement", *("shortest, s", "median, s"), *(("reference, s", "ours / theirs") if theirs else ()), title=f"on {jax.devices()[0]}")
+    for name, ours in report.items():
+        row = [name, f"{ours['min']:.3f}", f"{ours['median']:.3f}"]
+        if theirs:
+            row += [f"{theirs[name]['min']:.3f}", f"{ours['min'] / theirs[name]['min']:.2f}"] if name in theirs else ["not measured", ""]
+        table.add_row(*row)
+    return table
+
+
+def _read(path: Path) -> Report:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return {name: {"min": float(entry["min"])} for name, entry in report.items()}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: make it with scripts/benchmark_reference.py --reference CLONE > {path}") from None
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise UserError(f"{path} is not what scripts/benchmark_reference.py prints, expected {{name: {{min, median, max}}}}") from None
+
+
+def _write(path: Path, report: Report) -> None:
+    text = json.dumps(report, indent=1) + "\n"
+    if str(path) == "-":
+        print(text, end="")
+        return
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
