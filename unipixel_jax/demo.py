@@ -21,7 +21,7 @@ JOBS = (("photo.png", "Please segment the ball <|seg|> and the house <|seg|>."),
 """Media and words. The ``<|seg|>`` stand in the prompts, since random weights would hardly say one."""
 
 
-def random_model(seed: int = 0) -> UniPixel:
+def random_model(seed: int = 11) -> UniPixel:
     """A tiny UniPixel with random weights, and the tokenizer that ships with the package."""
     config = preset("tiny")
     tokenizer = Tokenizer.from_directory(ASSETS / "tokenizer")

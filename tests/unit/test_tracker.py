@@ -11,8 +11,8 @@ from micro_models import MICRO, copied, micro_model, random
 from unipixel_jax.models.sam2.tracker import MAX_POINTERS, NO_OBJECT
 
 F32 = jnp.dtype("float32")
-CLOSE = 2e-5
-"""Largest difference of logits of order 1 after several frames of feedback, where only the order of sums may differ."""
+CLOSE = 1e-4
+"""Largest difference of logits of order 1 to 10 after six frames of feedback, where only the order of sums may differ; the largest seen is 3.5e-5."""
 
 
 @functools.cache

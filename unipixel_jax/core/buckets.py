@@ -74,7 +74,7 @@ class Ladders:
     windows: Ladder = Ladder("attention windows", 8, 1.25, 65536)
     grid_frames: Ladder = Ladder("pairs of frames", 1, 1.25, 4096)
     frames: Ladder = Ladder("frames", 1, 1.25, 8192)
-    objects: Ladder = Ladder("objects", 1, 1.5, 256)
+    objects: Ladder = Ladder("objects", 1, 1.25, 256)
     references: Ladder = Ladder("points and boxes", 4, 2.0, 1024)
     memories: Ladder = Ladder("memory tokens", 16, 2.0, 8192)
     memory_tokens: Ladder = Ladder("picture tokens under one mask", 64, 2.0, 65536)

@@ -54,8 +54,8 @@ def rotate_half(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def axial_rope(side: int, dim: int, theta: float = 1e4) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of SAM 2's axial rope (reference: sam2/modeling/position_encoding.py, compute_axial_cis) on a side x side grid.
 
-    The first half of the pairs follows the column, the second the row. Made on the host: XLA's CPU backend computes a cosine again for every
-    element that it multiplies (33 million of them a frame in the memory attention at 768 pixels).
+    The first half of the pairs follows the column, the second the row. Made on the host: XLA's CPU backend computes them again for every
+    element that it multiplies (33 million sines and cosines a frame for the keys of the memory attention at 768 pixels).
 
     Returns:
         Two arrays [side * side, dim / 2] float32, row-major.

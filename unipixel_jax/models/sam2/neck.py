@@ -37,7 +37,7 @@ class Neck(nnx.Module):
     """Lateral 1x1 convolutions; only the deepest map is added to the one above it, and then dropped.
 
     The reference applies the mask decoder's 1x1 convolutions to the two largest maps when it decodes. Nothing lies between, so both are one map here:
-    at 768 pixels that saves the [36864, 256] intermediate, which cost more than the products.
+    at 768 pixels that saves 1.8 G of the encoder's 173 G multiplications, and the [36864, 256] intermediate.
     """
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
