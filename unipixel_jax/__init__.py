@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unipixel_jax.config import UniPixelConfig
-    from unipixel_jax.infer.predictor import UniPixel
     from unipixel_jax.infer.prediction import Prediction
+    from unipixel_jax.infer.predictor import UniPixel
     from unipixel_jax.processing.prompts import Box, Mask, Point
 
 # Loaded when first used, so that importing the package costs nothing.

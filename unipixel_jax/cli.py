@@ -112,20 +112,26 @@ def _ask(args: argparse.Namespace) -> int:
     from unipixel_jax.processing.prompts import Box, Point
 
     _check_outputs(args)
-    references = [*(Point(*_numbers(text, 2)) for text in args.point), *(Box(*_numbers(text, 4)) for text in args.box)]
+    references: list[Point | Box] = []
+    for text in args.point:
+        (x, y), frame = _numbers(text, 2)
+        references.append(Point(x, y, frame))
+    for text in args.box:
+        (x0, y0, x1, y1), frame = _numbers(text, 4)
+        references.append(Box(x0, y0, x1, y1, frame))
     model = UniPixel.from_pretrained(args.model, args.dtype)
     prediction = model.ask(args.media, args.question, references, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
     return _report(args, prediction)
 
 
-def _numbers(text: str, count: int) -> list[float | int]:
+def _numbers(text: str, count: int) -> tuple[list[float], int]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
     if len(values) not in (count, count + 1):
         raise UserError(f"{text!r} is not a reference: expected {count} numbers separated by commas, and a frame if you like")
-    return [*values[:count], *(int(v) for v in values[count:])]
+    return values[:count], int(values[count]) if len(values) > count else 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -171,12 +177,12 @@ def _parity(args: argparse.Namespace) -> int:
 
     from unipixel_jax.core.files import replacing
     from unipixel_jax.parity.recording import open_recording
-    from unipixel_jax.parity.run import print_table, replay, to_json
+    from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
 
     _cache_programs()
     log = logging.getLogger("unipixel_jax.parity")
     recording = open_recording(args.recording)
-    results = []
+    results: list[CaseResult] = []
     for result in replay(recording):
         log.debug("case %d of %d, %s done", len(results) + 1, len(recording.cases), result.name)
         results.append(result)

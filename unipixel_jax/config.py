@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-
 from unipixel_jax.errors import UserError
 
 _T = TypeVar("_T")

@@ -97,7 +97,7 @@ def test_qwen_on_a_clip(torch, rng, grid):
         patches = random(rng, grid[0] * grid[1] * grid[2], config.vision.patch_dim)
         inputs = collate([Prompt(np.array(ids, np.int32), Picture(patches, grid, None, (1, 1), 2 * grid[0]))], config, loaded.tokenizer.pad_id)
         prompt = to_prompt(inputs)
-        hidden, _ = loaded.model.text(loaded.model.embed(prompt, jnp.dtype("float32")), prompt.position_ids, prompt.segments)
+        hidden = loaded.model.text(loaded.model.embed(prompt, jnp.dtype("float32")), prompt.position_ids, prompt.segments)
         ours = np.asarray(loaded.model.text.logits(hidden))[0, -len(ids) :]
     with torch.no_grad():
         expected = theirs(

@@ -29,7 +29,7 @@ def see(vision, patches, tables):
 
 @jax.jit
 def read(text, x, positions, segments):
-    return text(x, positions, segments)[0]
+    return text(x, positions, segments)
 
 
 def tables_of(grids, ladders=LADDERS):
@@ -115,7 +115,7 @@ def test_cached_decoding_equals_the_full_forward(rng):
 
     @jax.jit
     def continued(text, x, positions, segments, cache, at):
-        return text(x, positions, segments, cache, at)
+        return text.extend(x, positions, segments, cache, at)
 
     cache = KVCache.empty(MICRO.text, 2, 15, F32)
     first, cache = continued(text, x[:, :9], positions[:, :, :9], segments[:, :9], cache, 0)

@@ -78,7 +78,7 @@ def generate(
     """
     batch, length = prompt.input_ids.shape
     cache = KVCache.empty(model.config.text, batch, length + new_token_slots, dtype)
-    states, cache = model.text(model.embed(prompt, dtype), prompt.position_ids, prompt.segments, cache)
+    states, cache = model.text.extend(model.embed(prompt, dtype), prompt.position_ids, prompt.segments, cache, 0)
     at = jnp.minimum(seg_positions, length - 1)
     prompt_hidden = jnp.take_along_axis(states, at[..., None], axis=1)
     ends = jnp.asarray(end_tokens, jnp.int32)
@@ -105,7 +105,7 @@ def generate(
         last = jax.lax.dynamic_slice_in_dim(loop.tokens, loop.step - 1, 1, 1)
         index = length + loop.step - 1
         positions = jnp.broadcast_to((index + rope_deltas)[None, :, None], (3, batch, 1))
-        states, cache = model.text(model.text.embed(last, dtype), positions, jnp.ones((batch, 1), jnp.int32), loop.cache, index)
+        states, cache = model.text.extend(model.text.embed(last, dtype), positions, jnp.ones((batch, 1), jnp.int32), loop.cache, index)
         return record(replace(loop, cache=cache), draw(states, loop.step)[0], states[:, -1])
 
     first, logits = draw(states, jnp.zeros((), jnp.int32))

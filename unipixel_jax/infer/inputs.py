@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,18 +15,17 @@ from unipixel_jax.processing.batch import Inputs
 def to_prompt(inputs: Inputs) -> Prompt:
     """The same batch on the device, in the form that ``UniPixelModel`` takes."""
     length = inputs.input_ids.shape[1]
-    tables = {field.name: getattr(inputs.vision, field.name) for field in dataclasses.fields(VisionTables)}
-    references = {field.name: getattr(inputs.references, field.name) for field in dataclasses.fields(References)}
-    prompt = Prompt(
-        input_ids=inputs.input_ids,
-        position_ids=inputs.position_ids,
-        segments=(np.arange(length)[None] >= length - inputs.lengths[:, None]).astype(np.int32),
-        patches=inputs.patches,
+    tables = {field.name: jnp.asarray(getattr(inputs.vision, field.name)) for field in dataclasses.fields(VisionTables)}
+    references = {field.name: jnp.asarray(getattr(inputs.references, field.name)) for field in dataclasses.fields(References)}
+    return Prompt(
+        input_ids=jnp.asarray(inputs.input_ids),
+        position_ids=jnp.asarray(inputs.position_ids),
+        segments=jnp.asarray(np.arange(length)[None] >= length - inputs.lengths[:, None], jnp.int32),
+        patches=jnp.asarray(inputs.patches),
         tables=VisionTables(**tables),
-        vision_slots=inputs.vision_slots,
+        vision_slots=jnp.asarray(inputs.vision_slots),
         references=References(**references),
-        reference_slots=inputs.reference_slots,
-        memory_rows=inputs.memory_rows,
-        memory_slots=inputs.memory_slots,
+        reference_slots=jnp.asarray(inputs.reference_slots),
+        memory_rows=jnp.asarray(inputs.memory_rows),
+        memory_slots=jnp.asarray(inputs.memory_slots),
     )
-    return jax.tree.map(jnp.asarray, prompt)

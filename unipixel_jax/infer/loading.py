@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,17 @@ class LoadedModel:
 
         The stacked arrays are given up one by one, so that the model is never in memory twice.
         """
-        if jax.default_backend() != "cpu":
-            return self
-        for owner in (self.model.text, self.model.vision, self.model.sam2.memory_attention, *self.model.sam2.hiera.stages):
-            if owner.blocks is not None:
-                owner.blocks = unstack(owner.blocks)
-        return replace(self, model=self.model)
+        if jax.default_backend() == "cpu":
+            unstack_towers(self.model)
+        return self
+
+
+def unstack_towers(model: UniPixelModel) -> None:
+    """Turn every stacked tower into a list of layers, in place."""
+    owners: tuple[Any, ...] = (model.text, model.vision, model.sam2.memory_attention, *model.sam2.hiera.stages)
+    for owner in owners:
+        if owner.blocks is not None:
+            owner.blocks = unstack(owner.blocks)
 
 
 def load(directory: str | Path, dtype: Any = None) -> LoadedModel:

@@ -175,7 +175,7 @@ class UniPixel:
         said = tokens == self.config.seg_token_id
         hidden = np.concatenate([in_prompt, np.asarray(generation.hidden[0])[: len(tokens)][said]])
         text, spans = self._decode(tokens)
-        objects = self._track(clip, picture, hidden, [None] * len(in_prompt) + spans)
+        objects = self._track(clip, picture, hidden, [*[None] * len(in_prompt), *spans])
         return Prediction(text, tokens.tolist(), objects, clip.indices.tolist())
 
     def _generate(self, prompt: batch.Prompt, max_new_tokens: int) -> tuple[NDArray[Any], Generation, int]:

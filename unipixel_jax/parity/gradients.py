@@ -45,7 +45,7 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[C
     total = float(np.linalg.norm(norms.astype(np.float64)))
     names = json.loads(case.path.with_name(f"{case.name}.grad_names.json").read_text(encoding="utf-8"))
     for name, norm in zip(names, norms, strict=True):
-        checks.append(compare.gradient(f"norm of grad.{name}", np.linalg.norm(_find(torch_grads, name)), np.asarray(norm), total))
+        checks.append(compare.gradient(f"norm of grad.{name}", np.asarray(np.linalg.norm(_find(torch_grads, name))), np.asarray(norm), total))
     for name, value in case.outputs.items():
         if name.startswith("grad."):
             checks.append(compare.gradient(name, _find(torch_grads, name.removeprefix("grad.")), value, total))

@@ -139,7 +139,7 @@ def sam2_image(case: Case, context: Context) -> list[Check]:
 def sam2_video(case: Case, context: Context) -> list[Check]:
     """Tracking, frame by frame as a stream of known length, from recorded hidden tokens."""
     frames, hidden = _channels_last(case.input("frames")), jnp.asarray(case.input("hidden"))
-    size = tuple(int(n) for n in case.input("frame_size"))
+    size = _size(case)
     model = context.loaded.model
     state = model.sam2.start(1, F32, len(frames))
     rows = []
@@ -176,7 +176,7 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
 
 def generated(case: Case, context: Context) -> list[Check]:
     """Greedy generation and the masks of every `<|seg|>`, those of the prompt first."""
-    size = tuple(int(n) for n in case.input("frame_size"))
+    size = _size(case)
     return _compare_answer(case, context, _prompt(case), _channels_last(case.input("frames")), size)
 
 
@@ -245,13 +245,13 @@ def _vision(model: UniPixelModel, patches: jax.Array, tables: VisionTables) -> t
 
 @jax.jit
 def _text(model: UniPixelModel, ids: jax.Array, positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    hidden, _ = model.text(model.text.embed(ids, F32), positions, segments)
+    hidden = model.text(model.text.embed(ids, F32), positions, segments)
     return hidden, model.text.logits(hidden)
 
 
 @partial(jax.jit, static_argnames="dtype")
 def _language(model: UniPixelModel, prompt: Prompt, dtype: jnp.dtype = F32) -> tuple[jax.Array, jax.Array, jax.Array]:
-    hidden, _ = model.text(model.embed(prompt, dtype), prompt.position_ids, prompt.segments)
+    hidden = model.text(model.embed(prompt, dtype), prompt.position_ids, prompt.segments)
     return hidden, model.text.logits(hidden), model.seg_head(hidden)
 
 
@@ -274,19 +274,25 @@ def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
     return state.memory[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
 
 
+def _size(case: Case) -> tuple[int, int]:
+    height, width = case.input("frame_size").tolist()
+    return int(height), int(width)
+
+
 def _prompt(case: Case) -> batch.Prompt:
     """The recorded arrays as one prompt."""
     ids = case.input("input_ids")[0].astype(np.int32)
     grid = case.input("video_grid_thw")
     coords = case.inputs_like("point_coords")
-    frames = case.input("point_frames").reshape(-1) if coords else []
-    references = [SquareReference(c.reshape(-1, 2).astype(np.float32), int(f)) for c, f in zip(coords, frames, strict=True)]
+    frames = case.input("point_frames").reshape(-1).tolist() if coords else []
+    references = [SquareReference(c.reshape(-1, 2).astype(np.float32), f) for c, f in zip(coords, frames, strict=True)]
+    time, height, width = grid[0].tolist()
     picture = batch.Picture(
         patches=case.input("pixel_values_videos").astype(np.float32),
-        grid_thw=tuple(int(n) for n in grid[0]),
+        grid_thw=(time, height, width),
         frames=None,
         frame_size=(1, 1),
-        frame_count=2 * int(grid[0, 0]),
+        frame_count=2 * time,
         seconds_per_grid=float(case.input("second_per_grid_ts")[0]),
     )
     memory = case.input("refer_mask").astype(bool) if case.has_input("refer_mask") else None

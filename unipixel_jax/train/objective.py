@@ -61,7 +61,7 @@ def objective(
     """
     weights = weights or MaskLossWeights()
     text, batch_mode = model.text, model.config.sam2_batch_mode
-    hidden, _ = text(model.embed(batch.prompt, dtype, remat), batch.prompt.position_ids, batch.prompt.segments, remat=remat)
+    hidden = text(model.embed(batch.prompt, dtype, remat), batch.prompt.position_ids, batch.prompt.segments, remat=remat)
     language = next_token_loss(text.norm(hidden), text.head_weight, batch.labels)
     at = jnp.minimum(batch.seg_positions, hidden.shape[1] - 1)
     tokens = model.seg_head(jnp.take_along_axis(hidden, at[..., None], axis=1))
@@ -87,7 +87,7 @@ def _clip_losses(out: TrackOutput, masks: jax.Array, valid: jax.Array, weights: 
 
     def frame(total: MaskLosses, one: tuple[TrackOutput, jax.Array]) -> tuple[MaskLosses, None]:
         seen, target = one
-        logits = resize_bilinear(seen.decoded.masks, target.shape[-2:])
+        logits = resize_bilinear(seen.decoded.masks, (target.shape[-2], target.shape[-1]))
         losses = mask_losses(logits, seen.decoded.iou, seen.decoded.object_score, target, valid, weights)
         return jax.tree.map(jnp.add, total, losses), None
 

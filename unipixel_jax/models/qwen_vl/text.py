@@ -57,43 +57,58 @@ class TextModel(nnx.Module):
         self.head = None if c.tie_word_embeddings else Linear(c.hidden_size, c.vocab_size, (VOCAB, EMBED), rngs, bias=False)
         self.config = c
 
-    def __call__(
-        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache | None = None, at: jax.Array | int = 0, remat: bool = False
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Run the layers.
+    def __call__(self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, remat: bool = False) -> jax.Array:
+        """Run the layers over whole rows.
 
         Args:
             x: [B, T, D] embedded tokens; its dtype is the compute dtype.
             position_ids: [3, B, T] integers (time, height, width).
             segments: [B, T] int32; 0 is padding, equal numbers attend to each other, causally.
-            cache: None (training), or where keys and values go. With T > 1 the tokens attend to each other only (a prefill into an empty cache);
-                with T = 1 to all of the cache.
-            at: first slot to write.
             remat: recompute layers in the backward pass.
 
         Returns:
-            [B, T, D] hidden states BEFORE the final norm, and the filled cache.
+            [B, T, D] hidden states BEFORE the final norm.
         """
+        return self._run(x, position_ids, segments, None, 0, remat)[0]
+
+    def extend(self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache, at: jax.Array | int) -> tuple[jax.Array, KVCache]:
+        """Run the layers over new tokens and remember them.
+
+        Args:
+            x: [B, T, D]. With T > 1 the tokens attend to each other only (a prefill of an empty cache), with T = 1 to all of the cache.
+            position_ids: [3, B, T].
+            segments: [B, T] int32, 1 or, at padding, 0.
+            cache: what came before.
+            at: first slot to write.
+
+        Returns:
+            [B, T, D] hidden states before the final norm, and the longer cache.
+        """
+        cache = cache.mark(segments, at)
+        x, (k, v) = self._run(x, position_ids, segments, cache, at, False)
+        return x, KVCache(k, v, cache.segments)
+
+    def _run(
+        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache | None, at: jax.Array | int, remat: bool
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """The layers; returns the hidden states, and the keys and values of the cache (none without one)."""
         c = self.config
         angles = mrope_angles(position_ids, c.head_dim, c.rope_theta, c.mrope_section)
         rope = jnp.cos(angles), jnp.sin(angles)
-        cache = None if cache is None else cache.mark(segments, at)
 
         def layer(block: Block, carry: tuple, index: jax.Array) -> tuple[tuple, None]:
             x, kv = carry
             q, k, v = block.attn.project(block.norm1(x), rope)
             mask = AttnMask(causal=True, q_segments=segments, kv_segments=segments)
-            if kv is not None:
-                kv = tuple(jax.lax.dynamic_update_slice(buffer, new[None], (index, 0, at, 0, 0)) for buffer, new in zip(kv, (k, v), strict=True))
-                if x.shape[1] == 1 and cache is not None:
-                    k, v = (jax.lax.dynamic_index_in_dim(buffer, index, keepdims=False) for buffer in kv)
-                    mask = AttnMask(q_segments=segments, kv_segments=cache.segments)
+            kv = tuple(jax.lax.dynamic_update_slice(buffer, new[None], (index, 0, at, 0, 0)) for buffer, new in zip(kv, (k, v), strict=False))
+            if cache is not None and x.shape[1] == 1:
+                k, v = (jax.lax.dynamic_index_in_dim(buffer, index, keepdims=False) for buffer in kv)
+                mask = AttnMask(q_segments=segments, kv_segments=cache.segments)
             x = x + block.attn.o(attention(q, k, v, mask).reshape(*x.shape[:2], -1))
             return (x + block.mlp(block.norm2(x)), kv), None
 
-        start = (x, None if cache is None else (cache.k, cache.v))
-        (x, kv), _ = stacking.run(layer, self.blocks, start, jnp.arange(c.num_hidden_layers), remat)
-        return x, None if cache is None else KVCache(*kv, cache.segments)
+        start = (x, () if cache is None else (cache.k, cache.v))
+        return stacking.run(layer, self.blocks, start, jnp.arange(c.num_hidden_layers), remat)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states before the final norm [..., D] to scores [..., V] in float32."""
