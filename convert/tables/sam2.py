@@ -63,9 +63,10 @@ MEMORY_ENCODER = (
     (f"mask_downsampler.encoder.{{1,4,7,10}}.{WB}", f"mask_down.norms.{{0,1,2,3}}.{WB}"),
     ("mask_downsampler.encoder.12.weight", "mask_down.proj.weight", conv_1x1),
     ("mask_downsampler.encoder.12.bias", "mask_down.proj.bias"),
-    ("{pix_feat_proj,out_proj}.weight", "{pix_proj,out_proj}.weight", conv_1x1),
-    ("{pix_feat_proj,out_proj}.bias", "{pix_proj,out_proj}.bias"),
+    ("pix_feat_proj.weight", "pix_proj.weight", conv_1x1),
+    ("pix_feat_proj.bias", "pix_proj.bias"),
 )
+MEMORY_OUT = (("out_proj.weight", "out_proj.weight", conv_1x1), ("out_proj.bias", "out_proj.bias"))
 FUSER_LAYER = (
     (f"{{dwconv,norm}}.{WB}", f"{{dwconv,norm}}.{WB}"),
     (f"pwconv{{1,2}}.{WB}", f"mlp.{{fc1,fc2}}.{WB}"),
@@ -103,6 +104,7 @@ def sam2_rules(config: Sam2Config) -> list[Rule]:
         *stacked([MLP3], "sam2.sam_mask_decoder.output_hypernetworks_mlps.*.", "sam2.mask_decoder.hyper_mlps.", range(4)),
         *stacked(MEMORY_LAYER, "sam2.memory_attention.layers.*.", "sam2.memory_attention.blocks.", range(config.memory_attention_layers)),
         *single(MEMORY_ENCODER, "sam2.memory_encoder.", "sam2.memory_encoder."),
+        *single(MEMORY_OUT if config.mem_dim != config.d_model else (), "sam2.memory_encoder.", "sam2.memory_encoder."),
         *each(FUSER_LAYER, "sam2.memory_encoder.fuser.layers.*.", "sam2.memory_encoder.fuser.*.", range(config.fuser_layers)),
         *single(OUTSIDE, "sam2.", "sam2."),
     ]

@@ -18,6 +18,7 @@ SIZES = {
     **{name: config for name, config in PRESETS.items()},
     **{f"tiny with sam2 {name}": dataclasses.replace(TINY, sam2=size) for name, size in SAM2_SIZES.items()},
     "tied": TIED,
+    "memory as wide as the model": dataclasses.replace(TINY, sam2=dataclasses.replace(TINY.sam2, mem_dim=TINY.sam2.d_model)),
 }
 
 
