@@ -23,6 +23,8 @@ SMALL_WEIGHTS = 200e6
 CACHE_VARIABLE = "UNIPIXEL_JAX_CACHE"
 MODEL_HELP = "a directory made by `unipixel-jax convert to-jax`; for a torch checkpoint you are told the command that converts it"
 
+ATTENTION_HELP = "compute all attention by xla, xla_chunked, pallas_tpu, pallas_gpu or cudnn (default: chosen by platform and shape; --verbose shows)"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
@@ -43,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             _show_progress(args.verbose, stack)
-            if args.run is not _parity:
-                _cache_programs()
+            if args.run is _parity:
+                _optimise_little(args.recording)
+            _cache_programs()
+            if args.attention is not None:
+                _use_attention(args.attention, stack)
             return int(args.run(args))
     except UserError as error:
         return _fail(str(error), args.verbose)
@@ -92,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     for command in (segment, ask, parity, demo):
+        command.add_argument("--attention", metavar="NAME", help=ATTENTION_HELP)
         command.add_argument("--verbose", action="store_true", help="show the time of each stage, and the traceback of an error")
     commands.add_parser("convert", help="convert weights between torch and JAX, or say what a checkpoint holds (convert --help)", add_help=False)
     commands.add_parser("bench", help="measure speed (bench --help)", add_help=False)
@@ -169,17 +175,12 @@ def _report(args: argparse.Namespace, prediction: Prediction) -> int:
 
 
 def _parity(args: argparse.Namespace) -> int:
-    weights = sum(file.stat().st_size for file in args.recording.glob("checkpoint/*.safetensors"))
-    if weights < SMALL_WEIGHTS and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-        # Dozens of small programs that each run once: compiling them is all the work, and half of it is optimisation. Read when jax starts.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     from rich.console import Console
 
     from unipixel_jax.core.files import replacing
     from unipixel_jax.parity.recording import open_recording
     from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
 
-    _cache_programs()
     log = logging.getLogger("unipixel_jax.parity")
     recording = open_recording(args.recording)
     results: list[CaseResult] = []
@@ -223,6 +224,22 @@ def _show_progress(verbose: bool, stack: ExitStack) -> None:
     logger.addHandler(handler)
     logger.propagate = False
     stack.callback(logger.removeHandler, handler)
+
+
+def _optimise_little(recording: Path) -> None:
+    """Compile without optimisation for a small recording: dozens of small programs that each run once, and half of the work would be that."""
+    weights = sum(file.stat().st_size for file in recording.glob("checkpoint/*.safetensors"))
+    if weights < SMALL_WEIGHTS and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+        # read when jax starts
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+
+def _use_attention(name: str, stack: ExitStack) -> None:
+    from unipixel_jax.ops.attention import BACKENDS, use_attention
+
+    if name not in BACKENDS:
+        raise UserError(f"--attention is {name!r}, expected one of {', '.join(BACKENDS)}")
+    stack.enter_context(use_attention(name))
 
 
 def _cache_programs() -> None:

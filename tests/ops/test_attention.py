@@ -1,16 +1,25 @@
-"""One battery for every backend of attention: values and gradients against float64 numpy, masks, empty rows, refusals."""
+"""One battery for every backend of attention that runs here: values and gradients against float64, masks, empty rows, transformations, refusals.
 
-import itertools
-from dataclasses import dataclass
+Pallas kernels run in interpret mode. `pytest -m slow` draws 300 cases for each backend, the usual run some dozens.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from unipixel_jax.ops.attention import BACKENDS, AttnMask, attention, xla_chunked
+from unipixel_jax.errors import UserError
+from unipixel_jax.ops.attention import BACKENDS, AttnMask, attention, use_attention, xla_chunked
+from unipixel_jax.ops.attention.api import DENSE_BELOW, choose
+from unipixel_jax.ops.attention.spec import Spec
 
-backends = pytest.mark.parametrize("backend", sorted(BACKENDS))
+HERE = ("xla", "xla_chunked", "pallas_tpu", "pallas_gpu")
+backends = pytest.mark.parametrize("backend", HERE)
 
 
 @dataclass(frozen=True)
@@ -20,190 +29,275 @@ class Shape:
     keys: int = 6
     heads: int = 4
     key_heads: int = 4
-    size: int = 8
-    value_size: int = 8
+    size: int = 16
+    value_size: int = 16
 
 
 SHAPES = {
     "self": Shape(),
     "grouped": Shape(key_heads=2),
-    "one key head": Shape(key_heads=1),
     "cross": Shape(queries=3, keys=11),
-    "wide values": Shape(queries=5, keys=7, value_size=3),
-    "one query": Shape(queries=1, keys=9, key_heads=2),
-    "uneven blocks": Shape(batch=1, queries=37, keys=53, heads=2, key_heads=1),
+    "wide keys": Shape(queries=5, keys=7, size=32, value_size=8),
+    "one query": Shape(queries=1, keys=139, key_heads=2, size=128, value_size=128),
+    "several blocks": Shape(batch=1, queries=300, keys=300, heads=2, key_heads=1, size=56, value_size=56),
+    "more keys": Shape(batch=1, queries=37, keys=553, heads=1, key_heads=1, size=256, value_size=64),
+    "more queries": Shape(batch=1, queries=290, keys=20, heads=2, key_heads=2, size=72, value_size=72),
+    "one head": Shape(batch=3, queries=65, keys=65, heads=6, key_heads=1, size=80, value_size=80),
+    "window": Shape(batch=4, queries=64, keys=64, heads=1, key_heads=1, size=96, value_size=96),
+    "long head": Shape(batch=1, queries=129, keys=257, heads=1, key_heads=1, size=256, value_size=256),
+    "even": Shape(batch=1, queries=256, keys=256, heads=2, key_heads=1, size=64, value_size=64),
 }
+FORWARD = {"float32": 2e-6, "bfloat16": 1e-2}
+BACKWARD = {"float32": 1e-5, "bfloat16": 2e-2}
+"""Relative errors (of the whole array, in the Euclidean norm)."""
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks so small that short rows need several of them."""
     monkeypatch.setattr(xla_chunked, "Q_BLOCK", 16)
     monkeypatch.setattr(xla_chunked, "KV_BLOCK", 24)
 
 
-pytestmark = pytest.mark.usefixtures("small_blocks")
+@dataclass(frozen=True)
+class Case:
+    """Arrays of one call, and who sees whom [B, T, S], written out."""
+
+    arrays: tuple[np.ndarray, ...]
+    mask: AttnMask
+    seen: np.ndarray
+    scale: float
 
 
-def inputs(shape, rng):
+def draw(shape, rng, causal=False, rule="all", dtype="float32"):
+    """A random case. ``rule``: "all", "segments" (some queries and keys are padding, some queries see nothing), "lengths", or "both"."""
     q = rng.normal(size=(shape.batch, shape.queries, shape.heads, shape.size))
     k = rng.normal(size=(shape.batch, shape.keys, shape.key_heads, shape.size))
     v = rng.normal(size=(shape.batch, shape.keys, shape.key_heads, shape.value_size))
-    return tuple(a.astype(np.float32) for a in (q, k, v))
+    weight = rng.normal(size=(*q.shape[:3], shape.value_size))
+    arrays = tuple(np.asarray(jnp.asarray(a, dtype)) for a in (q, k, v, weight))
+    seen = np.ones((shape.batch, shape.queries, shape.keys), bool)
+    if causal:
+        seen &= np.tril(np.ones(seen.shape[1:], bool))
+    rules = {}
+    if rule in ("segments", "both"):
+        kinds = rng.integers(1, 4)
+        sorted_rows = rng.random() < 0.5  # packed prompts have their segments in a row, memory slots do not
+        q_segments, kv_segments = (rng.integers(0, kinds + 1, (shape.batch, n)) for n in (shape.queries, shape.keys))
+        if sorted_rows:
+            q_segments, kv_segments = np.sort(q_segments), np.sort(kv_segments)
+        q_segments[0, -1] = 9  # a segment that no key has
+        rules |= {"q_segments": q_segments, "kv_segments": kv_segments}
+        seen &= (q_segments[:, :, None] == kv_segments[:, None]) & (kv_segments != 0)[:, None]
+    if rule in ("lengths", "both"):
+        lengths = rng.integers(0, shape.keys + 1, shape.batch)
+        rules["kv_lengths"] = lengths
+        seen &= (np.arange(shape.keys) < lengths[:, None])[:, None]
+    mask = AttnMask(causal, **{name: jnp.asarray(a, jnp.int32) for name, a in rules.items()})
+    return Case(arrays, mask, seen, float(rng.choice([1.0, 0.3, 2.0]) * shape.size**-0.5))
 
 
-def masks(shape, rng):
-    """Name -> mask, for the masks that make sense for the shape."""
-    some = {"none": None}
-    if shape.queries == shape.keys or shape.queries > 30:
-        some["causal"] = AttnMask(causal=True)
-    q = rng.integers(0, 3, (shape.batch, shape.queries)).astype(np.int32)
-    kv = rng.integers(0, 3, (shape.batch, shape.keys)).astype(np.int32)
-    q[0, -1] = 9  # a segment that no key has: this query sees nothing
-    some["segments"] = AttnMask(q_segments=jnp.asarray(q), kv_segments=jnp.asarray(kv))
-    if "causal" in some:
-        some["causal segments"] = AttnMask(causal=True, q_segments=jnp.asarray(q), kv_segments=jnp.asarray(kv))
-    return some
-
-
-def visible(mask, shape):
-    """[B, T, S] booleans, one pair at a time."""
-    out = np.ones((shape.batch, shape.queries, shape.keys), bool)
-    for b, t, s in itertools.product(range(shape.batch), range(shape.queries), range(shape.keys)):
-        if mask is not None and mask.causal and s > t:
-            out[b, t, s] = False
-        if mask is not None and mask.q_segments is not None and mask.kv_segments is not None:
-            q, kv = int(mask.q_segments[b, t]), int(mask.kv_segments[b, s])
-            out[b, t, s] &= q == kv and kv != 0
-    return out
-
-
-def reference(q, k, v, seen, scale):
-    """Attention in float64; every query head with its own copy of its key head."""
+def expected(case):
+    """Attention and the gradients of its product with the weight, in float64, with the softmax's derivative by hand."""
+    q, k, v, weight = (a.astype(np.float64) for a in case.arrays)
     group = q.shape[2] // k.shape[2]
-    k, v = (np.repeat(a.astype(np.float64), group, axis=2) for a in (k, v))
-    scores = np.where(seen[:, None], np.einsum("btnh,bsnh->bnts", q.astype(np.float64), k) * scale, -np.inf)
-    best = scores.max(-1, keepdims=True)
-    p = np.exp(scores - np.where(np.isfinite(best), best, 0))
-    total = p.sum(-1, keepdims=True)
-    return np.einsum("bnts,bsnv->btnv", p / np.where(total == 0, 1, total), v)
-
-
-@backends
-@pytest.mark.parametrize("name", SHAPES)
-def test_values(backend, name, rng):
-    shape = SHAPES[name]
-    q, k, v = inputs(shape, rng)
-    for label, mask in masks(shape, rng).items():
-        ours = attention(*(jnp.asarray(a) for a in (q, k, v)), mask, implementation=backend)
-        seen = visible(mask, shape)
-        expected = reference(q, k, v, seen, shape.size**-0.5)
-        np.testing.assert_allclose(ours, expected, atol=2e-6, err_msg=label)
-        blind = ~seen.any(-1)
-        assert label in ("none", "causal") or blind.any()
-        assert np.all(np.asarray(ours)[blind] == 0), label
-
-
-@backends
-@pytest.mark.parametrize("name", ["grouped", "uneven blocks"])
-def test_gradients(backend, name, rng):
-    """Against the gradient of the softmax written out by hand, in float64."""
-    shape = SHAPES[name]
-    q, k, v = inputs(shape, rng)
-    for label, mask in masks(shape, rng).items():
-        seen = visible(mask, shape)
-        weight = rng.normal(size=(*q.shape[:3], shape.value_size)).astype(np.float32)
-
-        def loss(q, k, v, mask=mask, weight=weight):
-            return jnp.sum(attention(q, k, v, mask, implementation=backend) * weight)
-
-        ours = jax.grad(loss, argnums=(0, 1, 2))(*(jnp.asarray(a) for a in (q, k, v)))
-        for grad, expected in zip(ours, reference_gradients(q, k, v, seen, shape.size**-0.5, weight), strict=True):
-            np.testing.assert_allclose(grad, expected, atol=5e-6, err_msg=label)
-        assert np.all(np.asarray(ours[0])[~seen.any(-1)] == 0), label
-        unseen = ~seen.any(1)
-        assert np.all(np.asarray(ours[1])[unseen] == 0) and np.all(np.asarray(ours[2])[unseen] == 0), label
-
-
-def reference_gradients(q, k, v, seen, scale, d_out):
-    group, key_heads = q.shape[2] // k.shape[2], k.shape[2]
-    kk, vv = (np.repeat(a.astype(np.float64), group, axis=2) for a in (k, v))
-    scores = np.where(seen[:, None], np.einsum("btnh,bsnh->bnts", q.astype(np.float64), kk) * scale, -np.inf)
+    kk, vv = (np.repeat(a, group, axis=2) for a in (k, v))
+    scores = np.where(case.seen[:, None], np.einsum("btnh,bsnh->bnts", q, kk) * case.scale, -np.inf)
     best = scores.max(-1, keepdims=True)
     p = np.exp(scores - np.where(np.isfinite(best), best, 0))
     p = p / np.where(p.sum(-1, keepdims=True) == 0, 1, p.sum(-1, keepdims=True))
-    d_p = np.einsum("btnv,bsnv->bnts", d_out, vv)
-    d_scores = p * (d_p - (d_p * p).sum(-1, keepdims=True)) * scale
-    d_q = np.einsum("bnts,bsnh->btnh", d_scores, kk)
+    d_p = np.einsum("btnv,bsnv->bnts", weight, vv)
+    d_scores = p * (d_p - (d_p * p).sum(-1, keepdims=True)) * case.scale
 
     def per_key_head(a):
-        return a.reshape(*a.shape[:2], key_heads, group, -1).sum(3)
+        return a.reshape(*a.shape[:2], k.shape[2], group, -1).sum(3)
 
-    return d_q, per_key_head(np.einsum("bnts,btnh->bsnh", d_scores, q)), per_key_head(np.einsum("bnts,btnv->bsnv", p, d_out))
+    d_k, d_v = per_key_head(np.einsum("bnts,btnh->bsnh", d_scores, q)), per_key_head(np.einsum("bnts,btnv->bsnv", p, weight))
+    return np.einsum("bnts,bsnv->btnv", p, vv), np.einsum("bnts,bsnh->btnh", d_scores, kk), d_k, d_v
+
+
+@partial(jax.jit, static_argnames=("scale", "backend"))
+def run(q, k, v, weight, mask, scale, backend):
+    """The result and the gradients; one program for each backend, shape, kind of mask, dtype and scale."""
+    out, pull = jax.vjp(lambda *a: attention(*a, mask, scale=scale, implementation=backend), q, k, v)
+    return out, *pull(weight)
+
+
+def relative(ours, theirs):
+    return np.linalg.norm(np.asarray(ours, np.float64) - theirs) / max(np.linalg.norm(theirs), 1e-30)
+
+
+def compare(backend, case, dtype="float32"):
+    ours = run(*(jnp.asarray(a) for a in case.arrays), case.mask, case.scale, backend)
+    theirs = expected(case)
+    assert all(a.dtype == dtype for a in ours)
+    blind, unseen = ~case.seen.any(2), ~case.seen.any(1)
+    for a in ours[:2]:
+        assert np.all(np.asarray(a)[blind] == 0)
+    for a in ours[2:]:
+        assert np.all(np.asarray(a)[unseen] == 0)
+    errors = [relative(a, b) if np.any(b) else float(np.abs(np.asarray(a, np.float64)).max()) for a, b in zip(ours, theirs, strict=True)]
+    assert errors[0] <= FORWARD[dtype]
+    assert max(errors[1:]) <= BACKWARD[dtype]
+
+
+cases = st.builds(
+    lambda name, seed, causal, rule: (name, seed, causal and SHAPES[name].queries == SHAPES[name].keys, rule),
+    st.sampled_from(sorted(SHAPES)),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+    st.sampled_from(("all", "segments", "lengths", "both")),
+)
+quiet = partial(settings, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def check_random(backend, drawn, dtype):
+    name, seed, causal, rule = drawn
+    compare(backend, draw(SHAPES[name], np.random.default_rng(seed), causal, rule, dtype), dtype)
+
+
+@backends
+@quiet(max_examples=25)
+@given(drawn=cases)
+def test_random_cases(backend, drawn):
+    check_random(backend, drawn, "float32")
+
+
+@backends
+@quiet(max_examples=8)
+@given(drawn=cases)
+def test_random_cases_in_bfloat16(backend, drawn):
+    check_random(backend, drawn, "bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@backends
+@quiet(max_examples=300)
+@given(drawn=cases)
+def test_300_random_cases(backend, dtype, drawn):
+    check_random(backend, drawn, dtype)
+
+
+@backends
+@pytest.mark.parametrize("name", ["several blocks", "more keys"])
+def test_every_kind_of_mask_over_several_blocks(backend, name, rng):
+    shape = SHAPES[name]
+    for causal in {False, shape.queries == shape.keys}:
+        for rule in ("all", "both"):
+            compare(backend, draw(shape, rng, causal, rule))
 
 
 @backends
 def test_a_batch_with_nothing_to_see(backend, rng):
-    shape = SHAPES["self"]
-    q, k, v = (jnp.asarray(a) for a in inputs(shape, rng))
-    mask = AttnMask(q_segments=jnp.zeros((2, 6), jnp.int32), kv_segments=jnp.zeros((2, 6), jnp.int32))
-    value, grads = jax.value_and_grad(lambda *a: jnp.sum(attention(*a, mask, implementation=backend)), argnums=(0, 1, 2))(q, k, v)
-    assert value == 0
-    assert all(np.all(np.asarray(g) == 0) for g in grads)
+    case = draw(SHAPES["self"], rng)
+    nothing = AttnMask(q_segments=jnp.zeros((2, 6), jnp.int32), kv_segments=jnp.zeros((2, 6), jnp.int32))
+    for a in run(*case.arrays, nothing, case.scale, backend):
+        assert np.all(np.asarray(a) == 0)
 
 
 @backends
 def test_large_scores_do_not_overflow(backend, rng):
-    shape = SHAPES["cross"]
-    q, k, v = inputs(shape, rng)
-    ours = attention(*(jnp.asarray(a) for a in (300 * q, k, v)), implementation=backend)
-    np.testing.assert_allclose(ours, reference(300 * q, k, v, visible(None, shape), shape.size**-0.5), atol=2e-4)
+    case = draw(SHAPES["cross"], rng)
+    q, *others = case.arrays
+    large = replace(case, arrays=(300 * q, *others))
+    ours = run(*large.arrays, large.mask, large.scale, backend)
+    assert relative(ours[0], expected(large)[0]) < 1e-4
 
 
 @backends
-def test_bfloat16_inputs_have_a_float32_softmax(backend, rng):
-    shape = SHAPES["grouped"]
-    q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in inputs(shape, rng))
-    ours = attention(q, k, v, implementation=backend)
-    assert ours.dtype == jnp.bfloat16
-    expected = reference(*(np.asarray(a, np.float32) for a in (q, k, v)), visible(None, shape), shape.size**-0.5)
-    # probabilities and the result are each rounded to 8 bits; nothing worse
-    np.testing.assert_allclose(np.asarray(ours, np.float32), expected, atol=2**-7)
+def test_determinism_and_the_default_scale(backend, rng):
+    case = draw(SHAPES["several blocks"], rng, causal=True, rule="segments")
+    first, second = (run(*case.arrays, case.mask, case.scale, backend) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    q, k, v, _ = (jnp.asarray(a) for a in case.arrays)
+    default = attention(q, k, v, case.mask, implementation=backend)
+    np.testing.assert_allclose(default, attention(q, k, v, case.mask, scale=q.shape[-1] ** -0.5, implementation=backend))
 
 
 @backends
-def test_scale_and_determinism(backend, rng):
-    shape = SHAPES["self"]
-    q, k, v = inputs(shape, rng)
-    args = tuple(jnp.asarray(a) for a in (q, k, v))
-    first = attention(*args, scale=0.1, implementation=backend)
-    np.testing.assert_allclose(first, reference(q, k, v, visible(None, shape), 0.1), atol=2e-6)
-    np.testing.assert_array_equal(first, attention(*args, scale=0.1, implementation=backend))
+def test_what_lies_in_hidden_slots_never_matters(backend, rng):
+    case = draw(SHAPES["cross"], rng)
+    q, k, v, _ = case.arrays
+    mask = AttnMask(kv_lengths=jnp.full(2, 8, jnp.int32))
+    full = attention(*(jnp.asarray(a) for a in (q, k, v)), mask, implementation=backend)
+    k2, v2 = k.copy(), v.copy()
+    k2[:, 8:], v2[:, 8:] = 1e4, -1e6
+    np.testing.assert_array_equal(full, attention(*(jnp.asarray(a) for a in (q, k2, v2)), mask, implementation=backend))
+    np.testing.assert_allclose(full, attention(*(jnp.asarray(a) for a in (q, k[:, :8], v[:, :8])), implementation=backend), atol=1e-6)
 
 
-def test_padding_keys_change_nothing(rng):
-    """Whatever lies in hidden slots, NaN aside, never reaches a visible query."""
-    q, k, v = inputs(SHAPES["cross"], rng)
-    segments = np.ones((2, 11), np.int32)
-    segments[:, 8:] = 0
-    mask = AttnMask(q_segments=jnp.ones((2, 3), jnp.int32), kv_segments=jnp.asarray(segments))
-    for backend in BACKENDS:
-        full = attention(*(jnp.asarray(a) for a in (q, k, v)), mask, implementation=backend)
-        k2, v2 = k.copy(), v.copy()
-        k2[:, 8:], v2[:, 8:] = 1e4, -1e6
-        np.testing.assert_array_equal(full, attention(jnp.asarray(q), jnp.asarray(k2), jnp.asarray(v2), mask, implementation=backend))
-        np.testing.assert_allclose(full, attention(*(jnp.asarray(a) for a in (q, k[:, :8], v[:, :8])), implementation=backend), atol=1e-6)
+@backends
+def test_under_vmap_and_checkpoint(backend, rng):
+    case = draw(SHAPES["grouped"], rng, causal=True, rule="segments")
+    q, k, v, weight = (jnp.asarray(a) for a in case.arrays)
+
+    def loss(q, k, v, mask):
+        return jnp.sum(attention(q, k, v, mask, implementation=backend) * weight[: q.shape[0]])
+
+    plain = jax.grad(loss, (0, 1, 2))(q, k, v, case.mask)
+    again = jax.jit(jax.grad(jax.checkpoint(loss), (0, 1, 2)))(q, k, v, case.mask)
+    one_by_one = jax.vmap(lambda q, k, v, m, w: jnp.sum(attention(q[None], k[None], v[None], m, implementation=backend) * w[None]), in_axes=0)
+    rows = jax.tree.map(lambda a: a[:, None], case.mask)
+    mapped = jax.jit(jax.grad(lambda *a: jnp.sum(one_by_one(*a, rows, weight)), (0, 1, 2)))(q, k, v)
+    for a, b, c in zip(plain, again, mapped, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, c, atol=1e-6)
+
+
+@backends
+def test_the_context_chooses_and_keeps_programs_apart(backend, rng):
+    case = draw(SHAPES["grouped"], rng)
+    q, k, v, _ = (jnp.asarray(a) for a in case.arrays)
+    traced = []
+
+    @jax.jit
+    def call(q, k, v):
+        traced.append(use_attention.value)
+        return attention(q, k, v)
+
+    plain = call(q, k, v)
+    with use_attention(backend):
+        np.testing.assert_allclose(call(q, k, v), plain, atol=2e-6)
+    call(q, k, v)
+    assert traced == [None, backend]
+
+
+WORK = {
+    # queries, keys, heads, key heads, head size, value size, segments: on a CPU, a TPU, a GPU
+    "prefill": ((8192, 8192, 16, 2, 128, 128, False), "xla_chunked", "pallas_tpu", "cudnn"),
+    "packed training": ((8192, 8192, 16, 2, 128, 128, True), "xla_chunked", "pallas_tpu", "pallas_gpu"),
+    "decode": ((1, 4096, 16, 2, 128, 128, True), "xla", "xla", "xla"),
+    "vision window": ((64, 64, 16, 16, 80, 80, True), "xla", "xla", "xla"),
+    "vision frame": ((2048, 2048, 16, 16, 80, 80, True), "xla_chunked", "pallas_tpu", "pallas_gpu"),
+    "SAM memory": ((2304, 16192, 1, 1, 256, 64, True), "xla_chunked", "pallas_tpu", "pallas_gpu"),
+    "Hiera window": ((196, 196, 8, 8, 56, 56, False), "xla", "xla", "xla"),
+    "Hiera map": ((2304, 2304, 8, 8, 56, 56, False), "xla_chunked", "pallas_tpu", "cudnn"),
+    "mask decoder": ((9, 2304, 8, 8, 16, 16, False), "xla", "xla", "xla"),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_what_is_chosen_for_the_models_work(name):
+    (queries, keys, heads, key_heads, size, value_size, segmented), *names = WORK[name]
+    for platform, want in zip(("cpu", "tpu", "gpu"), names, strict=True):
+        spec = Spec(1, queries, keys, heads, key_heads, size, value_size, jnp.dtype(jnp.bfloat16), not segmented and queries == keys, segmented, platform)
+        assert choose(spec) == want, platform
+    assert (queries * keys < DENSE_BELOW) == (names[1] == "xla")
 
 
 REFUSED = {
-    "3 dimensions": ({"q": (2, 6, 8)}, {}, "4 dimensions"),
-    "batch": ({"q": (3, 6, 4, 8)}, {}, "agree in batch and head size"),
+    "3 dimensions": ({"q": (2, 6, 8)}, {}, r"4 dimensions .* got \(2, 6, 8\)"),
+    "batch": ({"q": (3, 6, 4, 8)}, {}, r"q \(3, 6, 4, 8\) and k \(2, 6, 4, 8\) must agree in batch and head size"),
     "head size": ({"q": (2, 6, 4, 16)}, {}, "agree in batch and head size"),
     "key length": ({"v": (2, 7, 4, 8)}, {}, "agree in batch, length and heads"),
-    "heads": ({"k": (2, 6, 3, 8), "v": (2, 6, 3, 8)}, {}, "do not divide"),
+    "heads": ({"k": (2, 6, 3, 8), "v": (2, 6, 3, 8)}, {}, "q has 4 heads, which k's 3 do not divide"),
     "one segment table": ({}, {"mask": AttnMask(q_segments=jnp.ones((2, 6), jnp.int32))}, "together"),
     "segment shape": ({}, {"mask": AttnMask(q_segments=jnp.ones((2, 6), jnp.int32), kv_segments=jnp.ones((2, 5), jnp.int32))}, r"kv_segments .*\(2, 6\)"),
-    "name": ({}, {"implementation": "cuda"}, "'cuda', expected one of xla, xla_chunked"),
+    "lengths": ({}, {"mask": AttnMask(kv_lengths=jnp.ones((2, 6), jnp.int32))}, r"kv_lengths has shape \(2, 6\), expected \(2,\)"),
+    "name": ({}, {"implementation": "cuda"}, "'cuda' is unknown: expected one of xla, xla_chunked, pallas_tpu, pallas_gpu, cudnn"),
+    "cudnn without a GPU": ({}, {"implementation": "cudnn"}, "'cudnn' cannot do .* cpu"),
 }
 
 
@@ -219,3 +313,19 @@ def test_mixed_dtypes_are_refused():
     q = jnp.zeros((1, 2, 1, 4), jnp.float32)
     with pytest.raises(ValueError, match="one dtype, got float32, bfloat16, float32"):
         attention(q, q.astype(jnp.bfloat16), q)
+
+
+CANNOT = {
+    "pallas_tpu": {"platform": "gpu"},
+    "pallas_gpu": {"platform": "tpu"},
+    "cudnn": {"head_size": 256, "value_size": 256},
+}
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_a_backend_says_why_it_cannot(name):
+    home = {"pallas_tpu": "tpu"}.get(name, "gpu")
+    spec = Spec(1, 512, 512, 2, 2, 64, 64, jnp.dtype(jnp.bfloat16), True, False, home)
+    assert BACKENDS[name].why_not(spec) is None
+    reason = BACKENDS[name].why_not(replace(spec, **CANNOT[name]))
+    assert reason and issubclass(UserError, ValueError)

@@ -9,9 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from unipixel_jax.ops.attention.mask import AttnMask
+from unipixel_jax.ops.attention.spec import Spec
 
 HIDDEN = -1e30
 """The score of a key that is not visible: finite, so that a row with no visible key stays finite."""
+FLOOR = HIDDEN / 10
+"""The least that a row's largest score is taken to be. So far above ``HIDDEN`` that the exponential of a hidden score is zero even where nothing is
+visible, and needs no second mask; it is the log-sum-exp of such a row."""
+
+
+def why_not(spec: Spec) -> str | None:
+    """Nothing is refused."""
+    return None
 
 
 def scores(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
@@ -28,14 +37,25 @@ def weighted(p: jax.Array, v: jax.Array) -> jax.Array:
     return out.reshape(b, kh, g, t, v.shape[-1])
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
-    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V] to [B, K, G, T, V] float32; rows with no visible key are zero."""
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+    """Attention and the log of each row's sum of exponentials, by which parts over different keys can be joined.
+
+    Args:
+        q: [B, K, G, T, H].
+        k: [B, K, S, H].
+        v: [B, K, S, V].
+        mask: who sees whom.
+        scale: of the scores.
+
+    Returns:
+        [B, K, G, T, V] in q's dtype, zero in rows with no visible key; [B, K, G, T] float32, ``FLOOR`` there.
+    """
     logits = scores(q, k, scale)
     visible = mask.visible(jnp.arange(q.shape[3]), jnp.arange(k.shape[2]))
     if visible is not None:
         logits = jnp.where(visible, logits, HIDDEN)
-    # the floor is far above HIDDEN, so that the exponential of a hidden score is zero even where nothing is visible, and needs no second mask
-    best = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), HIDDEN / 10)
-    p = jnp.exp(logits - jax.lax.stop_gradient(best))
+    best = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), FLOOR))
+    p = jnp.exp(logits - best)
     total = jnp.sum(p, axis=-1, keepdims=True)
-    return weighted(p, v) / jnp.where(total == 0, 1.0, total)
+    total = jnp.where(total == 0, 1.0, total)
+    return (weighted(p, v) / total).astype(q.dtype), (best + jnp.log(total))[..., 0]

@@ -1,90 +1,131 @@
-"""Attention by blocks with a running softmax (Milakov & Gimelshein, 2018): memory linear in the length, on any platform.
+"""Attention by blocks with a running softmax: memory linear in the length, forward and backward, on any platform.
 
-Key blocks in which no key is visible to anyone are skipped, so a memory bank that is still filling costs only what it holds.
-Letters as in xla.py.
+The forward pass is Milakov & Gimelshein's (2018), the backward pass FlashAttention's (arXiv 2205.14135, algorithm 4): scores are computed again
+from the saved log-sum-exp. Pairs of blocks that the mask empties are skipped, so a memory bank that is still filling costs only what it holds.
+
+Letters as in xla.py; I blocks of t queries, J blocks of s keys.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.xla import HIDDEN, scores, weighted
+from unipixel_jax.ops.attention.spec import Spec
+from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
 
 Q_BLOCK, KV_BLOCK = 576, 2304
 """Block lengths; 576 x 2304 float32 scores fit a CPU's last-level cache and were the fastest of eight pairs tried on SAM 2's memory attention."""
 
+State = tuple[jax.Array, ...]
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
-    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V] to [B, K, G, T, V] float32; rows with no visible key are zero."""
-    (b, kh, g, t, _), s, width = q.shape, k.shape[2], v.shape[-1]
-    tq, tk = _block(t, Q_BLOCK), _block(s, KV_BLOCK)
-    mask = _pad_mask(mask, b, t, s, -t % tq, -s % tk)
-    q = jnp.pad(q, ((0, 0),) * 3 + ((0, -t % tq), (0, 0)))
-    k, v = (jnp.pad(a, ((0, 0), (0, 0), (0, -s % tk), (0, 0))) for a in (k, v))
-    k_blocks, v_blocks = (a.reshape(b, kh, -1, tk, a.shape[-1]).transpose(2, 0, 1, 3, 4) for a in (k, v))
-    n_kv = k_blocks.shape[0]
 
-    def one_query_block(args: tuple[jax.Array, jax.Array]) -> jax.Array:
-        qi, q_block = args
-        q_index = qi * tq + jnp.arange(tq)
+def why_not(spec: Spec) -> str | None:
+    """Nothing is refused."""
+    return None
 
-        def visit(state: tuple[jax.Array, ...], ki: jax.Array, k_block: jax.Array, v_block: jax.Array) -> tuple[jax.Array, ...]:
-            best, total, out = state
-            logits = scores(q_block, k_block, scale)
-            visible = mask.visible(q_index, ki * tk + jnp.arange(tk))
-            if visible is not None:
-                logits = jnp.where(visible, logits, HIDDEN)
-            new_best = jnp.maximum(best, jnp.max(logits, axis=-1, keepdims=True))
-            p = jnp.exp(logits - new_best)
-            keep = jnp.exp(best - new_best)
-            return new_best, total * keep + jnp.sum(p, axis=-1, keepdims=True), out * keep + weighted(p, v_block)
 
-        @jax.checkpoint
-        def step(state: tuple[jax.Array, ...], block: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], None]:
-            ki, k_block, v_block = block
-            alive = _alive(mask, q_index, ki, tk)
-            if alive is None:
-                return visit(state, ki, k_block, v_block), None
-            return jax.lax.cond(alive, visit, lambda state, *_: state, state, ki, k_block, v_block), None
-
-        start = (
-            # far above HIDDEN, so that the exponential of a hidden score is zero even where nothing is visible, and needs no second mask
-            jnp.full((b, kh, g, tq, 1), HIDDEN / 10, jnp.float32),
-            jnp.zeros((b, kh, g, tq, 1), jnp.float32),
-            jnp.zeros((b, kh, g, tq, width), jnp.float32),
-        )
-        (_, total, out), _ = jax.lax.scan(step, start, (jnp.arange(n_kv), k_blocks, v_blocks))
-        return out / jnp.where(total == 0, 1.0, total)
-
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+    """As in xla.py: [B, K, G, T, V] in q's dtype, and the log-sum-exp [B, K, G, T] float32."""
+    (b, kh, g, t, _), s = q.shape, k.shape[2]
+    tq, tk = block_length(t, Q_BLOCK), block_length(s, KV_BLOCK)
+    pad_t, pad_s = -t % tq, -s % tk
+    mask = mask.padded(b, t, s, pad_t, pad_s)
+    q = jnp.pad(q, ((0, 0),) * 3 + ((0, pad_t), (0, 0)))
+    k, v = (jnp.pad(a, ((0, 0), (0, 0), (0, pad_s), (0, 0))) for a in (k, v))
+    live = mask.live_blocks(tq, tk, t + pad_t, s + pad_s)
     q_blocks = q.reshape(b, kh, g, -1, tq, q.shape[-1]).transpose(3, 0, 1, 2, 4, 5)
-    out = jax.lax.map(one_query_block, (jnp.arange(q_blocks.shape[0]), q_blocks))
-    return out.transpose(1, 2, 3, 0, 4, 5).reshape(b, kh, g, -1, width)[:, :, :, :t]
+    k_blocks, v_blocks = (a.reshape(b, kh, -1, tk, a.shape[-1]).transpose(2, 0, 1, 3, 4) for a in (k, v))
+    out, lse = _attend(q_blocks, k_blocks, v_blocks, mask, None if live is None else jnp.any(live, axis=0), scale)
+    out = out.transpose(1, 2, 3, 0, 4, 5).reshape(b, kh, g, -1, v.shape[-1])
+    return out[:, :, :, :t], lse.transpose(1, 2, 3, 0, 4).reshape(b, kh, g, -1)[..., :t]
 
 
-def _block(length: int, largest: int) -> int:
+def block_length(length: int, largest: int) -> int:
     """A block no longer than ``largest`` that pads ``length`` least, in steps of 8."""
     blocks = -(-length // largest)
     return -(-length // (8 * blocks)) * 8
 
 
-def _pad_mask(mask: AttnMask, b: int, t: int, s: int, pad_t: int, pad_s: int) -> AttnMask:
-    q, kv = mask.q_segments, mask.kv_segments
-    if q is None or kv is None:
-        if not pad_s:
-            return mask
-        q, kv = jnp.ones((b, t), jnp.int32), jnp.ones((b, s), jnp.int32)
-    return AttnMask(mask.causal, jnp.pad(q, ((0, 0), (0, pad_t))), jnp.pad(kv, ((0, 0), (0, pad_s))))
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.Array | None, scale: float) -> tuple[jax.Array, jax.Array]:
+    """q [I, B, K, G, t, H], k [J, B, K, s, H], v [J, B, K, s, V], live [I, J] to [I, B, K, G, t, V] in q's dtype and [I, B, K, G, t] float32."""
+    (n_q, b, kh, g, tq, _), (n_kv, width) = q.shape, (v.shape[0], v.shape[-1])
+
+    def row(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, q_block = args
+
+        def visit(j: jax.Array, state: State) -> State:
+            best, total, out = state
+            logits = _logits(q_block, k[j], mask, i, j, scale)
+            new_best = jnp.maximum(best, jnp.max(logits, axis=-1, keepdims=True))
+            p = jnp.exp(logits - new_best)
+            keep = jnp.exp(best - new_best)
+            return new_best, total * keep + jnp.sum(p, axis=-1, keepdims=True), out * keep + weighted(p, v[j])
+
+        start = (
+            jnp.full((b, kh, g, tq, 1), FLOOR, jnp.float32),
+            jnp.zeros((b, kh, g, tq, 1), jnp.float32),
+            jnp.zeros((b, kh, g, tq, width), jnp.float32),
+        )
+        best, total, out = jax.lax.fori_loop(0, n_kv, _where_live(visit, live, lambda j: (i, j)), start)
+        total = jnp.where(total == 0, 1.0, total)
+        return (out / total).astype(q.dtype), (best + jnp.log(total))[..., 0]
+
+    return jax.lax.map(row, (jnp.arange(n_q), q))
 
 
-def _alive(mask: AttnMask, q_index: jax.Array, ki: jax.Array, tk: int) -> jax.Array | None:
-    """Whether any query of the block may see any key of the block: a scalar boolean, or None if that is always so."""
-    rules = []
-    if mask.causal:
-        rules.append(q_index[-1] >= ki * tk)
-    if mask.kv_segments is not None:
-        rules.append(jnp.any(jax.lax.dynamic_slice_in_dim(mask.kv_segments, ki * tk, tk, 1) != 0))
-    if not rules:
-        return None
-    return rules[0] if len(rules) == 1 else rules[0] & rules[1]
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.Array | None, scale: float) -> tuple[Any, Any]:
+    out, lse = _attend(q, k, v, mask, live, scale)
+    return (out, lse), (q, k, v, mask, live, out, lse)
+
+
+def _backward(scale: float, saved: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
+    q, k, v, mask, live, out, lse = saved
+    d_out, d_lse = cotangents
+    # the softmax's derivative is p * (d_p - sum(p * d_p)), and that sum is the product of the result with its cotangent
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
+
+    def column(d_q: jax.Array, args: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        j, k_block, v_block = args
+
+        def visit(i: jax.Array, state: State) -> State:
+            d_q, d_k, d_v = state
+            p = jnp.exp(_logits(q[i], k_block, mask, i, j, scale) - lse[i][..., None])
+            d_scores = p * (scores(d_out[i], v_block, 1.0) - delta[i][..., None]) * scale
+            d_q = d_q.at[i].add(weighted(d_scores, k_block))
+            return d_q, d_k + _over_queries(d_scores, q[i]), d_v + _over_queries(p, d_out[i])
+
+        start = (d_q, jnp.zeros(k_block.shape, jnp.float32), jnp.zeros(v_block.shape, jnp.float32))
+        d_q, d_k, d_v = jax.lax.fori_loop(0, q.shape[0], _where_live(visit, live, lambda i: (i, j)), start)
+        return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
+
+    d_q, (d_k, d_v) = jax.lax.scan(column, jnp.zeros(q.shape, jnp.float32), (jnp.arange(k.shape[0]), k, v))
+    return d_q.astype(q.dtype), d_k, d_v, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _logits(q: jax.Array, k: jax.Array, mask: AttnMask, i: jax.Array, j: jax.Array, scale: float) -> jax.Array:
+    """Scores of block i of the queries [B, K, G, t, H] and block j of the keys [B, K, s, H]; ``HIDDEN`` where the mask hides the key."""
+    tq, tk = q.shape[3], k.shape[2]
+    logits = scores(q, k, scale)
+    visible = mask.visible(i * tq + jnp.arange(tq), j * tk + jnp.arange(tk))
+    return logits if visible is None else jnp.where(visible, logits, HIDDEN)
+
+
+def _over_queries(p: jax.Array, x: jax.Array) -> jax.Array:
+    """p [B, K, G, t, s] float32, x [B, K, G, t, H]: the sum over the queries of all heads of a key head, [B, K, s, H] float32."""
+    return jax.lax.dot_general(p.astype(x.dtype), x, (((2, 3), (2, 3)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+
+
+def _where_live(visit: Any, live: jax.Array | None, pair: Any) -> Any:
+    """``visit(index, state)`` for live pairs of blocks, and nothing for the others."""
+    if live is None:
+        return visit
+    return lambda index, state: jax.lax.cond(live[pair(index)], visit, lambda _, state: state, index, state)

@@ -1,0 +1,61 @@
+"""cuDNN's fused attention behind our contract, by way of ``jax.nn.dot_product_attention``.
+
+Segments go in as a [B, 1, T, S] mask, which cuDNN reads as a bias in q's dtype (and gives a gradient of that size to): right, but not cheap.
+
+B batch, K key heads, G query heads per key head, T query length, S key length, H head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from unipixel_jax.ops.attention.mask import AttnMask
+
+HEAD_SIZE_LIMIT = 128
+"""What every card since Ampere takes; only Hopper and later go to 256."""
+
+
+class Spec(Protocol):
+    """What a caller wants computed, as far as cuDNN may refuse it."""
+
+    queries: int
+    keys: int
+    head_size: int
+    value_size: int
+    dtype: Any
+    segmented: bool
+    platform: str
+
+
+def why_not(spec: Spec) -> str | None:
+    """The reason why ``attend`` cannot compute this, or None if it can."""
+    if spec.platform != "gpu":
+        return f"cudnn runs on platform gpu, not on {spec.platform}"
+    if jnp.dtype(spec.dtype) != jnp.bfloat16:
+        return f"cudnn takes bfloat16, got {jnp.dtype(spec.dtype)}"
+    if spec.head_size > HEAD_SIZE_LIMIT or spec.head_size % 8:
+        return f"cudnn takes head sizes that are multiples of 8 up to {HEAD_SIZE_LIMIT}, got {spec.head_size}"
+    if spec.value_size != spec.head_size:
+        return f"cudnn takes values as wide as the heads, got head size {spec.head_size} and value size {spec.value_size}"
+    if spec.segmented and (spec.queries % 2 or spec.keys % 2):
+        return f"cudnn's gradient with a mask takes even lengths, got {spec.queries} queries and {spec.keys} keys"
+    return None
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
+    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, H], bfloat16, to [B, K, G, T, H]; rows with no visible key are zero."""
+    (b, kh, g, t, h), s = q.shape, k.shape[2]
+    rows = q.reshape(b, kh * g, t, h).swapaxes(1, 2)
+    seen = None if mask.q_segments is None else mask.visible(jnp.arange(t), jnp.arange(s))
+    if seen is not None:
+        seen = seen[:, :, 0]
+    out = jax.nn.dot_product_attention(
+        rows, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=seen, scale=scale, is_causal=mask.causal, implementation="cudnn"
+    )
+    if seen is not None:
+        # cuDNN spreads a row that sees nothing evenly over all keys
+        out = jnp.where(jnp.any(seen, axis=-1).swapaxes(1, 2)[..., None], out, jnp.zeros_like(out))
+    return out.swapaxes(1, 2).reshape(b, kh, g, t, h)

@@ -1,0 +1,428 @@
+"""Flash attention for TPUs: our own Mosaic (Pallas) kernels, forward and backward.
+
+FlashAttention-2 (arXiv 2307.08691), with three choices of our own:
+
+* Scores are kept transposed, [keys, queries]. The running maximum, the sum, the logsumexp and delta are then rows of [1, queries] that fill whole
+  lanes, reductions run down the sublanes, and a head size of 56 or 72 wastes no lanes in the accumulators of the output and of dq.
+* A grid walks a list of live blocks, not the rectangle of all of them. The list is made outside from the causal rule and from the least and greatest
+  segment of each block. What is live comes first; steps that are left over repeat the last block, so they neither compute nor copy anything.
+* On a CPU the same kernels run in Pallas's interpreter. `jax.lax.platform_dependent` picks when the program is lowered, so compiling for a TPU from a
+  CPU host and running on the CPU both work and nobody passes a flag.
+
+B batch, T query length, S key length, K key heads, G queries per key head, H head size, V value size, P blocks in the list; tq and tk block lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from unipixel_jax.ops.attention.mask import AttnMask
+from unipixel_jax.ops.attention.xla import HIDDEN
+
+LOG2E = math.log2(math.e)
+"""Scores are kept in base 2, where the exponential is one instruction and needs no factor of its own."""
+
+NOBODY = np.iinfo(np.int32).min
+"""The segment of a hidden key; no query has it."""
+
+VMEM_LIMIT = 32 * 2**20
+
+LIVE, MASKED, FIRST, LAST = 1, 2, 4, 8
+"""What a step does: compute; apply the mask; start its row of blocks; finish it."""
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Tokens per block: queries and keys of the forward kernel, then of the two backward kernels."""
+
+    q: int
+    kv: int
+    q_back: int
+    kv_back: int
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
+    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V] of one dtype to [B, K, G, T, V] of that dtype; rows with no visible key are zero."""
+    b, kh, g, t, h = q.shape
+    segments = None
+    if mask.q_segments is not None and mask.kv_segments is not None:
+        segments = mask.q_segments, jnp.where(mask.kv_segments == 0, NOBODY, mask.kv_segments)
+    if mask.causal:
+        return _flash(q, k, v, segments, True, float(scale))
+    # where the place of a query does not matter, the heads of a group are more queries of one head, and its keys are read once for all of them
+    if segments is not None:
+        segments = jnp.tile(segments[0], (1, g)), segments[1]
+    return _flash(q.reshape(b, kh, 1, g * t, h), k, v, segments, False, float(scale)).reshape(b, kh, g, t, v.shape[-1])
+
+
+def why_not(spec: Any) -> str | None:
+    """Why these kernels cannot do `spec` (queries, keys, head_size, value_size, dtype, platform), or None if they can."""
+    if spec.platform not in ("tpu", "cpu"):
+        return f"platform is {spec.platform!r}; the Mosaic kernels run on 'tpu', and interpreted on 'cpu'"
+    if jnp.dtype(spec.dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
+        return f"dtype is {jnp.dtype(spec.dtype)}, expected float32 or bfloat16"
+    if max(spec.head_size, spec.value_size) > 256:
+        return f"head size {spec.head_size} and value size {spec.value_size} must be at most 256"
+    return None
+
+
+def block_sizes(device_kind: str, head_size: int, queries: int, keys: int, dtype: Any) -> BlockSizes:
+    """Block lengths for a shape."""
+    largest = BlockSizes(512, 1024, 512, 512)
+    return BlockSizes(*(_even(n, m) for n, m in zip((queries, keys, queries, keys), (largest.q, largest.kv, largest.q_back, largest.kv_back), strict=True)))
+
+
+def _even(length: int, largest: int) -> int:
+    """The block no longer than `largest` that pads `length` least, in whole lanes (128); short lengths are one block of whole sublanes (16)."""
+    step = 128 if length > 128 else 16
+    blocks = -(-length // largest)
+    return -(-length // (step * blocks)) * step
+
+
+def _device_kind() -> str:
+    """The device compiled for: that of the mesh in context, which may belong to a TPU that is not here, else the first one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device or jax.devices()[0]).device_kind
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- the list of blocks
+
+
+def _block_list(q_segments: jax.Array | None, kv_segments: jax.Array | None, job: _Job) -> jax.Array:
+    """The steps of a grid, [1 or B, P] int32: the block to stay at, the block to visit and the flags, packed into 14, 13 and 4 bits.
+
+    Staying at a block of queries while visiting keys gives the output and dq; the other way round (`job.by_keys`) gives dk and dv.
+
+    Args:
+        q_segments: [B, padded T], or None.
+        kv_segments: [B, padded S], with NOBODY for hidden keys.
+        job: sizes and rules.
+    """
+    tq, tk, s, causal = job.tq, job.tk, job.sizes["s"], job.causal
+    i, j = np.arange(pl.cdiv(job.sizes["t"], tq))[:, None], np.arange(pl.cdiv(s, tk))[None]
+    live = (j * tk <= i * tq + tq - 1) if causal else np.full((i.size, j.size), True)
+    clear = ((j + 1) * tk <= s) & (((j + 1) * tk - 1 <= i * tq) if causal else (i >= 0))
+    live, clear = (live.T, clear.T) if job.by_keys else (live, clear)
+    steps = np.arange(np.maximum(live.sum(1), 1).sum())[None]
+    seen, masked = jnp.asarray(live)[None], jnp.asarray(~clear)[None]
+    if q_segments is not None and kv_segments is not None:
+        q_bounds, kv_bounds = _bounds(q_segments, tq), _bounds(kv_segments, tk)
+        stay, visit = (kv_bounds, q_bounds) if job.by_keys else (q_bounds, kv_bounds)
+        low, high, mixed = (a[:, :, None] for a in stay)
+        low2, high2, mixed2 = (a[:, None] for a in visit)
+        seen = seen & (low <= high2) & (low2 <= high)
+        masked = masked | mixed | mixed2
+    # a row of blocks with nothing live keeps one, whose step writes the zeros
+    keep = seen | (~jnp.any(seen, axis=2, keepdims=True) & (np.arange(live.shape[1]) == 0)[None, None])
+    seen, masked, keep = (jnp.broadcast_to(a, keep.shape).reshape(keep.shape[0], -1) for a in (seen, masked, keep))
+    count = jnp.sum(keep, axis=1, keepdims=True)
+    order = jnp.take_along_axis(jnp.argsort(~keep, axis=1, stable=True), jnp.minimum(steps, count - 1), axis=1)
+    at, to = order // live.shape[1], order % live.shape[1]
+    turn, edge = at[:, 1:] != at[:, :-1], jnp.ones_like(at[:, :1], bool)
+    live_now, masked_now = (jnp.take_along_axis(a, order, axis=1) for a in (seen, masked))
+    does = {LIVE: live_now & (steps < count), MASKED: masked_now, FIRST: jnp.concatenate([edge, turn], 1), LAST: jnp.concatenate([turn, edge], 1)}
+    flags = sum(jnp.where(a, flag, 0) for flag, a in does.items())
+    return ((at << 17) | (to << 4) | flags).astype(jnp.int32)
+
+
+def _bounds(segments: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each block, [B, blocks]: the least and the greatest segment that is not hidden, and whether there are several (or hidden keys)."""
+    parts = segments.reshape(segments.shape[0], -1, block)
+    high = jnp.max(parts, axis=2)
+    return jnp.min(jnp.where(parts == NOBODY, np.iinfo(np.int32).max, parts), axis=2), high, jnp.min(parts, axis=2) != high
+
+
+# ------------------------------------------------------------------------------------------------------------------------- one call of one kernel
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The sizes of one kernel's call.
+
+    Attributes:
+        sizes: of each letter of a layout: b, k, g, t, s (unpadded), h, v and 1.
+        tq: queries per block.
+        tk: keys per block.
+        causal: as in AttnMask.
+        scale: what turns products into base-2 scores.
+        by_keys: as in `_block_list`. The heads of a group are then the innermost loop, else an outer one.
+    """
+
+    sizes: Mapping[str, int]
+    tq: int
+    tk: int
+    causal: bool
+    scale: float
+    by_keys: bool
+
+    def shape(self, layout: str) -> tuple[int, ...]:
+        """The padded shape of a layout such as "bkgth"."""
+        padded = {**self.sizes, "t": pl.cdiv(self.sizes["t"], self.tq) * self.tq, "s": pl.cdiv(self.sizes["s"], self.tk) * self.tk}
+        return tuple(padded[c] for c in layout)
+
+    def block(self, layout: str) -> tuple[int | None, ...]:
+        """The part of a layout that one step sees: one batch row, one head, one block of length, all of the rest."""
+        return tuple({"b": None, "k": None, "g": None, "t": self.tq, "s": self.tk}.get(c, self.sizes[c]) for c in layout)
+
+    def pad(self, layout: str, a: jax.Array, mode: str = "constant", **kwargs: Any) -> jax.Array:
+        return jnp.pad(a, [(0, to - size) for to, size in zip(self.shape(layout), a.shape, strict=True)], mode=mode, **kwargs)
+
+
+def _call(
+    kernel: Callable[..., None],
+    job: _Job,
+    segments: tuple[jax.Array, jax.Array] | None,
+    inputs: Sequence[tuple[str, jax.Array]],
+    outputs: Sequence[tuple[str, Any]],
+    scratch: Sequence[str],
+    products: int,
+) -> Sequence[jax.Array]:
+    """Runs a kernel over the list of blocks.
+
+    Args:
+        kernel: its body, given the job, the flags, the blocks of queries and of keys, then references to segments (or None), inputs, outputs, scratch.
+        job: sizes.
+        segments: q_segments [B, T] and kv_segments [B, S], or None.
+        inputs: a layout and an array of unpadded length, each.
+        outputs: a layout and a dtype, each.
+        scratch: layouts, all float32.
+        products: how many numbers are multiplied per score: the inner and outer widths of the matrix products added up.
+
+    Returns:
+        The outputs, with padded length.
+    """
+    inputs = [(layout, job.pad(layout, a)) for layout, a in inputs]
+    if segments is not None:
+        q_segments = job.pad("bt", segments[0], mode="edge")
+        kv_segments = job.pad("bs", segments[1], constant_values=NOBODY)
+        inputs = [("b1t", q_segments[:, None]), ("b1s", kv_segments[:, None]), *inputs]
+        table = _block_list(q_segments, kv_segments, job)
+    else:
+        table = _block_list(None, None, job)
+    rows, steps = table.shape
+    heads = job.sizes["g"]
+
+    def entry(b: Any, p: Any, table: Any) -> tuple[Any, Any, Any]:
+        """The block of queries, the block of keys, the flags."""
+        packed = table[(b * steps if rows > 1 else 0) + p]
+        stay, visit, flags = packed >> 17, (packed >> 4) & 0x1FFF, packed & 15
+        return (visit, stay, flags) if job.by_keys else (stay, visit, flags)
+
+    def spec(layout: str) -> pl.BlockSpec:
+        def place(b: Any, k: Any, x: Any, y: Any, table: Any) -> tuple[Any, ...]:
+            g, p = (y, x) if job.by_keys else (x, y)
+            i, j, _ = entry(b, p, table)
+            return tuple({"b": b, "k": k, "g": g, "t": i, "s": j}.get(c, 0) for c in layout)
+
+        return pl.BlockSpec(job.block(layout), place)
+
+    def body(table: Any, *refs: Any) -> None:
+        i, j, flags = entry(pl.program_id(0), pl.program_id(2 if job.by_keys else 3), table)
+        if job.by_keys:
+            head = pl.program_id(3)
+            flags = flags & ~jnp.where(head == 0, 0, FIRST) & ~jnp.where(head == heads - 1, 0, LAST)
+        kernel(job, flags, i, j, *(refs if segments is not None else (None, None, *refs)))
+
+    batch = job.sizes["b"] * job.sizes["k"] * heads
+    visited = "t" if job.by_keys else "s"
+
+    def traffic(layout: str, dtype: Any) -> int:
+        once = math.prod(job.shape(layout))
+        return (batch * steps * math.prod(n or 1 for n in job.block(layout)) if visited in layout else once) * jnp.dtype(dtype).itemsize
+
+    cost = pl.CostEstimate(
+        flops=2 * batch * steps * job.tq * job.tk * products,
+        transcendentals=batch * steps * job.tq * job.tk,
+        bytes_accessed=sum(traffic(layout, a.dtype) for layout, a in inputs) + sum(traffic(layout, dtype) for layout, dtype in outputs),
+    )
+    manual = jax.typeof(inputs[-1][1]).manual_axis_type
+    grid = (job.sizes["b"], job.sizes["k"], *((steps, heads) if job.by_keys else (heads, steps)))
+
+    def run(*args: jax.Array, interpret: bool) -> Sequence[jax.Array]:
+        return pl.pallas_call(
+            body,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=grid,
+                in_specs=[spec(layout) for layout, _ in inputs],
+                out_specs=[spec(layout) for layout, _ in outputs],
+                scratch_shapes=[pltpu.VMEM(tuple(n for n in job.block(layout) if n), jnp.float32) for layout in scratch],
+            ),
+            out_shape=[jax.ShapeDtypeStruct(job.shape(layout), dtype, manual_axis_type=manual) for layout, dtype in outputs],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary" if job.by_keys else "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+            ),
+            cost_estimate=cost,
+            interpret=interpret,
+            name=kernel.__name__.strip("_"),
+        )(*args)
+
+    arrays = [table.reshape(-1), *(a for _, a in inputs)]
+    return jax.lax.platform_dependent(*arrays, tpu=partial(run, interpret=False), cpu=partial(run, interpret=True))
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------ the kernels
+
+NN, NT = ((1,), (0,)), ((1,), (1,))
+"""Matrix products a b and a b^T."""
+
+
+def _dot(a: jax.Array, b: jax.Array, over: tuple[tuple[int], tuple[int]]) -> jax.Array:
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(a, b, (over, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _scores(job: _Job, masked: bool, i: jax.Array, j: jax.Array, q_segments: Any, kv_segments: Any, q: Any, k: Any) -> jax.Array:
+    """Base-2 scores of a block, [tk, tq] float32; HIDDEN where a query must not see a key."""
+    scores = _dot(k[...], q[...], NT) * job.scale
+    if not masked:
+        return scores
+    key = j * job.tk + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    rules = []
+    if q_segments is not None:
+        rules.append(kv_segments[...].T == q_segments[...])
+    elif job.sizes["s"] % job.tk:
+        rules.append(key < job.sizes["s"])
+    if job.causal:
+        rules.append(key <= i * job.tq + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1))
+    return jnp.where(reduce(jnp.logical_and, rules), scores, HIDDEN)
+
+
+def _visit(job: _Job, flags: jax.Array, segments: Any, visit: Callable[[bool], None]) -> None:
+    """Runs `visit(masked)` if the block is live, in the form without the mask where all of it is visible."""
+    pl.when(flags & (LIVE | MASKED) == LIVE)(lambda: visit(False))
+    if job.causal or segments is not None or job.sizes["s"] % job.tk:
+        pl.when(flags & (LIVE | MASKED) == LIVE | MASKED)(lambda: visit(True))
+
+
+def _attention_forward(job, flags, i, j, q_segments, kv_segments, q, k, v_turned, out, lse, best, total, acc):
+    @pl.when(flags & FIRST != 0)
+    def _() -> None:
+        # far above HIDDEN, so that the exponential of a hidden score is zero even where nothing is visible, and needs no second mask
+        best[...] = jnp.full(best.shape, HIDDEN / 10, jnp.float32)
+        total[...] = jnp.zeros(total.shape, jnp.float32)
+        acc[...] = jnp.zeros(acc.shape, jnp.float32)
+
+    def visit(masked: bool) -> None:
+        scores = _scores(job, masked, i, j, q_segments, kv_segments, q, k)
+        new_best = jnp.maximum(best[...], jnp.max(scores, axis=0, keepdims=True))
+        p = jnp.exp2(scores - new_best)
+        keep = jnp.exp2(best[...] - new_best)
+        best[...] = new_best
+        total[...] = total[...] * keep + jnp.sum(p, axis=0, keepdims=True)
+        acc[...] = acc[...] * keep + _dot(v_turned[...], p.astype(v_turned.dtype), NN)
+
+    _visit(job, flags, q_segments, visit)
+
+    @pl.when(flags & LAST != 0)
+    def _() -> None:
+        divisor = jnp.where(total[...] == 0, 1.0, total[...])
+        out[...] = (acc[...] / divisor).T.astype(out.dtype)
+        lse[...] = best[...] + jnp.log2(divisor)
+
+
+def _attention_dq(job, flags, i, j, q_segments, kv_segments, q, k, k_turned, v, d_out, lse, delta, d_q, acc):
+    @pl.when(flags & FIRST != 0)
+    def _() -> None:
+        acc[...] = jnp.zeros(acc.shape, jnp.float32)
+
+    def visit(masked: bool) -> None:
+        p = jnp.exp2(_scores(job, masked, i, j, q_segments, kv_segments, q, k) - lse[...])
+        d_scores = p * (_dot(v[...], d_out[...], NT) - delta[...])
+        acc[...] += _dot(k_turned[...], d_scores.astype(k_turned.dtype), NN)
+
+    _visit(job, flags, q_segments, visit)
+
+    @pl.when(flags & LAST != 0)
+    def _() -> None:
+        d_q[...] = (acc[...] * (job.scale / LOG2E)).T.astype(d_q.dtype)
+
+
+def _attention_dkv(job, flags, i, j, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, acc_k, acc_v):
+    @pl.when(flags & FIRST != 0)
+    def _() -> None:
+        acc_k[...] = jnp.zeros(acc_k.shape, jnp.float32)
+        acc_v[...] = jnp.zeros(acc_v.shape, jnp.float32)
+
+    def visit(masked: bool) -> None:
+        p = jnp.exp2(_scores(job, masked, i, j, q_segments, kv_segments, q, k) - lse[...])
+        acc_v[...] += _dot(p.astype(d_out.dtype), d_out[...], NN)
+        d_scores = p * (_dot(v[...], d_out[...], NT) - delta[...])
+        acc_k[...] += _dot(d_scores.astype(q.dtype), q[...], NN)
+
+    _visit(job, flags, q_segments, visit)
+
+    @pl.when(flags & LAST != 0)
+    def _() -> None:
+        d_k[...] = (acc_k[...] * (job.scale / LOG2E)).astype(d_k.dtype)
+        d_v[...] = acc_v[...].astype(d_v.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- value and gradients
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float) -> jax.Array:
+    return _flash_forward(q, k, v, segments, causal, scale)[0]
+
+
+def _flash_forward(q, k, v, segments, causal, scale):
+    job = _job(q, k, v, causal, scale, back=False, by_keys=False)
+    out, lse = _call(
+        _attention_forward,
+        job,
+        segments,
+        [("bkgth", q), ("bksh", k), ("bkvs", v.swapaxes(2, 3))],
+        [("bkgtv", q.dtype), ("bkg1t", jnp.float32)],
+        ["1t", "1t", "vt"],
+        products=q.shape[-1] + v.shape[-1],
+    )
+    t = q.shape[3]
+    out, lse = out[:, :, :, :t], lse[..., :t]
+    return out, (q, k, v, segments, out, lse)
+
+
+def _flash_backward(causal, scale, saved, d_out):
+    q, k, v, segments, out, lse = saved
+    h, w = q.shape[-1], v.shape[-1]
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[:, :, :, None]
+    rows = [("bkgtv", d_out), ("bkg1t", lse), ("bkg1t", delta)]
+    (d_q,) = _call(
+        _attention_dq,
+        _job(q, k, v, causal, scale, back=True, by_keys=False),
+        segments,
+        [("bkgth", q), ("bksh", k), ("bkhs", k.swapaxes(2, 3)), ("bksv", v), *rows],
+        [("bkgth", q.dtype)],
+        ["ht"],
+        products=2 * h + w,
+    )
+    d_k, d_v = _call(
+        _attention_dkv,
+        _job(q, k, v, causal, scale, back=True, by_keys=True),
+        segments,
+        [("bkgth", q), ("bksh", k), ("bksv", v), *rows],
+        [("bksh", k.dtype), ("bksv", v.dtype)],
+        ["sh", "sv"],
+        products=2 * h + 2 * w,
+    )
+    return d_q[:, :, :, : q.shape[3]], d_k[:, :, : k.shape[2]], d_v[:, :, : k.shape[2]], None
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+
+
+def _job(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float, *, back: bool, by_keys: bool) -> _Job:
+    sizes = dict(zip("bkgth", q.shape, strict=True)) | {"s": k.shape[2], "v": v.shape[3], "1": 1}
+    blocks = block_sizes(_device_kind(), max(sizes["h"], sizes["v"]), sizes["t"], sizes["s"], q.dtype)
+    tq, tk = (blocks.q_back, blocks.kv_back) if back else (blocks.q, blocks.kv)
+    return _Job(sizes, tq, tk, causal, scale * LOG2E, by_keys)

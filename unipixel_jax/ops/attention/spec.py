@@ -1,0 +1,52 @@
+"""What a call of ``attention`` asks for: all that a backend needs to know to accept or refuse it, and to choose its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from unipixel_jax.ops.attention.mask import AttnMask
+from unipixel_jax.ops.platform import platform
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Attributes:
+    batch, queries, keys, heads, key_heads, head_size, value_size: the sizes B, T, S, N, K, H, V of ``attention``.
+    dtype: of queries, keys, values and result.
+    causal, segmented: what the mask has.
+    platform: "cpu", "gpu" or "tpu".
+    """
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    key_heads: int
+    head_size: int
+    value_size: int
+    dtype: jnp.dtype
+    causal: bool
+    segmented: bool
+    platform: str
+
+    @staticmethod
+    def of(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> Spec:
+        """The specification of a call with these arguments, for the platform of the mesh or else the default one."""
+        (b, t, n, h), (s, kh) = q.shape, k.shape[1:3]
+        segmented = mask.segments is not None or mask.kv_lengths is not None
+        return Spec(b, t, s, n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, segmented, platform())
+
+    @property
+    def scores(self) -> int:
+        """Pairs of a query and a key, over all heads."""
+        return self.batch * self.heads * self.queries * self.keys
+
+    def __str__(self) -> str:
+        mask = " and ".join(name for name, given in (("causal", self.causal), ("segments", self.segmented)) if given) or "all visible"
+        return (
+            f"{self.batch} x {self.queries} queries x {self.keys} keys, {self.heads} heads on {self.key_heads}, size {self.head_size}, "
+            f"{self.dtype.name}, {mask}, {self.platform}"
+        )
