@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from unipixel_jax.bench import attention
 from unipixel_jax.bench.workloads import PARTS, Sizes
+from unipixel_jax.core.chips import CHIPS
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
+from unipixel_jax.ops.attention import BACKENDS
 
 Report = dict[str, dict[str, float]]
 """{name: {"min", "median", "max"}} in seconds per item, as scripts/benchmark_reference.py prints it."""
@@ -33,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        theirs = _read(args.against) if args.against else {}
-        report = _measure(args)
-        Console(stderr=args.json is not None and str(args.json) == "-").print(_table(report, theirs))
+        table, report = args.run(args)
+        shown = args.json is not None and str(args.json) == "-"
+        Console(stderr=shown, width=None if sys.stdout.isatty() else 160).print(table)
         if args.json is not None:
             _write(args.json, report)
     except (UserError, OSError) as error:
@@ -46,18 +51,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="unipixel-jax bench", description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--image-size", type=_positive, default=768, help="side of SAM 2's square frames, in pixels")
-    parser.add_argument("--frames", type=_positive, default=10, help="frames of the clip")
-    parser.add_argument("--objects", type=_positive, default=5, help="objects tracked together through the clip")
-    parser.add_argument("--layers", type=_positive, default=4, help="layers of the language model (UniPixel-3B has 36)")
-    parser.add_argument("--prompt-tokens", type=_positive, default=512)
-    parser.add_argument("--new-tokens", type=_positive, default=8)
-    parser.add_argument("--repeats", type=_positive, default=2, help="timed runs of each measurement")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="what scripts/benchmark_reference.py printed here; the table then shows ours / theirs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help='write the seconds as JSON; "-" for standard output')
+    commands = parser.add_subparsers(required=True, metavar="WHAT")
+    models = commands.add_parser("models", help="SAM 2 and the language model, in comparison with the torch reference")
+    models.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    models.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    models.add_argument("--image-size", type=_positive, default=768, help="side of SAM 2's square frames, in pixels")
+    models.add_argument("--frames", type=_positive, default=10, help="frames of the clip")
+    models.add_argument("--objects", type=_positive, default=5, help="objects tracked together through the clip")
+    models.add_argument("--layers", type=_positive, default=4, help="layers of the language model (UniPixel-3B has 36)")
+    models.add_argument("--prompt-tokens", type=_positive, default=512)
+    models.add_argument("--new-tokens", type=_positive, default=8)
+    models.add_argument("--against", type=Path, metavar="FILE", help="what scripts/benchmark_reference.py printed here; the table then shows ours / theirs")
+    models.set_defaults(run=_models)
+
+    kernels = commands.add_parser("attention", help="every backend of attention at the shapes of the models' work")
+    kernels.add_argument("--work", nargs="+", choices=tuple(attention.WORKS), default=list(attention.WORKS), metavar="NAME", help="; ".join(attention.WORKS))
+    kernels.add_argument("--backends", nargs="+", choices=tuple(BACKENDS), default=list(BACKENDS))
+    kernels.add_argument("--chip", choices=("cpu", *CHIPS), default="cpu", help="run on this machine's processor, or compile for (and, if it is here, run on)")
+    kernels.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    kernels.add_argument("--backward", action="store_true", help="with the gradients")
+    kernels.add_argument("--plot", type=Path, metavar="FILE.png", help="draw times and memory")
+    kernels.set_defaults(run=_attention)
+
+    for command in (models, kernels):
+        command.add_argument("--repeats", type=_positive, default=2, help="timed runs of each measurement")
+        command.add_argument("--json", type=Path, metavar="FILE", help='write the figures as JSON; "-" for standard output')
     return parser
+
+
+def _models(args: argparse.Namespace) -> tuple[Table, Report]:
+    theirs = _read(args.against) if args.against else {}
+    report = _measure(args)
+    return _table(report, theirs), report
+
+
+def _attention(args: argparse.Namespace) -> tuple[Table, list[dict[str, object]]]:
+    results = []
+    for result in attention.measure(args.work, args.backends, args.chip, jnp.dtype(args.dtype), args.backward, args.repeats):
+        print(f"{result.work:20} {result.backend:12} {result.refused or ''}", file=sys.stderr, flush=True)
+        results.append(result)
+    passes = "forward and backward" if args.backward else "forward"
+    table = Table("work", "backend", "time, ms", "temporary, MB", "GFLOP", "roofline, ms", "of roofline", title=f"{args.dtype}, {passes}, on {args.chip}")
+    for r in results:
+        if r.refused is not None:
+            table.add_row(r.work, r.backend, r.refused)
+            continue
+        figures = ((r.seconds, 1e3, ",.1f"), (r.temporary, 1e-6, ",.1f"), (r.flops, 1e-9, ",.1f"), (r.roofline, 1e3, ".3f"), (r.efficiency, 1, ".0%"))
+        table.add_row(r.work, r.backend, *("" if value is None else format(value * unit, form) for value, unit, form in figures))
+    if args.plot is not None:
+        attention.plot(results, args.plot)
+    return table, [{**dataclasses.asdict(r), "efficiency": r.efficiency} for r in results]
 
 
 def _positive(text: str) -> int:
@@ -100,7 +143,7 @@ def _read(path: Path) -> Report:
         raise UserError(f"{path} is not what scripts/benchmark_reference.py prints, expected {{name: {{min, median, max}}}}") from None
 
 
-def _write(path: Path, report: Report) -> None:
+def _write(path: Path, report: Any) -> None:
     text = json.dumps(report, indent=1) + "\n"
     if str(path) == "-":
         print(text, end="")

@@ -7,27 +7,14 @@ B batch, K key heads, G query heads per key head, T query length, S key length, 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import jax
 import jax.numpy as jnp
 
 from unipixel_jax.ops.attention.mask import AttnMask
+from unipixel_jax.ops.attention.spec import Spec
 
 HEAD_SIZE_LIMIT = 128
 """What every card since Ampere takes; only Hopper and later go to 256."""
-
-
-class Spec(Protocol):
-    """What a caller wants computed, as far as cuDNN may refuse it."""
-
-    queries: int
-    keys: int
-    head_size: int
-    value_size: int
-    dtype: Any
-    segmented: bool
-    platform: str
 
 
 def why_not(spec: Spec) -> str | None:
@@ -45,17 +32,34 @@ def why_not(spec: Spec) -> str | None:
     return None
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
-    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, H], bfloat16, to [B, K, G, T, H]; rows with no visible key are zero."""
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+    """As xla.py's, but for the log-sum-exp.
+
+    Args:
+        q: [B, K, G, T, H] bfloat16.
+        k: [B, K, S, H] bfloat16.
+        v: [B, K, S, H] bfloat16.
+        mask: who sees whom.
+        scale: of the scores.
+
+    Returns:
+        [B, K, G, T, H] bfloat16, zero in rows with no visible key; [B, K, G, T] NaN, because JAX gives cuDNN's log-sum-exp rounded to bfloat16 and
+        without a gradient: who joins parts by it must see that it is not there.
+    """
     (b, kh, g, t, h), s = q.shape, k.shape[2]
-    rows = q.reshape(b, kh * g, t, h).swapaxes(1, 2)
-    seen = None if mask.q_segments is None else mask.visible(jnp.arange(t), jnp.arange(s))
-    if seen is not None:
-        seen = seen[:, :, 0]
+    seen = None if mask.segments is None else AttnMask(False, *mask.segments).visible(jnp.arange(t), jnp.arange(s))
     out = jax.nn.dot_product_attention(
-        rows, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=seen, scale=scale, is_causal=mask.causal, implementation="cudnn"
+        q.reshape(b, kh * g, t, h).swapaxes(1, 2),
+        k.swapaxes(1, 2),
+        v.swapaxes(1, 2),
+        mask=None if seen is None else seen[:, :, 0],
+        scale=scale,
+        is_causal=mask.causal,
+        implementation="cudnn",
     )
+    out = out.swapaxes(1, 2).reshape(q.shape)
     if seen is not None:
-        # cuDNN spreads a row that sees nothing evenly over all keys
-        out = jnp.where(jnp.any(seen, axis=-1).swapaxes(1, 2)[..., None], out, jnp.zeros_like(out))
-    return out.swapaxes(1, 2).reshape(b, kh, g, t, h)
+        # cuDNN spreads a row that sees nothing over keys that it must not see
+        whole = mask.visible(jnp.arange(t), jnp.arange(s))
+        out = jnp.where(jnp.any(whole, axis=-1)[..., None], out, jnp.zeros_like(out))
+    return out, jnp.full((b, kh, g, t), jnp.nan, jnp.float32)

@@ -27,7 +27,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.xla import HIDDEN
+from unipixel_jax.ops.attention.spec import Spec
+from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN
 
 LOG2E = math.log2(math.e)
 """Scores are kept in base 2, where the exponential is one instruction and needs no factor of its own."""
@@ -35,7 +36,12 @@ LOG2E = math.log2(math.e)
 NOBODY = np.iinfo(np.int32).min
 """The segment of a hidden key; no query has it."""
 
-VMEM_LIMIT = 32 * 2**20
+LARGEST = {"TPU v2": 512, "TPU v3": 512, "TPU v4": 1024, "TPU v5 lite": 1024, "TPU v5": 1024, "TPU v6 lite": 1024, "TPU7x": 1024}
+DEFAULT_LARGEST = 512
+"""Tokens per block of bfloat16, by device kind; half of that for float32."""
+
+VMEM_BUDGET = 15 * 2**20
+"""Of the 16 MiB that a kernel gets where the program does not ask for more."""
 
 LIVE, MASKED, FIRST, LAST = 1, 2, 4, 8
 """What a step does: compute; apply the mask; start its row of blocks; finish it."""
@@ -51,35 +57,63 @@ class BlockSizes:
     kv_back: int
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
-    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V] of one dtype to [B, K, G, T, V] of that dtype; rows with no visible key are zero."""
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+    """As xla.py's, with its own gradient.
+
+    Args:
+        q: [B, K, G, T, H], float32 or bfloat16. Products of float32 are full float32, those of bfloat16 are summed in float32.
+        k: [B, K, S, H], q's dtype.
+        v: [B, K, S, V], q's dtype.
+        mask: who sees whom.
+        scale: of the scores.
+
+    Returns:
+        [B, K, G, T, V] in q's dtype, zero in rows with no visible key; the log of each row's sum of exponentials [B, K, G, T] float32, ``FLOOR`` there.
+    """
     b, kh, g, t, h = q.shape
-    segments = None
-    if mask.q_segments is not None and mask.kv_segments is not None:
-        segments = mask.q_segments, jnp.where(mask.kv_segments == 0, NOBODY, mask.kv_segments)
+    segments = mask.segments
+    if segments is not None:
+        segments = segments[0], jnp.where(segments[1] == 0, NOBODY, segments[1])
     if mask.causal:
         return _flash(q, k, v, segments, True, float(scale))
     # where the place of a query does not matter, the heads of a group are more queries of one head, and its keys are read once for all of them
     if segments is not None:
         segments = jnp.tile(segments[0], (1, g)), segments[1]
-    return _flash(q.reshape(b, kh, 1, g * t, h), k, v, segments, False, float(scale)).reshape(b, kh, g, t, v.shape[-1])
+    out, lse = _flash(q.reshape(b, kh, 1, g * t, h), k, v, segments, False, float(scale))
+    return out.reshape(b, kh, g, t, v.shape[-1]), lse.reshape(b, kh, g, t)
 
 
-def why_not(spec: Any) -> str | None:
-    """Why these kernels cannot do `spec` (queries, keys, head_size, value_size, dtype, platform), or None if they can."""
+def why_not(spec: Spec) -> str | None:
+    """Why these kernels cannot do `spec`, or None if they can."""
     if spec.platform not in ("tpu", "cpu"):
-        return f"platform is {spec.platform!r}; the Mosaic kernels run on 'tpu', and interpreted on 'cpu'"
+        return f"pallas_tpu runs on platform tpu, and interpreted on cpu, not on {spec.platform}"
     if jnp.dtype(spec.dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
-        return f"dtype is {jnp.dtype(spec.dtype)}, expected float32 or bfloat16"
+        return f"pallas_tpu takes float32 or bfloat16, got {jnp.dtype(spec.dtype)}"
     if max(spec.head_size, spec.value_size) > 256:
-        return f"head size {spec.head_size} and value size {spec.value_size} must be at most 256"
+        return f"pallas_tpu takes head sizes up to 256, got head size {spec.head_size} and value size {spec.value_size}"
     return None
 
 
 def block_sizes(device_kind: str, head_size: int, queries: int, keys: int, dtype: Any) -> BlockSizes:
-    """Block lengths for a shape."""
-    largest = BlockSizes(512, 1024, 512, 512)
-    return BlockSizes(*(_even(n, m) for n, m in zip((queries, keys, queries, keys), (largest.q, largest.kv, largest.q_back, largest.kv_back), strict=True)))
+    """Block lengths for a device (`jax.Device.device_kind`) and a shape; `head_size` is the larger of H and V.
+
+    From the largest that the table allows, halved until the kernels fit VMEM, evened out over the length.
+    """
+    largest = LARGEST.get(device_kind, DEFAULT_LARGEST) // (jnp.dtype(dtype).itemsize // 2)
+    while vmem(largest, largest, head_size, dtype) > VMEM_BUDGET:
+        largest //= 2
+    q, kv = _even(queries, largest), _even(keys, largest)
+    return BlockSizes(q, kv, q, kv)
+
+
+def vmem(tq: int, tk: int, head_size: int, dtype: Any) -> int:
+    """Bytes of VMEM that dk and dv, the largest of the kernels, need at most.
+
+    Two buffers for each block that is copied, the float32 sums, and one block of scores in float32 and in the dtype of the products.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    width = pl.cdiv(head_size, 128) * 128
+    return 2 * itemsize * width * (2 * tq + 4 * tk) + 4 * width * 2 * tk + tq * tk * (4 + itemsize)
 
 
 def _even(length: int, largest: int) -> int:
@@ -174,8 +208,9 @@ class _Job:
         """The part of a layout that one step sees: one batch row, one head, one block of length, all of the rest."""
         return tuple({"b": None, "k": None, "g": None, "t": self.tq, "s": self.tk}.get(c, self.sizes[c]) for c in layout)
 
-    def pad(self, layout: str, a: jax.Array, mode: str = "constant", **kwargs: Any) -> jax.Array:
-        return jnp.pad(a, [(0, to - size) for to, size in zip(self.shape(layout), a.shape, strict=True)], mode=mode, **kwargs)
+    def pad(self, layout: str, a: jax.Array, **how: Any) -> jax.Array:
+        """An array of that layout, its lengths padded as `jnp.pad` is told."""
+        return jnp.pad(a, [(0, to - size) for to, size in zip(self.shape(layout), a.shape, strict=True)], **how)
 
 
 def _call(
@@ -260,7 +295,7 @@ def _call(
             ),
             out_shape=[jax.ShapeDtypeStruct(job.shape(layout), dtype, manual_axis_type=manual) for layout, dtype in outputs],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary" if job.by_keys else "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+                dimension_semantics=("parallel", "parallel", "arbitrary" if job.by_keys else "parallel", "arbitrary")
             ),
             cost_estimate=cost,
             interpret=interpret,
@@ -305,11 +340,13 @@ def _visit(job: _Job, flags: jax.Array, segments: Any, visit: Callable[[bool], N
         pl.when(flags & (LIVE | MASKED) == LIVE | MASKED)(lambda: visit(True))
 
 
-def _attention_forward(job, flags, i, j, q_segments, kv_segments, q, k, v_turned, out, lse, best, total, acc):
+def _attention_forward(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *refs: Any) -> None:
+    """The output and the logsumexp of a block of queries, its keys visited in turn."""
+    q_segments, kv_segments, q, k, v_turned, out, lse, best, total, acc = refs
+
     @pl.when(flags & FIRST != 0)
     def _() -> None:
-        # far above HIDDEN, so that the exponential of a hidden score is zero even where nothing is visible, and needs no second mask
-        best[...] = jnp.full(best.shape, HIDDEN / 10, jnp.float32)
+        best[...] = jnp.full(best.shape, FLOOR, jnp.float32)
         total[...] = jnp.zeros(total.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
@@ -328,10 +365,13 @@ def _attention_forward(job, flags, i, j, q_segments, kv_segments, q, k, v_turned
     def _() -> None:
         divisor = jnp.where(total[...] == 0, 1.0, total[...])
         out[...] = (acc[...] / divisor).T.astype(out.dtype)
-        lse[...] = best[...] + jnp.log2(divisor)
+        lse[...] = jnp.where(total[...] == 0, FLOOR, best[...] / LOG2E + jnp.log(divisor))
 
 
-def _attention_dq(job, flags, i, j, q_segments, kv_segments, q, k, k_turned, v, d_out, lse, delta, d_q, acc):
+def _attention_dq(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *refs: Any) -> None:
+    """The gradient of a block of queries."""
+    q_segments, kv_segments, q, k, k_turned, v, d_out, lse, delta, d_q, acc = refs
+
     @pl.when(flags & FIRST != 0)
     def _() -> None:
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
@@ -348,7 +388,10 @@ def _attention_dq(job, flags, i, j, q_segments, kv_segments, q, k, k_turned, v, 
         d_q[...] = (acc[...] * (job.scale / LOG2E)).T.astype(d_q.dtype)
 
 
-def _attention_dkv(job, flags, i, j, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, acc_k, acc_v):
+def _attention_dkv(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *refs: Any) -> None:
+    """The gradients of a block of keys and of its values, over the queries of all heads of the group."""
+    q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, acc_k, acc_v = refs
+
     @pl.when(flags & FIRST != 0)
     def _() -> None:
         acc_k[...] = jnp.zeros(acc_k.shape, jnp.float32)
@@ -372,15 +415,18 @@ def _attention_dkv(job, flags, i, j, q_segments, kv_segments, q, k, v, d_out, ls
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _flash(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float) -> jax.Array:
+def _flash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float
+) -> tuple[jax.Array, jax.Array]:
     return _flash_forward(q, k, v, segments, causal, scale)[0]
 
 
-def _flash_forward(q, k, v, segments, causal, scale):
-    job = _job(q, k, v, causal, scale, back=False, by_keys=False)
+def _flash_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
     out, lse = _call(
         _attention_forward,
-        job,
+        _job(q, k, v, causal, scale, back=False, by_keys=False),
         segments,
         [("bkgth", q), ("bksh", k), ("bkvs", v.swapaxes(2, 3))],
         [("bkgtv", q.dtype), ("bkg1t", jnp.float32)],
@@ -388,15 +434,17 @@ def _flash_forward(q, k, v, segments, causal, scale):
         products=q.shape[-1] + v.shape[-1],
     )
     t = q.shape[3]
-    out, lse = out[:, :, :, :t], lse[..., :t]
-    return out, (q, k, v, segments, out, lse)
+    out, lse = out[:, :, :, :t], lse[:, :, :, 0, :t]
+    return (out, lse), (q, k, v, segments, out, lse)
 
 
-def _flash_backward(causal, scale, saved, d_out):
+def _flash_backward(causal: bool, scale: float, saved: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
     q, k, v, segments, out, lse = saved
+    d_out, d_lse = cotangents
     h, w = q.shape[-1], v.shape[-1]
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[:, :, :, None]
-    rows = [("bkgtv", d_out), ("bkg1t", lse), ("bkg1t", delta)]
+    # a score moves its row's log-sum-exp by its probability, as it moves the output by that times (v - output)
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    rows = [("bkgtv", d_out), ("bkg1t", (lse * LOG2E)[:, :, :, None]), ("bkg1t", delta[:, :, :, None])]
     (d_q,) = _call(
         _attention_dq,
         _job(q, k, v, causal, scale, back=True, by_keys=False),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import jax
@@ -69,8 +68,10 @@ def sharded_attention(
     mask = mask.without_lengths(q.shape[1], k.shape[1])
     rows = PartitionSpec(sharding.batch, sharding.sequence)
     data = PartitionSpec(sharding.batch, sharding.sequence, sharding.heads)
-    options = {"causal": mask.causal, "axis": sharding.sequence, "keys": sharding.keys, "scale": scale, "implementation": implementation}
-    local = partial(_local, **options, where=platform(sharding.mesh.devices.flat[0]))
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None) -> jax.Array:
+        return _local(q, k, v, segments, mask.causal, scale, implementation, sharding)
+
     # the kernels do not say which of their results vary along which axis, so that cannot be checked
     run = jax.shard_map(local, mesh=sharding.mesh, in_specs=(data, data, data, rows), out_specs=data, check_vma=False)
     return run(q, k, v, mask.segments)
@@ -80,18 +81,16 @@ def _local(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    segments: tuple[jax.Array, jax.Array] | None,
-    *,
+    segments: Segments | None,
     causal: bool,
-    axis: str | None,
-    keys: str,
     scale: float,
     implementation: str | None,
-    where: str,
+    sharding: AttentionSharding,
 ) -> jax.Array:
     """One chip's queries [b, t, n, H] with all keys; its own are [b, s, k, H]."""
-    (b, t, n, h), kh = q.shape, k.shape[2]
+    (b, t, n, h), kh, axis = q.shape, k.shape[2], sharding.sequence
     q, k, v = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    where = platform(sharding.mesh.devices.flat[0])
 
     def attend(k: jax.Array, v: jax.Array, mask: AttnMask) -> tuple[jax.Array, jax.Array]:
         spec = Spec(b, t, k.shape[2], n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, mask.segments is not None, where)
@@ -102,7 +101,7 @@ def _local(
         out, _ = attend(k, v, AttnMask(causal, *(segments or ())))
     else:
         own = segments or (jnp.ones((b, t), jnp.int32), jnp.ones((b, k.shape[2]), jnp.int32))
-        others = _ring if keys == "ring" else _gathered
+        others = _ring if sharding.keys == "ring" else _gathered
         out, _ = _join(attend(k, v, AttnMask(causal, *own)), others(attend, k, v, own, causal, axis))
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, v.shape[-1]).astype(q.dtype)
 
@@ -138,7 +137,7 @@ def _gathered(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, ca
 def _join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Attention over the keys of both parts, from what each gives alone."""
     lse = jnp.logaddexp(a[1], b[1])
-    return sum(out * jnp.exp(part - lse)[..., None] for out, part in (a, b)), lse
+    return a[0] * jnp.exp(a[1] - lse)[..., None] + b[0] * jnp.exp(b[1] - lse)[..., None], lse
 
 
 def _check_division(q: jax.Array, k: jax.Array, sharding: AttentionSharding, causal: bool) -> None:

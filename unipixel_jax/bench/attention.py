@@ -1,0 +1,246 @@
+"""``unipixel-jax bench attention``: every backend at the shapes of the models' work, timed where there is such a chip and compiled where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from unipixel_jax.core.chips import CHIPS, compile_mesh
+from unipixel_jax.core.files import replacing
+from unipixel_jax.errors import UserError
+from unipixel_jax.ops.attention import BACKENDS, AttnMask, attention
+from unipixel_jax.ops.attention.spec import Spec
+
+
+@dataclass(frozen=True)
+class Work:
+    """One use of attention; the letters of ops/attention/api.py in words.
+
+    Attributes:
+        segments: equal parts of the row that see only themselves; 0 for a mask without segments.
+    """
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    key_heads: int
+    head_size: int
+    value_size: int
+    causal: bool = False
+    segments: int = 0
+
+    @property
+    def visible(self) -> float:
+        """Pairs of a query and a key that see each other, over all heads."""
+        part = 1 / max(self.segments, 1)
+        rows = self.queries * part
+        pairs = (rows * (rows + 1) / 2 if self.causal else rows * self.keys * part) / part
+        return self.batch * self.heads * pairs
+
+    def flops(self, backward: bool) -> float:
+        """Multiplications and additions: two products of each visible pair forward, and five more backward (the scores are computed again)."""
+        forward = 2 * self.visible * (self.head_size + self.value_size)
+        return forward + (2 * self.visible * (3 * self.head_size + 2 * self.value_size) if backward else 0)
+
+    def nbytes(self, itemsize: int, backward: bool) -> float:
+        """Bytes that must move: each operand read once, each result written once; twice that again backward."""
+        sizes = self.heads * self.queries * (self.head_size + self.value_size) + self.key_heads * self.keys * (self.head_size + self.value_size)
+        return self.batch * sizes * itemsize * (3 if backward else 1)
+
+
+WORKS = {
+    "prefill 8k": Work(1, 8192, 8192, 16, 2, 128, 128, causal=True),
+    "prefill 32k": Work(1, 32768, 32768, 16, 2, 128, 128, causal=True),
+    "packed 8k": Work(1, 8192, 8192, 16, 2, 128, 128, causal=True, segments=4),
+    "one key head 16k": Work(1, 16384, 16384, 2, 1, 128, 128, causal=True),
+    "decode 4k": Work(1, 1, 4096, 16, 2, 128, 128, segments=1),
+    "vision frames": Work(1, 8192, 8192, 16, 16, 80, 80, segments=4),
+    "vision windows": Work(128, 64, 64, 16, 16, 80, 80, segments=1),
+    "SAM memory": Work(1, 2304, 16192, 1, 1, 256, 64, segments=1),
+    "Hiera map": Work(1, 2304, 2304, 8, 8, 56, 56),
+    "Hiera windows": Work(16, 196, 196, 8, 8, 56, 56),
+}
+"""UniPixel-3B's language model and vision tower, and SAM 2.1 base+ at 768 pixels."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Attributes:
+    work, backend, chip: what was measured; the chip is "cpu", or a name in ``CHIPS``.
+    refused: why the backend does not do this, or None; then nothing else is known.
+    seconds: of a run, the median; None where it was only compiled.
+    temporary: bytes that the compiled program needs besides arguments and results.
+    flops: of the visible pairs.
+    roofline: seconds that no program on this chip could beat.
+    """
+
+    work: str
+    backend: str
+    chip: str
+    refused: str | None = None
+    seconds: float | None = None
+    temporary: int | None = None
+    flops: float | None = None
+    roofline: float | None = None
+
+    @property
+    def efficiency(self) -> float | None:
+        """The roofline's share of the time."""
+        return self.roofline / self.seconds if self.roofline and self.seconds else None
+
+
+def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp.dtype, backward: bool, repeats: int) -> Iterator[Result]:
+    """Results for every work and backend.
+
+    Args:
+        names: in ``WORKS``.
+        backends: in ``BACKENDS``.
+        chip: "cpu" to run here; a name in ``CHIPS`` to run if it is the device here, and else to compile.
+        dtype: of the arrays.
+        backward: with the gradients.
+        repeats: timed runs.
+
+    Raises:
+        UserError: the chip's compiler is not installed.
+    """
+    here = chip == "cpu" or _is_here(chip)
+    mesh = None if here else compile_mesh(chip)
+    peak = (_cpu_flops(dtype), _cpu_bandwidth()) if chip == "cpu" else (CHIPS[chip].flops, CHIPS[chip].bandwidth)
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        for name in names:
+            work = WORKS[name]
+            roofline = max(work.flops(backward) / peak[0], work.nbytes(dtype.itemsize, backward) / peak[1])
+            for backend in backends:
+                result = Result(name, backend, chip, flops=work.flops(backward), roofline=roofline)
+                yield _measured(result, work, dtype, backward, repeats, mesh)
+                jax.clear_caches()
+
+
+def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repeats: int, mesh: Any) -> Result:
+    arguments = _arguments(work, dtype)
+    q, k, v, mask = arguments
+    reason = BACKENDS[result.backend].why_not(Spec.of(q, k, v, mask))
+    if reason is not None:
+        return dataclasses.replace(result, refused=reason)
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> Any:
+        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention(q, k, v, mask, implementation=result.backend)
+
+        if not backward:
+            return run(q, k, v)
+        out, pull = jax.vjp(run, q, k, v)
+        return out, pull(out)
+
+    where: dict[str, Any] = {} if mesh is None else {"in_shardings": NamedSharding(mesh, PartitionSpec())}
+    try:
+        program = jax.jit(call, **where).lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return dataclasses.replace(result, refused=f"out of memory: {str(error).splitlines()[0][:200]}")
+    memory = program.memory_analysis()
+    assert memory is not None, "every compiler that is asked here reports memory"
+    result = dataclasses.replace(result, temporary=memory.temp_size_in_bytes)
+    if mesh is not None:
+        return result
+    if result.temporary is not None and result.temporary > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        return dataclasses.replace(result, refused=f"needs {result.temporary / 1e9:.0f} GB, more than is free")
+    made = _random(arguments, work.segments)
+    jax.block_until_ready(program(*made))
+    return dataclasses.replace(result, seconds=statistics.median(_clock(lambda: program(*made)) for _ in range(repeats)))
+
+
+def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask]:
+    """Shapes of the call's arguments."""
+    b, shape = work.batch, jax.ShapeDtypeStruct
+    segments = (shape((b, work.queries), jnp.int32), shape((b, work.keys), jnp.int32)) if work.segments else (None, None)
+    return (
+        shape((b, work.queries, work.heads, work.head_size), dtype),
+        shape((b, work.keys, work.key_heads, work.head_size), dtype),
+        shape((b, work.keys, work.key_heads, work.value_size), dtype),
+        AttnMask(work.causal, *segments),
+    )
+
+
+def _random(arguments: tuple[Any, Any, Any, AttnMask], segments: int) -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
+
+    def fill(a: jax.ShapeDtypeStruct) -> jax.Array:
+        if a.dtype == jnp.int32:
+            return jnp.broadcast_to((jnp.arange(a.shape[1]) * segments // a.shape[1] + 1)[None], a.shape)
+        return jnp.asarray(rng.standard_normal(a.shape, np.float32), a.dtype)
+
+    return jax.tree.map(fill, arguments)
+
+
+def _is_here(chip: str) -> bool:
+    kind = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "h100": "H100", "a100": "A100"}[chip]
+    found = jax.devices()[0].device_kind
+    return found == kind if kind.startswith("TPU") else kind in found
+
+
+def _cpu_flops(dtype: jnp.dtype) -> float:
+    """What a large product of matrices reaches here, per second: no data sheet knows this machine."""
+    a = jnp.ones((2048, 2048), dtype)
+    return 2 * 2048**3 / _best(jax.jit(jnp.matmul), a, a)
+
+
+def _cpu_bandwidth() -> float:
+    a = jnp.ones(64 * 2**20, jnp.float32)
+    return 2 * a.nbytes / _best(jax.jit(lambda a: a + 1), a)
+
+
+def _best(program: Callable[..., Any], *arguments: Any) -> float:
+    jax.block_until_ready(program(*arguments))
+    return min(_clock(lambda: program(*arguments)) for _ in range(3))
+
+
+def _clock(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - started
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Bars of time and of temporary memory for every work and backend, as a picture.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--plot needs matplotlib: pip install matplotlib") from None
+    works = list(dict.fromkeys(r.work for r in results))
+    backends = [b for b in dict.fromkeys(r.backend for r in results) if any(r.backend == b and r.refused is None for r in results)]
+    panels = [("temporary memory, MB", lambda r: None if r.temporary is None else max(r.temporary / 1e6, 1e-3))]
+    if any(r.seconds for r in results):
+        panels.insert(0, ("time, ms", lambda r: None if r.seconds is None else r.seconds * 1e3))
+    figure = Figure(figsize=(7 * len(panels), 1.2 + 0.55 * len(works)), layout="constrained")
+    for axes, (label, value) in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
+        height = 0.8 / len(backends)
+        for row, backend in enumerate(backends):
+            found = [(works.index(r.work) + (row - (len(backends) - 1) / 2) * height, value(r)) for r in results if r.backend == backend]
+            places, lengths = zip(*((place, length) for place, length in found if length is not None), strict=True)
+            axes.barh(places, lengths, height, label=backend)
+        axes.set(xscale="log", xlabel=label, yticks=range(len(works)), yticklabels=works)
+        axes.grid(axis="x", alpha=0.3)
+    np.atleast_1d(figure.axes)[0].invert_yaxis()
+    figure.axes[-1].legend(loc="best")
+    figure.suptitle(f"Attention on {results[0].chip}")
+    with replacing(path) as aside:
+        figure.savefig(aside, format=path.suffix.lstrip(".") or "png", dpi=120)

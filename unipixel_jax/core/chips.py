@@ -1,0 +1,84 @@
+"""Accelerators: what they can do, and devices of them to compile for from a machine that has none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from unipixel_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Attributes:
+    platform: "tpu" or "gpu".
+    flops: peak of the matrix units with bfloat16 operands, per second.
+    bandwidth: of its memory, bytes per second.
+    memory: bytes.
+    topology: the smallest that the compiler knows, for a TPU; the description of the card for a GPU.
+    """
+
+    platform: str
+    flops: float
+    bandwidth: float
+    memory: float
+    topology: str
+
+
+_GPU = """gpu_device_info {{ cuda_compute_capability {{ major: {major} minor: 0 }} threads_per_block_limit: 1024 threads_per_warp: 32
+shared_memory_per_block: 49152 shared_memory_per_core: {per_core} threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {fpus}
+block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: {l2}
+clock_rate_ghz: {clock} device_memory_size: {memory} shared_memory_per_block_optin: {optin} registers_per_core_limit: 65536
+registers_per_block_limit: 65536 }}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{name}" """
+
+_H100 = _GPU.format(
+    major=9, per_core=233472, cores=132, fpus=128, bandwidth=3352320000000, l2=52428800, clock=1.98, memory=84978434048, optin=232448,
+    name="NVIDIA H100 80GB HBM3",
+)  # fmt: skip
+_A100 = _GPU.format(
+    major=8, per_core=167936, cores=108, fpus=64, bandwidth=2039000000000, l2=41943040, clock=1.41, memory=85000000000, optin=166912,
+    name="NVIDIA A100-SXM4-80GB",
+)  # fmt: skip
+
+CHIPS: Mapping[str, Chip] = MappingProxyType(
+    {
+        "v5e": Chip("tpu", 197e12, 819e9, 16e9, "v5e:1x1"),
+        "v5p": Chip("tpu", 459e12, 2765e9, 95e9, "v5p:2x2x1"),
+        "v6e": Chip("tpu", 918e12, 1640e9, 32e9, "v6e:1x1"),
+        "h100": Chip("gpu", 989e12, 3352e9, 80e9, _H100),
+        "a100": Chip("gpu", 312e12, 2039e9, 80e9, _A100),
+    }
+)
+"""Figures of Google Cloud's pages on each TPU, and of NVIDIA's data sheets (SXM, dense)."""
+
+
+def compile_mesh(name: str) -> Mesh:
+    """A mesh of one device of a chip that need not be here. Programs lowered inside ``jax.set_mesh`` of it can be compiled, and not run.
+
+    Raises:
+        UserError: an unknown chip, or its compiler is not installed.
+    """
+    if name not in CHIPS:
+        raise UserError(f"chip {name!r} is unknown: expected one of {', '.join(CHIPS)}")
+    chip = CHIPS[name]
+    try:
+        if chip.platform == "tpu":
+            # without these, the library looks for the TPU that it runs on, and allows one process at a time
+            quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-16", "TPU_STDERR_LOG_LEVEL": "3"}
+            os.environ.update({**quiet, "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
+            found = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
+        else:
+            found = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=chip.topology, topology="1x1x1")
+    except (RuntimeError, ValueError, ImportError, jax.errors.JaxRuntimeError) as error:
+        extra = "tpu" if chip.platform == "tpu" else "cuda"
+        first = str(error).splitlines()[0]
+        raise UserError(f"nothing here compiles for {name} ({first}): pip install 'unipixel-jax[{extra}]'") from None
+    return Mesh(np.array(found.devices[:1]), ("x",), axis_types=(AxisType.Auto,))
