@@ -1,10 +1,11 @@
-# Everything runs in virtual environments made here: .venv (demo, test, lint), .venv-parity (with torch), .venv-newest.
+# Everything runs in virtual environments made here: .venv (demo, test, lint), .venv-parity (with torch), .venv-newest,
+# .venv-chips (with compilers for TPUs and GPUs).
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= $(shell scripts/find_python.sh)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint parity test-newest clean
+.PHONY: help demo test test-slow lint parity test-newest chips clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -31,8 +32,13 @@ test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found
 	@.venv-newest/bin/python -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
 	@.venv-newest/bin/python -m pytest -q
 
+# The compilers alone: libtpu with the tpu extra; for GPUs, JAX's plugin and ptxas without the libraries that only running needs.
+chips: .venv-chips/installed-dev,tpu  ## compile the attention kernels for TPUs and GPUs that are not here
+	@.venv-chips/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach p,plugin pjrt,jax-cuda12-$(p)==$$(.venv-chips/bin/python -c 'import jax; print(jax.__version__)')) nvidia-cuda-nvcc-cu12
+	@.venv-chips/bin/python -m pytest -q -m chips
+
 clean:  ## remove environments, caches and outputs
-	rm -rf .venv .venv-parity .venv-newest outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv .venv-parity .venv-newest .venv-chips outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 .venv-newest/installed-%: PYTHON = $(shell scripts/find_python.sh newest)
 .venv-newest/installed-%: INSTALL = --upgrade --upgrade-strategy eager
@@ -46,4 +52,4 @@ $(1)/installed-%: pyproject.toml
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $$(INSTALL) --editable ".[$$*]"
 	@touch "$$@"
 endef
-$(foreach e,.venv .venv-parity .venv-newest,$(eval $(call environment,$(e))))
+$(foreach e,.venv .venv-parity .venv-newest .venv-chips,$(eval $(call environment,$(e))))

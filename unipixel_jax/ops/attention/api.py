@@ -14,7 +14,7 @@ from typing import Protocol
 import jax
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.ops.attention import xla, xla_chunked
+from unipixel_jax.ops.attention import cudnn, pallas_gpu, pallas_tpu, xla, xla_chunked
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 
@@ -30,7 +30,7 @@ class Backend(Protocol):
 
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {"xla": xla, "xla_chunked": xla_chunked},
+    {"xla": xla, "xla_chunked": xla_chunked, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "cudnn": cudnn}
 )
 
 CHUNK_ABOVE = 4_000_000

@@ -47,7 +47,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
         without a gradient: who joins parts by it must see that it is not there.
     """
     (b, kh, g, t, h), s = q.shape, k.shape[2]
-    seen = None if mask.segments is None else AttnMask(False, *mask.segments).visible(jnp.arange(t), jnp.arange(s))
+    seen = None if mask.segments is None else mask.visible(jnp.arange(t), jnp.arange(s))
     out = jax.nn.dot_product_attention(
         q.reshape(b, kh * g, t, h).swapaxes(1, 2),
         k.swapaxes(1, 2),
@@ -60,6 +60,5 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     out = out.swapaxes(1, 2).reshape(q.shape)
     if seen is not None:
         # cuDNN spreads a row that sees nothing over keys that it must not see
-        whole = mask.visible(jnp.arange(t), jnp.arange(s))
-        out = jnp.where(jnp.any(whole, axis=-1)[..., None], out, jnp.zeros_like(out))
+        out = jnp.where(jnp.any(seen, axis=-1)[..., None], out, jnp.zeros_like(out))
     return out, jnp.full((b, kh, g, t), jnp.nan, jnp.float32)

@@ -43,6 +43,9 @@ DEFAULT_LARGEST = 512
 VMEM_BUDGET = 15 * 2**20
 """Of the 16 MiB that a kernel gets where the program does not ask for more."""
 
+LONGEST_LIST, MOST_BLOCKS = 2**17, 2**13 - 1
+"""Entries of four bytes in the list of blocks, which has to fit 1 MiB of scalar memory; and blocks along one side, by the bits of an entry."""
+
 LIVE, MASKED, FIRST, LAST = 1, 2, 4, 8
 """What a step does: compute; apply the mask; start its row of blocks; finish it."""
 
@@ -91,6 +94,10 @@ def why_not(spec: Spec) -> str | None:
         return f"pallas_tpu takes float32 or bfloat16, got {jnp.dtype(spec.dtype)}"
     if max(spec.head_size, spec.value_size) > 256:
         return f"pallas_tpu takes head sizes up to 256, got head size {spec.head_size} and value size {spec.value_size}"
+    blocks = block_sizes(_device_kind(), max(spec.head_size, spec.value_size), spec.queries, spec.keys, spec.dtype)
+    rows, columns = pl.cdiv(spec.queries, blocks.q), pl.cdiv(spec.keys, blocks.kv)
+    if rows * columns > LONGEST_LIST or max(rows, columns) > MOST_BLOCKS:
+        return f"pallas_tpu's list holds {LONGEST_LIST} blocks, and {spec.queries} queries x {spec.keys} keys need {rows} x {columns}"
     return None
 
 
@@ -256,7 +263,9 @@ def _call(
     def spec(layout: str) -> pl.BlockSpec:
         def place(b: Any, k: Any, x: Any, y: Any, table: Any) -> tuple[Any, ...]:
             g, p = (y, x) if job.by_keys else (x, y)
-            i, j, _ = entry(b, p, table)
+            i, j, flags = entry(b, p, table)
+            if job.by_keys:  # a step that is left over must not go through the heads
+                g = jnp.where(flags & LIVE != 0, g, heads - 1)
             return tuple({"b": b, "k": k, "g": g, "t": i, "s": j}.get(c, 0) for c in layout)
 
         return pl.BlockSpec(job.block(layout), place)
@@ -294,9 +303,7 @@ def _call(
                 scratch_shapes=[pltpu.VMEM(tuple(n for n in job.block(layout) if n), jnp.float32) for layout in scratch],
             ),
             out_shape=[jax.ShapeDtypeStruct(job.shape(layout), dtype, manual_axis_type=manual) for layout, dtype in outputs],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary" if job.by_keys else "parallel", "arbitrary")
-            ),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary" if job.by_keys else "parallel", "arbitrary")),
             cost_estimate=cost,
             interpret=interpret,
             name=kernel.__name__.strip("_"),
@@ -325,7 +332,7 @@ def _scores(job: _Job, masked: bool, i: jax.Array, j: jax.Array, q_segments: Any
     key = j * job.tk + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     rules = []
     if q_segments is not None:
-        rules.append(kv_segments[...].T == q_segments[...])
+        rules.append(q_segments[...] == kv_segments[...].T)
     elif job.sizes["s"] % job.tk:
         rules.append(key < job.sizes["s"])
     if job.causal:
@@ -415,9 +422,7 @@ def _attention_dkv(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *ref
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _flash(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float
-) -> tuple[jax.Array, jax.Array]:
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float) -> tuple[jax.Array, jax.Array]:
     return _flash_forward(q, k, v, segments, causal, scale)[0]
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention.api import backend_for, check
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
@@ -60,10 +61,13 @@ def sharded_attention(
 
     Raises:
         ValueError: as there, or a length that its mesh axes do not divide.
+        UserError: cuDNN with a divided sequence.
     """
     mask = mask or AttnMask()
     check(q, k, v, mask)
     _check_division(q, k, sharding, mask.causal)
+    if sharding.sequence is not None and implementation == "cudnn":
+        raise UserError("cudnn does not give the log-sum-exp by which parts of a divided sequence are joined: take pallas_gpu")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     mask = mask.without_lengths(q.shape[1], k.shape[1])
     rows = PartitionSpec(sharding.batch, sharding.sequence)

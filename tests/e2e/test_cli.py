@@ -1,0 +1,94 @@
+"""The command as people type it: results in files, and one clear line, without a traceback, for what cannot be done."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unipixel_jax.cli import main
+from unipixel_jax.demo import ASSETS
+
+TORCH_CHECKPOINT = Path(__file__).parents[1] / "recordings" / "nano_a" / "checkpoint"
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.setenv("UNIPIXEL_JAX_CACHE", "")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    target = tmp_path_factory.mktemp("cli") / "model"
+    assert main(["convert", "to-jax", str(TORCH_CHECKPOINT), str(target)]) == 0
+    return target
+
+
+def test_a_photo_becomes_an_overlay_a_json_and_masks(directory, tmp_path, capsys):
+    out = ["--output-dir", str(tmp_path), "--json", str(tmp_path / "a.json"), "--masks", str(tmp_path / "a.npz"), "--max-new-tokens", "2"]
+    assert main(["segment", str(ASSETS / "photo.png"), "The ball <|seg|> and the house <|seg|>", "--model", str(directory), *out]) == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    masks = np.load(tmp_path / "a.npz")["masks"]
+    with Image.open(ASSETS / "photo.png") as photo, Image.open(tmp_path / "photo.png") as overlay:
+        (width, height), drawn = photo.size, overlay.size
+    assert len(report["objects"]) == len(masks) >= 2 and masks.shape[2:] == (height, width)
+    assert [item["areas"] for item in report["objects"]] == masks.sum((2, 3)).tolist()
+    assert drawn[0] >= width
+    printed = capsys.readouterr()
+    assert str(tmp_path / "photo.png") in printed.out and printed.err == ""
+
+
+@pytest.mark.parametrize("form", ["gif", "mp4"])
+def test_a_clip_becomes_a_moving_picture(directory, tmp_path, form):
+    out = ["--output-dir", str(tmp_path), "--format", form, "--sample-frames", "3", "--max-new-tokens", "1"]
+    assert main(["segment", str(ASSETS / "clip.gif"), "The boat <|seg|>", "--model", str(directory), *out]) == 0
+    assert (tmp_path / f"clip.{form}").stat().st_size > 1000
+
+
+def test_a_question_about_a_point_and_a_box(directory, tmp_path, capsys):
+    where = ["--point", "30,40", "--box", "10,10,60,50", "--output-dir", str(tmp_path), "--max-new-tokens", "2"]
+    assert main(["ask", str(ASSETS / "photo.png"), "Is <region> left of <region>?", "--model", str(directory), *where, "--attention", "xla_chunked"]) == 0
+    assert "1" in capsys.readouterr().out
+
+
+PHOTO = str(ASSETS / "photo.png")
+WRONG = {
+    # arguments after the command's name ({model}: a converted directory, {tmp}: a writable folder), and what the message says
+    "no such media": (["segment", "{tmp}/none.png", "x", "--model", "{model}"], "none.png"),
+    "broken photo": (["segment", "{tmp}/broken.png", "x", "--model", "{model}"], "broken.png"),
+    "broken video": (["segment", "{tmp}/broken.mp4", "x", "--model", "{model}"], "broken.mp4"),
+    "folder without frames": (["segment", "{tmp}/empty", "x", "--model", "{model}"], "empty"),
+    "one pixel high": (["segment", "{tmp}/line.png", "x", "--model", "{model}"], "factor of 200"),
+    "empty prompt": (["segment", PHOTO, " ", "--model", "{model}"], "prompt is empty"),
+    "no such model": (["segment", PHOTO, "x", "--model", "{tmp}/none"], "none"),
+    "a torch checkpoint": (["segment", PHOTO, "x", "--model", str(TORCH_CHECKPOINT)], "unipixel-jax convert to-jax"),
+    "unwritable": (["segment", PHOTO, "x", "--model", "{model}", "--output-dir", "{tmp}/broken.png/out"], "cannot be written"),
+    "masks elsewhere": (["segment", PHOTO, "x", "--model", "{model}", "--masks", "{tmp}/a.txt"], "must end in .npz"),
+    "attention": (["segment", PHOTO, "x", "--model", "{model}", "--attention", "triton"], "expected one of xla, xla_chunked"),
+    "attention that is not for here": (["segment", PHOTO, "x", "--model", "{model}", "--attention", "cudnn"], "'cudnn' cannot do"),
+    "point": (["ask", PHOTO, "<region>?", "--model", "{model}", "--point", "3"], "expected 2 numbers"),
+    "recording": (["parity", "{tmp}/empty"], "empty"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_in_one_line(name, directory, tmp_path, capsys):
+    for broken in ("broken.png", "broken.mp4"):
+        (tmp_path / broken).write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (300, 1)).save(tmp_path / "line.png")
+    arguments, words = WRONG[name]
+    before = sorted(tmp_path.rglob("*"))
+    place = {"model": directory, "tmp": tmp_path}
+    outputs = [] if "--output-dir" in arguments or arguments[0] == "parity" else ["--output-dir", str(tmp_path / "out")]
+    assert main([a.format(**place) for a in arguments] + outputs) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0] and "Traceback" not in captured.err
+    assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
+
+
+def test_verbose_shows_where(tmp_path, capsys):
+    assert main(["segment", str(tmp_path / "none.png"), "x", "--model", str(tmp_path / "none"), "--verbose"]) == 1
+    assert "Traceback" in capsys.readouterr().err
