@@ -4,6 +4,7 @@ The settings are environment variables, made before JAX is first imported, so th
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "programs"
@@ -18,6 +19,8 @@ os.environ |= {
     # Programs here are small and run once or twice: not optimising them halves the time of the suite.
     "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0".strip(),
 }
+
+import gc  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -40,3 +43,11 @@ def devices() -> None:
     """Fails early where JAX was imported before the settings above were made."""
     assert jax.device_count() == 8
     assert jax.config.jax_numpy_rank_promotion == "raise"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+    """Programs live as long as a file of tests: each holds memory maps, and Linux allows a process 65,530 of them, past which compiling crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()

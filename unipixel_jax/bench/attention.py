@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from unipixel_jax.core.chips import CHIPS, compile_mesh
+from unipixel_jax.core.chips import CHIPS, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, attention
@@ -76,6 +76,10 @@ WORKS = {
 """UniPixel-3B's language model and vision tower, and SAM 2.1 base+ at 768 pixels."""
 
 
+SIGNS = {"RESOURCE_EXHAUSTED": "does not fit the chip's memory", "cuDNN": "cuDNN is not installed, or does not do this"}
+"""What a compiler's error says, and what that means."""
+
+
 @dataclass(frozen=True)
 class Result:
     """Attributes:
@@ -116,7 +120,7 @@ def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp
     Raises:
         UserError: the chip's compiler is not installed.
     """
-    here = chip == "cpu" or _is_here(chip)
+    here = chip == "cpu" or is_here(chip)
     mesh = None if here else compile_mesh(chip)
     peak = (_cpu_flops(dtype), _cpu_bandwidth()) if chip == "cpu" else (CHIPS[chip].flops, CHIPS[chip].bandwidth)
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -148,10 +152,11 @@ def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repe
     where: dict[str, Any] = {} if mesh is None else {"in_shardings": NamedSharding(mesh, PartitionSpec())}
     try:
         program = jax.jit(call, **where).lower(*arguments).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except RuntimeError as error:
+        reason = next((reason for sign, reason in SIGNS.items() if sign in str(error)), None)
+        if reason is None:
             raise
-        return dataclasses.replace(result, refused=f"out of memory: {str(error).splitlines()[0][:200]}")
+        return dataclasses.replace(result, refused=reason)
     memory = program.memory_analysis()
     assert memory is not None, "every compiler that is asked here reports memory"
     result = dataclasses.replace(result, temporary=memory.temp_size_in_bytes)
@@ -185,12 +190,6 @@ def _random(arguments: tuple[Any, Any, Any, AttnMask], segments: int) -> tuple[A
         return jnp.asarray(rng.standard_normal(a.shape, np.float32), a.dtype)
 
     return jax.tree.map(fill, arguments)
-
-
-def _is_here(chip: str) -> bool:
-    kind = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "h100": "H100", "a100": "A100"}[chip]
-    found = jax.devices()[0].device_kind
-    return found == kind if kind.startswith("TPU") else kind in found
 
 
 def _cpu_flops(dtype: jnp.dtype) -> float:

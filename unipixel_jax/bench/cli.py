@@ -88,16 +88,14 @@ def _models(args: argparse.Namespace) -> tuple[Table, Report]:
 def _attention(args: argparse.Namespace) -> tuple[Table, list[dict[str, object]]]:
     results = []
     for result in attention.measure(args.work, args.backends, args.chip, jnp.dtype(args.dtype), args.backward, args.repeats):
-        print(f"{result.work:20} {result.backend:12} {result.refused or ''}", file=sys.stderr, flush=True)
+        print(f"{result.work:20} {result.backend}", file=sys.stderr, flush=True)
         results.append(result)
     passes = "forward and backward" if args.backward else "forward"
-    table = Table("work", "backend", "time, ms", "temporary, MB", "GFLOP", "roofline, ms", "of roofline", title=f"{args.dtype}, {passes}, on {args.chip}")
+    columns = ("work", "backend", "time, ms", "temporary, MB", "GFLOP", "roofline, ms", "of roofline", "refused")
+    table = Table(*columns, title=f"{args.dtype}, {passes}, on {args.chip}")
     for r in results:
-        if r.refused is not None:
-            table.add_row(r.work, r.backend, r.refused)
-            continue
         figures = ((r.seconds, 1e3, ",.1f"), (r.temporary, 1e-6, ",.1f"), (r.flops, 1e-9, ",.1f"), (r.roofline, 1e3, ".3f"), (r.efficiency, 1, ".0%"))
-        table.add_row(r.work, r.backend, *("" if value is None else format(value * unit, form) for value, unit, form in figures))
+        table.add_row(r.work, r.backend, *("" if value is None else format(value * unit, form) for value, unit, form in figures), r.refused)
     if args.plot is not None:
         attention.plot(results, args.plot)
     return table, [{**dataclasses.asdict(r), "efficiency": r.efficiency} for r in results]

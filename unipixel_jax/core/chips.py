@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import jax
@@ -19,6 +20,7 @@ from unipixel_jax.errors import UserError
 class Chip:
     """Attributes:
     platform: "tpu" or "gpu".
+    kind: what its ``jax.Device.device_kind`` is, or, for a GPU, contains.
     flops: peak of the matrix units with bfloat16 operands, per second.
     bandwidth: of its memory, bytes per second.
     memory: bytes.
@@ -26,6 +28,7 @@ class Chip:
     """
 
     platform: str
+    kind: str
     flops: float
     bandwidth: float
     memory: float
@@ -50,18 +53,31 @@ _A100 = _GPU.format(
 
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
-        "v5e": Chip("tpu", 197e12, 819e9, 16e9, "v5e:1x1"),
-        "v5p": Chip("tpu", 459e12, 2765e9, 95e9, "v5p:2x2x1"),
-        "v6e": Chip("tpu", 918e12, 1640e9, 32e9, "v6e:1x1"),
-        "h100": Chip("gpu", 989e12, 3352e9, 80e9, _H100),
-        "a100": Chip("gpu", 312e12, 2039e9, 80e9, _A100),
+        "v5e": Chip("tpu", "TPU v5 lite", 197e12, 819e9, 16e9, "v5e:2x2"),
+        "v5p": Chip("tpu", "TPU v5", 459e12, 2765e9, 95e9, "v5p:2x2x1"),
+        "v6e": Chip("tpu", "TPU v6 lite", 918e12, 1640e9, 32e9, "v6e:2x2"),
+        "h100": Chip("gpu", "H100", 989e12, 3352e9, 80e9, _H100),
+        "a100": Chip("gpu", "A100", 312e12, 2039e9, 80e9, _A100),
     }
 )
 """Figures of Google Cloud's pages on each TPU, and of NVIDIA's data sheets (SXM, dense)."""
 
 
+def is_here(name: str) -> bool:
+    """Whether that chip is this machine's device. Asks JAX only where the machine has one of its kind: a search for what is not there is slow and loud."""
+    chip = CHIPS[name]
+    nodes = ("accel*", "vfio/[0-9]*") if chip.platform == "tpu" else ("nvidia[0-9]*",)
+    return any(node for pattern in nodes for node in Path("/dev").glob(pattern)) and _same_kind(chip, jax.devices()[0].device_kind)
+
+
+def _same_kind(chip: Chip, kind: str) -> bool:
+    return kind == chip.kind if chip.platform == "tpu" else chip.kind in kind
+
+
 def compile_mesh(name: str) -> Mesh:
-    """A mesh of one device of a chip that need not be here. Programs lowered inside ``jax.set_mesh`` of it can be compiled, and not run.
+    """A mesh of one device of a chip that is not here. Programs lowered inside ``jax.set_mesh`` of it can be compiled, and not run.
+
+    From then on this process computes on the CPU.
 
     Raises:
         UserError: an unknown chip, or its compiler is not installed.
@@ -69,15 +85,16 @@ def compile_mesh(name: str) -> Mesh:
     if name not in CHIPS:
         raise UserError(f"chip {name!r} is unknown: expected one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
+    # without these, the TPU's library looks for the TPU that it runs on, and allows one process at a time
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-16", "TPU_STDERR_LOG_LEVEL": "3"}
+    os.environ.update({**quiet, "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
+    jax.config.update("jax_platforms", "cpu")
     try:
         if chip.platform == "tpu":
-            # without these, the library looks for the TPU that it runs on, and allows one process at a time
-            quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-16", "TPU_STDERR_LOG_LEVEL": "3"}
-            os.environ.update({**quiet, "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
             found = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
         else:
             found = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=chip.topology, topology="1x1x1")
-    except (RuntimeError, ValueError, ImportError, jax.errors.JaxRuntimeError) as error:
+    except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
         extra = "tpu" if chip.platform == "tpu" else "cuda"
         first = str(error).splitlines()[0]
         raise UserError(f"nothing here compiles for {name} ({first}): pip install 'unipixel-jax[{extra}]'") from None

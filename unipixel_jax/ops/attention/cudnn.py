@@ -20,7 +20,7 @@ HEAD_SIZE_LIMIT = 128
 def why_not(spec: Spec) -> str | None:
     """The reason why ``attend`` cannot compute this, or None if it can."""
     if spec.platform != "gpu":
-        return f"cudnn runs on platform gpu, not on {spec.platform}"
+        return f"cudnn runs on gpu, not on {spec.platform}"
     if jnp.dtype(spec.dtype) != jnp.bfloat16:
         return f"cudnn takes bfloat16, got {jnp.dtype(spec.dtype)}"
     if spec.head_size > HEAD_SIZE_LIMIT or spec.head_size % 8:

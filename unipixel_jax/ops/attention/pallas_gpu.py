@@ -34,7 +34,7 @@ SIZE_LIMIT = 256
 def why_not(spec: Spec) -> str | None:
     """The reason why ``attend`` cannot do such a call, or None if it can."""
     if spec.platform not in ("gpu", "cpu"):
-        return f"the Triton kernels run on gpu, and interpreted on cpu, not on {spec.platform}"
+        return f"pallas_gpu runs on gpu, and interpreted on cpu, not on {spec.platform}"
     if jnp.dtype(spec.dtype) not in (jnp.float32, jnp.bfloat16):
         return f"dtype is {jnp.dtype(spec.dtype)}, expected float32 or bfloat16"
     if max(spec.head_size, spec.value_size) > SIZE_LIMIT:

@@ -90,7 +90,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
 def why_not(spec: Spec) -> str | None:
     """Why these kernels cannot do `spec`, or None if they can."""
     if spec.platform not in ("tpu", "cpu"):
-        return f"pallas_tpu runs on platform tpu, and interpreted on cpu, not on {spec.platform}"
+        return f"pallas_tpu runs on tpu, and interpreted on cpu, not on {spec.platform}"
     if _device_kind() in ("TPU v2", "TPU v3"):
         return f"pallas_tpu needs a TPU v4 or later, which multiplies bfloat16 blocks, not a {_device_kind()}"
     if jnp.dtype(spec.dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
