@@ -18,6 +18,7 @@ from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.ops.attention import AttnMask, attention
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import mrope_angles, rotate_half
+from unipixel_jax.ops.take import take_rows
 
 
 class Attention(nnx.Module):
@@ -129,4 +130,4 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """ids [...] to rows [..., D] in ``dtype``."""
-        return self.weight[...][ids].astype(dtype)
+        return take_rows(self.weight[...], ids).astype(dtype)
