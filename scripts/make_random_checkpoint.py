@@ -1,6 +1,6 @@
 """Write a UniPixel checkpoint with random weights, as the torch reference saves one, to try the machinery without the published weights.
 
-    python scripts/make_random_checkpoint.py 3b /tmp/random-3b --tokenizer some/checkpoint
+    python scripts/make_random_checkpoint.py 3b random-3b --tokenizer some/checkpoint
 
 Norms and layer scales are one, biases zero, the frequencies of position codes have a deviation of 1, all else one of 0.02. It is made a block at a time, so
 memory does not limit it. The tokenizer and processor files of ``--tokenizer`` are copied, and the ids of the special tokens in config.json are those that

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from tiny_checkpoints import as_tensors
 
 from unipixel_jax.convert.safetensors_io import plan_shards, read_index, read_safetensors, write_safetensors
@@ -33,13 +34,12 @@ def test_every_dtype_comes_back(tmp_path, arrays):
 
 
 def test_other_readers_agree(tmp_path, arrays):
-    library = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "x.safetensors"
     plain = {name: array for name, array in arrays.items() if array.dtype.kind in "biuf" and not array.dtype.name.startswith("float8")}
     write_safetensors(path, as_tensors(plain), {})
-    theirs = library.load_file(path)
+    theirs = load_file(path)
     assert theirs.keys() == plain.keys() and all(theirs[name].tobytes() == plain[name].tobytes() for name in plain)
-    library.save_file(plain, path)
+    save_file(plain, path)
     ours = read_safetensors(path).tensors
     assert ours.keys() == plain.keys() and all(ours[name].load().tobytes() == plain[name].tobytes() for name in plain)
 
