@@ -77,7 +77,7 @@ def _same_kind(chip: Chip, kind: str) -> bool:
 def compile_mesh(name: str) -> Mesh:
     """A mesh of one device of a chip that is not here. Programs lowered inside ``jax.set_mesh`` of it can be compiled, and not run.
 
-    From then on this process computes on the CPU.
+    From then on this process computes on the CPU, and keeps no compiled programs on disk: those of absent chips cannot be read back.
 
     Raises:
         UserError: an unknown chip, or its compiler is not installed.
@@ -89,6 +89,7 @@ def compile_mesh(name: str) -> Mesh:
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-16", "TPU_STDERR_LOG_LEVEL": "3"}
     os.environ.update({**quiet, "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
     try:
         if chip.platform == "tpu":
             found = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
