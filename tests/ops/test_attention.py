@@ -50,6 +50,9 @@ SHAPES = {
 FORWARD = {"float32": 2e-6, "bfloat16": 1e-2}
 BACKWARD = {"float32": 1e-5, "bfloat16": 2e-2}
 """Relative errors (of the whole array, in the Euclidean norm)."""
+CANCELLED = 0.1
+"""A gradient shorter than this share of what its terms would add up to with random signs is the rest of a cancellation, of which float32 leaves little
+right, in `xla` as in the others; its error is taken relative to that share of the terms."""
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +101,9 @@ def draw(shape, rng, causal=False, rule="all", dtype="float32"):
 
 
 def expected(case):
-    """Attention and the gradients of its product with the weight, in float64, with the softmax's derivative by hand."""
+    """In float64, with the softmax's derivative by hand: attention and the gradients of its product with the weight, each with the least length that its
+    error is measured by.
+    """
     q, k, v, weight = (a.astype(np.float64) for a in case.arrays)
     group = q.shape[2] // k.shape[2]
     kk, vv = (np.repeat(a, group, axis=2) for a in (k, v))
@@ -107,13 +112,17 @@ def expected(case):
     p = np.exp(scores - np.where(np.isfinite(best), best, 0))
     p = p / np.where(p.sum(-1, keepdims=True) == 0, 1, p.sum(-1, keepdims=True))
     d_p = np.einsum("btnv,bsnv->bnts", weight, vv)
-    d_scores = p * (d_p - (d_p * p).sum(-1, keepdims=True)) * case.scale
+    mean = (d_p * p).sum(-1, keepdims=True)
+    d_scores, terms = p * (d_p - mean) * case.scale, p * (np.abs(d_p) + np.abs(mean)) * case.scale
 
     def per_key_head(a):
         return a.reshape(*a.shape[:2], k.shape[2], group, -1).sum(3)
 
-    d_k, d_v = per_key_head(np.einsum("bnts,btnh->bsnh", d_scores, q)), per_key_head(np.einsum("bnts,btnv->bsnv", p, weight))
-    return np.einsum("bnts,bsnv->btnv", p, vv), np.einsum("bnts,bsnh->btnh", d_scores, kk), d_k, d_v
+    d_q, d_q_terms = np.einsum("bnts,bsnh->btnh", d_scores, kk), np.einsum("bnts,bsnh->btnh", terms**2, kk**2)
+    d_k, d_k_terms = (per_key_head(np.einsum("bnts,btnh->bsnh", *pair)) for pair in ((d_scores, q), (terms**2, q**2)))
+    d_v = per_key_head(np.einsum("bnts,btnv->bsnv", p, weight))
+    least = [CANCELLED * np.sqrt(squares.sum()) for squares in (d_q_terms, d_k_terms)]
+    return (np.einsum("bnts,bsnv->btnv", p, vv), 0), (d_q, least[0]), (d_k, least[1]), (d_v, 0)
 
 
 @partial(jax.jit, static_argnames=("scale", "backend"))
@@ -123,8 +132,10 @@ def run(q, k, v, weight, mask, scale, backend):
     return out, *pull(weight)
 
 
-def relative(ours, theirs):
-    return np.linalg.norm(np.asarray(ours, np.float64) - theirs) / max(np.linalg.norm(theirs), 1e-30)
+def relative(ours, theirs, least):
+    """The error's length by that of the truth; of an error of zero, zero."""
+    error = np.linalg.norm(np.asarray(ours, np.float64) - theirs)
+    return error and error / max(np.linalg.norm(theirs), least)
 
 
 def check(backend, case, dtype="float32"):
@@ -137,7 +148,7 @@ def check(backend, case, dtype="float32"):
         assert np.all(np.asarray(a)[blind] == 0)
     for a in ours[2:]:
         assert np.all(np.asarray(a)[unseen] == 0)
-    errors = [relative(a, b) if np.any(b) else float(np.abs(np.asarray(a, np.float64)).max()) for a, b in zip(ours, theirs, strict=True)]
+    errors = [relative(a, *b) for a, b in zip(ours, theirs, strict=True)]
     assert errors[0] <= FORWARD[dtype]
     assert max(errors[1:]) <= BACKWARD[dtype]
 
@@ -203,7 +214,7 @@ def test_large_scores_do_not_overflow(backend, rng):
     q, *others = case.arrays
     large = replace(case, arrays=(300 * q, *others))
     ours = run(*large.arrays, large.mask, large.scale, backend)
-    assert relative(ours[0], expected(large)[0]) < 1e-4
+    assert relative(ours[0], *expected(large)[0]) < 1e-4
 
 
 @backends
