@@ -24,6 +24,7 @@ from jax.experimental.pallas import triton as plgpu
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN
+from unipixel_jax.ops.platform import device_kind
 
 LOG2_E = math.log2(math.e)
 """Inside of the kernels scores are in units of log 2, because exp2 is what the hardware has."""
@@ -179,7 +180,7 @@ def _launch(kernel: Callable[..., None], q: jax.Array, k: jax.Array, v: jax.Arra
     """Compiled where the program is lowered for CUDA, interpreted where it is lowered for a CPU. ``rows``: d_out, lse, delta of the backward kernels."""
     (b, kh, g, t, h), (s, w) = q.shape, v.shape[2:]
     name = kernel.__name__.strip("_").removesuffix("_kernel")
-    block = getattr(block_sizes(_device_kind(), h, w, t, s, q.dtype), name)
+    block = getattr(block_sizes(device_kind(), h, w, t, s, q.dtype), name)
     plan = Plan(t, s, h, w, mask.causal, scale, block)
     segments = plan.segments(mask, by_key=name == "dkv")
 
@@ -220,11 +221,6 @@ def _launch(kernel: Callable[..., None], q: jax.Array, k: jax.Array, v: jax.Arra
         )
 
     return lax.platform_dependent(*args, cuda=call(False), cpu=call(True))
-
-
-def _device_kind() -> str:
-    """Of the mesh that is set, whose devices may not be here, or else of the first device."""
-    return (jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]).device_kind
 
 
 def _share(batch_axes: int, *shape: int) -> pl.BlockSpec:

@@ -29,6 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN
+from unipixel_jax.ops.platform import device_kind
 
 LOG2E = math.log2(math.e)
 """Scores are kept in base 2, where the exponential is one instruction and needs no factor of its own."""
@@ -91,13 +92,13 @@ def why_not(spec: Spec) -> str | None:
     """Why these kernels cannot do `spec`, or None if they can."""
     if spec.platform not in ("tpu", "cpu"):
         return f"pallas_tpu runs on tpu, and interpreted on cpu, not on {spec.platform}"
-    if _device_kind() in ("TPU v2", "TPU v3"):
-        return f"pallas_tpu needs a TPU v4 or later, which multiplies bfloat16 blocks, not a {_device_kind()}"
+    if device_kind() in ("TPU v2", "TPU v3"):
+        return f"pallas_tpu needs a TPU v4 or later, which multiplies bfloat16 blocks, not a {device_kind()}"
     if jnp.dtype(spec.dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
         return f"pallas_tpu takes float32 or bfloat16, got {jnp.dtype(spec.dtype)}"
     if max(spec.head_size, spec.value_size) > 256:
         return f"pallas_tpu takes head sizes up to 256, got head size {spec.head_size} and value size {spec.value_size}"
-    blocks = block_sizes(_device_kind(), max(spec.head_size, spec.value_size), spec.queries, spec.keys, spec.dtype)
+    blocks = block_sizes(device_kind(), max(spec.head_size, spec.value_size), spec.queries, spec.keys, spec.dtype)
     rows, columns = pl.cdiv(spec.queries, blocks.q), pl.cdiv(spec.keys, blocks.kv)
     if rows * columns > LONGEST_LIST or max(rows, columns) > MOST_BLOCKS:
         return f"pallas_tpu's list holds {LONGEST_LIST} blocks, and {spec.queries} queries x {spec.keys} keys need {rows} x {columns}"
@@ -131,12 +132,6 @@ def _even(length: int, largest: int) -> int:
     step = 128 if length > 128 else 16
     blocks = -(-length // largest)
     return -(-length // (step * blocks)) * step
-
-
-def _device_kind() -> str:
-    """The device compiled for: that of the mesh in context, which may belong to a TPU that is not here, else the first one."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device or jax.devices()[0]).device_kind
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- the list of blocks
@@ -479,6 +474,6 @@ _flash.defvjp(_flash_forward, _flash_backward)
 
 def _job(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float, *, back: bool, by_keys: bool) -> _Job:
     sizes = dict(zip("bkgth", q.shape, strict=True)) | {"s": k.shape[2], "v": v.shape[3], "1": 1}
-    blocks = block_sizes(_device_kind(), max(sizes["h"], sizes["v"]), sizes["t"], sizes["s"], q.dtype)
+    blocks = block_sizes(device_kind(), max(sizes["h"], sizes["v"]), sizes["t"], sizes["s"], q.dtype)
     tq, tk = (blocks.q_back, blocks.kv_back) if back else (blocks.q, blocks.kv)
     return _Job(sizes, tq, tk, causal, scale * LOG2E, by_keys)
