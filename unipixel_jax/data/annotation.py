@@ -1,0 +1,167 @@
+"""What is known of a sample before anything is read, and what it becomes once it is drawn.
+
+A source (data/sources/) lists ``Annotation``s. Drawing one (data/draw.py) chooses frames, turns and words at random, reads pixels and masks, and gives
+an ``Example``, which data/assemble.py turns into arrays.
+
+O objects, F frames, H and W height and width in pixels, S side of SAM's square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.processing.media import Clip
+from unipixel_jax.processing.prompts import SquareReference
+from unipixel_jax.processing.tokenizer import Message
+
+Role = Literal["segmentation", "referring", "region", "memory", "multimodal"]
+"""What a sample teaches; data/roles/ has one file for each."""
+
+
+class MaskReader(Protocol):
+    """Where the masks of a turn's objects are; they are read only when the sample is drawn. Readers are small and can be pickled."""
+
+    def read(self, frames: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Masks of some frames, by their numbers among the frames of the media: bool [O, len(frames), *size].
+
+        Raises:
+            UserError: a file is missing or broken, or a mask is of another size and must not be.
+        """
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """Frames that are image files; a photo has one.
+
+    Attributes:
+        paths: in order.
+        take_all: no sampling, however many there are.
+    """
+
+    paths: tuple[str, ...]
+    take_all: bool = False
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames of a video file or of a folder.
+
+    Attributes:
+        path: the file or folder.
+        keep: the frames that count, by their numbers in the video; None for all.
+        stride: every how manyth frame counts; only without ``keep``.
+        anchor: a frame that must be among those taken (as numbered after ``keep`` and ``stride``), None for none.
+    """
+
+    path: str
+    keep: tuple[int, ...] | None = None
+    stride: int = 1
+    anchor: int | None = None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture that the language side sees as a picture (``<|image_pad|>``) rather than as a clip of one frame; only multimodal samples do."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer.
+
+    Attributes:
+        kind: how the words become a conversation; each role lists the kinds it knows.
+        text: the words or name that the question is about, or the whole question.
+        answer: the answer, where it is not one of the stock answers.
+        masks: of the objects that the turn segments, points at or remembers; None for none.
+    """
+
+    kind: str
+    text: str
+    answer: str = ""
+    masks: MaskReader | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One sample of a source.
+
+    Attributes:
+        source: the source's name.
+        data_type: samples of one global batch share it, for example "seg_image" or "ref_point".
+        role: see ``Role``.
+        media: None for words alone.
+        turns: from which at most ``max_turns`` are drawn.
+        name: says which sample this is, in reports of failures.
+    """
+
+    source: str
+    data_type: str
+    role: Role
+    media: FrameFiles | VideoFrames | Photo | None
+    turns: tuple[Turn, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How samples are drawn; the fields' names in the reference's ``DataArguments`` are given where they differ.
+
+    Attributes:
+        sample_frames: at least and at most so many frames of a clip; equal numbers take exactly so many of a longer one.
+        sample_type: "uniform", or "random" for one frame from each of equal segments.
+        max_turns: turns of a conversation at most (``max_conv_turns``).
+        max_objects: objects of a sample at most, None for no limit (``max_num_objects``); more fail the sample.
+        image_size: S.
+    """
+
+    sample_frames: tuple[int, int] = (8, 8)
+    sample_type: Literal["uniform", "random"] = "random"
+    max_turns: int = 3
+    max_objects: int | None = None
+    image_size: int = 768
+
+
+@dataclass(frozen=True)
+class Example:
+    """A drawn sample: everything random is decided, pixels and masks are read.
+
+    Attributes:
+        annotation: what it was drawn from.
+        messages: the conversation, with ``{"type": "video"}`` (or ``{"type": "image"}`` for a ``Photo``) where the media stands.
+        clip: the chosen frames; None for words alone.
+        masks: of the objects to segment, in the order of the ``<|seg|>`` tokens: bool [O, F, S, S]; None where SAM has nothing to do.
+        references: points and boxes in the order of the ``<|ref|>`` tokens.
+        memory: of the objects that the prompt lists with ``<|mem|>`` tokens: bool [O, F, H, W]; None for none.
+        seconds_per_frame: of a clip, as the rotary positions take it.
+    """
+
+    annotation: Annotation
+    messages: tuple[Message, ...]
+    clip: Clip | None
+    masks: NDArray[np.bool_] | None = None
+    references: tuple[SquareReference, ...] = ()
+    memory: NDArray[np.bool_] | None = None
+    seconds_per_frame: float = 0.5
+
+
+class Source(Protocol):
+    """A list of samples. It can be pickled at little cost, since worker processes get a copy."""
+
+    name: str
+
+    def __len__(self) -> int:
+        """How many samples there are after filtering."""
+
+    def __getitem__(self, index: int) -> Annotation:
+        """One of them."""
+
+    @property
+    def data_types(self) -> Sequence[str]:
+        """The ``data_type`` of every sample, without building it."""
