@@ -15,12 +15,22 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2
 
 @dataclass(frozen=True)
 class MaskLossWeights:
-    """How much each loss counts."""
+    """How much each loss counts.
+
+    Attributes:
+        mask: of the focal loss.
+        dice: of the dice loss.
+        iou: of the predicted IoU's error.
+        object: of the object score's cross-entropy.
+        every_candidate: train all three masks of an object rather than the best. A model that starts from nothing can please the best of three without
+            looking at the prompt, one mask for each likely object.
+    """
 
     mask: float = 100.0
     dice: float = 5.0
     iou: float = 5.0
     object: float = 5.0
+    every_candidate: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -29,8 +39,8 @@ class MaskLosses:
     """Sums over objects, divided by the number of objects; float32 scalars.
 
     Attributes:
-        mask: focal loss (arXiv 1708.02002) of the best candidate.
-        dice: dice loss of the best candidate.
+        mask: focal loss (arXiv 1708.02002) of the best candidate, or of all.
+        dice: dice loss of the best candidate, or of all.
         iou: L1 distance of all candidates' predicted to their true IoU.
         object: cross-entropy of the object score.
     """
@@ -56,14 +66,18 @@ def mask_losses(
         object_score: [O] logits.
         target: [O, H, W] booleans.
         valid: [O] booleans; padding objects count nothing.
-        weights: decide which candidate is best.
+        weights: decide which candidate is best, and whether only that is trained.
     """
     truth = target.astype(jnp.float32)[:, None]
     focal = jnp.mean(_focal(logits, truth), axis=(2, 3))
     prob = jax.nn.sigmoid(logits)
     overlap = jnp.sum(prob * truth, axis=(2, 3))
     dice = 1 - (2 * overlap + 1) / (jnp.sum(prob, axis=(2, 3)) + jnp.sum(truth, axis=(2, 3)) + 1)
-    best = jnp.argmin(weights.mask * focal + weights.dice * dice, axis=1)[:, None]
+    if weights.every_candidate:
+        focal, dice = jnp.mean(focal, axis=1), jnp.mean(dice, axis=1)
+    else:
+        best = jnp.argmin(weights.mask * focal + weights.dice * dice, axis=1)[:, None]
+        focal, dice = (jnp.take_along_axis(a, best, axis=1)[:, 0] for a in (focal, dice))
 
     hit, mask = logits > 0, target[:, None]
     union = jnp.maximum(jnp.sum(hit | mask, axis=(2, 3)), 1)
@@ -74,8 +88,8 @@ def mask_losses(
     presence = jnp.maximum(object_score, 0) - object_score * present + jnp.log1p(jnp.exp(-jnp.abs(object_score)))
     share = valid.astype(jnp.float32) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
     return MaskLosses(
-        mask=jnp.sum(jnp.take_along_axis(focal, best, axis=1)[:, 0] * present * share),
-        dice=jnp.sum(jnp.take_along_axis(dice, best, axis=1)[:, 0] * present * share),
+        mask=jnp.sum(focal * present * share),
+        dice=jnp.sum(dice * present * share),
         iou=jnp.sum(iou_error * present * share),
         object=jnp.sum(presence * share),
     )

@@ -20,7 +20,7 @@ from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case
 from unipixel_jax.processing.batch import Inputs
-from unipixel_jax.train.objective import LossParts, TrainBatch, objective
+from unipixel_jax.train.objective import LossParts, TrainBatch, TrainClips, objective
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -29,7 +29,8 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[C
     """Losses and gradients of one recorded sample."""
     batch = _batch(case, inputs)
     (_, parts), grads = _loss_and_gradients(loaded.model, batch)
-    masks = parts.masks
+    # the recorded parts are sums over the frames of a tracked clip, and means in batch mode
+    masks = jax.tree.map(lambda a: a * (1 if loaded.config.sam2_batch_mode else batch.clips.frames.shape[1]), parts.masks)
     ours = {
         "loss": parts.total,
         "lm_loss": parts.language,
@@ -77,12 +78,12 @@ def _batch(case: Case, inputs: Inputs) -> TrainBatch:
     ids, masks = inputs.input_ids, case.input("label_mask").astype(bool)
     labels = np.full(ids.shape, -100, np.int32)
     labels[:, ids.shape[1] - case.input("labels").shape[1] :] = case.input("labels")
-    objects = masks.shape[1]
-    return TrainBatch(
-        prompt=to_prompt(inputs),
-        labels=jnp.asarray(labels),
+    (frames, objects), labelled = masks.shape[:2], labels != -100
+    clips = TrainClips(
         frames=jnp.asarray(case.input("frames").astype(np.float32).transpose(0, 2, 3, 1)[None]),
+        counts=jnp.full((1,), frames, jnp.int32),
         seg_positions=jnp.asarray(inputs.seg_positions[:, :objects]),
         masks=jnp.asarray(masks[None]),
         valid=jnp.ones((1, objects), bool),
     )
+    return TrainBatch(to_prompt(inputs), jnp.asarray(labels), jnp.asarray(labelled / labelled.sum(), jnp.float32), clips)
