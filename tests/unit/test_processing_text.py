@@ -9,7 +9,7 @@ from processing_cases import HERE, recorded, tokenizer
 
 from unipixel_jax.config import UniPixelConfig, preset
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.chat import IGNORE_INDEX, chatml_labels, expand_videos, seconds_per_grid
+from unipixel_jax.processing.chat import IGNORE_INDEX, chatml_labels, expand_pictures, seconds_per_grid
 from unipixel_jax.processing.tokenizer import Tokenizer
 
 CONFIG = preset("tiny")
@@ -46,10 +46,10 @@ def test_template_without_a_system_turn_adds_one():
 
 
 def test_videos_are_expanded_in_order():
-    text = expand_videos("a<|video_pad|>b<|video_pad|>c", [(1, 2, 4), (2, 2, 2)], CONFIG.vision)
+    text = expand_pictures("a<|video_pad|>b<|video_pad|>c", [(1, 2, 4), (2, 2, 2)], CONFIG.vision)
     assert text == "a" + "<|video_pad|>" * 2 + "b" + "<|video_pad|>" * 2 + "c"
     with pytest.raises(UserError, match=r"2 <\|video_pad\|> for 1 clips"):
-        expand_videos("<|video_pad|><|video_pad|>", [(1, 2, 2)], CONFIG.vision)
+        expand_pictures("<|video_pad|><|video_pad|>", [(1, 2, 2)], CONFIG.vision)
 
 
 def test_frames_are_taken_to_be_half_a_second_apart():

@@ -80,12 +80,14 @@ class Turn:
         text: the words or name that the question is about, or the whole question.
         answer: the answer, where it is not one of the stock answers.
         masks: of the objects that the turn segments, points at or remembers; None for none.
+        ids: the numbers by which the words speak of those objects, in the order of ``masks``, where they do.
     """
 
     kind: str
     text: str
     answer: str = ""
     masks: MaskReader | None = None
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Example:
         references: points and boxes in the order of the ``<|ref|>`` tokens.
         memory: of the objects that the prompt lists with ``<|mem|>`` tokens: bool [O, F, H, W]; None for none.
         seconds_per_frame: of a clip, as the rotary positions take it.
+        sample_frames: frames at most taken from any clip of this kind, which sets the language side's pixel budget of each frame (processing/resize.py).
     """
 
     annotation: Annotation
@@ -149,6 +152,7 @@ class Example:
     references: tuple[SquareReference, ...] = ()
     memory: NDArray[np.bool_] | None = None
     seconds_per_frame: float = 0.5
+    sample_frames: int = 8
 
 
 class Source(Protocol):

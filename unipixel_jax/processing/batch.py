@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.chat import expand_videos, seconds_per_grid
+from unipixel_jax.processing.chat import expand_pictures, seconds_per_grid
 from unipixel_jax.processing.media import Clip
 from unipixel_jax.processing.memory import memory_rows
 from unipixel_jax.processing.patchify import patchify
@@ -37,6 +37,7 @@ class Picture:
         frame_size: height and width of the media in pixels.
         frame_count: frames of the clip.
         seconds_per_grid: between two pairs of frames.
+        is_still: the language side sees a picture (``<|image_pad|>``) rather than a clip; only multimodal training data does that.
     """
 
     patches: NDArray[np.float32]
@@ -45,6 +46,7 @@ class Picture:
     frame_size: tuple[int, int]
     frame_count: int
     seconds_per_grid: float = 1.0
+    is_still: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Prompt:
     """One conversation, not yet padded.
 
     Attributes:
-        input_ids: [tokens], int32, with one ``<|video_pad|>`` per merged token.
+        input_ids: [tokens], int32, with one ``<|video_pad|>`` (``<|image_pad|>`` for a still) per merged token.
         picture: what it is about; none for words alone.
         references: what its ``<|ref|>`` tokens stand for, in order.
         memory: the merged tokens that each remembered object touches, bool [pairs of frames, objects, h, w]; its ``<|mem|>`` tokens are ordered by
@@ -153,7 +155,7 @@ def prepare_prompt(
     for token, count, what in ((REF_TOKEN, len(references), "points and boxes"), (MEM_TOKEN, memories, "memories of objects")):
         if text.count(token) != count:
             raise UserError(f"the prompt holds {text.count(token)} {token} for {count} {what}: expected one each")
-    ids = tokenizer.encode(expand_videos(text, [picture.grid_thw], config.vision))
+    ids = tokenizer.encode(expand_pictures(text, [picture.grid_thw], config.vision))
     square = [to_square(reference, picture.frame_count, *picture.frame_size, config.sam2.image_size) for reference in references]
     return Prompt(ids, picture, square, memory)
 
@@ -179,9 +181,15 @@ def collate(prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladd
     valid = np.arange(width) >= width - lengths[:, None]
 
     pictures = [p.picture for p in prompts if p.picture is not None]
-    grids = [p.grid_thw for p in pictures]
-    positions, deltas = rope_index(ids, config, video_grid_thw=grids, second_per_grid_ts=[p.seconds_per_grid for p in pictures], attention_mask=valid)
-    vision = build_vision_index(grids, config.vision, ladders)
+    positions, deltas = rope_index(
+        ids,
+        config,
+        image_grid_thw=[p.grid_thw for p in pictures if p.is_still],
+        video_grid_thw=[p.grid_thw for p in pictures if not p.is_still],
+        second_per_grid_ts=[p.seconds_per_grid for p in pictures if not p.is_still],
+        attention_mask=valid,
+    )
+    vision = build_vision_index([p.grid_thw for p in pictures], config.vision, ladders)
     patches = np.zeros((len(vision.rope), config.vision.patch_dim), np.float32)
     if pictures:
         np.concatenate([p.patches for p in pictures], out=patches[: sum(len(p.patches) for p in pictures)])
@@ -199,7 +207,7 @@ def collate(prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladd
         rope_deltas=deltas,
         patches=patches,
         vision=vision,
-        vision_slots=_slots(valid & (ids == config.video_token_id), int(starts[-1]), len(vision.window_order), "picture tokens"),
+        vision_slots=_slots(valid & np.isin(ids, (config.video_token_id, config.image_token_id)), int(starts[-1]), len(vision.window_order), "picture tokens"),
         references=table,
         reference_slots=_slots(valid & (ids == config.ref_token_id), len(references), len(table.frames), "points and boxes"),
         memory_rows=memory_table,

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.config import VisionConfig
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.tokenizer import VIDEO_TOKEN, Tokenizer
+from unipixel_jax.processing.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, Tokenizer
 
 IGNORE_INDEX = -100
 """Label of a token that the loss leaves out."""
@@ -22,6 +22,7 @@ IGNORE_INDEX = -100
 FRAMES_PER_SECOND = 2.0
 """The rate at which the reference takes decoded frames to follow one another, whatever the clip's own rate."""
 
+_PICTURE = re.compile(f"({re.escape(VIDEO_TOKEN)}|{re.escape(IMAGE_TOKEN)})")
 _ASSISTANT_TURN = re.compile(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
 
 
@@ -30,23 +31,24 @@ def seconds_per_grid(config: VisionConfig, frames_per_second: float = FRAMES_PER
     return config.temporal_patch_size / frames_per_second
 
 
-def expand_videos(text: str, grid_thw: ArrayLike, config: VisionConfig) -> str:
-    """Repeat each ``<|video_pad|>`` of a prompt as often as its clip has merged tokens.
+def expand_pictures(text: str, grid_thw: ArrayLike, config: VisionConfig) -> str:
+    """Repeat each ``<|video_pad|>`` or ``<|image_pad|>`` of a prompt as often as its clip or picture has merged tokens.
 
     Args:
-        text: a rendered prompt with one ``<|video_pad|>`` per clip.
+        text: a rendered prompt with one such token per clip.
         grid_thw: patches of each clip in time, height and width [clips, 3].
         config: the vision tower's sizes.
 
     Raises:
-        UserError: the numbers of clips and of ``<|video_pad|>`` differ.
+        UserError: the numbers of clips and of those tokens differ.
     """
-    pieces = text.split(VIDEO_TOKEN)
+    first, *rest = _PICTURE.split(text)
     grids = np.asarray(grid_thw).reshape(-1, 3)
-    if len(pieces) - 1 != len(grids):
-        raise UserError(f"the prompt holds {len(pieces) - 1} {VIDEO_TOKEN} for {len(grids)} clips: leave that token out of your text")
+    tokens, pieces = rest[::2], rest[1::2]
+    if len(tokens) != len(grids):
+        raise UserError(f"the prompt holds {len(tokens)} {VIDEO_TOKEN} or {IMAGE_TOKEN} for {len(grids)} clips: leave those tokens out of your text")
     counts = [math.prod(grid.tolist()) // config.merge_unit for grid in grids]
-    return pieces[0] + "".join(VIDEO_TOKEN * n + piece for n, piece in zip(counts, pieces[1:], strict=True))
+    return first + "".join(token * n + piece for token, n, piece in zip(tokens, counts, pieces, strict=True))
 
 
 def chatml_labels(text: str, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -45,19 +45,20 @@ def memory_grid(masks: NDArray[np.bool_], grid_thw: ArrayLike, config: VisionCon
     return grid
 
 
-def memory_prefix(grid: NDArray[np.bool_], frames: int) -> str:
+def memory_prefix(grid: NDArray[np.bool_], frames: int, ids: Sequence[int] | None = None) -> str:
     """The lines that list the objects before a question: each object's number, and a ``<|mem|>`` for every pair of frames in which it is visible.
 
     Args:
         grid: which merged tokens each object touches, bool [T, O, h, w].
         frames: F of the clip.
+        ids: the objects' numbers, by which the question speaks of them [O]; None counts from 0.
     """
     if frames > 1:
         lines = [f"Here is a video with {frames} frames denoted as <1> to <{frames}>. The highlighted regions are as follows:"]
     else:
         lines = ["Here is an image with the following highlighted regions:"]
-    for number in range(grid.shape[1]):
-        times = (2 * np.flatnonzero(grid[:, number].any(axis=(1, 2))) + 1).tolist()
+    for place, number in enumerate(range(grid.shape[1]) if ids is None else ids):
+        times = (2 * np.flatnonzero(grid[:, place].any(axis=(1, 2))) + 1).tolist()
         lines.append(f"[{number}]: " + " ".join(f"<{t}>-<{t + 1}> {MEM_TOKEN}" if frames > 1 else MEM_TOKEN for t in times))
     return "\n".join(lines) + "\n"
 

@@ -26,6 +26,7 @@ REF_TOKEN = "<|ref|>"
 SEG_TOKEN = "<|seg|>"
 MEM_TOKEN = "<|mem|>"
 VIDEO_TOKEN = "<|video_pad|>"
+IMAGE_TOKEN = "<|image_pad|>"
 
 Message = Mapping[str, Any]
 """One turn: ``{"role": "user" | "assistant" | "system", "content": text, or a list of {"type": "video"} and {"type": "text", "text": ...}}``."""

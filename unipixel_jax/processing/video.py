@@ -59,6 +59,22 @@ def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> tuple[
     return frames, indices
 
 
+def frame_rate(path: Path) -> float:
+    """Frames per second of a video, on average.
+
+    Raises:
+        UserError: not a video, or one that does not tell.
+    """
+    try:
+        with av.open(str(path)) as container:
+            rate = container.streams.video[0].average_rate if container.streams.video else None
+    except av.error.FFmpegError as error:
+        raise UserError(f"{path} is not a video that can be read ({error.strerror}): expected for example MP4") from error
+    if not rate:
+        raise UserError(f"{path} does not tell how many frames a second it has; expected a video file such as MP4: encode it again")
+    return float(rate)
+
+
 def _scan(container: Any, path: Path) -> _Track:
     if container.format.name == "tty":  # FFmpeg takes any text for a drawing
         raise UserError(f"{path} is a text file: expected a photo or a video")

@@ -1,0 +1,90 @@
+"""From a drawn example to the arrays of one sample, not yet padded.
+
+F frames, O objects, S side of SAM's square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.data.annotation import Example, Photo
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.batch import Picture, Prompt, prepare_picture
+from unipixel_jax.processing.chat import chatml_labels, expand_pictures
+from unipixel_jax.processing.memory import memory_grid
+from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, SEG_TOKEN, Tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, ready to be put into a batch.
+
+    Attributes:
+        prompt: the conversation with its picture; ``picture.frames`` are SAM's, where something is to be segmented.
+        labels: [tokens] int32, -100 where not trained on.
+        masks: of the objects to segment: bool [F, O, S, S]; None for none.
+        objects: which of the ``<|seg|>`` tokens those objects are.
+        source: where it came from.
+        data_type: its kind; a batch has one.
+        name: says which sample this is.
+    """
+
+    prompt: Prompt
+    labels: NDArray[np.int32]
+    masks: NDArray[np.bool_] | None
+    objects: tuple[int, ...]
+    source: str
+    data_type: str
+    name: str
+
+    @property
+    def tokens(self) -> int:
+        """Length of the conversation."""
+        return len(self.labels)
+
+
+def prepare(example: Example, tokenizer: Tokenizer, config: UniPixelConfig, rng: np.random.Generator) -> Sample:
+    """Tokenise a conversation and prepare its pictures.
+
+    Where the configuration limits ``sample_objects``, so many of the objects are drawn, as the reference does in its forward pass.
+
+    Raises:
+        UserError: the special tokens of the text do not fit what the example holds, or an object's memory is empty.
+    """
+    text = tokenizer.render(example.messages, add_generation_prompt=False).strip()
+    annotation, masks = example.annotation, example.masks
+    picture, grid, found = _picture(example, config), None, 0
+    if example.memory is not None and picture is not None:
+        if not example.memory.any(axis=(1, 2, 3)).all():
+            raise UserError(f"{annotation.source}, {annotation.name}: the mask of an object to remember is empty in the frames that were taken")
+        grid = memory_grid(example.memory, picture.grid_thw, config.vision)
+        found = int(grid.any(axis=(2, 3)).sum())
+    objects = 0 if masks is None else len(masks)
+    for token, count in ((REF_TOKEN, len(example.references)), (MEM_TOKEN, found), (SEG_TOKEN, objects)):
+        if text.count(token) != count:
+            raise UserError(f"{annotation.source}, {annotation.name}: the conversation holds {text.count(token)} {token} for {count}, expected one each")
+    ids, labels = chatml_labels(expand_pictures(text, [] if picture is None else [picture.grid_thw], config.vision), tokenizer)
+    chosen = np.arange(objects)
+    if 0 < config.sample_objects < objects:
+        chosen = rng.permutation(objects)[: config.sample_objects]
+    return Sample(
+        prompt=Prompt(ids, picture, example.references, grid),
+        labels=labels,
+        masks=None if masks is None else np.ascontiguousarray(masks[chosen].swapaxes(0, 1)),
+        objects=tuple(chosen.tolist()),
+        source=annotation.source,
+        data_type=annotation.data_type,
+        name=annotation.name,
+    )
+
+
+def _picture(example: Example, config: UniPixelConfig) -> Picture | None:
+    if example.clip is None:
+        return None
+    picture = prepare_picture(example.clip, config, sample_frames=example.sample_frames, segment=example.masks is not None)
+    seconds = example.seconds_per_frame * config.vision.temporal_patch_size
+    return replace(picture, seconds_per_grid=seconds, is_still=isinstance(example.annotation.media, Photo))
