@@ -158,7 +158,9 @@ class Example:
 class Source(Protocol):
     """A list of samples. It can be pickled at little cost, since worker processes get a copy."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """By which it is opened."""
 
     def __len__(self) -> int:
         """How many samples there are after filtering."""

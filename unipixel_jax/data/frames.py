@@ -1,0 +1,153 @@
+"""Which frames of a clip a drawn sample has, their pixels, and masks at the size of SAM's square.
+
+N frames of the media that count, F chosen ones, O objects, H and W in pixels, S side of the square. Source: the loaders in UniPixel's
+``unipixel/utils/io.py``, and the antialiased bilinear ``resize`` followed by ``> 0`` that its datasets do to masks.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.data.annotation import DrawOptions, FrameFiles, VideoFrames
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.media import Clip, list_frames, read_media, sample_indices
+from unipixel_jax.processing.resize import bilinear_weights
+
+
+def choose_frames(count: int, options: DrawOptions, rng: np.random.Generator, anchor: int | None = None) -> NDArray[np.int64]:
+    """Draw which frames to take.
+
+    The number of frames is drawn first, between the two of ``sample_frames``. A clip that has no more is taken whole. Of a longer one, "uniform" takes
+    frames spread evenly from the first to the last, and "random" one from each of as many equal segments, which never is the very last frame.
+
+    Args:
+        count: N.
+        options: how to sample.
+        rng: random numbers.
+        anchor: a frame that must be among them; it takes the place of the nearest one chosen.
+
+    Returns:
+        Numbers of frames, increasing [F].
+
+    Raises:
+        UserError: the anchor is not among the N frames, or there are none.
+    """
+    if count < 1:
+        raise UserError("the clip has no frames, expected at least one")
+    if anchor is not None and not 0 <= anchor < count:
+        raise UserError(f"frame {anchor} must be taken, but the clip has frames 0 to {count - 1}: annotation and clip do not belong together")
+    fewest, most = options.sample_frames
+    wanted = int(rng.integers(fewest, most + 1))
+    if count <= wanted:
+        return np.arange(count)
+    if options.sample_type == "uniform":
+        chosen = sample_indices(count, wanted)
+    else:
+        edges = np.arange(0, count, (count - 1) / wanted)[: wanted + 1].round().astype(np.int64)
+        chosen = rng.integers(edges[:-1], np.maximum(edges[:-1] + 1, edges[1:]))
+    if anchor is not None:
+        chosen[np.abs(chosen - anchor).argmin()] = anchor
+    return chosen
+
+
+def read_frames(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.random.Generator) -> tuple[Clip, tuple[int, ...]]:
+    """Choose frames of a clip and read those.
+
+    Args:
+        media: where the frames are.
+        options: how to sample.
+        rng: random numbers.
+
+    Returns:
+        The clip, and the numbers of its frames among those of the media that count, as ``MaskReader.read`` takes them.
+
+    Raises:
+        UserError: a file is missing or broken, frames differ in size, or the media asks for a frame that the video does not have.
+    """
+    if isinstance(media, FrameFiles):
+        count = len(media.paths)
+        chosen = np.arange(count) if media.take_all else choose_frames(count, options, rng)
+        return _pictures([media.paths[i] for i in chosen], chosen)
+    path = Path(media.path)
+    if path.is_dir():
+        files = list_frames(path)
+        counting = _counting(media, len(files))
+        chosen = choose_frames(len(counting), options, rng, media.anchor)
+        return _pictures([str(files[i]) for i in counting[chosen]], chosen)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: expected a video or a folder of frames")
+    from unipixel_jax.processing.video import read_video  # PyAV is an extra, which photos do without
+
+    chosen = np.zeros(0, np.int64)
+
+    def choose(count: int) -> NDArray[np.int64]:
+        nonlocal chosen
+        counting = _counting(media, count)
+        chosen = choose_frames(len(counting), options, rng, media.anchor)
+        return counting[chosen]
+
+    frames, _ = read_video(path, choose)
+    return Clip(frames, chosen, False, path.stem), tuple(chosen.tolist())
+
+
+def resize_masks(masks: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
+    """Masks at another size: true where an antialiased bilinear resize gives any share of a true pixel.
+
+    Args:
+        masks: bool [..., H, W].
+        height: wanted, in pixels.
+        width: wanted, in pixels.
+
+    Returns:
+        bool [..., height, width].
+    """
+    if masks.shape[-2:] == (height, width):
+        return masks
+    planes = masks.reshape(-1, *masks.shape[-2:])
+    rows, columns = _reach(masks.shape[-2], height), _reach(masks.shape[-1], width)
+    out = np.zeros((len(planes), height, width), bool)
+    for plane, target in zip(planes, out, strict=True):
+        if plane.any():
+            target[:] = _spread(_spread(plane, rows).T, columns).T
+    return out.reshape(*masks.shape[:-2], height, width)
+
+
+def square_masks(masks: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Masks at the size of SAM's square, bool [O, F, H, W] to bool [O, F, S, S], where every share of a true pixel counts."""
+    return resize_masks(masks, side, side)
+
+
+def _counting(media: VideoFrames, count: int) -> NDArray[np.int64]:
+    """The numbers of the frames that count, of a video with ``count`` frames."""
+    if media.keep is None:
+        return np.arange(0, count, media.stride)
+    keep = np.asarray(media.keep, np.int64)
+    if not len(keep) or keep.min() < 0 or keep.max() >= count or (np.diff(keep) <= 0).any():
+        raise UserError(f"{media.path}: frames {list(media.keep)} are wanted, expected increasing numbers from 0 to {count - 1}, the frames of the video")
+    return keep
+
+
+def _pictures(paths: list[str], chosen: NDArray[np.int64]) -> tuple[Clip, tuple[int, ...]]:
+    clip = read_media(paths, None)
+    name = Path(paths[0]).stem if len(paths) == 1 else Path(paths[0]).parent.name
+    return Clip(clip.frames, chosen, len(paths) == 1, name, clip.over_white), tuple(chosen.tolist())
+
+
+@lru_cache(maxsize=256)
+def _reach(size: int, target: int) -> NDArray[np.int64]:
+    """The pixels that have a share in each output along one axis, as first ones and ones past the last [2, target]."""
+    used = bilinear_weights(size, target) > 0
+    return np.stack([used.argmax(axis=1), size - used[:, ::-1].argmax(axis=1)])
+
+
+def _spread(plane: NDArray[np.bool_], reach: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether any of the rows in reach is true, bool [H, W] to [target, W]."""
+    first, end = reach
+    out = plane[first]
+    for step in range(1, int((end - first).max())):
+        out |= plane[np.minimum(first + step, end - 1)]
+    return out

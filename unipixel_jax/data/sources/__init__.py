@@ -1,0 +1,36 @@
+"""All sources of training data by name; one file here for each family of data sets.
+
+A family's file has a table ``LOADERS`` from names to functions that read the samples. To add a source, write such a function and name it there.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from unipixel_jax.data.annotation import Source
+from unipixel_jax.data.sources.base import Filters, ListedSource, Loader
+from unipixel_jax.errors import UserError
+
+SOURCES: dict[str, Loader] = {}
+
+
+def open_source(name: str, root: str | Path, split: str = "train", filters: Filters | None = None) -> Source:
+    """Open a source; its annotation files are read when it is first asked for a sample or its length.
+
+    Args:
+        name: one of ``SOURCES``.
+        root: the folder that holds all data sets (the reference's ``data``).
+        split: "train", or another split that the source has.
+        filters: which samples to leave out; none by default.
+
+    Raises:
+        UserError: there is no such source, or no such folder.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(SOURCES)}"
+        raise UserError(f"there is no source {name!r}: {hint}")
+    if not Path(root).is_dir():
+        raise UserError(f"the data root {root} is not a folder: give the folder that holds the data sets")
+    return ListedSource(name, Path(root), split, filters or Filters(), SOURCES[name])

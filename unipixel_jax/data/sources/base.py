@@ -1,0 +1,132 @@
+"""What all families of sources share: a list of samples that is read when first needed, filters, splits, and reading annotation files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from unipixel_jax.data.annotation import Annotation, FrameFiles, VideoFrames
+from unipixel_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which samples to leave out; ``None`` means no limit. The reference's names in ``DataArguments`` are ``min_video_frames``, ``min_num_words``, ....
+
+    Attributes:
+        min_frames: of the clip before sampling. A video whose frames are not listed counts as one frame, as it does in the reference.
+        max_frames: of the clip before sampling.
+        min_words: of the texts; only region and multimodal sources look at words.
+        max_words: of the texts.
+        min_seconds: of the video; only multimodal sources know it, and a sample that does not tell passes.
+        max_seconds: of the video.
+    """
+
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_words: int | None = None
+    max_words: int | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+
+    def allow(self, *, frames: int | None = None, words: int | None = None, seconds: float | None = None) -> bool:
+        """Whether a sample with so many frames, words and seconds stays; what is not told is not looked at."""
+        limits = ((frames, self.min_frames, self.max_frames), (words, self.min_words, self.max_words), (seconds, self.min_seconds, self.max_seconds))
+        return not any(value is not None and ((low is not None and value < low) or (high is not None and value > high)) for value, low, high in limits)
+
+
+Loader: TypeAlias = Callable[[Path, str, Filters], Sequence[Annotation]]
+"""Reads all samples of a split below a data root. Frames are filtered for it; words and seconds are its own to filter."""
+
+
+@dataclass(frozen=True)
+class ListedSource:
+    """A source whose samples are a list in memory, read when first asked for; a copy sent to another process reads them again.
+
+    Attributes:
+        name: of the source.
+        root: the folder that holds all data sets.
+        split: of the data set.
+        filters: which samples to leave out.
+        load: reads the samples; a function of a module, so that it can be pickled.
+    """
+
+    name: str
+    root: Path
+    split: str
+    filters: Filters
+    load: Loader
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+    def __getitem__(self, index: int) -> Annotation:
+        return self._annotations[index]
+
+    @cached_property
+    def data_types(self) -> Sequence[str]:
+        """The ``data_type`` of every sample."""
+        return tuple(a.data_type for a in self._annotations)
+
+    @cached_property
+    def _annotations(self) -> Sequence[Annotation]:
+        found = self.load(self.root, self.split, self.filters)
+        kept = [a for a in found if self.filters.allow(frames=_frame_count(a))]
+        if not kept:
+            raise UserError(f"{self.name} ({self.split}) has no samples: {len(found)} were found and the filters left none; expected at least one")
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("name", "root", "split", "filters", "load")}
+
+
+def choose_split(source: str, split: str, known: Mapping[str, T]) -> T:
+    """What belongs to a split.
+
+    Raises:
+        UserError: the source has no such split.
+    """
+    if split not in known:
+        raise UserError(f"{source} has no split {split!r}, expected one of: {', '.join(known)}")
+    return known[split]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: put the data set there, or give another data root") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): copy it again") from error
+
+
+def list_files(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end so, by name.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing: put the data set there, or give another data root")
+    return sorted(p for p in folder.iterdir() if p.suffix == suffix)
+
+
+def _frame_count(annotation: Annotation) -> int | None:
+    if annotation.role == "multimodal":
+        return None
+    if isinstance(annotation.media, FrameFiles):
+        return len(annotation.media.paths)
+    return len(annotation.media.keep or (0,)) if isinstance(annotation.media, VideoFrames) else None
