@@ -8,8 +8,10 @@ import jax
 from flax import nnx
 
 from unipixel_jax.core.axes import CHANNELS, EMBED, MLP
+from unipixel_jax.core.dropout import Random
 from unipixel_jax.core.params import Initializer, declare, normal, ones, zeros
 from unipixel_jax.ops.dense import dense
+from unipixel_jax.ops.dropout import dropout
 from unipixel_jax.ops.norm import layer_norm, rms_norm
 
 
@@ -89,6 +91,26 @@ class SwiGlu(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., d], same shape back."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Dropout(Random):
+    """Drops single numbers with probability ``rate``; without a key (see core/dropout.py), none."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x of any shape, same shape and dtype back."""
+        return x if self.key is None else dropout(x, self.key[...], self.rate)
+
+
+class DropPath(Random):
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch of whole samples; without a key, none."""
+
+    def __call__(self, x: jax.Array, rate: float | jax.Array) -> jax.Array:
+        """x [B, ...], same shape and dtype back. ``rate`` is given here since it differs between the layers of a stack."""
+        return x if self.key is None else dropout(x, self.key[...], rate, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -18,13 +18,15 @@ from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
 from unipixel_jax.core.params import declare, zeros
-from unipixel_jax.models.layers import LayerNorm, Linear, Mlp, gelu
+from unipixel_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.ops import window
 from unipixel_jax.ops.attention import attention
 from unipixel_jax.ops.conv import conv
 from unipixel_jax.ops.resize import resize_bicubic
 
 EPS = 1e-6
+DROP_PATH = 0.1
+"""Share of samples whose last block is skipped while training, in all published sizes; it grows linearly from 0 at the first block."""
 Core = Callable[[jax.Array], jax.Array]
 
 
@@ -75,16 +77,18 @@ class Block(nnx.Module):
         self.attn = Attention(dim, dim_out, num_heads, rngs)
         self.norm2 = LayerNorm(dim_out, EPS, rngs)
         self.mlp = Mlp(dim_out, 4 * dim_out, dim_out, gelu, rngs)
+        self.drop1 = DropPath()
+        self.drop2 = DropPath()
         if entry:
             self.proj = Linear(dim, dim_out, (EMBED, EMBED), rngs)
 
-    def enter(self, x: jax.Array, size: int) -> jax.Array:
+    def enter(self, x: jax.Array, drop_path: float, size: int) -> jax.Array:
         """The first block of a stage: x [B, h, w, C] to [B, h/2, w/2, 2C]. ``size`` is the window, 0 for the whole map."""
         y = self.norm1(x)
         shortcut = max_pool2(self.proj(y))
-        return self._feed_forward(shortcut + self.attn(y, size, pool=True))
+        return self._feed_forward(shortcut + self.drop1(self.attn(y, size, pool=True), drop_path), drop_path)
 
-    def __call__(self, x: jax.Array, whole: jax.Array, size: int) -> jax.Array:
+    def __call__(self, x: jax.Array, whole: jax.Array, drop_path: jax.Array, size: int) -> jax.Array:
         """Any other block: windows of ``size``, or the whole map where the boolean ``whole`` says so."""
 
         def in_windows(y: jax.Array) -> jax.Array:
@@ -93,10 +97,10 @@ class Block(nnx.Module):
         def at_once(y: jax.Array) -> jax.Array:
             return self.attn(y, 0, pool=False)
 
-        return self._feed_forward(x + jax.lax.cond(whole, at_once, in_windows, self.norm1(x)))
+        return self._feed_forward(x + self.drop1(jax.lax.cond(whole, at_once, in_windows, self.norm1(x)), drop_path), drop_path)
 
-    def _feed_forward(self, x: jax.Array) -> jax.Array:
-        return x + self.mlp(self.norm2(x))
+    def _feed_forward(self, x: jax.Array, drop_path: float | jax.Array) -> jax.Array:
+        return x + self.drop2(self.mlp(self.norm2(x)), drop_path)
 
 
 class Stage(nnx.Module):
@@ -111,15 +115,17 @@ class Stage(nnx.Module):
         # A stage's first block still works in windows of the stage before.
         self.entry_size = 0 if first in c.global_att_blocks else c.window_spec[max(index - 1, 0)]
         self.whole = tuple(i in c.global_att_blocks for i in range(first + (index > 0), first + c.stages[index]))
+        self.drop_path = tuple(np.linspace(0, DROP_PATH, sum(c.stages))[first : first + c.stages[index]].tolist())
 
     def __call__(self, x: jax.Array, remat: bool) -> jax.Array:
         """x [B, h, w, C] of the stage before (or of the patch embedding) to this stage's map."""
         if self.entry is not None:
-            x = self.entry.enter(x, self.entry_size)
+            x = self.entry.enter(x, self.drop_path[0], self.entry_size)
         if self.blocks is None:
             return x
-        step = lambda block, x, whole: (block(x, whole, self.size), None)  # noqa: E731
-        return stacking.run(step, self.blocks, x, np.asarray(self.whole), remat)[0]
+        step = lambda block, x, own: (block(x, *own, self.size), None)  # noqa: E731
+        own = np.asarray(self.whole), np.asarray(self.drop_path[-len(self.whole) :], np.float32)
+        return stacking.run(step, self.blocks, x, own, remat)[0]
 
 
 class Hiera(nnx.Module):

@@ -17,14 +17,17 @@ from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
 from unipixel_jax.core.params import declare, zeros
-from unipixel_jax.models.layers import LayerNorm, Linear, Mlp, gelu
+from unipixel_jax.models.layers import Dropout, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
 from unipixel_jax.ops.attention import AttnMask, attention
+from unipixel_jax.ops.attention.dropout import attention_with_dropout
 from unipixel_jax.ops.conv import conv, depthwise
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import axial_rope, rotate_half
 
 EPS = 1e-5
+DROPOUT = 0.1
+"""Of the memory attention, everywhere in it and in all published sizes, while training."""
 Rope = tuple[jax.Array, jax.Array]
 
 
@@ -108,12 +111,14 @@ class RopeAttention(nnx.Module):
         self.k = Linear(kv_dim, d, (HEADS, CHANNELS), rngs)
         self.v = Linear(kv_dim, d, (HEADS, CHANNELS), rngs)
         self.o = Linear(d, d, (EMBED, HEADS), rngs)
+        self.dropout = Dropout(DROPOUT)
 
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, rope: Rope, off_grid: int, mask: AttnMask) -> jax.Array:
         """Attend.
 
         With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``: the values are weighted before they are projected, which
-        saves three eighths of the products where the memory is 64 wide and the model 256.
+        saves three eighths of the products where the memory is 64 wide and the model 256. Weights that were partly dropped do not add up to 1, so with
+        dropout the values are projected first.
 
         No gradient flows through what was rotated. The reference applies its rope under ``torch.no_grad`` (sam2/modeling/position_encoding.py,
         apply_rotary_enc), so UniPixel was trained with constant scores but for the keys off the grid, and a port that trains must do the same.
@@ -130,8 +135,10 @@ class RopeAttention(nnx.Module):
         grids = (s - off_grid) // cos.shape[0]
         on_grid = rotate_half(k[:, : s - off_grid].reshape(o, grids, -1, 1, d), cos[None, None], sin[None, None])
         k = jnp.concatenate([jax.lax.stop_gradient(on_grid.reshape(o, -1, d)), k[:, s - off_grid :]], axis=1)
-        out = attention(q, k[:, :, None], values[:, :, None], mask)[:, :, 0]
-        return self.o(self.v(out))
+        k = k[:, :, None]
+        if self.dropout.key is not None:
+            return self.o(attention_with_dropout(q, k, self.v(values)[:, :, None], mask, self.dropout.key[...], self.dropout.rate)[:, :, 0])
+        return self.o(self.v(attention(q, k, values[:, :, None], mask)[:, :, 0]))
 
 
 def _halves_apart(layer: Linear, x: jax.Array) -> jax.Array:
@@ -155,6 +162,15 @@ class MemoryBlock(nnx.Module):
         self.norm1 = LayerNorm(d, EPS, rngs)
         self.norm2 = LayerNorm(d, EPS, rngs)
         self.norm3 = LayerNorm(d, EPS, rngs)
+        self.drop_self = Dropout(DROPOUT)
+        self.drop_cross = Dropout(DROPOUT)
+        self.drop_hidden = Dropout(DROPOUT)
+        self.drop_mlp = Dropout(DROPOUT)
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """x [O, g * g, D], same shape back."""
+        hidden = self.drop_hidden(self.mlp.act(self.mlp.fc1(self.norm3(x))))
+        return self.drop_mlp(self.mlp.fc2(hidden))
 
 
 class MemoryAttention(nnx.Module):
@@ -188,12 +204,12 @@ class MemoryAttention(nnx.Module):
                 return block.self_attn(y, y, y, (cos, sin), 0, AttnMask())
 
             def attend_once(y: jax.Array) -> jax.Array:
-                """Objects that share their features differ only after the first look at the memory."""
-                return jnp.broadcast_to(attend(y[:distinct]), y.shape)
+                """Objects that share their features differ only after the first look at the memory, unless each has drops of its own."""
+                return jnp.broadcast_to(attend(y[:distinct]), y.shape) if block.drop_self.key is None else attend(y)
 
-            x = x + jax.lax.cond(first, attend_once, attend, block.norm1(x))
-            x = x + block.cross_attn(block.norm2(x), keys, memory, (cos, sin), off_grid, mask)
-            return x + block.mlp(block.norm3(x)), None
+            x = x + block.drop_self(jax.lax.cond(first, attend_once, attend, block.norm1(x)))
+            x = x + block.drop_cross(block.cross_attn(block.norm2(x), keys, memory, (cos, sin), off_grid, mask))
+            return x + block.feed_forward(x), None
 
         start = jnp.broadcast_to(x.reshape(distinct, g * g, d), (o, g * g, d))
         x, _ = stacking.run(layer, self.blocks, start, np.arange(stacking.length(self.blocks)) == 0)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core.axes import CHANNELS, EMBED
+from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.params import declare, zeros
 from unipixel_jax.models.layers import Linear, Mlp3
 from unipixel_jax.models.sam2.hiera import Hiera
@@ -191,7 +192,7 @@ class Sam2(nnx.Module):
         pointer_pos = jnp.repeat(pointer_pos, tokens, axis=0)[None].astype(jnp.float32)
 
         visible = jnp.concatenate([jnp.repeat(state.memory_frame >= 0, c.grid**2), jnp.repeat(state.pointer_frame >= 0, tokens)]).astype(jnp.int32)
-        return self.memory_attention(
+        return fold(self.memory_attention, state.frame)(
             low,
             jnp.concatenate([memory, pointers], axis=1),
             jnp.concatenate([memory_pos, pointer_pos], axis=1),
