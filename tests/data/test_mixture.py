@@ -108,9 +108,18 @@ def test_another_is_of_the_same_source_and_kind(rng):
     mixed = mixture()
     for sample in range(len(mixed)):
         wanted = mixed.annotation(sample)
-        found = {mixed.annotation(mixed.another(sample, rng)).name for _ in range(60)}
-        others = {mixed.annotation(n).name for n in range(len(mixed)) if mixed.annotation(n).data_type == wanted.data_type}
-        assert found == {name for name in others if name.startswith(wanted.source)}
+        found = {mixed.annotation(mixed.another([sample], rng)).name for _ in range(60)}
+        kind = {mixed.annotation(n).name for n in range(len(mixed)) if mixed.annotation(n).data_type == wanted.data_type}
+        assert found == {name for name in kind if name.startswith(wanted.source)} - {wanted.name}
+
+
+def test_all_of_a_kind_are_tried_before_one_is_tried_again(rng):
+    mixed = mixture()
+    tried = [29]
+    for _ in range(5):
+        tried.append(mixed.another(tried, rng))
+    assert sorted(mixed.annotation(n).name for n in tried) == [f"b-{i}" for i in range(6)]
+    assert mixed.annotation(mixed.another(tried, rng)).source == "b"
 
 
 def test_refusals():

@@ -99,7 +99,7 @@ class Mixture:
         if not self.steps_per_epoch:
             counts = ", ".join(f"{len(members)} of {kind}" for kind, members in zip(self.kinds, self._members, strict=True))
             raise UserError(f"no kind of sample fills a batch of {batch_size} ({counts}): use a smaller batch, or repeat the data sets")
-        self._epoch: tuple[int, NDArray[np.int32]] | None = None
+        self._orders: dict[int, NDArray[np.int32]] = {}
 
     def __len__(self) -> int:
         """N, with repeats."""
@@ -108,9 +108,12 @@ class Mixture:
     def batch(self, step: int) -> NDArray[np.int32]:
         """The samples of a global batch [B], by their numbers in the mixture. Steps go on counting from epoch to epoch."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._order(epoch))
-        return self._epoch[1][within]
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._order(epoch)
+            # Threads draw ahead, so around the end of an epoch two are in use; replaced whole, since others may be reading.
+            self._orders = {epoch: order, **{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}}
+        return order[within]
 
     def kind(self, step: int) -> str:
         """The data type of a global batch."""
@@ -127,11 +130,13 @@ class Mixture:
         part, index = self.locate(sample)
         return self.parts[part].source[index]
 
-    def another(self, sample: int, rng: np.random.Generator) -> int:
-        """The number of a sample of the same source and kind, drawn at random; the only one of its kind gives itself."""
-        part, index = self.locate(sample)
+    def another(self, tried: Sequence[int], rng: np.random.Generator) -> int:
+        """The number of a sample of the same source and kind as those tried, drawn at random; one of these only if there is no other."""
+        (part, index), *_ = places = [self.locate(sample) for sample in tried]
         kinds = self._kinds_of_part[part]
-        return int(self._starts[part] + rng.choice(np.flatnonzero(kinds == kinds[index])))
+        same = np.flatnonzero(kinds == kinds[index])
+        others = np.setdiff1d(same, [i for _, i in places])
+        return int(self._starts[part] + rng.choice(others if len(others) else same))
 
     def shares(self) -> list[dict[str, int]]:
         """For each part, how many samples of each data type it gives to an epoch, with repeats."""
@@ -146,8 +151,8 @@ class Mixture:
         return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the order of the current epoch, which worker processes make for themselves."""
-        return {**self.__dict__, "_epoch": None}
+        """Without the orders of epochs, which worker processes make for themselves."""
+        return {**self.__dict__, "_orders": {}}
 
     def _order(self, epoch: int) -> NDArray[np.int32]:
         """The samples of every global batch of an epoch [K, B]."""
