@@ -9,10 +9,11 @@ import difflib
 from pathlib import Path
 
 from unipixel_jax.data.annotation import Source
+from unipixel_jax.data.sources import inst_it, llava, osprey, videorefer
 from unipixel_jax.data.sources.base import Filters, ListedSource, Loader
 from unipixel_jax.errors import UserError
 
-SOURCES: dict[str, Loader] = {}
+SOURCES: dict[str, Loader] = {**videorefer.LOADERS, **inst_it.LOADERS, **osprey.LOADERS, **llava.LOADERS}
 
 
 def open_source(name: str, root: str | Path, split: str = "train", filters: Filters | None = None) -> Source:

@@ -1,0 +1,32 @@
+"""From an annotation to a drawn sample, whatever its role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Role
+from unipixel_jax.data.roles import memory, multimodal, referring, region, shapes
+
+_ROLES: Mapping[Role, Callable[[Annotation, DrawOptions, np.random.Generator], Example]] = {
+    "referring": referring.draw,
+    "region": region.draw,
+    "memory": memory.draw,
+    "multimodal": multimodal.draw,
+    "shapes": shapes.draw,
+}
+
+
+def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
+    """Decide everything random of a sample, and read its pixels and masks.
+
+    Args:
+        annotation: from a source.
+        options: how to draw.
+        rng: random numbers; the same ones give the same example.
+
+    Raises:
+        UserError: a file is missing or broken, or the sample is not one to learn from, such as an object that no drawn frame shows.
+    """
+    return _ROLES[annotation.role](annotation, options, rng)
