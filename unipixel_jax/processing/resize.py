@@ -100,15 +100,15 @@ def square_frames(frames: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
 
 def bilinear_weights(size: int, target: int) -> NDArray[np.float32]:
     """Weights of an antialiased bilinear resize along one axis [target, size]: a triangle as wide as an output pixel, or as an input one if larger."""
-    # Rounded where torch rounds, so that the outermost weights are zero in the same places: masks ask whether any share is positive.
     scale = np.float32(size) / np.float32(target)
     reach = max(scale, np.float32(1))
-    centre = (np.float64(scale) * (np.arange(target) + 0.5)).astype(np.float32)
-    first = np.maximum(((centre - reach).astype(np.float64) + 0.5).astype(np.int64), 0)
-    last = np.minimum(((centre + reach).astype(np.float64) + 0.5).astype(np.int64), size)
+    centre = scale * (np.arange(target, dtype=np.float32) + np.float32(0.5))
+    first = np.maximum((centre - reach + np.float32(0.5)).astype(np.int64), 0)
+    last = np.minimum((centre + reach + np.float32(0.5)).astype(np.int64), size)
     pixel = np.arange(size)
-    distance = ((pixel.astype(np.float32) - centre[:, None]).astype(np.float64) + 0.5) * np.float64(np.float32(1) / reach)
-    weights: NDArray[np.float32] = np.maximum(np.float32(1) - np.abs(distance.astype(np.float32)), np.float32(0))
+    # The product with the inverse rounds as torch does, so that the outermost weights are zero in the same places: masks ask which are positive.
+    distance = (pixel.astype(np.float32) - centre[:, None] + np.float32(0.5)) * (np.float32(1) / reach)
+    weights: NDArray[np.float32] = np.maximum(np.float32(1) - np.abs(distance), np.float32(0))
     weights *= (pixel >= first[:, None]) & (pixel < last[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
     return weights

@@ -1,8 +1,7 @@
-"""What all families of sources share: a list of samples that is read when first needed, filters, splits, and reading annotation files."""
+"""What all families of sources share: a list of samples that is read when first needed, filters and splits."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,33 +94,6 @@ def choose_split(source: str, split: str, known: Mapping[str, T]) -> T:
     if split not in known:
         raise UserError(f"{source} has no split {split!r}, expected one of: {', '.join(known)}")
     return known[split]
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: it is missing or broken.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: put the data set there, or give another data root") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy it again") from error
-
-
-def list_files(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder whose names end so, by name.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing: put the data set there, or give another data root")
-    return sorted(p for p in folder.iterdir() if p.suffix == suffix)
 
 
 def _frame_count(annotation: Annotation) -> int | None:

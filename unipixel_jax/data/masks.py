@@ -1,0 +1,245 @@
+"""Where the masks of objects are and how they are encoded: one reader for each encoding.
+
+O objects, F frames asked for, H and W in pixels. Each reader keeps paths or encoded masks and decodes only the frames that are asked for. Source:
+``process_masks`` in UniPixel's ``unipixel/dataset/utils.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from unipixel_jax.data.annotation import MaskReader, Turn
+from unipixel_jax.data.files import read_json, read_labels
+from unipixel_jax.data.frames import resize_masks
+from unipixel_jax.data.polygons import polygon_mask
+from unipixel_jax.errors import UserError
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels."""
+
+Region: TypeAlias = Mapping[str, Any] | Sequence[Sequence[float]]
+"""COCO's encodings: ``{"size": [H, W], "counts": text or numbers}``, or polygons, each ``[x0, y0, x1, y1, ...]``."""
+
+
+@dataclass(frozen=True)
+class LabelImages:
+    """Pictures in which each pixel holds the number of an object.
+
+    Attributes:
+        paths: one for each frame; None where a frame has no object.
+        objects: for each object the numbers that belong to it.
+    """
+
+    paths: tuple[str | None, ...]
+    objects: tuple[tuple[int, ...], ...]
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``; a picture must have the frame's size."""
+        out = np.zeros((len(self.objects), len(frames), *size), bool)
+        for f, frame in enumerate(frames):
+            if (path := _at(self.paths, frame, "label images")) is not None:
+                labels = _of_size(read_labels(path), size, path)
+                for mask, numbers in zip(out[:, f], self.objects, strict=True):
+                    mask[:] = np.isin(labels, numbers)
+        return out
+
+
+@dataclass(frozen=True)
+class ObjectImages:
+    """Pictures of one object each, which is where they are white (255).
+
+    Attributes:
+        paths: for each object one for each frame; None where it is not visible.
+    """
+
+    paths: tuple[tuple[str | None, ...], ...]
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``; a picture must have the frame's size."""
+        out = np.zeros((len(self.paths), len(frames), *size), bool)
+        for o, f in np.ndindex(out.shape[:2]):
+            if (path := _at(self.paths[o], frames[f], "mask images")) is not None:
+                out[o, f] = _of_size(read_labels(path), size, path) == 255
+        return out
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Masks in COCO's encodings, held in memory.
+
+    Attributes:
+        objects: for each object the tracks that make it up; a track has one ``Region`` for each frame, or None where it is not visible.
+        polygon_size: of the picture in which polygons are drawn; that of the frames by default.
+    """
+
+    objects: tuple[tuple[Sequence[Region | None], ...], ...]
+    polygon_size: Size | None = None
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``; masks of another size are resized."""
+        parts = [[[_at(track, f, "masks") for track in tracks] for f in frames] for tracks in self.objects]
+        return _decode(parts, size, self.polygon_size, "the annotation")
+
+
+@dataclass(frozen=True)
+class TrackFile:
+    """A JSON file with masks of all objects in COCO's encodings: a list of objects, each a list of frames, each a list of regions or nulls."""
+
+    path: str
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``; masks of another size are resized."""
+        objects = read_json(self.path)
+        if not isinstance(objects, list) or not objects:
+            raise UserError(f"{self.path} holds no objects: expected a list of them, each a list of frames with their regions")
+        return _decode([[_at(regions, f, self.path) for f in frames] for regions in objects], size, None, self.path)
+
+
+@dataclass(frozen=True)
+class ObjectTrackFiles:
+    """JSON files, one for each object: a list of frames, each a list of regions or nulls in COCO's encodings (as ViCaS is kept)."""
+
+    paths: tuple[str, ...]
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``; masks of another size are resized."""
+        contents = [(path, read_json(path)) for path in self.paths]
+        return np.concatenate([_decode([[_at(regions, f, path) for f in frames]], size, None, path) for path, regions in contents])
+
+
+@dataclass(frozen=True)
+class Masklet:
+    """One object of an annotation file of SA-V, whose ``masklet`` lists for each annotated frame the objects' run lengths.
+
+    Attributes:
+        path: of the JSON file.
+        number: of the object in each frame's list.
+    """
+
+    path: str
+    number: int
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``; masks of another size are resized."""
+        content = read_json(self.path)
+        masklet = content.get("masklet") if isinstance(content, dict) else None
+        if not isinstance(masklet, list):
+            raise UserError(f"{self.path} has no masklet: expected an annotation file of SA-V")
+        regions = [_at(_at(masklet, f, self.path), self.number, self.path) for f in frames]
+        return _decode([[[r] for r in regions]], size, None, self.path)
+
+
+class Shape(NamedTuple):
+    """A polygon of ``Shapes``: its corners [P, 2] as x and y in pixels, and whether it belongs to the object or is cut out of it."""
+
+    points: Sequence[Sequence[float]]
+    is_target: bool
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """An object in a photo, painted by polygons from the largest to the smallest; later ones cover earlier ones."""
+
+    shapes: tuple[Shape, ...]
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``; there is one frame, number 0."""
+        drawn = [polygon_mask(s.points, *size) for s in self.shapes]
+        mask = np.zeros(size, bool)
+        for i in np.argsort([m.sum() for m in drawn])[::-1]:
+            mask[drawn[i]] = self.shapes[i].is_target
+        return np.stack([[_at([mask], f, "shapes") for f in frames]])
+
+
+@dataclass(frozen=True)
+class OnOneFrame:
+    """Masks of one annotated frame in a longer clip; on the other frames there is nothing.
+
+    Attributes:
+        masks: with a single frame.
+        frame: where in the clip that frame stands.
+    """
+
+    masks: MaskReader
+    frame: int
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """See ``MaskReader``."""
+        one = self.masks.read([0], size)
+        return one & (np.asarray(frames) == self.frame).reshape(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class LabelClasses:
+    """A photo's label image of classes, of which each that is present makes a turn.
+
+    Attributes:
+        path: of the label image.
+        names: of the classes, by number.
+        ignored: numbers that are no class.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    ignored: frozenset[int]
+
+    def turns(self) -> tuple[Turn, ...]:
+        """One turn for each class that is there, in the order of their numbers.
+
+        Raises:
+            UserError: the picture is missing or broken, has a class without a name, or none at all.
+        """
+        numbers = [n for n in np.unique(read_labels(self.path)).tolist() if n not in self.ignored]
+        if not numbers:
+            raise UserError(f"{self.path} has no class to segment, only ignored ones")
+        if max(numbers) >= len(self.names):
+            raise UserError(f"{self.path} has class {max(numbers)}, expected numbers below {len(self.names)}: it belongs to another data set")
+        return tuple(Turn("query", self.names[n], masks=LabelImages((self.path,), ((n,),))) for n in numbers)
+
+    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
+        """The masks of all classes that are there."""
+        return np.concatenate([turn.masks.read(frames, size) for turn in self.turns() if turn.masks is not None])
+
+
+def _at(items: Any, number: int, where: str) -> Any:
+    """An item of a list that was read from a file, of which nothing is certain."""
+    if not isinstance(items, Sequence) or not 0 <= number < len(items):
+        found = f"{len(items)} entries" if isinstance(items, Sequence) else f"a {type(items).__name__}"
+        raise UserError(f"{where}: number {number} is wanted of {found}; the masks and the clip do not belong together")
+    return items[number]
+
+
+def _of_size(labels: NDArray[Any], size: Size, path: str) -> NDArray[Any]:
+    if labels.shape != size:
+        raise UserError(f"{path} is {labels.shape[1]}x{labels.shape[0]} pixels, expected {size[1]}x{size[0]} as the frame: masks must fit their frames")
+    return labels
+
+
+def _decode(objects: Sequence[Sequence[Any]], size: Size, polygon_size: Size | None, where: str) -> NDArray[np.bool_]:
+    """Objects as lists of frames, each a list of regions, to bool [O, F, H, W]."""
+    out = np.zeros((len(objects), len(objects[0]), *size), bool)
+    for o, frames in enumerate(objects):
+        for f, regions in enumerate(frames):
+            if not isinstance(regions, Sequence):
+                raise UserError(f"{where}: a frame's masks are a {type(regions).__name__}, expected a list of regions")
+            for region in regions:
+                if region is not None:
+                    out[o, f] |= resize_masks(_decode_region(region, polygon_size or size, where), *size)
+    return out
+
+
+def _decode_region(region: Any, size: Size, where: str) -> NDArray[np.bool_]:
+    try:
+        if isinstance(region, Mapping):
+            rle = coco.frPyObjects(region, *region["size"]) if isinstance(region["counts"], list) else region
+        else:
+            rle = coco.merge(coco.frPyObjects(region, *size))
+        return coco.decode(rle).astype(bool)
+    except Exception as error:  # pycocotools raises plain Exception, and a broken region nearly anything
+        raise UserError(f"{where} has a mask that is not in one of COCO's encodings ({error!r}): expected run lengths with a size, or polygons") from error
