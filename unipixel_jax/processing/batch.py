@@ -6,7 +6,7 @@ picture are padded sizes from the ``Ladders``. A padded index is one past the la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,8 +74,9 @@ class Inputs:
     Attributes:
         input_ids: token ids [B, L], int32, padded on the left; a padded row holds one token.
         lengths: tokens that count, at the end of each row [B], int32.
+        segments: the prompt that a token belongs to, counted from 1 in each row [B, L], int32; 0 at padding.
         position_ids: rotary positions in time, height and width [3, B, L], int32.
-        rope_deltas: what to add to an index >= L to get the position of a generated token [B], int32.
+        rope_deltas: what to add to an index >= L to get the position of a generated token, which goes on with the last prompt of its row [B], int32.
         patches: [N, patch_dim], float32, 0 at padding.
         vision: index tables of the vision tower.
         vision_slots: for each token the merged token that replaces it [B, L], int32; M for none.
@@ -88,6 +89,7 @@ class Inputs:
 
     input_ids: NDArray[np.int32]
     lengths: NDArray[np.int32]
+    segments: NDArray[np.int32]
     position_ids: NDArray[np.int32]
     rope_deltas: NDArray[np.int32]
     patches: NDArray[np.float32]
@@ -160,7 +162,9 @@ def prepare_prompt(
     return Prompt(ids, picture, square, memory)
 
 
-def collate(prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS) -> Inputs:
+def collate(
+    prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS, *, per_row: Sequence[int] | None = None
+) -> Inputs:
     """Pad several prompts to one batch.
 
     Args:
@@ -168,27 +172,34 @@ def collate(prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladd
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
         ladders: the padded sizes.
+        per_row: how many prompts follow one another in each row; one each where absent. Prompts of a row do not see one another.
 
     Raises:
         UserError: a size beyond its ladder, picture tokens that do not fit a clip, or references or memories that do not fit their tokens.
     """
-    rows, width = ladders.batch.size(len(prompts)), ladders.tokens.size(max(len(p.input_ids) for p in prompts))
-    ids = np.full((rows, width), pad_id, np.int32)
+    row_of = np.repeat(np.arange(len(prompts) if per_row is None else len(per_row)), 1 if per_row is None else per_row)
+    totals = np.bincount(row_of, weights=[len(p.input_ids) for p in prompts]).astype(np.int32)
+    rows, width = ladders.batch.size(len(totals)), ladders.tokens.size(int(totals.max()))
     lengths = np.ones(rows, np.int32)
-    for row, prompt in enumerate(prompts):
-        lengths[row] = len(prompt.input_ids)
-        ids[row, width - lengths[row] :] = prompt.input_ids
-    valid = np.arange(width) >= width - lengths[:, None]
+    lengths[: len(totals)] = totals
+    ids = np.full((rows, width), pad_id, np.int32)
+    segments = np.zeros((rows, width), np.int32)
+    segments[len(totals) :, -1] = 1
+    position_ids = np.ones((3, rows, width), np.int32)
+    position_ids[:, len(totals) :, -1] = 0
+    deltas = 1 - np.full(rows, width, np.int32)
+
+    places = width - totals
+    for prompt, row, (positions, delta) in zip(prompts, row_of, _positions(prompts, config), strict=True):
+        place = slice(places[row], places[row] + len(prompt.input_ids))
+        ids[row, place] = prompt.input_ids
+        segments[row, place] = segments[row].max() + 1
+        position_ids[:, row, place] = positions
+        deltas[row] = delta - width
+        places[row] = place.stop
+    valid = segments > 0
 
     pictures = [p.picture for p in prompts if p.picture is not None]
-    positions, deltas = rope_index(
-        ids,
-        config,
-        image_grid_thw=[p.grid_thw for p in pictures if p.is_still],
-        video_grid_thw=[p.grid_thw for p in pictures if not p.is_still],
-        second_per_grid_ts=[p.seconds_per_grid for p in pictures if not p.is_still],
-        attention_mask=valid,
-    )
     vision = build_vision_index([p.grid_thw for p in pictures], config.vision, ladders)
     patches = np.zeros((len(vision.rope), config.vision.patch_dim), np.float32)
     if pictures:
@@ -203,7 +214,8 @@ def collate(prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladd
     return Inputs(
         input_ids=ids,
         lengths=lengths,
-        position_ids=positions,
+        segments=segments,
+        position_ids=position_ids,
         rope_deltas=deltas,
         patches=patches,
         vision=vision,
@@ -219,6 +231,16 @@ def collate(prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladd
 def pad_frames(frames: NDArray[np.float32], ladders: Ladders = LADDERS) -> NDArray[np.float32]:
     """Frames filled up with zeros to a size from the ladder [F, S, S, 3]."""
     return np.pad(frames, ((0, ladders.frames.size(len(frames)) - len(frames)), (0, 0), (0, 0), (0, 0)))
+
+
+def _positions(prompts: Sequence[Prompt], config: UniPixelConfig) -> Iterator[tuple[NDArray[np.int32], int]]:
+    """Rotary positions of every prompt by itself [3, tokens], and the position after its last one."""
+    for prompt in prompts:
+        picture = prompt.picture
+        still, clip = ([], []) if picture is None else ([picture.grid_thw], []) if picture.is_still else ([], [picture.grid_thw])
+        seconds = [] if picture is None or picture.is_still else [picture.seconds_per_grid]
+        positions, deltas = rope_index(prompt.input_ids[None], config, image_grid_thw=still, video_grid_thw=clip, second_per_grid_ts=seconds)
+        yield positions[:, 0], int(deltas[0]) + len(prompt.input_ids)
 
 
 def _words(message: Message) -> str:

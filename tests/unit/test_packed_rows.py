@@ -1,0 +1,143 @@
+"""Several samples in a row: the model sees, and learns, what it would from each in a row of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from micro_models import MICRO, micro_model
+
+from unipixel_jax.data.assemble import Sample
+from unipixel_jax.data.batch import collate
+from unipixel_jax.data.packing import pack
+from unipixel_jax.infer.inputs import to_prompt
+from unipixel_jax.processing.batch import Picture, Prompt
+from unipixel_jax.processing.chat import IGNORE_INDEX
+from unipixel_jax.processing.prompts import SquareReference
+from unipixel_jax.train.objective import TrainBatch, objective
+
+PAD = 0
+C = MICRO
+
+
+def sample(number, kind, words, answer):
+    """A conversation of invented tokens: words, then a clip or picture, a reference or memories of it, words again, and an answer."""
+    rng = np.random.default_rng(number)
+
+    def text(count):
+        return rng.integers(1, 60, count).tolist()
+
+    ids, picture, references, memory = text(words), None, (), None
+    if kind != "text":
+        grid = (1, 4, 4) if kind == "still" else (2, 2, 4)
+        count = int(np.prod(grid))
+        picture = Picture(rng.normal(size=(count, C.vision.patch_dim)).astype(np.float32), grid, None, (8, 8), 2, 1.0, kind == "still")
+        pad = C.image_token_id if kind == "still" else C.video_token_id
+        ids += [C.vision_start_token_id, *[pad] * (count // 4), C.vision_end_token_id]
+    if kind == "point":
+        ids.append(C.ref_token_id)
+        references = (SquareReference(rng.uniform(0, 32, (1, 2)).astype(np.float32), 1),)
+    if kind == "memory":
+        ids += [C.mem_token_id, C.mem_token_id]
+        memory = np.ones((2, 1, 1, 2), bool)
+        memory[0, 0, 0, number % 2] = False
+    learned = text(answer)
+    labels = np.array([IGNORE_INDEX] * (len(ids) + 2) + learned, np.int32)
+    ids += [61, 62, *learned]
+    return Sample(Prompt(np.array(ids, np.int32), picture, references, memory), labels, None, (), "toy", "region", f"{number}")
+
+
+SAMPLES = st.lists(
+    st.builds(sample, st.integers(0, 99), st.sampled_from(["text", "still", "clip", "point", "memory"]), st.integers(1, 40), st.integers(1, 30)),
+    min_size=1,
+    max_size=8,
+)
+
+
+def seen(arrays, row, place):
+    """All that the model is told of the tokens at a place of a row, with the tables looked up."""
+    inputs = arrays.inputs
+    found = {
+        "ids": inputs.input_ids[row, place],
+        "positions": inputs.position_ids[:, row, place],
+        "labels": arrays.labels[row, place],
+        "weights": arrays.label_weights[row, place],
+    }
+    merged = np.concatenate([inputs.patches.reshape(-1, 4 * C.vision.patch_dim), np.zeros((1, 4 * C.vision.patch_dim), np.float32)])
+    found["pixels"] = merged[inputs.vision_slots[row, place]]
+    refs = inputs.references
+    for name in ("coords", "labels", "is_box", "frames", "spans"):
+        table = getattr(refs, name)
+        found[f"reference {name}"] = np.concatenate([table, np.zeros_like(table[:1])])[inputs.reference_slots[row, place]]
+    remembered = merged[inputs.memory_rows].sum(axis=1)
+    found["memory"] = np.concatenate([remembered, np.zeros_like(remembered[:1])])[inputs.memory_slots[row, place]]
+    return found
+
+
+@given(SAMPLES)
+def test_packed_samples_are_what_they_are_alone(samples):
+    packed = collate(samples, C, PAD, packed=True)
+    width = packed.inputs.input_ids.shape[1]
+    assert width == collate(samples, C, PAD).inputs.input_ids.shape[1], "no row grows"
+    by_name = {}
+    for each in samples:
+        by_name.setdefault(each.name, []).append(each)
+    names = iter(packed.samples)
+    counted = 0
+    for row, length in enumerate(packed.inputs.lengths):
+        segments = packed.inputs.segments[row]
+        assert np.count_nonzero(segments) == length and not segments[: width - length].any()
+        if row >= len(pack([s.tokens for s in samples], width)):
+            assert length == 1 and segments[-1] == 1 and not packed.label_weights[row].any()
+            continue
+        for number in range(1, segments.max() + 1):
+            (place,) = np.nonzero(segments == number)
+            place = slice(place[0], place[-1] + 1)
+            _, name = next(names)
+            candidates = [collate([each], C, PAD) for each in by_name[name]]
+            expected = next(c for c in candidates if np.array_equal(c.inputs.input_ids[0, -c.inputs.lengths[0] :], packed.inputs.input_ids[row, place]))
+            alone = seen(expected, 0, slice(-expected.inputs.lengths[0], None))
+            alone["weights"] = alone["weights"] / len(samples)
+            for key, value in seen(packed, row, place).items():
+                np.testing.assert_allclose(value, alone[key], rtol=1e-6, err_msg=key)
+            counted += 1
+    assert counted == len(samples)
+    assert abs(packed.label_weights.sum() - 1) < 1e-5
+
+
+@given(SAMPLES)
+def test_one_sample_a_row_is_the_default(samples):
+    arrays = collate(samples, C, PAD)
+    assert arrays.inputs.lengths[: len(samples)].tolist() == [s.tokens for s in samples]
+    assert [name for _, name in arrays.samples] == [s.name for s in samples]
+    assert arrays.inputs.segments.max() == 1
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(10, 80))
+def test_rows_hold_what_fits(lengths, capacity):
+    rows = pack(lengths, capacity)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(len(row) == 1 or sum(lengths[i] for i in row) <= capacity for row in rows)
+    assert rows == sorted(sorted(row) for row in rows)
+    half_empty = sum(2 * sum(lengths[i] for i in row) <= capacity for row in rows)
+    assert half_empty <= 1, "two half-empty rows would have shared one"
+
+
+@settings(max_examples=3)
+@given(st.integers(0, 1000))
+def test_the_loss_is_the_same(seed):
+    kinds = ["text", "still", "clip", "point", "memory", "memory"]
+    samples = [sample(seed + i, kind, 3 + 5 * i, 4 + i) for i, kind in enumerate(kinds)]
+    model = micro_model()
+
+    @jax.jit
+    def loss(prompt, labels, weights):
+        return objective(model, TrainBatch(prompt, labels, weights, None), jnp.dtype(jnp.float32))[0]
+
+    def of(packed):
+        arrays = collate(samples, C, PAD, packed=packed)
+        return float(loss(to_prompt(arrays.inputs), jnp.asarray(arrays.labels), jnp.asarray(arrays.label_weights))), len(arrays.inputs.input_ids)
+
+    (apart, apart_rows), (together, together_rows) = of(False), of(True)
+    assert together_rows < apart_rows
+    np.testing.assert_allclose(together, apart, rtol=2e-6)
