@@ -1,0 +1,314 @@
+"""Checkpoints of training: what is kept, what is refused, what is damaged, and other meshes."""
+
+import json
+import logging
+import resource
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from unipixel_jax.core.fingerprint import fingerprints
+from unipixel_jax.errors import UserError
+from unipixel_jax.train.checkpoint import Best, Checkpoints
+from unipixel_jax.train.manifest import About
+from unipixel_jax.train.stored import named_leaves, read_arrays
+
+ABOUT = About({"lr": 1e-3}, {"text": {"width": 64, "sections": (2, 3)}, "lora": {"rank": 8}, "trained": ["seg"]}, {"start": "base"})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ToyState:
+    step: jax.Array
+    trained: dict
+    opt_state: optax.OptState
+
+
+def make_state(step=0, rows=16):
+    generator = np.random.default_rng(step)
+    draw = lambda *shape: jnp.asarray(generator.standard_normal(shape, np.float32))  # noqa: E731
+    trained = {"text": {"blocks": {"q": draw(3, rows, 8)}}, "sam2": {"stages": {0: {"w": draw(rows)}, 1: {"w": draw(rows, 4).astype(jnp.bfloat16)}}}}
+    moments = optax.adamw(1e-3).init(trained)
+    return ToyState(jnp.int32(step), trained, jax.tree.map(lambda a: a + jnp.ones((), a.dtype), moments))
+
+
+def abstract(state, sharding=None):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding or a.sharding), state)
+
+
+def same_bits(a, b):
+    a, b = named_leaves(a), named_leaves(b)
+    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and np.asarray(a[n]).tobytes() == np.asarray(b[n]).tobytes() for n in a)
+
+
+def saved(directory, *steps, keep=5, **kwargs):
+    """A closed directory with a checkpoint of each step."""
+    with Checkpoints(directory, ABOUT, keep, **kwargs) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step), {"position": step})
+
+
+def restored(directory, target=None, about=ABOUT):
+    with Checkpoints(directory, about, 5) as checkpoints:
+        return checkpoints.restore(target or abstract(make_state()))
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_state_comes_back_bit_for_bit_with_its_data(tmp_path):
+    state = make_state(7)
+    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+        assert checkpoints.restore(abstract(state)) is None
+        checkpoints.save(7, state, {"epoch": 1, "position": [3, 4]})
+        checkpoints.wait()
+        assert checkpoints.steps == [7]
+        found = checkpoints.restore(abstract(state))
+    assert (found.step, found.data) == (7, {"epoch": 1, "position": [3, 4]})
+    assert same_bits(found.state, state) and isinstance(found.state, ToyState)
+    assert jax.tree.structure(found.state) == jax.tree.structure(state)
+
+
+def test_donated_arrays_do_not_reach_the_file(tmp_path):
+    """`save` returns before the file is written, and the next step may overwrite the arrays."""
+    state = jax.device_put(make_state(1))
+    expected = jax.tree.map(lambda a: np.array(a), state)
+    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+        checkpoints.save(1, state, None)
+        jax.jit(lambda s: jax.tree.map(lambda a: a * jnp.zeros((), a.dtype), s), donate_argnums=0)(state)
+        checkpoints.wait()
+        assert same_bits(checkpoints.restore(abstract(make_state())).state, expected)
+
+
+def test_only_the_latest_are_kept(tmp_path):
+    saved(tmp_path, 10, 20, 30, 40, keep=2)
+    assert names(tmp_path) == ["30", "40"]
+    assert restored(tmp_path).step == 40
+
+
+@pytest.mark.parametrize("larger, best", [(True, 20), (False, 10)])
+def test_the_best_is_kept_too(tmp_path, larger, best):
+    with Checkpoints(tmp_path, ABOUT, 1, Best("iou", larger)) as checkpoints:
+        for step, metrics in [(10, {"iou": 0.1}), (20, {"iou": 0.9}), (30, {"iou": float("nan")}), (40, None), (50, {"loss": 2.0}), (60, {"iou": 0.5})]:
+            checkpoints.save(step, make_state(step), None, metrics)
+    assert names(tmp_path) == [str(best), "60"]
+    with Checkpoints(tmp_path, ABOUT, 1, Best("iou", larger)) as checkpoints:
+        checkpoints.save(70, make_state(70), None, {"iou": 0.5})
+    assert names(tmp_path) == [str(best), "70"]
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+        checkpoints.save(5, make_state(5), "first")
+        checkpoints.save(5, make_state(6), "second")
+        assert checkpoints.restore(abstract(make_state())).data == "first"
+
+
+def mesh_sharding(count, *spec):
+    devices = np.array(jax.devices()[:count]).reshape(-1, 2 if count > 1 else 1)
+    return NamedSharding(jax.sharding.Mesh(devices, ("fsdp", "tp")), PartitionSpec(*spec))
+
+
+def divided(state, count):
+    """Where each leaf goes on a mesh of so many devices: rows over one axis or both."""
+    specs = {0: (), 1: ("fsdp",), 2: ("fsdp", "tp"), 3: (None, "fsdp", "tp")}
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=mesh_sharding(count, *specs[a.ndim])), state)
+
+
+def test_other_meshes_read_the_same_bits(tmp_path):
+    state = make_state(3)
+    on_eight = jax.tree.map(lambda a, t: jax.device_put(a, t.sharding), state, divided(state, 8))
+    assert fingerprints(named_leaves(on_eight)) == fingerprints(named_leaves(state))
+    with Checkpoints(tmp_path / "8", ABOUT, 1) as checkpoints:
+        checkpoints.save(3, on_eight, None)
+    previous = tmp_path / "8"
+    for count in (4, 1, 8):
+        target = divided(state, count)
+        found = restored(previous, target).state
+        assert same_bits(found, state)
+        assert all(a.sharding == t.sharding for a, t in zip(jax.tree.leaves(found), jax.tree.leaves(target), strict=True))
+        previous = tmp_path / str(count + 100)
+        with Checkpoints(previous, ABOUT, 1) as checkpoints:
+            checkpoints.save(3, found, None)
+
+
+def test_half_written_and_half_deleted_steps_are_ignored_and_cleaned(tmp_path):
+    saved(tmp_path, 10)
+    shutil.copytree(tmp_path / "10", tmp_path / "20.orbax-checkpoint-tmp")
+    shutil.copytree(tmp_path / "10" / "state", tmp_path / ".deleted" / "5" / "state")
+    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+        assert checkpoints.restore(abstract(make_state())).step == 10
+        checkpoints.save(20, make_state(20), None)
+    assert names(tmp_path) == ["10", "20"]
+    assert restored(tmp_path).step == 20
+
+
+def each_file(step, change):
+    """Change every file that holds numbers: Orbax leaves some behind that nothing refers to."""
+    for path in [*(step / "state").rglob("d/*")]:
+        change(path)
+
+
+def truncate(step):
+    each_file(step, lambda path: path.write_bytes(path.read_bytes()[:-20]))
+
+
+def flip(step):
+    def change(path):
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+
+    each_file(step, change)
+
+
+def edit_manifest(step, change):
+    path = step / "manifest" / "metadata"
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+
+
+DAMAGES = {
+    "truncated files": truncate,
+    "flipped bits": flip,
+    "lost files": lambda step: each_file(step, Path.unlink),
+    "lost arrays": lambda step: shutil.rmtree(step / "state"),
+    "another number in an array": lambda step: edit_manifest(step, lambda raw: raw["arrays"]["trained/sam2/stages/0/w"].update(fingerprint=1)),
+    "a cut manifest": lambda step: (step / "manifest" / "metadata").write_text('{"format": 1'),
+    "no manifest": lambda step: shutil.rmtree(step / "manifest"),
+    "an empty directory": lambda step: (shutil.rmtree(step), step.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_read(tmp_path, caplog, damage):
+    saved(tmp_path, 10, 20, 30)
+    DAMAGES[damage](tmp_path / "30")
+    with caplog.at_level(logging.WARNING, "unipixel_jax"), Checkpoints(tmp_path, ABOUT, 5) as checkpoints:
+        found = checkpoints.restore(abstract(make_state()))
+        assert (found.step, found.data) == (20, {"position": 20}) and same_bits(found.state, make_state(20))
+        checkpoints.save(30, make_state(30), {"position": 30})
+        assert checkpoints.restore(abstract(make_state())).step == 30
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("unipixel_jax")]
+    assert len(ours) == 1 and "is damaged" in ours[0] and "damaged-30" in ours[0] and "\n" not in ours[0]
+    assert names(tmp_path) == ["10", "20", "30", "damaged-30"]
+
+
+def test_a_run_does_not_start_anew_where_all_checkpoints_are_damaged(tmp_path):
+    saved(tmp_path, 10, 20)
+    flip(tmp_path / "10")
+    truncate(tmp_path / "20")
+    with pytest.raises(UserError, match="all 2 checkpoints are damaged"):
+        restored(tmp_path)
+    assert names(tmp_path) == ["damaged-10", "damaged-20"]
+
+
+def test_another_run_is_refused_and_the_fields_are_named(tmp_path):
+    saved(tmp_path, 10)
+    other = About({}, {"text": {"width": 128, "sections": (2, 3)}, "lora": None, "trained": ["seg"]}, {})
+    with pytest.raises(UserError, match=r"another run: text\.width is 128 here, 64 there; lora is null here, absent there; lora\.rank is absent here, 8 there"):
+        restored(tmp_path, about=other)
+    assert restored(tmp_path, about=About({"lr": 2}, ABOUT.matters, {"start": "moved"})).step == 10
+
+
+def test_another_state_is_refused_and_the_arrays_are_named(tmp_path):
+    saved(tmp_path, 10)
+    with pytest.raises(UserError, match=r"trained/sam2/stages/0/w is float32 \(16,\), expected float32 \(32,\)"):
+        restored(tmp_path, abstract(make_state(rows=32)))
+    state = make_state()
+    more = ToyState(state.step, {**state.trained, "new": jnp.zeros(3)}, state.opt_state)
+    with pytest.raises(UserError, match="trained/new is not in it"):
+        restored(tmp_path, abstract(more))
+    with pytest.raises(UserError, match=r"holds .*trained/text/blocks/q, which this run does not have"):
+        restored(tmp_path, abstract(ToyState(state.step, {"sam2": state.trained["sam2"]}, state.opt_state)))
+    assert names(tmp_path) == ["10"]
+
+
+def test_a_later_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("unipixel_jax.train.manifest.FORMAT", 2)
+    saved(tmp_path, 10)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="format 2, this version reads format 1"):
+        restored(tmp_path)
+
+
+@pytest.fixture
+def full_disk():
+    """A function after whose call no file grows past some kilobytes; the system says so as it does of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_refuses_gives_one_line_and_keeps_what_was_complete(tmp_path, full_disk, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = make_state(20, rows=2000)
+    saved(tmp_path, 10, keep=1)
+    with Checkpoints(tmp_path, ABOUT, 1) as checkpoints:
+        full_disk()
+        checkpoints.save(20, large, None)
+        with pytest.raises(UserError, match=r"step 20 could not be saved \(a file may not become so large\); the newest complete .* step 10") as error:
+            checkpoints.wait()
+        assert "\n" not in str(error.value) and not caplog.records
+        assert names(tmp_path) == ["10"] and checkpoints.steps == [10]
+        checkpoints.save(30, large, None)
+        with pytest.raises(UserError, match="step 30 could not be saved"):
+            checkpoints.save(40, large, None)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        checkpoints.save(50, large, "data")
+    assert names(tmp_path) == ["50"]
+    assert restored(tmp_path, abstract(large)).data == "data"
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        Checkpoints(tmp_path / "file" / "run", ABOUT, 1)
+    with pytest.raises(UserError, match="keep is 0, expected at least 1"):
+        Checkpoints(tmp_path / "run", ABOUT, 0)
+
+
+def test_a_part_is_read_without_touching_the_directory(tmp_path):
+    saved(tmp_path, 10, 20)
+    (tmp_path / "30.orbax-checkpoint-tmp").mkdir()
+    before = names(tmp_path)
+    manifest, arrays = read_arrays(tmp_path, None, "trained/")
+    assert manifest.step == 20 and manifest.about.source == {"start": "base"}
+    expected = {name: leaf for name, leaf in named_leaves(make_state(20)).items() if name.startswith("trained/")}
+    assert same_bits(arrays, expected) and all(isinstance(array, np.ndarray) for array in arrays.values())
+    assert read_arrays(tmp_path, 10, "step")[1]["step"] == 10
+    assert names(tmp_path) == before
+    with pytest.raises(UserError, match="has no checkpoint of step 15, only of 10, 20"):
+        read_arrays(tmp_path, 15, "trained/")
+    flip(tmp_path / "20")
+    with pytest.raises(UserError, match=r"20 is damaged .*; others are there: 10"):
+        read_arrays(tmp_path, None, "trained/")
+    assert names(tmp_path) == before
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        read_arrays(tmp_path / "nowhere", None, "trained/")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_])
+def test_every_changed_bit_changes_the_fingerprint(rng, dtype):
+    raw = rng.integers(0, 2, (5, 3)) if dtype == jnp.bool_ else rng.integers(0, 100, (5, 3))
+    array = np.asarray(raw, dtype)
+    mark = fingerprints({"a": jnp.asarray(array)})["a"]
+    for index in range(array.nbytes):
+        for bit in range(1 if dtype == jnp.bool_ else 8):
+            other = bytearray(array.tobytes())
+            other[index] ^= 1 << bit
+            changed = np.frombuffer(bytes(other), dtype).reshape(5, 3)
+            assert fingerprints({"a": jnp.asarray(changed)})["a"] != mark
+    assert fingerprints({"a": jnp.asarray(array[::-1])})["a"] != mark

@@ -1,0 +1,224 @@
+"""Checkpoints of a training run, on Orbax: written in the background, whole or not there, and read back onto any mesh.
+
+One directory per step holds `state/` (every array of the training state), `manifest/` (see manifest.py) and, where the run is measured, `metrics/`. A step is
+written under a temporary name and renamed when it is complete; older steps go only after that, and are renamed out of the way before they are deleted. So
+whatever is found under a step's number was complete once. Whether it still is shows in the fingerprints of its arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from unipixel_jax.core.fingerprint import fingerprints
+from unipixel_jax.errors import UserError
+from unipixel_jax.train.manifest import About, Damaged, Manifest, Stored
+from unipixel_jax.train.orbax_noise import silence
+from unipixel_jax.train.stored import handlers, named_leaves, read_manifest, reason, restore_arrays
+
+logger = logging.getLogger(__name__)
+
+TRASH = ".deleted"
+"""Where steps that are no longer kept wait for their deletion: a step that was killed half deleted must not look like a step."""
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which metric a checkpoint is kept for, and whether the larger or the smaller value is better."""
+
+    metric: str
+    larger: bool
+
+    def score(self, metrics: Mapping[str, float] | None) -> float:
+        """Larger is better; a checkpoint without the metric, or with one that is no number, is the worst."""
+        value = (metrics or {}).get(self.metric, math.nan)
+        return -math.inf if math.isnan(value) else value if self.larger else -value
+
+
+@dataclass(frozen=True)
+class Restored(Generic[State]):
+    """A checkpoint that was read.
+
+    Attributes:
+        step: optimisation steps done.
+        state: like the target, with arrays.
+        data: what the data loader's `state()` gave on this process.
+    """
+
+    step: int
+    state: State
+    data: Any
+
+
+class Checkpoints:
+    """The checkpoints of one run. Of several processes, all must make the same calls; one process at a time may write to a directory.
+
+    Args:
+        directory: where they lie; it is made if need be.
+        about: the run.
+        keep: how many of the latest to keep, at least 1.
+        best: keep the best by this metric too.
+
+    Raises:
+        UserError: `keep` is less than 1, or the directory cannot be made.
+    """
+
+    def __init__(self, directory: str | Path, about: About, keep: int, best: Best | None = None) -> None:
+        if keep < 1:
+            raise UserError(f"keep is {keep}, expected at least 1 checkpoint")
+        self._directory, self._about = Path(directory).absolute(), about
+        policies: list[Any] = [preservation_policy.LatestN(keep)]
+        if best:
+            policies.append(preservation_policy.BestN(get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=best.score if best else None,
+            cleanup_tmp_directories=True,
+            todelete_subdir=TRASH,
+        )
+        silence()
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=handlers())
+        except OSError as error:
+            raise UserError(f"{directory} cannot be made ({error.strerror or error}): choose a place where you may write") from error
+        self._pending: int | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(step for step in self._manager.all_steps() if step != self._pending)
+
+    def save(self, step: int, state: Any, data: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Start to save. It returns as soon as the arrays are copied to the host, and they may be donated; a save still under way is waited for first.
+
+        To save at once, as before the process must end, call `wait` afterwards. A step that was saved already is not saved again.
+
+        Args:
+            step: optimisation steps done.
+            state: any tree of arrays.
+            data: what the data loader's `state()` gives: JSON.
+            metrics: numbers measured at this step; the one that `best` names decides what is kept.
+
+        Raises:
+            UserError: the disk refused this save or the one before it. What was complete is still there.
+        """
+        self.wait()
+        if step in self.steps:
+            return
+        arrays = named_leaves(state)
+        marks = fingerprints(arrays)
+        stored = {name: Stored(str(leaf.dtype), tuple(leaf.shape), marks[name]) for name, leaf in arrays.items()}
+        manifest = Manifest(step, self._about, stored, _of_all_processes(data))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave(manifest.to_json()))
+        self._pending = step
+        try:
+            self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None, force=True)
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def wait(self) -> None:
+        """Return when what was saved is complete on disk.
+
+        Raises:
+            UserError: the disk refused it.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._refused(error) from error
+        self._pending = None
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / TRASH, ignore_errors=True)
+
+    def close(self) -> None:
+        """Wait for what is under way and stop the threads.
+
+        Raises:
+            UserError: the disk refused it.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def restore(self, target: State) -> Restored[State] | None:
+        """The newest checkpoint that is whole. A damaged one is renamed, with a warning, and the one before it is read.
+
+        Args:
+            target: the state with jax.ShapeDtypeStruct for its leaves; their shardings say where the arrays go, on this or another mesh.
+
+        Returns:
+            What was read; None if there is no checkpoint.
+
+        Raises:
+            UserError: the newest is of another run, or has other arrays than the target, or all are damaged.
+        """
+        self.wait()
+        damaged = []
+        for step in reversed(self.steps):
+            where = self._directory / str(step)
+            try:
+                manifest = read_manifest(self._directory, step)
+                self._about.require_same(manifest.about, where)
+                wanted = named_leaves(target)
+                unknown = [name for name in manifest.arrays if name not in wanted]
+                if unknown:
+                    raise UserError(f"{where} holds {', '.join(unknown[:10])}, which this run does not have. Continue with the configuration that wrote it")
+                leaves = restore_arrays(self._manager, step, wanted, manifest, where)
+            except Damaged as error:
+                damaged.append(step)
+                aside = self._set_aside(where)
+                logger.warning("checkpoint %s is damaged (%s); it is now called %s, and an older one is tried", where, error, aside.name)
+                continue
+            state = jax.tree.unflatten(jax.tree.structure(target), leaves.values())
+            return Restored(step, state, manifest.data_of(jax.process_index(), jax.process_count(), where))
+        if damaged:
+            raise UserError(f"{self._directory}: all {len(damaged)} checkpoints are damaged; copy them again, or start anew in another directory")
+        return None
+
+    def _set_aside(self, where: Path) -> Path:
+        aside = where.with_name(f"damaged-{where.name}")
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            where.rename(aside)
+        self._manager.reload()
+        return aside
+
+    def _refused(self, error: Exception) -> UserError:
+        """What to tell of a save that failed, after what it left is gone."""
+        step, self._pending = self._pending, None
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}", ignore_errors=True)
+        self._manager.reload()
+        newest = f"the newest complete checkpoint is that of step {self.steps[-1]}" if self.steps else "there is no complete checkpoint yet"
+        return UserError(f"{self._directory}: step {step} could not be saved ({reason(error)}); {newest}. Make room or choose another place, then continue")
+
+
+def _of_all_processes(data: Any) -> list[Any]:
+    """The data loaders' states of all processes, in order. Each process knows only its own, and one writes the manifest."""
+    if jax.process_count() == 1:
+        return [data]
+    own = np.frombuffer(json.dumps(data).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array(own.size))).reshape(-1)
+    padded = np.pad(own, (0, int(sizes.max()) - own.size))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)]

@@ -1,0 +1,137 @@
+"""What a checkpoint of training says of itself: the run that it belongs to, its arrays with their fingerprints, and where the data stood."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unipixel_jax.errors import UserError
+
+FORMAT = 1
+
+SHOWN = 10
+"""How many differences an error lists."""
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or not as it was written."""
+
+
+@dataclass(frozen=True)
+class About:
+    """The run that checkpoints belong to. Everything in it must be JSON.
+
+    Attributes:
+        config: the whole configuration, for people and for the export.
+        matters: the part of it without which the arrays mean nothing: sizes of the model, what is trained, LoRA. A run whose own differs is refused.
+        source: where the weights that are not trained come from.
+    """
+
+    config: Mapping[str, Any]
+    matters: Mapping[str, Any]
+    source: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what matters."""
+        return _digest(self.matters)
+
+    def require_same(self, stored: About, where: object) -> None:
+        """Do nothing if `stored` is of a run like this one.
+
+        Raises:
+            UserError: it is not; the fields that differ are named with both values.
+        """
+        if stored.digest == self.digest:
+            return
+        ours, theirs = dict(_flat(_plain(self.matters))), dict(_flat(stored.matters))
+        differ = [key for key in {**ours, **theirs} if ours.get(key, _ABSENT) != theirs.get(key, _ABSENT)]
+        named = [f"{key} is {_shown(ours, key)} here, {_shown(theirs, key)} there" for key in differ[:SHOWN]]
+        more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
+        raise UserError(f"{where} is of another run: {'; '.join(named)}{more}. Continue with its configuration, or choose another directory")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One array of a checkpoint."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fingerprint: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The JSON part of a checkpoint.
+
+    Attributes:
+        step: optimisation steps done.
+        about: the run.
+        arrays: by the names of the training state's leaves.
+        data: the state of every process's data loader, by process.
+    """
+
+    step: int
+    about: About
+    arrays: Mapping[str, Stored]
+    data: Sequence[Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, with a checksum of itself."""
+        raw = _plain({"format": FORMAT, "digest": self.about.digest, **asdict(self)})
+        return {**raw, "checksum": _digest(raw)}
+
+    @classmethod
+    def from_json(cls, raw: Any, where: object) -> Manifest:
+        """Read it back.
+
+        Raises:
+            Damaged: it is not as it was written.
+            UserError: another version of this package wrote it.
+        """
+        if not isinstance(raw, Mapping) or raw.get("checksum") != _digest({key: value for key, value in raw.items() if key != "checksum"}):
+            raise Damaged("its manifest is not as it was written")
+        if raw["format"] != FORMAT:
+            raise UserError(f"{where} has format {raw['format']}, this version reads format {FORMAT}; continue with the version that wrote it")
+        arrays = {name: Stored(entry["dtype"], tuple(entry["shape"]), entry["fingerprint"]) for name, entry in raw["arrays"].items()}
+        return cls(raw["step"], About(**raw["about"]), arrays, raw["data"])
+
+    def data_of(self, process: int, count: int, where: object) -> Any:
+        """The data loader's state for one of `count` processes.
+
+        Raises:
+            UserError: there were other processes, each with a state of its own.
+        """
+        if len(self.data) == count:
+            return self.data[process]
+        if any(state != self.data[0] for state in self.data):
+            raise UserError(f"{where} holds the data loaders' states of {len(self.data)} processes, this run has {count}; run it with {len(self.data)}")
+        return self.data[0]
+
+
+_ABSENT = object()
+
+
+def _plain(value: Any) -> Any:
+    """As it is after a way through JSON: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, tree
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(flat[key]) if key in flat else "absent"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,121 @@
+"""Reading what lies under a step of a run's checkpoints: its manifest, and all or some of its arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from unipixel_jax.core.fingerprint import fingerprints
+from unipixel_jax.errors import UserError
+from unipixel_jax.train.manifest import Damaged, Manifest
+from unipixel_jax.train.orbax_noise import silence
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of any tree by their paths, as `trained/text/embed/weight`."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def read_manifest(directory: Path, step: int) -> Manifest:
+    """The manifest of one step.
+
+    Raises:
+        Damaged: it cannot be read.
+        UserError: another version of this package wrote it.
+    """
+    file = directory / str(step) / "manifest" / "metadata"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"its manifest: {error}") from None
+    return Manifest.from_json(raw, directory / str(step))
+
+
+def read_arrays(directory: str | Path, step: int | None, prefix: str) -> tuple[Manifest, dict[str, np.ndarray]]:
+    """A part of one checkpoint's arrays on the host, without touching the directory.
+
+    Args:
+        directory: of a run's checkpoints; training may be writing to it.
+        step: which; None for the newest.
+        prefix: of the names to read, as `trained/`.
+
+    Returns:
+        The manifest, and the arrays under their whole names.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    root = Path(directory).absolute()
+    steps = sorted(int(path.name) for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
+    if not steps:
+        raise UserError(f"{directory} holds no checkpoint; expected the checkpoints of a training run")
+    if step is not None and step not in steps:
+        raise UserError(f"{directory} has no checkpoint of step {step}, only of {', '.join(map(str, steps))}")
+    chosen = steps[-1] if step is None else step
+    where = root / str(chosen)
+    try:
+        manifest = read_manifest(root, chosen)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        wanted = {
+            name: jax.ShapeDtypeStruct(entry.shape, np.dtype(entry.dtype), sharding=here) for name, entry in manifest.arrays.items() if name.startswith(prefix)
+        }
+        with ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(read_only=True), handler_registry=handlers()) as manager:
+            arrays = restore_arrays(manager, chosen, wanted, manifest, where)
+    except Damaged as error:
+        others = f"; others are there: {', '.join(map(str, steps[:-1]))}" if steps[:-1] else ""
+        raise UserError(f"{where} is damaged ({error}){others}") from None
+    return manifest, {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def restore_arrays(manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any], manifest: Manifest, where: Path) -> dict[str, jax.Array]:
+    """Arrays in their places, compared with their fingerprints.
+
+    Raises:
+        Damaged: they cannot be read, or are not as they were written.
+        UserError: they are others than those wanted.
+    """
+    wrong = [f"{name} is not in it" for name in wanted if name not in manifest.arrays]
+    for name, leaf in wanted.items():
+        stored = manifest.arrays.get(name)
+        if stored and (stored.shape, stored.dtype) != (tuple(leaf.shape), str(leaf.dtype)):
+            wrong.append(f"{name} is {stored.dtype} {stored.shape}, expected {leaf.dtype} {tuple(leaf.shape)}")
+    if wrong:
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise UserError(f"{where} does not fit this run: {'; '.join(wrong[:10])}{more}. Continue with the configuration that wrote it")
+    args = ocp.args.PyTreeRestore(item=dict(wanted), restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)), partial_restore=True)
+    silence()
+    try:
+        arrays = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+    except (ValueError, OSError, KeyError) as error:  # not RuntimeError: an accelerator without room says nothing of the checkpoint
+        raise Damaged(reason(error)) from None
+    changed = [name for name, mark in fingerprints(arrays).items() if mark != manifest.arrays[name].fingerprint]
+    if changed:
+        raise Damaged(f"{len(changed)} arrays are not as they were written, first {changed[0]}")
+    return {name: arrays[name] for name in wanted}
+
+
+def handlers() -> Any:
+    """What Orbax must know to write and read the parts of a checkpoint."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item, handler, args in (
+        ("state", ocp.PyTreeCheckpointHandler(), (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)),
+        ("manifest", ocp.JsonCheckpointHandler(), (ocp.args.JsonSave, ocp.args.JsonRestore)),
+    ):
+        for arg in args:
+            registry.add(item, arg, handler)
+    return registry
+
+
+def reason(error: Exception) -> str:
+    """An exception of Orbax or of the system in a few words: the first sentence that a person can use."""
+    text = " ".join(str(error).split())
+    for number, words in (("28", "no space left on the device"), ("27", "a file may not become so large"), ("122", "the quota is used up")):
+        if f"os_error_code='{number}'" in text or f"[Errno {number}]" in text:
+            return words
+    return text if len(text) <= 200 else f"{text[:200]}..."
