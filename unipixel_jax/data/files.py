@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def read_json(path: str | Path) -> Any:
     content = _read_bytes(Path(path))
     try:
         return json.loads(content)
+    except UnicodeDecodeError:  # a few of ReasonSeg's files were written on Windows
+        return json.loads(content.decode("cp1252"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): copy it again") from error
 
@@ -51,7 +54,7 @@ def list_files(folder: str | Path, suffix: str) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root} is missing: put the data set there, or give another data root")
-    return sorted(p for p in root.iterdir() if p.suffix == suffix)
+    return sorted(p for p in root.iterdir() if p.suffix == suffix and not p.name.startswith("."))
 
 
 def read_labels(path: str | Path) -> NDArray[np.integer]:
@@ -76,9 +79,13 @@ def read_labels(path: str | Path) -> NDArray[np.integer]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses everything that is looked up by its name, classes and functions alike."""
+    """Refuses what is looked up by its name, classes and functions alike, save the two by which old protocols write bytes and ordered dictionaries."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, _: text.encode("latin1")
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
         raise UserError(f"asks for {module}.{name}, expected plain values only: it is of another kind, or not to be trusted")
 
 
