@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro_models import MICRO, micro_model
 
+from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.data.batch import collate
 from unipixel_jax.data.packing import pack
@@ -54,6 +55,11 @@ SAMPLES = st.lists(
 )
 
 
+def collate_packed(samples):
+    lengths = [each.tokens for each in samples]
+    return collate(samples, C, PAD, rows=pack(lengths, LADDERS.tokens.size(max(lengths))))
+
+
 def seen(arrays, row, place):
     """All that the model is told of the tokens at a place of a row, with the tables looked up."""
     inputs = arrays.inputs
@@ -76,7 +82,7 @@ def seen(arrays, row, place):
 
 @given(SAMPLES)
 def test_packed_samples_are_what_they_are_alone(samples):
-    packed = collate(samples, C, PAD, packed=True)
+    packed = collate_packed(samples)
     width = packed.inputs.input_ids.shape[1]
     assert width == collate(samples, C, PAD).inputs.input_ids.shape[1], "no row grows"
     by_name = {}
@@ -135,7 +141,7 @@ def test_the_loss_is_the_same(seed):
         return objective(model, TrainBatch(prompt, labels, weights, None), jnp.dtype(jnp.float32))[0]
 
     def of(packed):
-        arrays = collate(samples, C, PAD, packed=packed)
+        arrays = collate_packed(samples) if packed else collate(samples, C, PAD)
         return float(loss(to_prompt(arrays.inputs), jnp.asarray(arrays.labels), jnp.asarray(arrays.label_weights))), len(arrays.inputs.input_ids)
 
     (apart, apart_rows), (together, together_rows) = of(False), of(True)

@@ -110,7 +110,7 @@ def test_memories_reach_their_tokens():
         ("  ", "prompt is empty"),
         ("Describe <|ref|>.", r"1 <\|ref\|> for 0 points"),
         ("Describe <|mem|>.", r"1 <\|mem\|> for 0 memories"),
-        ("Look at <|video_pad|>.", r"2 <\|video_pad\|> for 1 clips"),
+        ("Look at <|video_pad|>.", r"2 <\|video_pad\|> or <\|image_pad\|> for 1 clips"),
     ],
 )
 def test_prompts_that_do_not_fit(text, message):

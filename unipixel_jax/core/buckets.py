@@ -7,7 +7,8 @@ on padding: ``size(n) < max(n, step) * growth + step``.
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from unipixel_jax.errors import UserError
@@ -57,7 +58,8 @@ class Ladders:
         batch: prompts that run together.
         tokens: length of the longest prompt.
         new_tokens: tokens to generate.
-        patches: patches of all clips of a batch, and those of the largest frame.
+        patches: patches of all clips of a batch.
+        frame_patches: patches of the largest frame.
         windows: attention windows of all clips of a batch.
         grid_frames: pairs of frames of all clips of a batch.
         frames: frames of one clip, for SAM.
@@ -71,6 +73,7 @@ class Ladders:
     tokens: Ladder = Ladder("prompt tokens", 64, 1.25, 65536)
     new_tokens: Ladder = Ladder("new tokens", 32, 2.0, 8192)
     patches: Ladder = Ladder("image patches", 64, 1.25, 262144)
+    frame_patches: Ladder = Ladder("image patches of a frame", 64, 1.25, 262144)
     windows: Ladder = Ladder("attention windows", 8, 1.25, 65536)
     grid_frames: Ladder = Ladder("pairs of frames", 1, 1.25, 4096)
     frames: Ladder = Ladder("frames", 1, 1.25, 8192)
@@ -78,6 +81,10 @@ class Ladders:
     references: Ladder = Ladder("points and boxes", 4, 2.0, 1024)
     memories: Ladder = Ladder("memory tokens", 16, 2.0, 8192)
     memory_tokens: Ladder = Ladder("picture tokens under one mask", 64, 2.0, 65536)
+
+    def fixed(self, sizes: Mapping[str, int]) -> Ladders:
+        """These ladders with one size only for each dimension that is named: hosts that have agreed on it make arrays of the same shape."""
+        return replace(self, **{name: replace(getattr(self, name), step=size, limit=size) for name, size in sizes.items()})
 
 
 LADDERS = Ladders()

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.data.assemble import Sample
-from unipixel_jax.data.packing import pack
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.batch import Inputs
 from unipixel_jax.processing.batch import collate as collate_prompts
@@ -53,7 +52,9 @@ class BatchArrays:
     samples: tuple[tuple[str, str], ...]
 
 
-def collate(samples: Sequence[Sample], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS, *, packed: bool = False) -> BatchArrays:
+def collate(
+    samples: Sequence[Sample], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS, *, rows: Sequence[Sequence[int]] | None = None
+) -> BatchArrays:
     """Pad samples to one batch.
 
     Args:
@@ -61,23 +62,22 @@ def collate(samples: Sequence[Sample], config: UniPixelConfig, pad_id: int, ladd
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
         ladders: the padded sizes.
-        packed: samples without clips share rows as long as the row of the longest sample; their order then follows the rows. Neither what a sample sees
-            nor what it counts for changes, there are only fewer rows.
+        rows: the numbers of the samples in each row, as ``pack`` gives them; one sample a row where absent. Neither what a sample sees nor what it counts
+            for changes with others in its row.
 
     Raises:
         UserError: samples with and without clips, or a size beyond its ladder.
     """
     if len({sample.masks is None for sample in samples}) > 1:
         raise UserError(f"a batch mixes samples with and without masks ({', '.join(sorted({s.data_type for s in samples}))}): group them by data type")
-    lengths = [sample.tokens for sample in samples]
-    placed = pack(lengths, ladders.tokens.size(max(lengths))) if packed and samples[0].masks is None else [[i] for i in range(len(samples))]
-    samples = [samples[i] for row in placed for i in row]
-    inputs = collate_prompts([sample.prompt for sample in samples], config, pad_id, ladders, per_row=[len(row) for row in placed])
+    rows = rows or [[i] for i in range(len(samples))]
+    samples = [samples[i] for row in rows for i in row]
+    inputs = collate_prompts([sample.prompt for sample in samples], config, pad_id, ladders, per_row=[len(row) for row in rows])
     shape = inputs.input_ids.shape
     labels = np.full(shape, IGNORE_INDEX, np.int32)
     weights = np.zeros(shape, np.float32)
     following = iter(samples)
-    for row, together in enumerate(placed):
+    for row, together in enumerate(rows):
         end = shape[1] - inputs.lengths[row]
         for sample in (next(following) for _ in together):
             place = slice(end, end := end + sample.tokens)

@@ -44,7 +44,8 @@ def build_vision_index(grid_thw: ArrayLike, config: VisionConfig, ladders: Ladde
     Args:
         grid_thw: patches of each clip in time, height and width [clips, 3]; height and width are multiples of ``spatial_merge_size``.
         config: the tower's sizes.
-        ladders: the padded sizes; N comes from ``patches``, W from ``windows``, G from ``grid_frames``, and the width of the frame table from ``patches``.
+        ladders: the padded sizes; N comes from ``patches``, W from ``windows``, G from ``grid_frames``, and the width of the frame table from
+            ``frame_patches``.
 
     Raises:
         UserError: a grid that does not divide into merged tokens, or a size beyond its ladder.
@@ -65,7 +66,8 @@ def build_vision_index(grid_thw: ArrayLike, config: VisionConfig, ladders: Ladde
 
     window_table, window_inverse = _group(np.repeat(windows, unit), total, ladders.windows.size(windows.max(initial=-1) + 1), side**2 * unit)
     largest = int((grids[:, 1] * grids[:, 2]).max(initial=0))
-    frame_table, frame_inverse = _group(np.repeat(frames, unit), total, ladders.grid_frames.size(frames.max(initial=-1) + 1), ladders.patches.size(largest))
+    shown = ladders.grid_frames.size(frames.max(initial=-1) + 1)
+    frame_table, frame_inverse = _group(np.repeat(frames, unit), total, shown, ladders.frame_patches.size(largest))
     window_order = np.arange(total // unit, dtype=np.int32)
     window_order[: len(windows)] = np.argsort(windows, kind="stable")
     return VisionIndex(rope, window_table, window_inverse, frame_table, frame_inverse, window_order)

@@ -1,0 +1,119 @@
+"""From the names of data sets to batches: everything of this folder put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.data.annotation import Annotation, DrawOptions
+from unipixel_jax.data.assemble import Sample, prepare
+from unipixel_jax.data.batch import BatchArrays, collate
+from unipixel_jax.data.draw import draw
+from unipixel_jax.data.loader import Loader, LoaderOptions
+from unipixel_jax.data.mixture import Mixture, Part, parse
+from unipixel_jax.data.packing import pack
+from unipixel_jax.data.sizes import sizes_of
+from unipixel_jax.data.sources import open_source
+from unipixel_jax.data.sources.base import Filters
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.tokenizer import Tokenizer
+
+Agree = Callable[[dict[str, int]], dict[str, int]]
+"""From this host's padded sizes to the largest of all hosts; every host calls it once for each batch."""
+
+
+def open_mixture(datasets: str, root: str | Path, batch_size: int, seed: int = 0, split: str = "train", filters: Filters | None = None) -> Mixture:
+    """A mixture of sources by name.
+
+    Args:
+        datasets: names and repeats, for example ``"refcoco:10,mevis"``.
+        root: the folder that holds all data sets.
+        batch_size: samples of a step, over all hosts.
+        seed: of the order.
+        split: of every source.
+        filters: which samples to leave out.
+
+    Raises:
+        UserError: an unknown source, files that are missing, or what ``parse`` and ``Mixture`` refuse.
+    """
+    return Mixture([Part(open_source(name, root, split, filters), repeat) for name, repeat in parse(datasets).items()], batch_size, seed)
+
+
+@dataclass(frozen=True)
+class DrawSample:
+    """From an annotation to a sample ready for a batch; what the background does.
+
+    Attributes:
+        tokenizer: the checkpoint's.
+        config: the model's sizes and token ids.
+        options: how samples are drawn.
+        max_tokens: longer conversations are refused (the reference's ``max_num_tokens``); None for no limit.
+    """
+
+    tokenizer: Tokenizer
+    config: UniPixelConfig
+    options: DrawOptions
+    max_tokens: int | None = None
+
+    def __call__(self, annotation: Annotation, rng: np.random.Generator) -> Sample:
+        """Draw one.
+
+        Raises:
+            UserError: what cannot be read, is not one to learn from, or is too long.
+        """
+        sample = prepare(draw(annotation, self.options, rng), self.tokenizer, self.config, rng)
+        if self.max_tokens is not None and sample.tokens > self.max_tokens:
+            raise UserError(f"{annotation.source}, {annotation.name} has {sample.tokens} tokens, expected at most {self.max_tokens}")
+        return sample
+
+    def __getstate__(self) -> dict[str, object]:
+        """With a tokenizer that has not compiled its template, since that cannot be pickled."""
+        return {**self.__dict__, "tokenizer": dataclasses.replace(self.tokenizer)}
+
+
+def open_loader(
+    mixture: Mixture,
+    draw_sample: DrawSample,
+    options: LoaderOptions,
+    *,
+    ladders: Ladders = LADDERS,
+    packed: bool = True,
+    host: int = 0,
+    hosts: int = 1,
+    agree: Agree | None = None,
+) -> Loader[Sample, BatchArrays]:
+    """A loader of arrays.
+
+    Args:
+        mixture: the order of the samples.
+        draw_sample: draws one.
+        options: what happens in the background.
+        ladders: the padded sizes.
+        packed: samples without clips share rows as long as the row of the longest one.
+        host: this host's number.
+        hosts: hosts that share every global batch.
+        agree: needed where there are several hosts, whose arrays must have the same shapes.
+
+    Raises:
+        UserError: several hosts and no ``agree``, or what ``Loader`` refuses.
+    """
+    if hosts > 1 and agree is None:
+        raise UserError(f"{hosts} hosts share a batch, so they have to agree on its sizes: pass agree, which gives the largest of all hosts")
+    config, pad_id = draw_sample.config, draw_sample.tokenizer.pad_id
+
+    def make(samples: Sequence[Sample]) -> BatchArrays:
+        lengths = [sample.tokens for sample in samples]
+        rows = pack(lengths, ladders.tokens.size(max(lengths))) if packed and samples[0].masks is None else None
+        arrays = collate(samples, config, pad_id, ladders, rows=rows)
+        if agree is None or (sizes := agree(found := sizes_of(arrays))) == found:
+            return arrays
+        return collate(samples, config, pad_id, ladders.fixed(sizes), rows=rows)
+
+    return Loader(mixture, draw_sample, make, options, host, hosts)
+
