@@ -40,9 +40,10 @@ def with_keys(model: M, key: jax.Array) -> M:
     """
     other = jax.tree.map(lambda a: a, model)
     modules = dict(nnx.iter_modules(other))
-    for number, path in enumerate(sorted((p for p, m in modules.items() if isinstance(m, Random)), key=str)):
+    random = {path: module for path, module in modules.items() if isinstance(module, Random)}
+    for number, path in enumerate(sorted(random, key=str)):
         own, layers = jax.random.fold_in(key, number), _layers(modules[path[:-1]])
-        modules[path].key = DropoutKey(own if layers is None else jax.random.split(own, layers))
+        random[path].key = DropoutKey(own if layers is None else jax.random.split(own, layers))
     return other
 
 
