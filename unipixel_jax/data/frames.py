@@ -6,6 +6,7 @@ N frames of the media that count, F chosen ones, O objects, H and W in pixels, S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import DrawOptions, FrameFiles, VideoFrames
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.media import Clip, list_frames, read_media, sample_indices
+from unipixel_jax.processing.media import Clip, Content, list_frames, read_media, sample_indices
 from unipixel_jax.processing.resize import bilinear_weights
 
 
@@ -72,13 +73,13 @@ def read_frames(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.r
         count = len(media.paths)
         chosen = np.arange(count) if media.take_all else choose_frames(count, options, rng)
         return _pictures([media.paths[i] for i in chosen], chosen)
-    path = Path(media.path)
-    if path.is_dir():
-        files = list_frames(path)
+    path = Path(media.path) if isinstance(media.path, str) else media.path
+    if isinstance(path, tuple) or (isinstance(path, Path) and path.is_dir()):
+        files: Sequence[Path | Content] = path if isinstance(path, tuple) else list_frames(path)
         counting = _counting(media, len(files))
         chosen = choose_frames(len(counting), options, rng, media.anchor)
-        return _pictures([str(files[i]) for i in counting[chosen]], chosen)
-    if not path.is_file():
+        return _pictures([files[i] for i in counting[chosen]], chosen)
+    if isinstance(path, Path) and not path.is_file():
         raise UserError(f"{path} does not exist: expected a video or a folder of frames")
     from unipixel_jax.processing.video import read_video  # PyAV is an extra, which photos do without
 
@@ -131,9 +132,10 @@ def _counting(media: VideoFrames, count: int) -> NDArray[np.int64]:
     return keep
 
 
-def _pictures(paths: list[str], chosen: NDArray[np.int64]) -> tuple[Clip, tuple[int, ...]]:
+def _pictures(paths: Sequence[str | Path | Content], chosen: NDArray[np.int64]) -> tuple[Clip, tuple[int, ...]]:
     clip = read_media(paths, None)
-    name = Path(paths[0]).stem if len(paths) == 1 else Path(paths[0]).parent.name
+    first = Path(str(paths[0]))
+    name = first.stem if len(paths) == 1 else first.parent.name
     return Clip(clip.frames, chosen, len(paths) == 1, name, clip.over_white), tuple(chosen.tolist())
 
 

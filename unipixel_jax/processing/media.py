@@ -6,10 +6,11 @@ it is stored, whatever orientation its EXIF tag asks for, while a video's rotati
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,8 +27,33 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError)
 
-Media: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Sequence[str | Path | Image.Image | NDArray[np.uint8]] | Clip"
-"""What can be read: a path (photo, video, folder of frames), a picture, an array [H, W, 3] or [F, H, W, 3], or a sequence of pictures."""
+Media: TypeAlias = "str | Path | Content | Image.Image | NDArray[np.uint8] | Sequence[str | Path | Content | Image.Image | NDArray[np.uint8]] | Clip"
+"""What can be read: a path (photo, video, folder of frames) or a file's content, a picture, an array [H, W, 3] or [F, H, W, 3], or a sequence of pictures."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file that is in memory, as shards of training data hold it.
+
+    Attributes:
+        name: the path that it had, for names of clips and messages of errors.
+        data: its bytes.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+    @property
+    def stem(self) -> str:
+        """Its name without folder and suffix."""
+        return Path(self.name).stem
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> io.BytesIO:
+        """The bytes as a file."""
+        return io.BytesIO(self.data)
 
 
 @dataclass(frozen=True)
@@ -82,6 +108,8 @@ def read_media(media: Media, sample_frames: int | None = 16) -> Clip:
         return _clip(list(media), sample_frames, "frames")
     if isinstance(media, np.ndarray | Image.Image):
         return _clip([media], None, "photo", is_image=True)
+    if isinstance(media, Content):
+        return _read_file(media, sample_frames)
     if not isinstance(media, str | Path):
         return _clip(list(media), sample_frames, "frames")
     path = Path(media)
@@ -91,19 +119,7 @@ def read_media(media: Media, sample_frames: int | None = 16) -> Clip:
         raise UserError(f"{path} does not exist: expected a photo, a video or a folder of frames")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: expected a photo, a video or a folder of frames")
-    try:
-        image = _open(path)
-    except UnidentifiedImageError:
-        try:
-            from unipixel_jax.processing.video import read_video  # needs an extra, which photos do without
-        except ImportError as error:
-            raise UserError(f"{path} is not a photo, and reading videos needs PyAV: run pip install 'unipixel-jax[video]'") from error
-        frames, indices = read_video(path, lambda count: sample_indices(count, sample_frames))
-        return Clip(frames, indices, False, path.stem)
-    with image:
-        if image.format in ("GIF", "WEBP") and getattr(image, "n_frames", 1) > 1:
-            return _animation(image, sample_frames, path)
-        return _clip([path], None, path.stem, is_image=True)
+    return _read_file(path, sample_frames)
 
 
 def list_frames(folder: Path) -> list[Path]:
@@ -123,6 +139,22 @@ def list_frames(folder: Path) -> list[Path]:
     return sorted(paths, key=number)
 
 
+def _read_file(path: Path | Content, sample_frames: int | None) -> Clip:
+    try:
+        image = _open(path)
+    except UnidentifiedImageError:
+        try:
+            from unipixel_jax.processing.video import read_video  # needs an extra, which photos do without
+        except ImportError as error:
+            raise UserError(f"{path} is not a photo, and reading videos needs PyAV: run pip install 'unipixel-jax[video]'") from error
+        frames, indices = read_video(path, lambda count: sample_indices(count, sample_frames))
+        return Clip(frames, indices, False, path.stem)
+    with image:
+        if image.format in ("GIF", "WEBP") and getattr(image, "n_frames", 1) > 1:
+            return _animation(image, sample_frames, path)
+        return _clip([path], None, path.stem, is_image=True)
+
+
 def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, is_image: bool = False) -> Clip:
     if not sources:
         raise UserError(f"{name} has no frames, expected at least one")
@@ -140,7 +172,7 @@ def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, is_image
     return Clip(np.stack(pixels), indices, is_image, name, over)
 
 
-def _pixels(source: str | Path | Image.Image | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def _pixels(source: str | Path | Content | Image.Image | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Plain colours [H, W, 3] of one picture, and those over white where it has an alpha channel."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -149,20 +181,20 @@ def _pixels(source: str | Path | Image.Image | NDArray[np.uint8]) -> tuple[NDArr
         return source, None
     if isinstance(source, Image.Image):
         return _convert(source, "the picture")
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | Content):
         raise UserError(f"a frame is a {type(source).__name__}, expected a path, a Pillow image or an array")
     try:
-        with _open(Path(source)) as image:
+        with _open(Path(source) if isinstance(source, str) else source) as image:
             return _convert(image, str(source))
     except UnidentifiedImageError as error:
         raise UserError(f"{source} is not a picture that can be read: expected {', '.join(_FORMATS)}") from error
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path | Content) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return Image.open(path, formats=_FORMATS)
+            return Image.open(path.open() if isinstance(path, Content) else path, formats=_FORMATS)
         except UnidentifiedImageError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -187,7 +219,7 @@ def _convert(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], NDArray[
     return plain, np.asarray(white)
 
 
-def _animation(image: Image.Image, sample_frames: int | None, path: Path) -> Clip:
+def _animation(image: Image.Image, sample_frames: int | None, path: Path | Content) -> Clip:
     frames = []
     indices = sample_indices(image.n_frames, sample_frames)  # type: ignore[attr-defined]
     for i in indices:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.errors import UserError
+from unipixel_jax.processing.media import Content
 from unipixel_jax.processing.resize import check_ratio
 
 MAX_PIXELS = 89_478_485
@@ -32,11 +33,11 @@ class _Track:
     keys: list[int]
 
 
-def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def read_video(path: Path | Content, choose: Callable[[int], NDArray[np.int64]]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Decode some frames of a video.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         choose: from the number of frames in the video to the numbers of the wanted ones, increasing.
 
     Returns:
@@ -46,7 +47,7 @@ def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> tuple[
         UserError: not a video, without frames, broken or incomplete, too large or too thin.
     """
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             track = _scan(container, path)
         indices = choose(track.count)
         frames = _decode(path, _seek_frames(path, track, indices), indices) if track.times else None
@@ -59,14 +60,14 @@ def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> tuple[
     return frames, indices
 
 
-def frame_rate(path: Path) -> float:
+def frame_rate(path: Path | Content) -> float:
     """Frames per second of a video, on average.
 
     Raises:
         UserError: not a video, or one that does not tell.
     """
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
     except av.error.FFmpegError as error:
         raise UserError(f"{path} is not a video that can be read ({error.strerror}): expected for example MP4") from error
@@ -75,7 +76,11 @@ def frame_rate(path: Path) -> float:
     return float(rate)
 
 
-def _scan(container: Any, path: Path) -> _Track:
+def _open(path: Path | Content) -> Any:
+    return av.open(path.open() if isinstance(path, Content) else str(path))
+
+
+def _scan(container: Any, path: Path | Content) -> _Track:
     if container.format.name == "tty":  # FFmpeg takes any text for a drawing
         raise UserError(f"{path} is a text file: expected a photo or a video")
     if not container.streams.video:
@@ -96,7 +101,7 @@ def _scan(container: Any, path: Path) -> _Track:
     return _Track(len(shown), times if len(times) == len(shown) else [], sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None))
 
 
-def _decode(path: Path, frames: Iterator[Any], indices: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+def _decode(path: Path | Content, frames: Iterator[Any], indices: NDArray[np.int64]) -> NDArray[np.uint8] | None:
     """The pixels of the wanted frames, or nothing where one of them did not come."""
     out: NDArray[np.uint8] | None = None
     number = -1
@@ -110,9 +115,9 @@ def _decode(path: Path, frames: Iterator[Any], indices: NDArray[np.int64]) -> ND
     return out if number + 1 == len(indices) else None
 
 
-def _seek_frames(path: Path, track: _Track, indices: NDArray[np.int64]) -> Iterator[Any]:
+def _seek_frames(path: Path | Content, track: _Track, indices: NDArray[np.int64]) -> Iterator[Any]:
     """The wanted frames by their times; ends early where jumping in this file does not lead to the frame asked for."""
-    with av.open(str(path)) as container:
+    with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         decoder, reached = container.decode(stream), track.times[0]
@@ -129,10 +134,10 @@ def _seek_frames(path: Path, track: _Track, indices: NDArray[np.int64]) -> Itera
             yield frame
 
 
-def _count_frames(path: Path, indices: NDArray[np.int64]) -> Iterator[Any]:
+def _count_frames(path: Path | Content, indices: NDArray[np.int64]) -> Iterator[Any]:
     """The wanted frames by counting from the start, which needs no times but decodes everything before them."""
     wanted = set(indices.tolist())
-    with av.open(str(path)) as container:
+    with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):

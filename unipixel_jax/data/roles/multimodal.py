@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Photo, VideoFrames
 from unipixel_jax.data.roles.conversation import conversation
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.media import Clip, read_media
+from unipixel_jax.processing.media import Clip, Content, read_media
 
 FRAMES_PER_SECOND = 2.0
 """How many frames of a second of video are taken, as far as ``sample_frames`` allows."""
@@ -47,7 +47,9 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
         return Example(annotation, conversation(pairs, "image"), clip, sample_frames=_BUDGET_PHOTO)
     if not isinstance(media, VideoFrames):
         raise UserError(f"{annotation.name} has the media {media}, expected a Photo, VideoFrames or None for the role multimodal")
-    clip, seconds = _read_video(Path(media.path), options.sample_frames[1])
+    if isinstance(media.path, tuple):
+        raise UserError(f"{annotation.name} has frames, expected a video file for the role multimodal")
+    clip, seconds = _read_video(Path(media.path) if isinstance(media.path, str) else media.path, options.sample_frames[1])
     return Example(annotation, conversation(pairs), clip, seconds_per_frame=seconds, sample_frames=_BUDGET_VIDEO)
 
 
@@ -69,9 +71,9 @@ def spread_frames(count: int, rate: float, most: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, taken).round().astype(np.int64)
 
 
-def _read_video(path: Path, most: int) -> tuple[Clip, float]:
+def _read_video(path: Path | Content, most: int) -> tuple[Clip, float]:
     """The clip, and the seconds from one of its frames to the next."""
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise UserError(f"{path} does not exist: expected a video file")
     from unipixel_jax.processing.video import frame_rate, read_video  # PyAV is an extra, which photos do without
 
