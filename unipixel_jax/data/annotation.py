@@ -15,11 +15,11 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unipixel_jax.processing.media import Clip
+from unipixel_jax.processing.media import Clip, Content
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.tokenizer import Message
 
-Role = Literal["segmentation", "referring", "region", "memory", "multimodal"]
+Role = Literal["segmentation", "referring", "region", "memory", "multimodal", "shapes"]
 """What a sample teaches; data/roles/ has one file for each."""
 
 
@@ -39,11 +39,11 @@ class FrameFiles:
     """Frames that are image files; a photo has one.
 
     Attributes:
-        paths: in order.
+        paths: in order; or the files' contents.
         take_all: no sampling, however many there are.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[str | Content, ...]
     take_all: bool = False
 
 
@@ -52,13 +52,13 @@ class VideoFrames:
     """Frames of a video file or of a folder.
 
     Attributes:
-        path: the file or folder.
+        path: the file or folder; or the content of the file, or of the frames in the folder.
         keep: the frames that count, by their numbers in the video; None for all.
         stride: every how manyth frame counts; only without ``keep``.
         anchor: a frame that must be among those taken (as numbered after ``keep`` and ``stride``), None for none.
     """
 
-    path: str
+    path: str | Content | tuple[Content, ...]
     keep: tuple[int, ...] | None = None
     stride: int = 1
     anchor: int | None = None
@@ -68,7 +68,7 @@ class VideoFrames:
 class Photo:
     """A picture that the language side sees as a picture (``<|image_pad|>``) rather than as a clip of one frame; only multimodal samples do."""
 
-    path: str
+    path: str | Content
 
 
 @dataclass(frozen=True)
