@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Role
-from unipixel_jax.data.roles import memory, multimodal, referring, region, shapes
+from unipixel_jax.data.roles import memory, multimodal, referring, region, segmentation, shapes
 
 _ROLES: Mapping[Role, Callable[[Annotation, DrawOptions, np.random.Generator], Example]] = {
+    "segmentation": segmentation.draw,
     "referring": referring.draw,
     "region": region.draw,
     "memory": memory.draw,

@@ -11,26 +11,29 @@ from pathlib import Path
 from unipixel_jax.data.annotation import Source
 from unipixel_jax.data.sources import inst_it, llava, osprey, videorefer
 from unipixel_jax.data.sources.base import Filters, ListedSource, Loader
+from unipixel_jax.data.sources.own import is_own, open_own
 from unipixel_jax.errors import UserError
 
 SOURCES: dict[str, Loader] = {**videorefer.LOADERS, **inst_it.LOADERS, **osprey.LOADERS, **llava.LOADERS}
 
 
 def open_source(name: str, root: str | Path, split: str = "train", filters: Filters | None = None) -> Source:
-    """Open a source; its annotation files are read when it is first asked for a sample or its length.
+    """Open a source; its annotation files are read when it is first asked for a sample or its length. Own data is read and checked at once.
 
     Args:
-        name: one of ``SOURCES``.
-        root: the folder that holds all data sets (the reference's ``data``).
+        name: one of ``SOURCES``, or a path to own data, perhaps after ``own:``.
+        root: the folder that holds all data sets (the reference's ``data``); own data does without.
         split: "train", or another split that the source has.
         filters: which samples to leave out; none by default.
 
     Raises:
-        UserError: there is no such source, or no such folder.
+        UserError: there is no such source, or no such folder; or something is wrong with own data.
     """
+    if name not in SOURCES and is_own(name):
+        return open_own(name, filters or Filters())
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(SOURCES)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(SOURCES)}, or a path to own data"
         raise UserError(f"there is no source {name!r}: {hint}")
     if not Path(root).is_dir():
         raise UserError(f"the data root {root} is not a folder: give the folder that holds the data sets")
