@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,10 +91,14 @@ def restore_arrays(manager: ocp.CheckpointManager, step: int, wanted: Mapping[st
         raise UserError(f"{where} does not fit this run: {'; '.join(wrong[:10])}{more}. Continue with the configuration that wrote it")
     args = ocp.args.PyTreeRestore(item=dict(wanted), restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)), partial_restore=True)
     silence()
+    arrays, failure = {}, None
     try:
         arrays = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
     except (ValueError, OSError, KeyError) as error:  # not RuntimeError: an accelerator without room says nothing of the checkpoint
-        raise Damaged(reason(error)) from None
+        failure = reason(error)
+    if failure:
+        gc.collect()  # the reads that were given up are let go of now, and not while Python ends, when their last words would be an error
+        raise Damaged(failure)
     changed = [name for name, mark in fingerprints(arrays).items() if mark != manifest.arrays[name].fingerprint]
     if changed:
         raise Damaged(f"{len(changed)} arrays are not as they were written, first {changed[0]}")
