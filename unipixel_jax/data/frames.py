@@ -76,7 +76,7 @@ def read_frames(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.r
     path = Path(media.path) if isinstance(media.path, str) else media.path
     if isinstance(path, tuple) or (isinstance(path, Path) and path.is_dir()):
         files: Sequence[Path | Content] = path if isinstance(path, tuple) else list_frames(path)
-        counting = _counting(media, len(files))
+        counting = counting_frames(media, len(files))
         chosen = choose_frames(len(counting), options, rng, media.anchor)
         return _pictures([files[i] for i in counting[chosen]], chosen)
     if isinstance(path, Path) and not path.is_file():
@@ -87,7 +87,7 @@ def read_frames(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.r
 
     def choose(count: int) -> NDArray[np.int64]:
         nonlocal chosen
-        counting = _counting(media, count)
+        counting = counting_frames(media, count)
         chosen = choose_frames(len(counting), options, rng, media.anchor)
         return counting[chosen]
 
@@ -122,7 +122,7 @@ def square_masks(masks: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return resize_masks(masks, side, side)
 
 
-def _counting(media: VideoFrames, count: int) -> NDArray[np.int64]:
+def counting_frames(media: VideoFrames, count: int) -> NDArray[np.int64]:
     """The numbers of the frames that count, of a video with ``count`` frames."""
     if media.keep is None:
         return np.arange(0, count, media.stride)

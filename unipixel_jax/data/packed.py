@@ -1,0 +1,187 @@
+"""Annotations with all that they refer to, as records: files by their content, masks as COCO's run lengths.
+
+A record draws the same examples as the annotation that it was made of, from the same random numbers, since nothing is drawn, resized or encoded again
+when it is made: pictures and videos are the bytes of their files, and masks are stored at the size of the frames, for every frame that counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from unipixel_jax.data.annotation import Annotation, FrameFiles, MaskReader, Photo, Turn, VideoFrames
+from unipixel_jax.data.frames import counting_frames
+from unipixel_jax.data.masks import LabelClasses, Size, Tracks
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.media import Content, list_frames, read_media
+
+_FRAMES_AT_ONCE = 16
+"""Frames whose masks are held decoded."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """An annotation that needs no other files.
+
+    Attributes:
+        text: everything but the files, as JSON.
+        files: the bytes of the files, in the order in which the media names them.
+    """
+
+    text: str
+    files: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Media with the content of its files, the number of its frames that count, and their size."""
+
+    media: FrameFiles | VideoFrames | Photo | None
+    count: int = 0
+    size: Size = (0, 0)
+
+    @property
+    def files(self) -> tuple[Content, ...]:
+        """The files in order."""
+        if isinstance(self.media, FrameFiles):
+            return tuple(p for p in self.media.paths if isinstance(p, Content))
+        path = None if self.media is None else self.media.path
+        return path if isinstance(path, tuple) else (path,) if isinstance(path, Content) else ()
+
+
+def encode(annotation: Annotation) -> Record:
+    """Read all files and masks of an annotation.
+
+    Raises:
+        UserError: a file or mask is missing or broken.
+    """
+    stored = _store(annotation.media)
+    turns: list[Turn] = []
+    for turn in annotation.turns:
+        turns += turn.masks.turns() if isinstance(turn.masks, LabelClasses) else [turn]
+    content = {
+        "source": annotation.source,
+        "data_type": annotation.data_type,
+        "role": annotation.role,
+        "name": annotation.name,
+        "media": _describe(stored.media),
+        "files": [file.name for file in stored.files],
+        "turns": [_describe_turn(turn, stored) for turn in turns],
+    }
+    return Record(json.dumps(content, ensure_ascii=False), tuple(file.data for file in stored.files))
+
+
+def decode(record: Record) -> Annotation:
+    """The annotation of a record.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        content = json.loads(record.text)
+        files = tuple(Content(name, data) for name, data in zip(content["files"], record.files, strict=True))
+        return Annotation(
+            content["source"], content["data_type"], content["role"], _media(content["media"], files), tuple(map(_turn, content["turns"])), content["name"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"a record is not what `unipixel-jax data pack` writes ({error!r}): pack the data again") from error
+
+
+def _store(media: FrameFiles | VideoFrames | Photo | None) -> _Stored:
+    if media is None:
+        return _Stored(None)
+    if isinstance(media, Photo):
+        return _Stored(Photo(_content(media.path)))
+    if isinstance(media, FrameFiles):
+        files = tuple(_content(path) for path in media.paths)
+        return _Stored(FrameFiles(files, media.take_all), len(files), _picture_size(files[0]))
+    path = Path(media.path) if isinstance(media.path, str) else media.path
+    if isinstance(path, tuple) or (isinstance(path, Path) and path.is_dir()):
+        frames: Sequence[Path | Content] = path if isinstance(path, tuple) else list_frames(path)
+        files = tuple(_content(frames[i]) for i in counting_frames(media, len(frames)))
+        return _Stored(VideoFrames(files, anchor=media.anchor), len(files), _picture_size(files[0]))
+    content = _content(path)
+    counting, size = _scan_video(content, media)
+    return _Stored(VideoFrames(content, media.keep, media.stride, media.anchor), counting, size)
+
+
+def _content(path: str | Path | Content) -> Content:
+    if isinstance(path, Content):
+        return path
+    try:
+        return Content(str(path), Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): put the file there, or give another data root") from error
+
+
+def _picture_size(file: Content) -> Size:
+    height, width = read_media([file]).frames.shape[1:3]
+    return height, width
+
+
+def _scan_video(content: Content, media: VideoFrames) -> tuple[int, Size]:
+    """How many frames of a video file count, and their size."""
+    from unipixel_jax.processing.video import read_video  # PyAV is an extra, which photos do without
+
+    counting = np.zeros(0, np.int64)
+
+    def choose(count: int) -> NDArray[np.int64]:
+        nonlocal counting
+        counting = counting_frames(media, count)
+        return counting[:1]
+
+    height, width = read_video(content, choose)[0].shape[1:3]
+    return len(counting), (height, width)
+
+
+def _run_lengths(masks: MaskReader, stored: _Stored) -> dict[str, Any]:
+    """Masks on every frame that counts: their size, and for each object a list of texts, None where it is not visible."""
+    objects: list[list[str | None]] = []
+    for first in range(0, stored.count, _FRAMES_AT_ONCE):
+        found = masks.read(range(first, min(first + _FRAMES_AT_ONCE, stored.count)), stored.size)
+        objects = objects or [[] for _ in found]
+        for counts, frames in zip(objects, found, strict=True):
+            counts += [coco.encode(np.asfortranarray(frame.view(np.uint8)))["counts"].decode("ascii") if frame.any() else None for frame in frames]
+    return {"size": stored.size, "objects": objects}
+
+
+def _describe(media: FrameFiles | VideoFrames | Photo | None) -> dict[str, Any] | None:
+    if media is None:
+        return None
+    if isinstance(media, Photo):
+        return {"kind": "photo"}
+    if isinstance(media, FrameFiles):
+        return {"kind": "frames", "take_all": media.take_all}
+    return {"kind": "folder" if isinstance(media.path, tuple) else "video", "keep": media.keep, "stride": media.stride, "anchor": media.anchor}
+
+
+def _describe_turn(turn: Turn, stored: _Stored) -> dict[str, Any]:
+    masks = None if turn.masks is None else _run_lengths(turn.masks, stored)
+    return {"kind": turn.kind, "text": turn.text, "answer": turn.answer, "ids": turn.ids, "masks": masks}
+
+
+def _media(content: Mapping[str, Any] | None, files: tuple[Content, ...]) -> FrameFiles | VideoFrames | Photo | None:
+    if content is None:
+        return None
+    if content["kind"] == "photo":
+        return Photo(files[0])
+    if content["kind"] == "frames":
+        return FrameFiles(files, content["take_all"])
+    keep = None if content["keep"] is None else tuple(content["keep"])
+    return VideoFrames(files if content["kind"] == "folder" else files[0], keep, content["stride"], content["anchor"])
+
+
+def _turn(content: Mapping[str, Any]) -> Turn:
+    masks = None
+    if content["masks"] is not None:
+        size = content["masks"]["size"]
+        objects = content["masks"]["objects"]
+        masks = Tracks(tuple((tuple(None if counts is None else {"size": size, "counts": counts} for counts in frames),) for frames in objects))
+    return Turn(content["kind"], content["text"], content["answer"], masks, tuple(content["ids"]))

@@ -1,0 +1,93 @@
+"""Any of our sources as a data set of tensorflow-datasets: ``packed/NAME``, with one record of data/packed.py for each sample.
+
+A pod reads few large files better than millions of small ones, and what is packed needs none of the data set's own files. TensorFlow is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from unipixel_jax.data.annotation import Source
+from unipixel_jax.data.loader import FAILURES
+from unipixel_jax.data.packed import encode
+from unipixel_jax.errors import UserError
+
+Failed = Callable[[str, str], None]
+"""Told the name of a sample that is left out, and the reason."""
+
+
+class Packed(tfds.core.GeneratorBasedBuilder):
+    """Writes the samples of a source in their order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, source: Source, split: str, failed: Failed, **options: Any) -> None:
+        """Prepare to write.
+
+        Args:
+            source: its samples.
+            split: the name of the split that they become.
+            failed: called for every sample that cannot be read and is left out.
+            **options: of ``GeneratorBasedBuilder``, ``data_dir`` for one.
+        """
+        self._source, self._split, self._failed = source, split, failed
+        config = tfds.core.BuilderConfig(name=config_name(source.name), version=self.VERSION)
+        super().__init__(config=config, file_format="array_record", **options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"annotation": tfds.features.Text(), "files": tfds.features.Sequence(tfds.features.Text())})
+        return tfds.core.DatasetInfo(builder=self, features=features, metadata=tfds.core.MetadataDict(), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {self._split: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        kinds: list[str] = []
+        for number in range(len(self._source)):
+            annotation = self._source[number]
+            try:
+                record = encode(annotation)
+            except FAILURES as error:
+                self._failed(annotation.name, str(error))
+                continue
+            kinds.append(annotation.data_type)
+            yield number, {"annotation": record.text, "files": list(record.files)}
+        if not kinds:
+            raise UserError(f"none of the {len(self._source)} samples of {self._source.name} can be read: see the reasons")
+        # Runs of equal kinds, so that they are known without reading the records.
+        self.info.metadata["data_types"] = [[kind, len(list(run))] for kind, run in groupby(kinds)]
+
+
+def config_name(source: str) -> str:
+    """The name under which a source is packed: what a path may not hold becomes ``_``."""
+    return re.sub(r"[^\w.+-]", "_", source)
+
+
+def pack(source: Source, split: str, out: str | Path, failed: Failed) -> Path:
+    """Write a source as ``OUT/packed/NAME/VERSION``.
+
+    Args:
+        source: its samples.
+        split: the name of the split that they become.
+        out: the folder of data sets, ``data_dir`` of tensorflow-datasets.
+        failed: called for every sample that cannot be read and is left out.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        UserError: it is there already, or no sample can be read.
+    """
+    tfds.disable_progress_bar()
+    builder = Packed(source, split, failed, data_dir=str(out))
+    folder = Path(str(builder.data_path))
+    if folder.exists():
+        raise UserError(f"{folder} exists: remove it to pack {source.name} again, or choose another folder")
+    builder.download_and_prepare()
+    return folder

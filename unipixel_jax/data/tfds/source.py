@@ -1,0 +1,123 @@
+"""Sources in tensorflow-datasets' ArrayRecord files: ``tfds:NAME`` or ``tfds:NAME/CONFIG`` below the data root.
+
+``packed/...`` is what ``unipixel-jax data pack`` writes; ``ref_coco`` and ``davis`` are those of tensorflow-datasets, prepared with
+``file_format="array_record"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from unipixel_jax.data.annotation import Annotation
+from unipixel_jax.data.packed import Record, decode
+from unipixel_jax.data.tfds.davis import davis_annotation
+from unipixel_jax.data.tfds.ref_coco import ref_coco_annotation
+from unipixel_jax.errors import UserError
+
+PREFIX = "tfds:"
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How the records of a data set are read.
+
+    Attributes:
+        convert: from a record and the source's name to an annotation.
+        data_type: of all samples; None where the data set's metadata tells.
+        encoded: features that stay as they are in the file, as ``PartialDecoding`` and decoders name them.
+    """
+
+    convert: Callable[[Mapping[str, Any], str], Annotation]
+    data_type: str | None
+    encoded: Mapping[str, Any]
+
+
+def _packed_annotation(record: Mapping[str, Any], name: str) -> Annotation:
+    return decode(Record(record["annotation"].decode("utf-8"), tuple(record["files"])))
+
+
+_SKIP = tfds.decode.SkipDecoding()
+READERS: Mapping[str, _Reader] = {
+    "packed": _Reader(_packed_annotation, None, {}),
+    "ref_coco": _Reader(ref_coco_annotation, "seg_image", {"image": _SKIP, "objects": {"mask": _SKIP}}),
+    "davis": _Reader(davis_annotation, "mem_point_video", {"video": {"frames": _SKIP, "segmentations": _SKIP}}),
+}
+"""By the name of the data set."""
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """A data set of tensorflow-datasets; opened in each process when first asked.
+
+    Attributes:
+        name: ``tfds:NAME`` or ``tfds:NAME/CONFIG``.
+        folder: of the data set, with its ``dataset_info.json``.
+        split: of the data set.
+    """
+
+    name: str
+    folder: Path
+    split: str
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Annotation:
+        return self._reader.convert(self._records[index], self.name)
+
+    @property
+    def data_types(self) -> Sequence[str]:
+        """The ``data_type`` of every sample."""
+        if self._reader.data_type is not None:
+            return [self._reader.data_type] * len(self)
+        return [kind for kind, count in self._builder.info.metadata["data_types"] for _ in range(count)]
+
+    @property
+    def _reader(self) -> _Reader:
+        return READERS[self.name.removeprefix(PREFIX).split("/")[0]]
+
+    @cached_property
+    def _builder(self) -> tfds.core.DatasetBuilder:
+        return tfds.builder_from_directory(str(self.folder))
+
+    @cached_property
+    def _records(self) -> Any:
+        return self._builder.as_data_source(split=self.split, decoders=self._reader.encoded or None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("name", "folder", "split")}
+
+
+def open_tfds(name: str, root: str | Path, split: str = "train") -> TfdsSource:
+    """Open a data set.
+
+    Args:
+        name: ``tfds:NAME`` or ``tfds:NAME/CONFIG``.
+        root: the folder of data sets, ``data_dir`` of tensorflow-datasets.
+        split: of the data set.
+
+    Raises:
+        UserError: an unknown name, no such data set below the root, one in another file format, or without that split.
+    """
+    path = name.removeprefix(PREFIX)
+    if path.split("/")[0] not in READERS:
+        raise UserError(f"{name}: expected one of {', '.join(PREFIX + known for known in READERS)}, with /CONFIG after it where there are several")
+    found = sorted(Path(root, path).glob("**/dataset_info.json"))
+    configs = {info.parent.parent for info in found}
+    if len(configs) != 1:
+        there = ", ".join(sorted(PREFIX + str(config.relative_to(root)) for config in configs)) or "nothing"
+        raise UserError(f"{name} leads to {there} below {root}: expected one prepared data set")
+    folder = max((info.parent for info in found), key=lambda version: [int(n) if n.isdecimal() else 0 for n in version.name.split(".")])
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits:
+        raise UserError(f"{name} has no split {split!r}, expected one of {', '.join(builder.info.splits)}")
+    file_format = builder.info.file_format
+    if file_format is None or file_format.value != "array_record":
+        raise UserError(f"{folder} is kept as {file_format and file_format.value}, expected array_record: prepare it with file_format='array_record'")
+    return TfdsSource(name, folder, split)
