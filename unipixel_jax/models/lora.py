@@ -1,0 +1,130 @@
+"""LoRA (Hu et al. 2021): a trained product of two small matrices beside frozen weights, on the attention projections of the two Qwen parts
+(reference: unipixel/train/train.py, get_target_modules, with peft's tuners/lora).
+
+L layers of a stack, R rank.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unipixel_jax.core.params import abstract, declare, zeros
+from unipixel_jax.errors import UserError
+from unipixel_jax.models.layers import Dropout, Linear
+from unipixel_jax.models.qwen_vl import text, vision
+from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.ops.dense import dense
+
+PARTS: Mapping[str, tuple[str, ...]] = {"llm": ("text",), "visual": ("vision",), "all": ("text", "vision")}
+"""What ``LoraConfig.part`` may be, and the towers that it means."""
+TARGETS: Mapping[type[nnx.Module], tuple[str, ...]] = {text.Attention: ("q", "k", "v", "o"), vision.Attention: ("qkv", "proj")}
+"""The layers of each kind of module that get an adapter."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Size and place of the adapters; the defaults are those of UniPixel's third stage.
+
+    Attributes:
+        rank: rows of A, columns of B.
+        alpha: the product counts ``alpha / rank`` times.
+        dropout: rate at which the adapter's inputs are dropped while training.
+        part: "llm", "visual" or "all".
+    """
+
+    rank: int = 128
+    alpha: float = 256
+    dropout: float = 0.1
+    part: str = "all"
+
+
+class LoraLinear(Linear):
+    """``x @ weight.T + bias + scale * dropout(x) @ a.T @ b.T``: a [R, in] and b [out, R] are trained, the rest is frozen."""
+
+    def __init__(self, base: Linear, c: LoraConfig, rngs: nnx.Rngs) -> None:
+        shape, axes = base.weight.shape, base.weight.get_metadata()["axes"]
+        stack, (d_out, d_in) = shape[:-2], shape[-2:]
+        over = axes[: len(stack)]
+        self.weight, self.bias = base.weight, base.bias
+        self.lora_a = declare(rngs, (*stack, c.rank, d_in), (*over, None, axes[-1]), _a)
+        self.lora_b = declare(rngs, (*stack, d_out, c.rank), (*over, axes[-2], None), zeros)
+        self.dropout = Dropout(c.dropout)
+        self.scale = c.alpha / c.rank
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., in] to [..., out], in x's dtype."""
+        return super().__call__(x) + dense(dense(self.dropout(x), self.lora_a[...]), self.lora_b[...]) * self.scale
+
+    def merged(self) -> Linear:
+        """The plain layer with the product added to its weight, in float32 and then in the weight's dtype."""
+        product = jnp.matmul(self.lora_b[...], self.lora_a[...], precision="highest") * self.scale
+        plain = abstract(lambda rngs: Linear(1, 1, (None, None), rngs, bias=self.bias is not None))
+        plain.weight, plain.bias = jax.tree.map(lambda w: (w.astype(jnp.float32) + product).astype(w.dtype), self.weight), self.bias
+        return plain
+
+
+def add_lora(model: UniPixelModel, config: LoraConfig, rngs: nnx.Rngs) -> UniPixelModel:
+    """The same model with adapters that add nothing yet: A is random, B zero (peft's default).
+
+    Args:
+        model: with arrays, or inside ``abstract`` with shapes; stacked or not. It is not changed, and shares its weights with the result.
+        config: see LoraConfig.
+        rngs: for A.
+
+    Raises:
+        UserError: an unknown part, a rank below 1, a rate outside [0, 1), or a model that has adapters already.
+    """
+    _check(config)
+    model = jax.tree.map(lambda a: a, model)
+    for parent, name in _targets(model, config.part):
+        layer = getattr(parent, name)
+        if isinstance(layer, LoraLinear):
+            raise UserError("the model has LoRA adapters already: merge them first (merge_lora), or start from the plain model")
+        setattr(parent, name, LoraLinear(layer, config, rngs))
+    return model
+
+
+def merge_lora(model: UniPixelModel) -> UniPixelModel:
+    """The plain model that computes the same: adapters are added to their weights. The given model is not changed.
+
+    Raises:
+        UserError: the model has no adapters.
+    """
+    model = jax.tree.map(lambda a: a, model)
+    adapted = [(parent, name) for parent, name in _targets(model, "all") if isinstance(getattr(parent, name), LoraLinear)]
+    if not adapted:
+        raise UserError("the model has no LoRA adapters to merge")
+    for parent, name in adapted:
+        setattr(parent, name, getattr(parent, name).merged())
+    return model
+
+
+def _a(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Kaiming-uniform with a = sqrt(5), as torch initialises linear layers: within 1 / sqrt(in)."""
+    bound = 1 / math.sqrt(shape[-1])
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _targets(model: UniPixelModel, part: str) -> Iterator[tuple[nnx.Module, str]]:
+    """The modules that hold target layers, with the attribute's name."""
+    for tower in PARTS[part]:
+        for _, module in list(nnx.iter_modules(getattr(model, tower))):
+            for name in TARGETS.get(type(module), ()):
+                yield module, name
+
+
+def _check(config: LoraConfig) -> None:
+    if config.part not in PARTS:
+        near = difflib.get_close_matches(config.part, PARTS, n=1, cutoff=0)[0]
+        raise UserError(f"LoRA on part {config.part!r} is unknown: expected one of {', '.join(PARTS)}; did you mean {near!r}?")
+    if config.rank < 1:
+        raise UserError(f"LoRA of rank {config.rank} is empty: expected a rank of at least 1; for a model without adapters, leave LoRA out")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"LoRA dropout {config.dropout} is not a probability below 1: expected 0 <= dropout < 1")

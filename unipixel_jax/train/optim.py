@@ -1,0 +1,139 @@
+"""The optimizer: AdamW as torch's, with the clipping, schedule and learning rates of the reference's trainer.
+
+Sources: torch.optim.AdamW; torch.nn.utils.clip_grad_norm_; transformers' get_cosine_schedule_with_warmup; unipixel/train/custom_trainer.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from unipixel_jax.errors import UserError
+from unipixel_jax.train.trainable import Group
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """What the reference's command line sets, with its defaults.
+
+    Attributes:
+        learning_rate: at the end of the warm-up, for all weights that have no rate of their own below.
+        lora_lr, sam_encoder_lr, sam_decoder_lr: for the adapters, for SAM 2's image encoder and for the rest of SAM 2; None means ``learning_rate``.
+        weight_decay: decoupled, per step times the learning rate.
+        b1, b2, eps: Adam's.
+        clip_norm: largest norm of all gradients together; None does not clip.
+        warmup_ratio: share of all steps in which the rate rises from 0, rounded up to whole steps.
+    """
+
+    learning_rate: float = 2e-5
+    lora_lr: float | None = None
+    sam_encoder_lr: float | None = None
+    sam_decoder_lr: float | None = None
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0
+    warmup_ratio: float = 0.03
+
+    def __post_init__(self) -> None:
+        rates = (self.learning_rate, self.lora_lr, self.sam_encoder_lr, self.sam_decoder_lr)
+        checks = {
+            "learning rates": (all(rate is None or rate >= 0 for rate in rates), "at least 0"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "b1 and b2": (0 <= self.b1 < 1 and 0 <= self.b2 < 1, "within [0, 1)"),
+            "eps": (self.eps > 0, "above 0"),
+            "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "above 0, or None for no clipping"),
+            "warmup_ratio": (0 <= self.warmup_ratio <= 1, "within [0, 1]"),
+        }
+        for what, (right, expected) in checks.items():
+            if not right:
+                raise UserError(f"{what} in {self} cannot be used: expected {expected}")
+
+    def rate_of(self, group: Group) -> float:
+        """The learning rate of a group at the end of the warm-up."""
+        own = {"lora": self.lora_lr, "sam_encoder": self.sam_encoder_lr, "sam_decoder": self.sam_decoder_lr}.get(group.rate)
+        return self.learning_rate if own is None else own
+
+
+def make_optimizer(config: OptimConfig, groups: Any, total_steps: int) -> optax.GradientTransformation:
+    """AdamW over all trained weights with one state; the groups differ in learning rate and decay only.
+
+    Args:
+        config: see OptimConfig.
+        groups: a tree like the trained weights, with a ``Group`` for each array (train/trainable.py, ``groups``).
+        total_steps: after which the learning rate is 0.
+
+    Raises:
+        UserError: ``total_steps`` below 1.
+    """
+    factor = _factor(config, total_steps)
+    decays = jax.tree.map(lambda group: group.decays, groups)
+
+    def own_rates(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda update, group: update * config.rate_of(group), updates, groups)
+
+    return optax.chain(
+        optax.identity() if config.clip_norm is None else _clip(config.clip_norm),
+        _adam(config),
+        optax.add_decayed_weights(config.weight_decay, decays),
+        optax.stateless(own_rates),
+        optax.scale_by_learning_rate(factor),
+    )
+
+
+def schedule(config: OptimConfig, total_steps: int) -> Callable[[jax.Array | int], jax.Array]:
+    """The learning rate of step 0, 1, ...: a line from 0 through the warm-up, then half a cosine down to 0. As in the reference, step 0 of a warm-up has 0.
+
+    Args:
+        config: gives the rate and the share of steps that warm up.
+        total_steps: of the whole training.
+
+    Returns:
+        From a step's number to a float32 scalar, that of ``config.learning_rate``; other rates are proportional.
+
+    Raises:
+        UserError: ``total_steps`` below 1.
+    """
+    factor = _factor(config, total_steps)
+    return lambda step: config.learning_rate * factor(step)
+
+
+def _factor(config: OptimConfig, total_steps: int) -> Callable[[jax.Array | int], jax.Array]:
+    if total_steps < 1:
+        raise UserError(f"a training of {total_steps} steps has no schedule: expected at least 1 step")
+    warmup = math.ceil(total_steps * config.warmup_ratio)
+
+    def factor(step: jax.Array | int) -> jax.Array:
+        at = jnp.asarray(step, jnp.float32)
+        progress = (at - warmup) / max(1, total_steps - warmup)
+        return jnp.where(at < warmup, at / max(1, warmup), jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress))))
+
+    return factor
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    """optax's Adam, which has torch's epsilon; it raises a float to an integer power, which JAX's strict mode refuses."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _clip(largest: float) -> optax.GradientTransformation:
+    """As torch, which divides by the norm plus 1e-6."""
+
+    def clip(updates: Any, params: Any = None) -> Any:
+        share = jnp.minimum(1.0, largest / (optax.global_norm(updates) + 1e-6))
+        return jax.tree.map(lambda update: update * share.astype(update.dtype), updates)
+
+    return optax.stateless(clip)
