@@ -133,7 +133,7 @@ def _clip(largest: float) -> optax.GradientTransformation:
     """As torch, which divides by the norm plus 1e-6."""
 
     def clip(updates: Any, params: Any = None) -> Any:
-        share = jnp.minimum(1.0, largest / (optax.global_norm(updates) + 1e-6))
+        share = jnp.minimum(1.0, largest / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda update: update * share.astype(update.dtype), updates)
 
     return optax.stateless(clip)
