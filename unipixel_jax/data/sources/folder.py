@@ -93,9 +93,9 @@ def _pictures(root: Path) -> dict[str, Path]:
     if not out:
         raise UserError(f"{folder} is empty: put pictures there that end in {', '.join(FRAME_SUFFIXES)}")
     for path in _visible(masks):
-        if path.is_file() and path.suffix.lower() != ".png":
+        if path.is_file() and path.suffix != ".png":
             raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected a mask ending in .png, which keeps every pixel as it is: convert it")
-        if path.stem not in out:
+        if (path.name if path.is_dir() else path.stem) not in out:
             raise UserError(f"{path} belongs to no picture in {folder}: give both the same name, or take it out")
     return out
 
