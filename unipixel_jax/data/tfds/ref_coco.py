@@ -23,7 +23,7 @@ def ref_coco_annotation(record: Mapping[str, Any], source: str) -> Annotation:
     number = int(record["image/id"])
     objects = record["objects"]
     turns = []
-    for identity, mask, expressions in zip(objects["id"], objects["mask"], objects["refexp"], strict=True):
+    for identity, mask, expressions in zip(objects["id"], objects["mask"], objects["refexp"]["raw"], strict=True):
         masks = LabelContents((Content(f"{source}/{number}/{identity}.png", mask),), (None,))
-        turns += [Turn("query", text.decode("utf-8"), masks=masks) for text in expressions["raw"]]
+        turns += [Turn("query", text.decode("utf-8"), masks=masks) for text in expressions]
     return Annotation(source, "seg_image", "segmentation", FrameFiles((Content(f"{source}/{number}.jpg", record["image"]),)), tuple(turns), str(number))

@@ -30,7 +30,7 @@ class _Reader:
     Attributes:
         convert: from a record and the source's name to an annotation.
         data_type: of all samples; None where the data set's metadata tells.
-        encoded: features that stay as they are in the file, as ``PartialDecoding`` and decoders name them.
+        encoded: features that stay as they are in the file, in the form of ``as_data_source``'s ``decoders``.
     """
 
     convert: Callable[[Mapping[str, Any], str], Annotation]
@@ -42,11 +42,18 @@ def _packed_annotation(record: Mapping[str, Any], name: str) -> Annotation:
     return decode(Record(record["annotation"].decode("utf-8"), tuple(record["files"])))
 
 
-_SKIP = tfds.decode.SkipDecoding()
+class _Bytes(tfds.decode.SkipDecoding):
+    """Leaves pictures as the bytes of their files, in lists of pictures too, for which tensorflow-datasets' own class only works with TensorFlow."""
+
+    def decode_batch_example_np(self, serialized_example: Any) -> Any:
+        return serialized_example
+
+
+_BYTES = _Bytes()
 READERS: Mapping[str, _Reader] = {
     "packed": _Reader(_packed_annotation, None, {}),
-    "ref_coco": _Reader(ref_coco_annotation, "seg_image", {"image": _SKIP, "objects": {"mask": _SKIP}}),
-    "davis": _Reader(davis_annotation, "mem_point_video", {"video": {"frames": _SKIP, "segmentations": _SKIP}}),
+    "ref_coco": _Reader(ref_coco_annotation, "seg_image", {"image": _BYTES, "objects": {"mask": _BYTES}}),
+    "davis": _Reader(davis_annotation, "mem_point_video", {"video": {"frames": _BYTES, "segmentations": _BYTES}}),
 }
 """By the name of the data set."""
 
