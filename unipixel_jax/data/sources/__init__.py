@@ -21,7 +21,7 @@ def open_source(name: str, root: str | Path, split: str = "train", filters: Filt
     """Open a source; its annotation files are read when it is first asked for a sample or its length. Own data is read and checked at once.
 
     Args:
-        name: one of ``SOURCES``, or a path to own data, perhaps after ``own:``.
+        name: one of ``SOURCES``, a path to own data, perhaps after ``own:``, or a data set of tensorflow-datasets below the root, after ``tfds:``.
         root: the folder that holds all data sets (the reference's ``data``); own data does without.
         split: "train", or another split that the source has.
         filters: which samples to leave out; none by default.
@@ -29,6 +29,12 @@ def open_source(name: str, root: str | Path, split: str = "train", filters: Filt
     Raises:
         UserError: there is no such source, or no such folder; or something is wrong with own data.
     """
+    if name.startswith("tfds:"):
+        if filters is not None and filters != Filters():
+            raise UserError(f"{name} cannot be filtered: filter the samples when you pack them")
+        from unipixel_jax.data.tfds.source import open_tfds  # an extra, and slow to import
+
+        return open_tfds(name, root, split)
     if name not in SOURCES and is_own(name):
         return open_own(name, filters or Filters())
     if name not in SOURCES:
