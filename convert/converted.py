@@ -1,0 +1,65 @@
+"""A converted directory read back as torch's tensors, each compared with the checksum that was taken when it was converted."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+from pathlib import Path
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core import checkpoint
+from unipixel_jax.core.blocks import Blocks, KeyPath
+from unipixel_jax.errors import UserError
+
+from .manifest import NAME, PARAMS, Manifest, Record
+from .names import canonical
+from .rules import Coverage
+from .tables import all_rules
+from .tensors import CODES, Tensor
+
+
+def read_converted(directory: Path, config: UniPixelConfig, manifest: Manifest) -> dict[str, Tensor]:
+    """Every torch tensor under its canonical name, in the dtype that the manifest says it had; a tied head is left out.
+
+    Args:
+        directory: a converted directory.
+        config: its config.json.
+        manifest: its manifest.
+
+    Raises:
+        UserError: arrays that the config.json does not ask for, or names that it does not know. When a tensor is read: its bytes have changed.
+    """
+    stored = checkpoint.read(directory / PARAMS)
+    rules = all_rules(config)
+    found = {_dotted(path): array.shape for path, array in stored.items()}
+    Coverage.of(found, dict.fromkeys(_dotted(rule.jax) for rule in rules)).require_complete(str(directory))
+    records = {canonical(name): record for name, record in manifest.tensors.items() if name != manifest.tied}
+    if records:
+        Coverage.of(dict.fromkeys(records, ()), dict.fromkeys(name for rule in rules for name in rule.torch)).require_complete(str(directory / NAME))
+    tensors = {}
+    for rule in rules:
+        array = stored[rule.jax]
+        shapes = rule.torch_shapes(array.shape)
+        for index, name in enumerate(rule.torch):
+            tensor = Tensor(CODES[array.dtype], shapes[name], partial(array.blocks, index if rule.stacked else None))
+            record = records.get(name)
+            tensors[name] = _checked(name, tensor.cast(record.dtype), record, directory) if record else tensor
+    return tensors
+
+
+def _checked(name: str, tensor: Tensor, record: Record, directory: Path) -> Tensor:
+    """The tensor, with its checksum compared to the record's after its last block."""
+
+    def blocks() -> Blocks:
+        checksum = 0
+        for block in tensor.blocks():
+            checksum = zlib.crc32(block, checksum)
+            yield block
+        if record.crc32 != f"{checksum:08x}":
+            raise UserError(f"{directory}: {name} has changed since it was converted ({checksum:08x}, expected {record.crc32}); convert the checkpoint again")
+
+    return Tensor(tensor.dtype, tensor.shape, blocks)
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))
