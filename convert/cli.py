@@ -21,7 +21,8 @@ TO_JAX = """Make a directory that unipixel-jax runs from.
 
 SRC is a UniPixel checkpoint, or a directory with a LoRA adapter or partial weights (then its base is found from its config.json or given with --base, and
 both are merged). Without SRC, --qwen and --sam2 assemble a fresh, untrained UniPixel as the reference's training starts one: the new tokens are appended,
-their rows are the mean of all others, and the new layers are drawn at random."""
+their rows are the mean of all others, and the new layers are drawn at random. In either case --partial lays what stages of training left over the model;
+then SRC may be a converted directory too."""
 
 TO_TORCH = """Make a torch checkpoint that the reference loads, with the names, dtypes, bytes and files that the source had; every tensor is compared with
 the checksum that was taken when it was converted."""
@@ -62,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     to_jax = commands.add_parser("to-jax", help="from torch to JAX", description=TO_JAX, formatter_class=argparse.RawDescriptionHelpFormatter)
     to_jax.add_argument("paths", nargs="*", metavar="SRC DST", help="source and output; with --qwen only the output; with --dry-run no output is needed")
     to_jax.add_argument("--base", type=Path, metavar="DIR", help="the model that an adapter was trained on (default: base_model_path in its config.json)")
+    partial = "a partial checkpoint to lay over all, a directory or its pytorch_model.safetensors; may be given several times, a later one wins"
+    to_jax.add_argument("--partial", type=Path, action="append", default=[], metavar="PATH", help=partial)
     to_jax.add_argument("--qwen", type=Path, metavar="DIR", help="a Qwen2.5-VL checkpoint, for a fresh start")
     to_jax.add_argument("--sam2", type=Path, metavar="FILE", help="an official SAM 2.1 checkpoint, for a fresh start or under an adapter")
     sizes = ", ".join(SAM2_SIZES)
@@ -94,9 +97,9 @@ def _to_jax(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     source, target = _places(args)
     if source is None:
-        opened = sources.open_fresh(args.qwen, args.sam2, args.sam2_size, args.image_size, args.seed)
+        opened = sources.with_partials(sources.open_fresh(args.qwen, args.sam2, args.sam2_size, args.image_size, args.seed), args.partial)
     else:
-        opened = sources.open_source(source, args.base, args.sam2, args.seed)
+        opened = sources.open_source(source, args.base, args.sam2, args.seed, args.partial)
     if args.dry_run and target:
         require_free(target, args.force, opened.inputs)
     summary = to_jax.check(opened) if args.dry_run or target is None else to_jax.convert(opened, target, force=args.force)

@@ -12,6 +12,9 @@ _T = TypeVar("_T")
 PEFT = "base_model.model."
 """What peft puts in front of every name."""
 
+NEWER = (("model.language_model.", "model."), ("model.visual.", "visual."))
+"""Beginnings of names in memory (transformers >= 4.52) and in saved checkpoints."""
+
 
 def canonical(name: str) -> str:
     """The name as a saved UniPixel checkpoint has it.
@@ -20,9 +23,17 @@ def canonical(name: str) -> str:
     checkpoints have `model.` and `visual.`. peft adds a prefix, and `base_layer` inside the modules that it wraps.
     """
     name = name.removeprefix(PEFT).replace(".base_layer.", ".")
-    for new, old in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+    for new, old in NEWER:
         if name.startswith(new):
             return old + name.removeprefix(new)
+    return name
+
+
+def newer(name: str) -> str:
+    """A canonical name as it is in memory, in adapters and in partial files, without peft's prefix."""
+    for new, old in NEWER:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
     return name
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from unipixel_jax.errors import UserError
 
 from . import fresh, lora, tokens
 from .hf_config import QWEN, UNIPIXEL, merged_config, read_config, read_json
+from .manifest import Manifest
 from .names import canonical, renamed
 from .tensors import Tensor
 from .weights import Weights, read_file, read_weights
@@ -79,19 +80,34 @@ def find(place: Any, directory: Path) -> Path | None:
     return next((path.resolve() for path in candidates if path.exists()), None)
 
 
-def open_source(path: Path, base: Path | None = None, sam2: Path | None = None, seed: int = 0) -> Source:
-    """A checkpoint, or an adapter on its base, whichever lies at `path`; for the other arguments see `open_adapter`.
+def open_source(path: Path, base: Path | None = None, sam2: Path | None = None, seed: int = 0, partials: Sequence[Path] = ()) -> Source:
+    """A checkpoint, or an adapter on its base, whichever lies at `path`, with partial files over it.
+
+    A converted directory is a source too, but only with partial files: without, nothing is to be done.
+
+    Args:
+        path: what to open.
+        base: see `open_adapter`.
+        sam2: see `open_adapter`.
+        seed: see `open_adapter`.
+        partials: see `with_partials`.
 
     Raises:
-        UserError: neither, or see `open_checkpoint` and `open_adapter`.
+        UserError: none of these, or see `open_checkpoint`, `open_adapter` and `with_partials`.
     """
+    return with_partials(_open_whole(path, base, sam2, seed, bool(partials)), partials)
+
+
+def _open_whole(path: Path, base: Path | None, sam2: Path | None, seed: int, partial: bool) -> Source:
     kind = identify(path)
     if kind == "adapter":
         return open_adapter(path, base, sam2, seed)
     if base or sam2:
         raise UserError(f"{path} is no adapter; --base and --sam2 belong to adapters, and --sam2 to a fresh start with --qwen")
+    if kind == "jax" and not partial:
+        raise UserError(f"{path} is converted already; use it as it is, go back with to-torch, or lay files over it with --partial")
     if kind == "jax":
-        raise UserError(f"{path} is converted already; use it as it is, or go back with to-torch")
+        return open_converted(path)
     if kind == "sam2":
         raise UserError(f"{path} is a file; expected a checkpoint directory. To assemble a fresh UniPixel: to-jax --qwen DIR --sam2 {path} DST")
     return open_checkpoint(path)
@@ -110,6 +126,45 @@ def open_checkpoint(directory: Path) -> Source:
     description = {"kind": "checkpoint", "path": str(directory)}
     raw = (directory / "config.json").read_bytes()
     return Source(config, raw, tensors, (directory,), (directory,), description, weights=weights, tied=own_head)
+
+
+def open_converted(directory: Path) -> Source:
+    """A converted directory, with what it was made from as its description. Each tensor is compared with its checksum when it is read.
+
+    Raises:
+        UserError: no such directory, or a damaged one.
+    """
+    from .converted import read_converted  # imported here: `inspect` opens no such directory, and must not wait for jax
+
+    _, config = read_config(directory)
+    manifest = Manifest.read(directory)
+    tensors = read_converted(directory, config, manifest)
+    return Source(config, (directory / "config.json").read_bytes(), tensors, (directory,), (directory,), dict(manifest.source))
+
+
+def with_partials(source: Source, paths: Sequence[Path]) -> Source:
+    """A source with partial files laid over it, a later one over an earlier one (unipixel/train/train.py, `partial_checkpoint`).
+
+    Args:
+        source: the whole model.
+        paths: safetensors files, or directories with `pytorch_model.safetensors`, as a stage of training without LoRA leaves them.
+
+    Raises:
+        UserError: no such file, one that belongs to an adapter, or tensors that the model does not have.
+    """
+    tensors, overlaid = source.tensors, list(source.description.get("overlaid", []))
+    for path in paths:
+        file = path / PARTIAL_FILE if path.is_dir() else path
+        beside = [name for name in ADAPTER_FILES if (file.parent / name).is_file()]
+        if beside:
+            raise UserError(f"{file} belongs to the LoRA adapter {beside[0]} beside it; convert {file.parent} itself, which merges both into their base")
+        partial, _ = _without_tied_head(renamed(read_file(file), file), source.config, file)
+        tensors = _overlaid(tensors, partial, file)
+        overlaid += [name for name in partial if name not in overlaid]
+    if not paths:
+        return source
+    description = {**source.description, "partial": [*source.description.get("partial", []), *map(str, paths)], "overlaid": overlaid}
+    return replace(source, tensors=tensors, inputs=(*source.inputs, *paths), description=description)
 
 
 def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: int) -> Source:
@@ -146,7 +201,7 @@ def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: in
 
     Args:
         directory: holds `adapter_model` with `adapter_config.json`, or `pytorch_model.safetensors`, or both.
-        base: the base model; None to take `base_model_path` of the directory's `config.json`, as it is or relative to the directory.
+        base: the base model, of torch or converted; None to take `base_model_path` of the directory's `config.json`, as it is or relative to the directory.
         sam2: a SAM 2 file to lay over the base; None to take `sam2_checkpoint` of that file, if it exists.
         seed: for what a plain Qwen2.5-VL as the base leaves to be initialised.
 
@@ -161,8 +216,9 @@ def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: in
     memory = fresh.sam2_tensors(read_file(sam2)) if sam2 else {}
     raw = merged_config(read_json(base / "config.json"), own)
     config = UniPixelConfig.from_hf(raw)
-    tensors = renamed(read_weights(base).tensors, base)
-    if identify(base) == "qwen":
+    kind = identify(base)
+    tensors = open_converted(base).tensors if kind == "jax" else renamed(read_weights(base).tensors, base)
+    if kind == "qwen":
         new = len(tokens.token_ids(directory)[0].keys() - tokens.token_ids(base)[0].keys())
         tensors, _ = _without_tied_head(tensors, config, base)
         tensors = fresh.assemble(tensors, memory, config, new, seed)
@@ -189,7 +245,7 @@ def _overlaid(tensors: Mapping[str, Tensor], new: Mapping[str, Tensor], where: P
     """`new` over `tensors`, in the dtypes that these have, as torch's `load_state_dict` copies."""
     unknown = [name for name in new if name not in tensors]
     if unknown:
-        raise UserError(f"{where} holds {len(unknown)} tensors that the base does not have: {', '.join(unknown[:20])}; give the right base with --base DIR")
+        raise UserError(f"{where} holds {len(unknown)} tensors that the base does not have: {', '.join(unknown[:20])}; choose the base that it was trained on")
     return {**tensors, **{name: tensor.cast(tensors[name].dtype) for name, tensor in new.items()}}
 
 

@@ -14,7 +14,7 @@ from .names import canonical
 from .output import new_directory
 from .progress import bar
 from .safetensors_io import plan_shards, write_shards
-from .sources import EMBEDDING
+from .sources import EMBEDDING, Source
 from .tensors import Tensor
 
 SHARD_BYTES = 5_000_000_000
@@ -46,6 +46,30 @@ def convert(source: Path, target: Path, *, force: bool = False, shard_bytes: int
         (directory / "config.json").write_bytes((source / "config.json").read_bytes())
         copy_companions([source], directory)
     return len(tensors)
+
+
+def write(source: Source, target: Path, *, force: bool = False, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write a whole model as a torch checkpoint in the layout of a saved UniPixel, one tensor at a time.
+
+    Args:
+        source: what to write.
+        target: the directory to make.
+        force: replace one that is not empty.
+        shard_bytes: largest file.
+
+    Returns:
+        How many tensors were written.
+
+    Raises:
+        UserError: the output cannot be written.
+    """
+    nbytes = sum(tensor.nbytes for tensor in source.tensors.values())
+    with new_directory(target, force, nbytes, source.inputs) as directory, bar("writing", nbytes) as advance:
+        counted = {name: _counted(tensor, advance) for name, tensor in source.tensors.items()}
+        write_shards(directory, counted, plan_shards({name: tensor.nbytes for name, tensor in counted.items()}, shard_bytes), {})
+        (directory / "config.json").write_bytes(source.config_json)
+        copy_companions(source.companions, directory)
+    return len(source.tensors)
 
 
 def _tensors(source: Path, manifest: Manifest) -> dict[str, Tensor]:
