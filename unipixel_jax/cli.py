@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unipixel_jax.bench.cli import main as bench
 
         return bench(argv[1:])
+    if argv[:1] == ["data"]:
+        from unipixel_jax.data.cli import main as data
+
+        return data(argv[1:])
     args = _parser().parse_args(argv)
     try:
         with ExitStack() as stack:
@@ -100,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--attention", metavar="NAME", help=ATTENTION_HELP)
         command.add_argument("--verbose", action="store_true", help="show the time of each stage, and the traceback of an error")
     commands.add_parser("convert", help="convert weights between torch and JAX, or say what a checkpoint holds (convert --help)", add_help=False)
+    commands.add_parser("data", help="look at training data, and pack it (data --help)", add_help=False)
     commands.add_parser("bench", help="measure speed (bench --help)", add_help=False)
     return parser
 

@@ -50,6 +50,7 @@ def test_counts():
     assert len(mixed) == 2 * 14 + 6 + 3
     assert mixed.kinds == ("seg", "text", "ref")
     assert mixed.shares() == [{"seg": 18, "text": 10}, {"text": 6}, {"ref": 3}]
+    assert mixed.left_out() == {"ref": 3}
     assert mixed.steps_per_epoch == 18 // 4 + 16 // 4 + 0  # three of "ref" fill no batch of four
 
 

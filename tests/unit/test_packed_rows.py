@@ -1,5 +1,7 @@
 """Several samples in a row: the model sees, and learns, what it would from each in a row of its own."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro_models import MICRO, micro_model
 
-from unipixel_jax.core.buckets import LADDERS
+from unipixel_jax.core.buckets import LADDERS, Ladder
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.data.batch import collate
-from unipixel_jax.data.packing import pack
+from unipixel_jax.data.packing import WIDEST, choose_rows, pack
 from unipixel_jax.infer.inputs import to_prompt
 from unipixel_jax.processing.batch import Picture, Prompt
 from unipixel_jax.processing.chat import IGNORE_INDEX
@@ -55,9 +57,8 @@ SAMPLES = st.lists(
 )
 
 
-def collate_packed(samples):
-    lengths = [each.tokens for each in samples]
-    return collate(samples, C, PAD, rows=pack(lengths, LADDERS.tokens.size(max(lengths))))
+def collate_packed(samples, capacity=200):
+    return collate(samples, C, PAD, rows=pack([each.tokens for each in samples], capacity))
 
 
 def seen(arrays, row, place):
@@ -84,7 +85,7 @@ def seen(arrays, row, place):
 def test_packed_samples_are_what_they_are_alone(samples):
     packed = collate_packed(samples)
     width = packed.inputs.input_ids.shape[1]
-    assert width == collate(samples, C, PAD).inputs.input_ids.shape[1], "no row grows"
+    used = len(pack([each.tokens for each in samples], 200))
     by_name = {}
     for each in samples:
         by_name.setdefault(each.name, []).append(each)
@@ -93,7 +94,7 @@ def test_packed_samples_are_what_they_are_alone(samples):
     for row, length in enumerate(packed.inputs.lengths):
         segments = packed.inputs.segments[row]
         assert np.count_nonzero(segments) == length and not segments[: width - length].any()
-        if row >= len(pack([s.tokens for s in samples], width)):
+        if row >= used:
             assert length == 1 and segments[-1] == 1 and not packed.label_weights[row].any()
             continue
         for number in range(1, segments.max() + 1):
@@ -127,6 +128,24 @@ def test_rows_hold_what_fits(lengths, capacity):
     assert rows == sorted(sorted(row) for row in rows)
     half_empty = sum(2 * sum(lengths[i] for i in row) <= capacity for row in rows)
     assert half_empty <= 1, "two half-empty rows would have shared one"
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=32))
+def test_chosen_rows_are_no_dearer_than_one_sample_a_row(lengths):
+    def size(rows):
+        return LADDERS.batch.size(len(rows)) * LADDERS.tokens.size(max(sum(lengths[i] for i in row) for row in rows))
+
+    rows = choose_rows(lengths, LADDERS)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert max(sum(lengths[i] for i in row) for row in rows) <= WIDEST
+    assert size(rows) <= size([[i] for i in range(len(lengths))])
+
+
+def test_short_samples_share_rows_and_a_long_one_does_not_make_all_rows_long():
+    assert choose_rows([400] * 8, LADDERS) != [[i] for i in range(8)]
+    assert len(choose_rows([4000, *[300] * 9], LADDERS)) == 2
+    eight = dataclasses.replace(LADDERS, batch=Ladder("prompts in a batch", 8, 2.0, 64))
+    assert len(choose_rows([400] * 8, eight)) == 8, "eight devices need a row each"
 
 
 @settings(max_examples=3)

@@ -145,6 +145,10 @@ class Mixture:
             for k, part in zip(self._kinds_of_part, self.parts, strict=True)
         ]
 
+    def left_out(self) -> dict[str, int]:
+        """The data types with too few samples for a batch, which are never trained on, and how many they have."""
+        return {kind: len(members) for kind, members in zip(self.kinds, self._members, strict=True) if len(members) < self.batch_size}
+
     def fingerprint(self) -> dict[str, object]:
         """What the order depends on; the number of a step means the same batch only as long as this stays the same."""
         sources = {part.source.name: {"samples": len(part.source), "repeat": part.repeat} for part in self.parts}

@@ -17,7 +17,7 @@ from unipixel_jax.data.batch import BatchArrays, collate
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.loader import Loader, LoaderOptions
 from unipixel_jax.data.mixture import Mixture, Part, parse
-from unipixel_jax.data.packing import pack
+from unipixel_jax.data.packing import choose_rows
 from unipixel_jax.data.sizes import sizes_of
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.base import Filters
@@ -95,7 +95,7 @@ def open_loader(
         draw_sample: draws one.
         options: what happens in the background.
         ladders: the padded sizes.
-        packed: samples without clips share rows as long as the row of the longest one.
+        packed: samples without clips share rows where that makes the batch cheaper.
         host: this host's number.
         hosts: hosts that share every global batch.
         agree: needed where there are several hosts, whose arrays must have the same shapes.
@@ -109,7 +109,7 @@ def open_loader(
 
     def make(samples: Sequence[Sample]) -> BatchArrays:
         lengths = [sample.tokens for sample in samples]
-        rows = pack(lengths, ladders.tokens.size(max(lengths))) if packed and samples[0].masks is None else None
+        rows = choose_rows(lengths, ladders) if packed and samples[0].masks is None else None
         arrays = collate(samples, config, pad_id, ladders, rows=rows)
         if agree is None or (sizes := agree(found := sizes_of(arrays))) == found:
             return arrays

@@ -5,7 +5,9 @@ A pod reads few large files better than millions of small ones, and what is pack
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -90,5 +92,6 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed) -> Path:
     folder = Path(str(builder.data_path))
     if folder.exists():
         raise UserError(f"{folder} exists: remove it to pack {source.name} again, or choose another folder")
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # where it tells of downloads that there are not
+        builder.download_and_prepare()
     return folder

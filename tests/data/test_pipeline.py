@@ -1,0 +1,150 @@
+"""The whole pipeline on small data sets: from names to arrays, on one host and on several, in threads and in processes."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from marked_samples import TOKENIZER, write
+
+from unipixel_jax.config import preset
+from unipixel_jax.core.buckets import LADDERS
+from unipixel_jax.data.annotation import DrawOptions
+from unipixel_jax.data.cli import main
+from unipixel_jax.data.loader import LoaderOptions
+from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
+from unipixel_jax.data.sizes import sizes_of
+from unipixel_jax.errors import UserError
+
+CONFIG = preset("tiny")
+TALK = "llava_instruct_665k_videogpt_plus_576k"
+NAMES = f"videorefer_qa_mem:4,osprey_conversation:3,{TALK}:2"
+DRAW = DrawSample(TOKENIZER, CONFIG, DrawOptions(image_size=CONFIG.sam2.image_size))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for name in ("videorefer_qa_mem", "osprey_conversation", TALK):
+        write(name, root)
+    return root
+
+
+def flat(value, name=""):
+    """Every array of a batch, by its name."""
+    if dataclasses.is_dataclass(value):
+        return {k: v for field in dataclasses.fields(value) for k, v in flat(getattr(value, field.name), f"{name}.{field.name}").items()}
+    return {name: value}
+
+
+def assert_equal(ours, theirs):
+    ours, theirs = flat(ours), flat(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def take(loader, count):
+    with loader:
+        return [next(loader) for _ in range(count)]
+
+
+def test_batches_of_every_kind(root):
+    mixture = open_mixture(NAMES, root, 2)
+    loader = open_loader(mixture, DRAW, LoaderOptions())
+    batches = take(loader, mixture.steps_per_epoch)
+    assert {batch.kind for batch in batches} == {k for k in mixture.kinds if k not in mixture.left_out()}
+    for batch in batches:
+        arrays, sizes = batch.arrays, sizes_of(batch.arrays)
+        assert (arrays.clips is not None) == batch.kind.startswith("mem_")
+        assert all(size in getattr(LADDERS, name).sizes for name, size in sizes.items()), "only sizes of the ladders, so the programs are bounded"
+        assert len(arrays.samples) == 2 and abs(arrays.label_weights.sum() - 1) < 1e-5
+        labelled = arrays.labels != -100
+        np.testing.assert_array_equal(labelled, arrays.label_weights > 0)
+        np.testing.assert_array_equal(arrays.labels[labelled], arrays.inputs.input_ids[labelled])
+    assert any(batch.arrays.inputs.segments.max() == 2 for batch in batches), "short samples share a row"
+    assert "broken" in str(loader.failures.reasons) and loader.failures.counts[TALK] > 0
+
+
+def test_workers_give_the_same_arrays(root):
+    here = take(open_loader(open_mixture(NAMES, root, 2), DRAW, LoaderOptions()), 4)
+    there = take(open_loader(open_mixture(NAMES, root, 2), DRAW, LoaderOptions(workers=2, threads=1)), 4)
+    for ours, theirs in zip(here, there, strict=True):
+        assert_equal(ours, theirs)
+
+
+def test_hosts_agree_on_sizes_and_share_the_batch(root):
+    """Two hosts, each a thread, that exchange sizes as hosts of a pod do: arrays of one shape, which hold the samples of the global batch."""
+    barrier, told = threading.Barrier(2), [None, None]
+    batches = [None, None]
+
+    def run(host):
+        def agree(sizes):
+            told[host] = sizes
+            barrier.wait()
+            largest = {name: max(told[0][name], told[1][name]) for name in sizes}
+            barrier.wait()
+            return largest
+
+        loader = open_loader(open_mixture(NAMES, root, 4), DRAW, LoaderOptions(threads=1), host=host, hosts=2, agree=agree)
+        batches[host] = take(loader, 6)
+
+    threads = [threading.Thread(target=run, args=(host,)) for host in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = take(open_loader(open_mixture(NAMES, root, 4), DRAW, LoaderOptions()), 6)
+    grown = 0
+    for first, second, whole in zip(*batches, alone, strict=True):
+        ours, theirs = flat(first.arrays), flat(second.arrays)
+        shapes = {name: (array.shape, theirs[name].shape) for name, array in ours.items() if isinstance(array, np.ndarray)}
+        assert all(a == b for a, b in shapes.values()), shapes
+        assert sorted(first.arrays.samples + second.arrays.samples) == sorted(whole.arrays.samples)
+        grown += first.arrays.inputs.input_ids.shape[1] > LADDERS.tokens.size(int(first.arrays.inputs.lengths.max()))
+        grown += second.arrays.inputs.input_ids.shape[1] > LADDERS.tokens.size(int(second.arrays.inputs.lengths.max()))
+    assert grown, "the hosts' samples differ in size, so that agreeing matters"
+
+
+def test_long_conversations_are_replaced(root):
+    mixture = open_mixture(TALK, root, 1)
+    lengths = {}
+    for batch in take(open_loader(mixture, DRAW, LoaderOptions()), mixture.steps_per_epoch):
+        lengths.setdefault(batch.kind, set()).add(int(batch.arrays.inputs.lengths.max()))
+    limit = max(lengths["multimodal"]) - 1
+    assert min(lengths["multimodal"]) < limit
+    loader = open_loader(mixture, dataclasses.replace(DRAW, max_tokens=limit), LoaderOptions())
+    assert all(batch.arrays.inputs.lengths.max() <= limit for batch in take(loader, 12))
+    assert any(f"has {limit + 1} tokens, expected at most {limit}" in reason for reason in loader.failures.reasons.values())
+
+
+def test_several_hosts_have_to_agree(root):
+    with pytest.raises(UserError, match="2 hosts share a batch, so they have to agree on its sizes"):
+        open_loader(open_mixture(NAMES, root, 4), DRAW, LoaderOptions(), hosts=2)
+
+
+def test_data_check_tells_what_is_there_and_what_is_wrong(root, capsys):
+    assert main(["check", f"osprey_conversation:3,{TALK}", "--root", str(root), "--all"]) == 1
+    shown = capsys.readouterr().out
+    assert "osprey_conversation" in shown and "multimodal 4, text 3" in shown
+    assert "do not alternate" in shown
+    assert main(["check", "osprey_conversation", "--root", str(root), "--samples", "2"]) == 0
+    assert "do not alternate" not in capsys.readouterr().out
+
+
+def test_data_pack_writes_what_training_reads(root, tmp_path, capsys):
+    assert main(["pack", f"videorefer_qa_mem,{TALK}", "--root", str(root), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "samples of videorefer_qa_mem in" in shown
+    packed = open_mixture(NAMES.replace("videorefer_qa_mem", "tfds:packed/videorefer_qa_mem").split(",")[0], tmp_path, 2)
+    original = open_mixture("videorefer_qa_mem:4", root, 2)
+    ours, theirs = (take(open_loader(mixture, DRAW, LoaderOptions(workers=0)), 4) for mixture in (packed, original))
+    for one, other in zip(ours, theirs, strict=True):
+        assert_equal(one, other)
+
+
+def test_data_commands_refuse_in_one_line(root, tmp_path, capsys):
+    assert main(["check", "nonsense", "--root", str(root)]) == 1
+    assert capsys.readouterr().err.startswith("error: there is no source 'nonsense'")
+    assert main(["pack", "osprey_conversation:3", "--root", str(root), "--out", str(tmp_path)]) == 1
+    assert "samples are packed once" in capsys.readouterr().err
