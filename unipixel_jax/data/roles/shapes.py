@@ -1,0 +1,78 @@
+"""A conversation about a scene of shapes: several questions of all kinds, whose answers name, segment, or compare.
+
+The first question may follow the list of two remembered things, as in the second turn of PixelQA; another may be PixelQA's first turn, which segments
+two things that are pointed at.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
+from unipixel_jax.data.shapes.language import Question, about_pair, find, point_at
+from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.media import Clip
+from unipixel_jax.processing.memory import memory_prefix
+from unipixel_jax.processing.prompts import SquareReference, locating_turn
+from unipixel_jax.processing.tokenizer import Message
+
+REMEMBER, LOCATE, POINT = 0.5, 0.15, 0.4
+"""How often a conversation begins with remembered things, a question is PixelQA's first turn, and any other question points at something."""
+
+
+def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
+    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture or a clip of ``options.sample_frames`` frames."""
+    if options.image_size != SIDE:
+        raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")
+    scene = draw_scene(rng, 1 if annotation.data_type == "shapes_image" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
+    pair = tuple(rng.permutation(len(scene.things))[:2].tolist())
+    memory = scene.masks[list(pair)] if rng.random() < REMEMBER else None
+    questions = [] if memory is None else [about_pair(scene, pair, rng)]
+    while len(questions) < options.max_turns:
+        questions.append(_question(scene, rng))
+    messages: list[Message] = []
+    for number, question in enumerate(questions):
+        text = question.text if number or memory is None else _memory_text(memory) + question.text
+        messages.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}] if number == 0 else text})
+        messages.append({"role": "assistant", "content": question.answer})
+    segmented = [thing for question in questions for thing in question.segmented]
+    return Example(
+        annotation=annotation,
+        messages=tuple(messages),
+        clip=Clip(scene.frames, np.arange(len(scene.frames)), len(scene.frames) == 1, annotation.name),
+        masks=scene.masks[segmented],
+        references=tuple(refer(scene, thing, rng) for question in questions for thing in question.referred),
+        memory=memory,
+        sample_frames=options.sample_frames[1],
+    )
+
+
+def refer(scene: Scene, thing: int, rng: np.random.Generator) -> SquareReference:
+    """A point inside a thing, or a box around it, on one of the frames."""
+    frame = int(rng.integers(len(scene.frames)))
+    rows, columns = np.nonzero(scene.masks[thing, frame])
+    if rng.random() < 0.5:
+        at = int(rng.integers(len(rows)))
+        return SquareReference(np.array([[columns[at], rows[at]]], np.float32), frame)
+    corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]]) + rng.uniform(-2, 2, (2, 2))
+    return SquareReference(np.clip(corners, 0, SIDE).astype(np.float32), frame)
+
+
+def _memory_text(memory: NDArray[np.bool_]) -> str:
+    """The lines that list the remembered things, from their masks [O, F, S, S]."""
+    seen = memory.any(axis=(2, 3)).T
+    pairs = np.concatenate([seen, np.zeros((len(seen) % 2, seen.shape[1]), bool)]).reshape(-1, 2, seen.shape[1]).any(axis=1)
+    return memory_prefix(pairs[..., None, None], len(seen))
+
+
+def _question(scene: Scene, rng: np.random.Generator) -> Question:
+    kind = rng.random()
+    if kind < LOCATE:
+        pair = tuple(rng.permutation(len(scene.things))[:2].tolist())
+        asked = about_pair(scene, pair, rng).text.replace("[0]", "<region>").replace("[1]", "<region>")
+        if asked.count("<region>") == 2:
+            text, answer = locating_turn(asked, 2)
+            return Question("locate", text, answer, pair, pair)
+    return point_at(scene, rng) if rng.random() < POINT else find(scene, rng)

@@ -1,0 +1,121 @@
+"""Questions about scenes of shapes, each with its one right answer.
+
+A question names things by what sets them apart; an answer always names the thing in full, just before its ``<|seg|>`` where it has one, so that the
+words reach the token that is segmented.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unipixel_jax.data.shapes.scene import RADII, Scene
+from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
+
+SIDES = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}
+"""Words for the ends of the picture: the axis, and the sign by which the thing at that end has the smallest coordinate."""
+MARGIN = 8.0
+"""Pixels by which a thing must be further out than the next to be called the leftmost, or to lie further left."""
+FIND = ("Segment {}.", "Please segment {}.", "Can you segment {} in this image?", "Where is {}? Please respond with the segmentation mask.", "Find {}.")
+POINT = (f"What is {REF_TOKEN}?", f"Describe {REF_TOKEN}.", f"Please describe {REF_TOKEN} in detail.")
+REGION = ("What is {}?", "Describe {}.", "Please describe {} in detail.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Words about a scene.
+
+    Attributes:
+        kind: what it asks, for scores by kind.
+        text: the question; ``<|ref|>`` stand for ``referred``.
+        answer: the right answer; ``<|seg|>`` stand for ``segmented``.
+        referred: the things that are pointed at.
+        segmented: the things that the answer segments.
+    """
+
+    kind: str
+    text: str
+    answer: str
+    referred: tuple[int, ...] = ()
+    segmented: tuple[int, ...] = ()
+
+
+def full_name(scene: Scene, thing: int) -> str:
+    """Size, colour and shape."""
+    t = scene.things[thing]
+    return f"{t.size} {t.colour} {t.shape}"
+
+
+def names(scene: Scene, thing: int) -> list[str]:
+    """Every name that only this thing has, from short ones to the full one."""
+    own = scene.things[thing]
+    found = []
+    for parts in (("shape",), ("colour", "shape"), ("size", "shape"), ("size", "colour", "shape")):
+        look = [getattr(own, part) for part in parts]
+        if sum([getattr(t, part) for part in parts] == look for t in scene.things) == 1:
+            found.append(" ".join(look))
+    return found
+
+
+def at_side(scene: Scene, word: str, shape: str | None) -> int | None:
+    """The thing (of a shape, or of any) at one end of the picture; None where it is not clearly there, or alone."""
+    axis, sign = SIDES[word]
+    among = [i for i, t in enumerate(scene.things) if shape in (None, t.shape)]
+    order = sorted(among, key=lambda i: sign * scene.centres[i, axis])
+    if len(order) < 2 or abs(scene.centres[order[1], axis] - scene.centres[order[0], axis]) < MARGIN:
+        return None
+    return order[0]
+
+
+def find(scene: Scene, rng: np.random.Generator) -> Question:
+    """Segment a thing by its look, by its place, or by what lies in front of it."""
+    kind = rng.choice(("look", "side", "behind"), p=(0.55, 0.25, 0.2))
+    thing = int(rng.integers(len(scene.things)))
+    words = str(rng.choice(names(scene, thing)))
+    if kind == "side":
+        word, shape = str(rng.choice(tuple(SIDES))), scene.things[thing].shape if rng.random() < 0.5 else None
+        placed = at_side(scene, word, shape)
+        if placed is not None:
+            thing, words = placed, f"{word} {shape or 'object'}"
+        else:
+            kind = "look"
+    elif kind == "behind":
+        pairs = [(back[0], front) for front in range(len(scene.things)) if len(back := scene.behind(front)) == 1]
+        if pairs:
+            thing, front = pairs[int(rng.integers(len(pairs)))]
+            words = f"object behind the {rng.choice(names(scene, front))}"
+        else:
+            kind = "look"
+    return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {full_name(scene, thing)} {SEG_TOKEN}.", segmented=(thing,))
+
+
+def point_at(scene: Scene, rng: np.random.Generator) -> Question:
+    """Describe, or segment, a thing that is pointed at."""
+    thing = int(rng.integers(len(scene.things)))
+    if rng.random() < 0.3:
+        text = str(rng.choice(FIND)).format(REF_TOKEN)
+        return Question("point_segment", text, f"It is the {full_name(scene, thing)} {SEG_TOKEN}.", (thing,), (thing,))
+    return Question("point", str(rng.choice(POINT)), f"It is a {full_name(scene, thing)}.", (thing,))
+
+
+def about_pair(scene: Scene, pair: tuple[int, int], rng: np.random.Generator) -> Question:
+    """A question about two things that are called [0] and [1] (PixelQA)."""
+    first, second = (scene.things[i] for i in pair)
+    kind = str(rng.choice(("what", "colour", "shape", "same_colour", "same_shape", "larger", "left")))
+    chosen = int(rng.integers(2))
+    thing = (first, second)[chosen]
+    gap = scene.centres[pair[0], 0] - scene.centres[pair[1], 0]
+    if kind == "larger" and first.size != second.size:
+        return Question(kind, "Which is larger, [0] or [1]?", f"[{int(first.size == tuple(RADII)[0])}] is larger.")
+    if kind == "left" and abs(gap) >= MARGIN:
+        return Question(kind, "Which is further left, [0] or [1]?", f"[{int(gap > 0)}] is further left.")
+    if kind == "same_colour":
+        return Question(kind, "Do [0] and [1] have the same colour?", "Yes." if first.colour == second.colour else "No.")
+    if kind == "same_shape":
+        return Question(kind, "Do [0] and [1] have the same shape?", "Yes." if first.shape == second.shape else "No.")
+    if kind == "colour":
+        return Question(kind, f"What colour is [{chosen}]?", f"[{chosen}] is {thing.colour}.")
+    if kind == "shape":
+        return Question(kind, f"What shape is [{chosen}]?", f"[{chosen}] is a {thing.shape}.")
+    return Question("what", str(rng.choice(REGION)).format(f"[{chosen}]"), f"It is a {full_name(scene, pair[chosen])}.")

@@ -1,0 +1,29 @@
+"""An endless source of scenes of coloured shapes (data/shapes/): ``shapes_image`` and ``shapes_clip``. Nothing is read from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unipixel_jax.data.annotation import Annotation
+
+EPOCH = 1 << 16
+"""Samples that count as one epoch; every one is drawn anew."""
+
+
+@dataclass(frozen=True)
+class ShapesSource:
+    """Scenes of one kind: ``name`` is "shapes_image" or "shapes_clip"."""
+
+    name: str
+
+    def __len__(self) -> int:
+        return EPOCH
+
+    def __getitem__(self, index: int) -> Annotation:
+        return Annotation(self.name, self.name, "shapes", None, (), str(index))
+
+    @property
+    def data_types(self) -> Sequence[str]:
+        """All alike."""
+        return [self.name] * EPOCH
