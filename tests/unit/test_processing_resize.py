@@ -10,7 +10,8 @@ from unipixel_jax.config import VisionConfig, preset
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import read_media
 from unipixel_jax.processing.patchify import patchify
-from unipixel_jax.processing.resize import bilinear_weights, language_frames, pixel_budget, smart_resize, square_frames
+from unipixel_jax.processing.resize import bilinear_weights, language_frames, pixel_budget, smart_resize
+from unipixel_jax.processing.square import square_frames
 
 CONFIG = preset("tiny")
 E2E = [("e2e_image", "photo.png", 16), ("e2e_video", "clip", 16), ("e2e_video_sampled", "clip", 4)]
@@ -35,6 +36,16 @@ def test_square_frames_match_the_reference(case, media, frames):
     square = square_frames(clip.frames, CONFIG.sam2.image_size)[::3, ::8, ::8].transpose(0, 3, 1, 2)
     # Measured 1.4e-6, two roundings of values up to 2.6.
     np.testing.assert_allclose(square, recorded()[f"{case}.square"], rtol=0, atol=4e-6)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 100), st.integers(1, 2))
+def test_square_frames_are_weighted_sums(height, width, side, count):
+    """Whole matrices instead of taps, at sizes that no block divides."""
+    frames = np.random.default_rng(height).integers(0, 256, (count, height, width, 3), np.uint8)
+    down, across = bilinear_weights(height, side).astype(float), bilinear_weights(width, side).astype(float)
+    resized = np.einsum("sh,fhwc,tw->fstc", down, frames.astype(float), across)
+    expected = (resized / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(square_frames(frames, side), expected, rtol=0, atol=4e-6)
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

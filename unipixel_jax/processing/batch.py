@@ -20,8 +20,9 @@ from unipixel_jax.processing.media import Clip
 from unipixel_jax.processing.memory import memory_rows
 from unipixel_jax.processing.patchify import patchify
 from unipixel_jax.processing.prompts import Reference, References, SquareReference, reference_table, to_square
-from unipixel_jax.processing.resize import language_frames, square_frames
+from unipixel_jax.processing.resize import language_frames
 from unipixel_jax.processing.rope_index import rope_index
+from unipixel_jax.processing.square import square_frames
 from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, Message, Tokenizer
 from unipixel_jax.processing.vision_index import VisionIndex, build_vision_index
 

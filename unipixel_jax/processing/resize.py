@@ -1,13 +1,12 @@
-"""The two sizes in which a frame is seen: the language side's, by a budget of pixels, and SAM's square.
+"""The size in which the language side sees a frame, by a budget of pixels, and the weights of antialiased resizing.
 
-F frames, H height, W width, S side of SAM's square. Source: ``smart_resize`` and ``fetch_image`` in UniPixel's ``unipixel/dataset/utils.py``,
-``unipixel/utils/transforms.py``, and torchvision's antialiased bilinear ``Resize`` on float tensors.
+F frames, H height, W width. Source: ``smart_resize`` and ``fetch_image`` in UniPixel's ``unipixel/dataset/utils.py``, and torchvision's antialiased
+bilinear ``Resize``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,6 @@ FACTOR = 28
 
 MAX_RATIO = 200
 """A frame whose sides differ by more than this factor is refused."""
-
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def check_ratio(height: int, width: int, name: str = "the picture") -> None:
@@ -81,23 +77,6 @@ def language_frames(frames: NDArray[np.uint8], sample_frames: int) -> NDArray[np
     return out
 
 
-def square_frames(frames: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    """Frames as SAM reads them: squashed to a square, normalised with ImageNet's mean and deviation.
-
-    Args:
-        frames: [F, H, W, 3].
-        side: S in pixels.
-
-    Returns:
-        [F, S, S, 3].
-    """
-    down, across = _taps(frames.shape[1], side), _taps(frames.shape[2], side)
-    out = np.empty((len(frames), side, side, 3), np.float32)
-    for frame, target in zip(frames, out, strict=True):
-        target[:] = (_resample(_resample(frame, *down, axis=0), *across, axis=1) / np.float32(255) - _MEAN) / _STD
-    return out
-
-
 def bilinear_weights(size: int, target: int) -> NDArray[np.float32]:
     """Weights of an antialiased bilinear resize along one axis [target, size]: a triangle as wide as an output pixel, or as an input one if larger."""
     scale = np.float32(size) / np.float32(target)
@@ -112,21 +91,3 @@ def bilinear_weights(size: int, target: int) -> NDArray[np.float32]:
     weights *= (pixel >= first[:, None]) & (pixel < last[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
     return weights
-
-
-def _taps(size: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """The inputs that each output depends on [target, taps], and their weights [target, taps]."""
-    weights = bilinear_weights(size, target)
-    used = weights > 0
-    count = int(used.sum(axis=1).max())
-    places = np.minimum(used.argmax(axis=1), size - count)[:, None] + np.arange(count)
-    return places, np.take_along_axis(weights, places, axis=1)
-
-
-def _resample(pixels: NDArray[Any], places: NDArray[np.intp], weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Weighted sum along one axis of [height, width, 3]. Tap by tap, since matrix products of this shape lose their time to waiting threads."""
-    spread = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-    out: NDArray[np.float32] = np.take(pixels, places[:, 0], axis=axis) * weights[:, 0].reshape(spread)
-    for tap in range(1, places.shape[1]):
-        out += np.take(pixels, places[:, tap], axis=axis) * weights[:, tap].reshape(spread)
-    return out
