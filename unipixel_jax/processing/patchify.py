@@ -13,6 +13,7 @@ from unipixel_jax.config import VisionConfig
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+_SCALE = np.float32(255)
 
 
 def patchify(frames: NDArray[np.uint8], config: VisionConfig) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
@@ -28,14 +29,19 @@ def patchify(frames: NDArray[np.uint8], config: VisionConfig) -> tuple[NDArray[n
         the patches of a merged token together. And the grid (T, patches down, patches across).
     """
     pair, merge, patch = config.temporal_patch_size, config.spatial_merge_size, config.patch_size
-    frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % pair, axis=0)])
-    time, down, across = len(frames) // pair, frames.shape[1] // patch, frames.shape[2] // patch
-    blocks = frames.reshape(time, pair, down // merge, merge, patch, across // merge, merge, patch, 3)
-    blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(time * down * across, 3, -1)
-    # 256 values per channel: a table, computed with the reference's fused scaling, rounds exactly as it does.
-    scale = np.float32(255)
-    table = (np.arange(256, dtype=np.float32)[None] - (_MEAN * scale)[:, None]) / (_STD * scale)[:, None]
-    patches = np.empty(blocks.shape, np.float32)
-    for channel in range(3):
-        patches[:, channel] = table[channel][blocks[:, channel]]
-    return patches.reshape(len(patches), -1), (time, down, across)
+    time, down, across = -(-len(frames) // pair), frames.shape[1] // patch, frames.shape[2] // patch
+    # The pixels of a patch that lie side by side are moved as one item, which numpy does several times as fast as single bytes.
+    run = np.dtype(f"V{patch * 3}")
+    rows = np.ascontiguousarray(frames).reshape(-1, down // merge, merge, patch, across // merge, merge, run.itemsize).view(run)[..., 0]
+    out = np.empty((time, down * across, 3, pair, patch * patch), np.float32)
+    for frame, (t, place) in enumerate(np.ndindex(time, pair)):
+        if frame >= len(frames):
+            out[t, :, :, place] = out[t, :, :, place - 1]
+            continue
+        pixels = np.ascontiguousarray(rows[frame].transpose(0, 3, 1, 4, 2)).view(np.uint8).reshape(down * across, patch * patch, 3)
+        for channel in range(3):
+            target = out[t, :, channel, place]
+            # In the reference's order, division by 255 fused into mean and deviation, so that it rounds alike.
+            np.subtract(pixels[..., channel], _MEAN[channel] * _SCALE, out=target)
+            target /= _STD[channel] * _SCALE
+    return out.reshape(time * down * across, -1), (time, down, across)
