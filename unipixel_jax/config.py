@@ -50,6 +50,11 @@ class VisionConfig:
         return self.spatial_merge_size**2
 
     @property
+    def merge_size(self) -> int:
+        """Sides of one token in pixels."""
+        return self.patch_size * self.spatial_merge_size
+
+    @property
     def merge_dim(self) -> int:
         """Width of the merger's input: the features of one token's patches side by side."""
         return self.hidden_size * self.merge_unit

@@ -17,7 +17,7 @@ import numpy as np
 
 from unipixel_jax.config import SAM2_SIZES, TextConfig, UniPixelConfig, preset
 from unipixel_jax.infer import segmentation
-from unipixel_jax.infer.loading import unstack_towers
+from unipixel_jax.models.unipixel import unstack_towers
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.qwen_vl.text import TextModel
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model

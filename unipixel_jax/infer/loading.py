@@ -12,9 +12,8 @@ import jax.numpy as jnp
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
-from unipixel_jax.core.stacking import unstack
 from unipixel_jax.errors import UserError
-from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
+from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 from unipixel_jax.processing.tokenizer import Tokenizer
 
 PARAMS = "params"
@@ -48,14 +47,6 @@ class LoadedModel:
         if jax.default_backend() == "cpu":
             unstack_towers(self.model)
         return self
-
-
-def unstack_towers(model: UniPixelModel) -> None:
-    """Turn every stacked tower into a list of layers, in place."""
-    owners: tuple[Any, ...] = (model.text, model.vision, model.sam2.memory_attention, *model.sam2.hiera.stages)
-    for owner in owners:
-        if owner.blocks is not None:
-            owner.blocks = unstack(owner.blocks)
 
 
 def load(directory: str | Path, dtype: Any = None) -> LoadedModel:

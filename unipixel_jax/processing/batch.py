@@ -115,7 +115,7 @@ def prepare_picture(clip: Clip, config: UniPixelConfig, *, sample_frames: int = 
     Raises:
         UserError: frames that are too long and thin.
     """
-    shown = language_frames(clip.frames if clip.over_white is None else clip.over_white, sample_frames)
+    shown = language_frames(clip.frames if clip.over_white is None else clip.over_white, sample_frames, config.vision.merge_size)
     patches, grid = patchify(shown, config.vision)
     frames = square_frames(clip.frames, config.sam2.image_size) if segment else None
     height, width = clip.frames.shape[1:3]

@@ -15,7 +15,7 @@ from PIL import Image
 from unipixel_jax.errors import UserError
 
 FACTOR = 28
-"""Sides of a resized frame are multiples of this many pixels, those of a merged token."""
+"""Sides of a merged token in the published models; sides of a resized frame are multiples of it."""
 
 MAX_RATIO = 200
 """A frame whose sides differ by more than this factor is refused."""
@@ -59,18 +59,19 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int, fact
     return down, across
 
 
-def language_frames(frames: NDArray[np.uint8], sample_frames: int) -> NDArray[np.uint8]:
+def language_frames(frames: NDArray[np.uint8], sample_frames: int, factor: int = FACTOR) -> NDArray[np.uint8]:
     """Frames in the size that the language side reads: Pillow's bicubic filter, within ``pixel_budget``.
 
     Args:
         frames: [F, H, W, 3].
         sample_frames: frames at most taken from any clip.
+        factor: sides of a merged token in pixels.
 
     Returns:
-        [F, height, width, 3], sides multiples of 28.
+        [F, height, width, 3], sides multiples of ``factor``.
     """
     fewest, most = pixel_budget(len(frames), sample_frames)
-    height, width = smart_resize(frames.shape[1], frames.shape[2], fewest, most)
+    height, width = smart_resize(frames.shape[1], frames.shape[2], fewest, most, factor)
     out = np.empty((len(frames), height, width, 3), np.uint8)
     for frame, target in zip(frames, out, strict=True):
         target[:] = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))

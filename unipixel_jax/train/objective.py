@@ -91,14 +91,16 @@ def objective(
 
 def clip_losses(model: UniPixelModel, hidden: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: bool) -> MaskLosses:
     """Mask losses, means over samples and frames; ``hidden`` is [B, T, D] before the final norm."""
-    (samples, length), sam2, batch_mode = clips.frames.shape[:2], model.sam2, model.config.sam2_batch_mode
+    (samples, length), sam2 = clips.frames.shape[:2], model.sam2
+    # a single frame needs no memory, nor gradients through making it
+    alone = model.config.sam2_batch_mode or length == 1
     at = jnp.minimum(clips.seg_positions, hidden.shape[1] - 1)
     tokens = model.seg_head(jnp.take_along_axis(hidden, at[..., None], axis=1))
     features = sam2.encode(clips.frames.reshape(-1, *clips.frames.shape[2:]).astype(dtype), remat)
     features = jax.tree.map(lambda a: a.reshape(samples, length, *a.shape[1:]), features)
 
     def one_sample(features: jax.Array, tokens: jax.Array, count: jax.Array, masks: jax.Array, valid: jax.Array) -> MaskLosses:
-        if batch_mode:
+        if alone:
             out = sam2.segment_frames(features, tokens, training=True)
         else:
             out = sam2.track(features, tokens, count, training=True, remat=remat)
