@@ -312,3 +312,13 @@ def test_every_changed_bit_changes_the_fingerprint(rng, dtype):
             changed = np.frombuffer(bytes(other), dtype).reshape(5, 3)
             assert fingerprints({"a": jnp.asarray(changed)})["a"] != mark
     assert fingerprints({"a": jnp.asarray(array[::-1])})["a"] != mark
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.uint8, jnp.bool_])
+@pytest.mark.parametrize("shape", [(), (0, 4), (8,), (2, 16, 8)])
+def test_host_and_divided_devices_find_the_same_fingerprint(rng, monkeypatch, dtype, shape):
+    array = jnp.asarray(rng.standard_normal(shape) * 50 > 0 if dtype == jnp.bool_ else rng.standard_normal(shape) * 50, dtype)
+    on_host = fingerprints({"a": array})
+    monkeypatch.setattr("unipixel_jax.core.fingerprint.SMALL", -1)
+    spec = () if not shape or 0 in shape else (None,) * (len(shape) - 1) + ("fsdp",)
+    assert fingerprints({"a": array}) == fingerprints({"a": jax.device_put(array, mesh_sharding(8, *spec))}) == on_host

@@ -27,7 +27,7 @@ ROOMS = {
     "eval": {"infer", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
     "convert": {"models", "core", "processing", *CONFIG},
 }
-FREE = {"cli", "demo", "parity", "bench", "__init__"}
+FREE = {"cli", "demo", "export", "parity", "bench", "__init__"}
 """These put the others together and may import everything."""
 
 

@@ -10,9 +10,16 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SPREAD = 0x9E3779B1
 """2^32 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4), by which neighbouring elements get weights that are far apart."""
+
+SMALL = 2**20
+"""Bytes up to which an array is summed on the host: a model has hundreds of small shapes, and a program for each takes longer to compile than to move them."""
+
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+"""The whole numbers of as many bytes."""
 
 
 def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
@@ -21,12 +28,23 @@ def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
     Args:
         arrays: of any shape, of booleans or of numbers with 1, 2 or 4 bytes.
     """
-    return {name: int(value) for name, value in jax.device_get({name: _weighted_sum(array) for name, array in arrays.items()}).items()}
+    found = {name: _fingerprint(array) for name, array in arrays.items()}  # all are started before the first is waited for
+    return {name: int(value) for name, value in found.items()}
+
+
+def _fingerprint(array: jax.Array) -> jax.Array | np.uint32:
+    here = array.is_fully_addressable or array.is_fully_replicated
+    return _on_host(np.asarray(array)) if array.nbytes <= SMALL and here else _on_device(array)
+
+
+def _on_host(array: np.ndarray) -> np.uint32:
+    bits = np.ascontiguousarray(array).reshape(-1).view(UNSIGNED[array.dtype.itemsize]).astype(np.uint32)
+    return np.sum(bits * (np.arange(bits.size, dtype=np.uint32) * np.uint32(SPREAD) | np.uint32(1)), dtype=np.uint32)
 
 
 @jax.jit
-def _weighted_sum(array: jax.Array) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
+def _on_device(array: jax.Array) -> jax.Array:
+    unsigned = UNSIGNED[array.dtype.itemsize]
     bits = array.astype(unsigned) if array.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(array, unsigned)
     index, stride = jnp.zeros(array.shape, jnp.uint32), 1
     for axis in reversed(range(array.ndim)):

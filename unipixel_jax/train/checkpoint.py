@@ -30,6 +30,12 @@ from unipixel_jax.train.stored import handlers, named_leaves, read_manifest, rea
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""Where a run's directory keeps them."""
+
+TRAINED = "trained"
+"""The field of the training state that holds the trained weights, by the model's paths."""
+
 TRASH = ".deleted"
 """Where steps that are no longer kept wait for their deletion: a step that was killed half deleted must not look like a step."""
 

@@ -6,11 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.errors import UserError
+from unipixel_jax.models.lora import LoraConfig
 
 FORMAT = 1
+
+SWITCHES = ("dtype", "sample_objects", "sam2_batch_mode", "sam2_config")
+"""Fields of the model's configuration that say nothing of its arrays."""
 
 SHOWN = 10
 """How many differences an error lists."""
@@ -33,6 +39,25 @@ class About:
     config: Mapping[str, Any]
     matters: Mapping[str, Any]
     source: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], model: UniPixelConfig, parts: Sequence[str], lora: LoraConfig | None, start: Path) -> About:
+        """The run that trains some parts of a converted directory's model.
+
+        Args:
+            config: the whole configuration, as JSON.
+            model: sizes of the model.
+            parts: names of what is trained (see trainable.py).
+            lora: its adapters, if it has any.
+            start: the converted directory whose weights training starts from, and keeps where they are not trained.
+
+        Raises:
+            UserError: `start` is no converted directory.
+        """
+        sizes = {name: value for name, value in asdict(model).items() if name not in SWITCHES}
+        adapters = {"rank": lora.rank, "alpha": lora.alpha, "part": lora.part} if lora else None
+        matters = {"model": sizes, "trained": sorted(parts), "lora": adapters, "weights": weights_digest(start)}
+        return cls(config, matters, {"start": str(start.absolute()), "lora_dropout": lora.dropout if lora else None})
 
     @property
     def digest(self) -> str:
@@ -110,6 +135,19 @@ class Manifest:
         if any(state != self.data[0] for state in self.data):
             raise UserError(f"{where} holds the data loaders' states of {len(self.data)} processes, this run has {count}; run it with {len(self.data)}")
         return self.data[0]
+
+
+def weights_digest(start: Path) -> str:
+    """A checksum over the checksums of a converted directory's tensors: the same for the same weights, wherever they lie.
+
+    Raises:
+        UserError: no converted directory.
+    """
+    try:
+        tensors = json.loads((start / "manifest.json").read_text(encoding="utf-8"))["tensors"]
+        return _digest({name: [entry["dtype"], entry["crc32"]] for name, entry in tensors.items()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{start} has no manifest that can be read ({error}); expected a directory made by: unipixel-jax convert to-jax") from None
 
 
 _ABSENT = object()

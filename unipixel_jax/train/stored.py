@@ -19,8 +19,14 @@ from unipixel_jax.train.orbax_noise import silence
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of any tree by their paths, as `trained/text/embed/weight`."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """The leaves of any tree by their paths, as `trained/text/embed/weight`. An nnx.State has the names of the dictionary that it stands for."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path[:-1] if path and path[-1] == _INSIDE_VARIABLE else path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    assert len(named) == len(leaves), "two leaves have the same name"
+    return named
+
+
+_INSIDE_VARIABLE = jax.tree_util.GetAttrKey("value")
 
 
 def read_manifest(directory: Path, step: int) -> Manifest:
