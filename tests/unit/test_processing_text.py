@@ -48,7 +48,7 @@ def test_template_without_a_system_turn_adds_one():
 def test_videos_are_expanded_in_order():
     text = expand_pictures("a<|video_pad|>b<|video_pad|>c", [(1, 2, 4), (2, 2, 2)], CONFIG.vision)
     assert text == "a" + "<|video_pad|>" * 2 + "b" + "<|video_pad|>" * 2 + "c"
-    with pytest.raises(UserError, match=r"2 <\|video_pad\|> for 1 clips"):
+    with pytest.raises(UserError, match=r"2 <\|video_pad\|> or <\|image_pad\|> for 1 clips"):
         expand_pictures("<|video_pad|><|video_pad|>", [(1, 2, 2)], CONFIG.vision)
 
 
