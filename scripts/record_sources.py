@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Record what the torch reference's data sets draw from the sample data, with chance taken out; `tests/data/test_sources_reference.py` compares with it.
+
+Needs torch, torchvision, transformers, decord, nncore and pycocotools, a clone of github.com/PolyU-ChenLab/UniPixel, and this project's own dependencies.
+
+    python scripts/record_sources.py --reference UniPixel --out tests/recordings/sources/cases.json
+
+Chance is taken out by always taking the first choice, half of a range, and the middle of a box's noise; sets keep their order; and the drawn questions
+are the markers below, so that a recording does not depend on the sentences of either side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections.abc
+import contextlib
+import hashlib
+import importlib
+import json
+import random
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import decord  # noqa: F401 - before the stand-ins, of which one is for it
+import numpy as np
+import torch
+from recording import shims
+from sample_data import inst_it, llava, osprey, videorefer
+
+WRITERS = {**videorefer.WRITERS, **inst_it.WRITERS, **osprey.WRITERS, **llava.WRITERS}
+PASSES = ({"frames": 64, "chance": 0.9}, {"frames": 5, "chance": 0.1})
+"""Whole clips, and five frames of each; the second pass takes what has a chance of one half."""
+
+SIDE = 96
+MARKERS = {"CAPTION": "CAPTION {}", "DESCRIBE": "DESCRIBE {}", "LOCATE": "LOCATE {}"}
+
+
+class OrderedSet(collections.abc.Set):  # type: ignore[type-arg]
+    """A set that keeps the order of insertion, since the reference makes lists of sets."""
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        self._items = dict.fromkeys(items)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: Any) -> None:
+        """Put an item at the end, unless it is there."""
+        self._items[item] = None
+
+
+def main() -> None:
+    """Write the sample data to a temporary folder, and what the reference draws from it to a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="the clone")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    shims.install()
+    sys.dont_write_bytecode = True  # the clone is only read
+    sys.path.insert(0, str(args.reference.resolve()))
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for write in dict.fromkeys(WRITERS.values()):
+            write(Path("data"))
+        passes = [{**settings, "sources": {name: record(name, settings) for name in WRITERS}} for settings in PASSES]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"side": SIDE, "passes": passes}) + "\n", encoding="utf-8")
+    print(f"{sum(len(samples) for one in passes for samples in one['sources'].values())} samples in {out}")
+
+
+def record(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each sample of a source becomes; points and boxes take turns."""
+    taken = take_out_chance(settings["chance"])
+    registry = importlib.import_module("unipixel.dataset.hybrid").DATASETS
+    data = SimpleNamespace(
+        **dict.fromkeys(
+            ("min_video_frames", "max_video_frames", "min_video_len", "max_video_len", "min_num_words", "max_num_words", "max_num_objects", "max_num_tokens"),
+            -1,
+        ),
+        sample_frames=str(settings["frames"]),
+        sample_type="uniform",
+        sample_for_llm_only=False,
+        num_threads=1,
+        max_conv_turns=3,
+    )
+    source = registry.get(name)(None, SimpleNamespace(sam2_image_size=SIDE, sam2_batch_mode=False), data, SimpleNamespace(local_rank=1))
+    out = []
+    for number, annotation in enumerate(source.annos):
+        for kind in ("point", "box"):
+            annotation["data_type"] = annotation["data_type"].replace(kind, ("point", "box")[number % 2])
+        taken.clear()
+        try:
+            out.append(describe(source[number], taken) | {"data_type": annotation["data_type"]})
+        except (ValueError, AssertionError, KeyError, IndexError) as error:
+            out.append({"refused": repr(error), "data_type": annotation["data_type"]})
+    return out
+
+
+def take_out_chance(chance: float) -> list[int]:
+    """Make every choice the first one; gives a list that the numbers of the frames taken next are put into."""
+    random.choice = lambda items: items[0]
+    random.randint = lambda low, high: low
+    random.sample = lambda items, count: list(items)[:count]
+    random.random = lambda: chance
+    torch.rand = lambda *shape, device=None: torch.full(shape, 0.5)
+    torch.distributed.broadcast = lambda *args: None
+    importlib.import_module("unipixel.dataset")
+    taken: list[int] = []
+    for name, prompts, marker in (
+        ("referring", "REF_IMAGE_SHORT_PROMPTS", MARKERS["CAPTION"].format("<|ref|>")),
+        ("region", "REG_DETAILED_PROMPTS", MARKERS["DESCRIBE"]),
+        ("memory", "SEG_MEMORY_PROMPTS", MARKERS["LOCATE"]),
+    ):
+        module: Any = importlib.import_module(f"unipixel.dataset.sub_classes.{name}")
+        module.set = OrderedSet
+        getattr(module, prompts)[:] = [marker]
+        for loader in ("load_frames", "load_frames_with_inds"):
+            inner = getattr(importlib.import_module("unipixel.utils.io"), loader)
+
+            def noting(*args: Any, inner: Any = inner, **options: Any) -> Any:
+                result = inner(*args, **options)
+                taken[:] = result[2]
+                return result
+
+            setattr(module, loader, noting)
+    return taken
+
+
+def describe(sample: dict[str, Any], taken: list[int]) -> dict[str, Any]:
+    """Words, frames, points and boxes of a sample as they are; masks by their number of pixels and a hash."""
+    content = sample["messages"][0]["content"]
+    out: dict[str, Any] = {
+        "words": [m["content"] if isinstance(m["content"], str) else m["content"][-1]["text"] for m in sample["messages"]],
+        "media": None if isinstance(content, str) else content[0]["type"],
+    }
+    if out["media"] == "video" and isinstance(content[0]["video"], str):
+        video, rate = importlib.import_module("unipixel.dataset.utils").fetch_video(content[0], return_video_sample_fps=True)
+        out |= {"frame_count": len(video), "seconds_per_frame": 1 / rate, "size": list(video.shape[2:])}
+    elif out["media"] == "video":
+        picture = importlib.import_module("unipixel.dataset.utils").fetch_video(content[0])[0]
+        out |= {"frames": list(taken), "size": [picture.height, picture.width]}
+    for key in ("label_mask", "refer_mask"):
+        if key in sample:
+            out[key] = fingerprint(sample[key].numpy() > 0)
+    if "point_coords" in sample:
+        out["references"] = [
+            {"coords": coords[0].tolist(), "frame": int(frame)} for coords, frame in zip(sample["point_coords"], sample["point_frames"][0], strict=True)
+        ]
+    return out
+
+
+def fingerprint(masks: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Shape, pixels and a hash of boolean masks."""
+    return {"shape": list(masks.shape), "pixels": int(masks.sum()), "sha256": hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()[:16]}
+
+
+if __name__ == "__main__":
+    main()
