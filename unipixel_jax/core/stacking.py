@@ -8,7 +8,7 @@ inference on a CPU unstacks first. ``run`` takes either form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from flax import nnx
 from unipixel_jax.core.axes import LAYERS
 from unipixel_jax.core.params import is_abstract
 
+Remat = Literal["none", "dots", "full"]
 M = TypeVar("M", bound=nnx.Module)
+F = TypeVar("F", bound=Callable[..., Any])
 Carry = TypeVar("Carry")
 
 
@@ -48,8 +50,18 @@ def length(blocks: nnx.Module) -> int:
     return len(blocks) if isinstance(blocks, nnx.List) else jax.tree.leaves(blocks)[0].shape[0]
 
 
+def checkpointed(step: F, remat: Remat) -> F:
+    """A function whose backward pass computes again what is not kept: nothing ("none"), all but the results of matrix products with weights ("dots"), or
+    everything ("full").
+    """
+    if remat == "none":
+        return step
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(step, policy=policy)  # type: ignore[return-value]
+
+
 def run(
-    step: Callable[[Any, Carry, Any], tuple[Carry, Any]], blocks: nnx.Module, carry: Carry, xs: Any = None, remat: bool = False
+    step: Callable[[Any, Carry, Any], tuple[Carry, Any]], blocks: nnx.Module, carry: Carry, xs: Any = None, remat: Remat = "none"
 ) -> tuple[Carry, Any]:
     """Thread ``carry`` through the layers: ``carry, y = step(block, carry, x)``; returns the last carry and the stacked ``y``.
 
@@ -58,10 +70,9 @@ def run(
         blocks: from ``stack`` (scanned) or ``unstack`` (a Python loop).
         carry: what flows from layer to layer.
         xs: a tree whose arrays have a leading layer axis, or None.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        remat: what the backward pass computes again, see ``checkpointed``.
     """
-    if remat:
-        step = jax.checkpoint(step)
+    step = checkpointed(step, remat)
     if not isinstance(blocks, nnx.List):
         return jax.lax.scan(lambda c, bx: step(bx[0], c, bx[1]), carry, (blocks, xs))
     ys = []

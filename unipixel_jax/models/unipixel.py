@@ -16,7 +16,7 @@ from flax import nnx
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import CHANNELS, EMBED
 from unipixel_jax.core.params import abstract, declare, unit_normal, xavier
-from unipixel_jax.core.stacking import unstack
+from unipixel_jax.core.stacking import Remat, unstack
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, gelu
 from unipixel_jax.models.qwen_vl.text import TextModel
 from unipixel_jax.models.qwen_vl.vision import VisionTables, VisionTower
@@ -108,7 +108,7 @@ class UniPixelModel(nnx.Module):
         self.msk_proj = Mlp(c.vision.merge_dim, c.vision.merge_dim, d, gelu, rngs)
         self.config = c
 
-    def embed(self, prompt: Prompt, dtype: jnp.dtype, remat: bool = False) -> jax.Array:
+    def embed(self, prompt: Prompt, dtype: jnp.dtype, remat: Remat = "none") -> jax.Array:
         """Token embeddings [B, T, D] in ``dtype``, with vision tokens, references and memory features in their places."""
         x = self.text.embed(prompt.input_ids, dtype)
         tokens, merger_input = self.vision(prompt.patches.astype(dtype), prompt.tables, remat)

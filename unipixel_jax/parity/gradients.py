@@ -27,10 +27,10 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check]:
     """Losses and gradients of one recorded sample."""
-    batch = _batch(case, inputs)
+    batch = to_batch(case, inputs)
     (_, parts), grads = _loss_and_gradients(loaded.model, batch)
     # the recorded parts are sums over the frames of a tracked clip, and means in batch mode
-    masks = jax.tree.map(lambda a: a * (1 if loaded.config.sam2_batch_mode else batch.clips.frames.shape[1]), parts.masks)
+    masks = jax.tree.map(lambda a: a * (1 if loaded.config.sam2_batch_mode else case.input("label_mask").shape[0]), parts.masks)
     ours = {
         "loss": parts.total,
         "lm_loss": parts.language,
@@ -55,7 +55,7 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[C
 
 @jax.jit
 def _loss_and_gradients(model: UniPixelModel, batch: TrainBatch) -> tuple[tuple[jax.Array, LossParts], UniPixelModel]:
-    return jax.value_and_grad(lambda m: objective(m, batch, jnp.dtype("float32"), remat=False), has_aux=True)(model)
+    return jax.value_and_grad(lambda m: objective(m, batch, jnp.dtype("float32"), remat="none"), has_aux=True)(model)
 
 
 def by_torch_name(grads: UniPixelModel, rules: list[Rule]) -> dict[str, np.ndarray]:
@@ -74,7 +74,8 @@ def _find(grads: dict[str, np.ndarray], name: str) -> np.ndarray:
     return grads[EMBEDDING if known == HEAD and HEAD not in grads else known]
 
 
-def _batch(case: Case, inputs: Inputs) -> TrainBatch:
+def to_batch(case: Case, inputs: Inputs) -> TrainBatch:
+    """A case's only sample as a batch."""
     ids, masks = inputs.input_ids, case.input("label_mask").astype(bool)
     labels = np.full(ids.shape, -100, np.int32)
     labels[:, ids.shape[1] - case.input("labels").shape[1] :] = case.input("labels")

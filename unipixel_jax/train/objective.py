@@ -10,11 +10,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.core.dropout import fold
+from unipixel_jax.core.stacking import Remat
 from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
+from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import TrackOutput
 from unipixel_jax.models.unipixel import Prompt, UniPixelModel
 from unipixel_jax.ops.resize import resize_bilinear
+
+
+WEIGHTS = MaskLossWeights()
+"""The reference's."""
 
 
 @jax.tree_util.register_dataclass
@@ -56,16 +63,25 @@ class TrainBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossParts:
-    """float32 scalars: ``total`` = ``language`` + ``segmentation``; ``masks`` holds the unweighted parts of the latter, all means over samples and frames."""
+    """float32 scalars, all means over samples (and frames).
+
+    Attributes:
+        total: ``language`` + ``segmentation``.
+        language: next-token loss.
+        segmentation: weighted sum of ``masks``.
+        masks: its unweighted parts.
+        seg_rate: share of the ``<|seg|>`` tokens that the model would say itself, given all before; 1 where there are none.
+    """
 
     total: jax.Array
     language: jax.Array
     segmentation: jax.Array
     masks: MaskLosses
+    seg_rate: jax.Array
 
 
 def objective(
-    model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = MaskLossWeights(), remat: bool = True
+    model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = WEIGHTS, remat: Remat = "full"
 ) -> tuple[jax.Array, LossParts]:
     """The loss of a batch, and its parts.
 
@@ -76,38 +92,41 @@ def objective(
         batch: the samples.
         dtype: compute dtype.
         weights: of the parts of the mask loss.
-        remat: recompute layers in the backward pass.
+        remat: what the backward pass computes again (core/stacking.py).
     """
     text = model.text
     hidden = text(model.embed(batch.prompt, dtype, remat), batch.prompt.position_ids, batch.prompt.segments, remat=remat)
     language = next_token_loss(text.norm(hidden), text.head_weight, batch.labels, batch.label_weights)
     if batch.clips is None:
-        zero = jnp.zeros((), jnp.float32)
-        return language, LossParts(language, language, zero, MaskLosses(zero, zero, zero, zero))
-    masks = clip_losses(model, hidden, batch.clips, dtype, weights, remat)
+        zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
+        return language, LossParts(language, language, zero, MaskLosses(zero, zero, zero, zero), one)
+    at = jnp.minimum(batch.clips.seg_positions, hidden.shape[1] - 1)
+    prompts = jnp.take_along_axis(hidden, at[..., None], axis=1)
+    masks = clip_losses(model, model.seg_head(prompts), batch.clips, dtype, weights, remat)
     segmentation = masks.total(weights)
-    return language + segmentation, LossParts(language + segmentation, language, segmentation, masks)
+    said = jnp.argmax(text.logits(jax.lax.stop_gradient(prompts)), axis=-1) == model.config.seg_token_id
+    valid = batch.clips.valid
+    seg_rate = jnp.where(jnp.any(valid), jnp.sum(said & valid) / jnp.maximum(jnp.sum(valid), 1), 1.0).astype(jnp.float32)
+    return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, seg_rate)
 
 
-def clip_losses(model: UniPixelModel, hidden: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: bool) -> MaskLosses:
-    """Mask losses, means over samples and frames; ``hidden`` is [B, T, D] before the final norm."""
-    (samples, length), sam2 = clips.frames.shape[:2], model.sam2
-    # a single frame needs no memory, nor gradients through making it
-    alone = model.config.sam2_batch_mode or length == 1
-    at = jnp.minimum(clips.seg_positions, hidden.shape[1] - 1)
-    tokens = model.seg_head(jnp.take_along_axis(hidden, at[..., None], axis=1))
-    features = sam2.encode(clips.frames.reshape(-1, *clips.frames.shape[2:]).astype(dtype), remat)
+def clip_losses(model: UniPixelModel, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
+    """Mask losses, means over samples and frames; ``tokens`` are the objects' hidden tokens [B, O, H, d]."""
+    samples, length = clips.frames.shape[:2]
+    features = model.sam2.encode(clips.frames.reshape(-1, *clips.frames.shape[2:]).astype(dtype), remat)
     features = jax.tree.map(lambda a: a.reshape(samples, length, *a.shape[1:]), features)
 
-    def one_sample(features: jax.Array, tokens: jax.Array, count: jax.Array, masks: jax.Array, valid: jax.Array) -> MaskLosses:
-        if alone:
+    def one_sample(features: FrameFeatures, tokens: jax.Array, clip: TrainClips, number: jax.Array) -> MaskLosses:
+        sam2 = fold(model.sam2, number)
+        # a single frame needs no memory, nor gradients through making one
+        if model.config.sam2_batch_mode or length == 1:
             out = sam2.segment_frames(features, tokens, training=True)
         else:
-            out = sam2.track(features, tokens, count, training=True, remat=remat)
-        sums = _sum_over_frames(out, count, masks, valid, weights)
-        return jax.tree.map(lambda a: a / count.astype(jnp.float32), sums)
+            out = sam2.track(features, tokens, clip.counts, training=True, remat=remat)
+        sums = _sum_over_frames(out, clip.counts, clip.masks, clip.valid, weights)
+        return jax.tree.map(lambda a: a / clip.counts.astype(jnp.float32), sums)
 
-    return jax.tree.map(jnp.mean, jax.vmap(one_sample)(features, tokens, clips.counts, clips.masks, clips.valid))
+    return jax.tree.map(jnp.mean, jax.vmap(one_sample)(features, tokens, clips, jnp.arange(samples)))
 
 
 def _sum_over_frames(out: TrackOutput, count: jax.Array, masks: jax.Array, valid: jax.Array, weights: MaskLossWeights) -> MaskLosses:

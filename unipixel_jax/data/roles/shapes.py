@@ -62,7 +62,7 @@ def refer(scene: Scene, thing: int, rng: np.random.Generator) -> SquareReference
 
 def _memory_text(memory: NDArray[np.bool_]) -> str:
     """The lines that list the remembered things, from their masks [O, F, S, S]."""
-    seen = memory.any(axis=(2, 3)).T
+    seen: NDArray[np.bool_] = np.asarray(memory.any(axis=(2, 3)).T)
     pairs = np.concatenate([seen, np.zeros((len(seen) % 2, seen.shape[1]), bool)]).reshape(-1, 2, seen.shape[1]).any(axis=1)
     return memory_prefix(pairs[..., None, None], len(seen))
 

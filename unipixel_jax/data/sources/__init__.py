@@ -12,6 +12,7 @@ from unipixel_jax.data.annotation import Source
 from unipixel_jax.data.sources import inst_it, llava, osprey, videorefer
 from unipixel_jax.data.sources.base import Filters, ListedSource, Loader
 from unipixel_jax.data.sources.own import is_own, open_own
+from unipixel_jax.data.sources.shapes import SHAPES, ShapesSource
 from unipixel_jax.errors import UserError
 
 SOURCES: dict[str, Loader] = {**videorefer.LOADERS, **inst_it.LOADERS, **osprey.LOADERS, **llava.LOADERS}
@@ -35,11 +36,13 @@ def open_source(name: str, root: str | Path, split: str = "train", filters: Filt
         from unipixel_jax.data.tfds.source import open_tfds  # an extra, and slow to import
 
         return open_tfds(name, root, split)
+    if name in SHAPES:
+        return ShapesSource(name)
     if name not in SOURCES and is_own(name):
         return open_own(name, filters or Filters())
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(SOURCES)}, or a path to own data"
+        near = difflib.get_close_matches(name, [*SOURCES, *SHAPES], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join([*SOURCES, *SHAPES])}, or a path to own data"
         raise UserError(f"there is no source {name!r}: {hint}")
     if not Path(root).is_dir():
         raise UserError(f"the data root {root} is not a folder: give the folder that holds the data sets")

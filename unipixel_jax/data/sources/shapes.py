@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from unipixel_jax.data.annotation import Annotation
 
+SHAPES = ("shapes_image", "shapes_clip")
 EPOCH = 1 << 16
 """Samples that count as one epoch; every one is drawn anew."""
 
 
 @dataclass(frozen=True)
 class ShapesSource:
-    """Scenes of one kind: ``name`` is "shapes_image" or "shapes_clip"."""
+    """Scenes of one kind: ``name`` is one of ``SHAPES``."""
 
     name: str
 

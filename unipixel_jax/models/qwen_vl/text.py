@@ -13,6 +13,7 @@ from unipixel_jax.config import TextConfig
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, VOCAB
 from unipixel_jax.core.params import declare
+from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.ops.attention import AttnMask, attention
@@ -58,14 +59,14 @@ class TextModel(nnx.Module):
         self.head = None if c.tie_word_embeddings else Linear(c.hidden_size, c.vocab_size, (VOCAB, EMBED), rngs, bias=False)
         self.config = c
 
-    def __call__(self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, remat: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, remat: Remat = "none") -> jax.Array:
         """Run the layers over whole rows.
 
         Args:
             x: [B, T, D] embedded tokens; its dtype is the compute dtype.
             position_ids: [3, B, T] integers (time, height, width).
             segments: [B, T] int32; 0 is padding, equal numbers attend to each other, causally.
-            remat: recompute layers in the backward pass.
+            remat: what the backward pass computes again (core/stacking.py).
 
         Returns:
             [B, T, D] hidden states BEFORE the final norm.
@@ -86,11 +87,11 @@ class TextModel(nnx.Module):
             [B, T, D] hidden states before the final norm, and the longer cache.
         """
         cache = cache.mark(segments, at)
-        x, (k, v) = self._run(x, position_ids, segments, cache, at, False)
+        x, (k, v) = self._run(x, position_ids, segments, cache, at, "none")
         return x, KVCache(k, v, cache.segments)
 
     def _run(
-        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache | None, at: jax.Array | int, remat: bool
+        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache | None, at: jax.Array | int, remat: Remat
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """The layers; returns the hidden states, and the keys and values of the cache (none without one)."""
         c = self.config

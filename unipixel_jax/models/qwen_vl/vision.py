@@ -18,6 +18,7 @@ from flax import nnx
 from unipixel_jax.config import VisionConfig
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED, HEADS, PATCH
+from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, SwiGlu, gelu
 from unipixel_jax.ops.attention import AttnMask, attention
 from unipixel_jax.ops.rope import grid_angles, rotate_half
@@ -83,13 +84,13 @@ class VisionTower(nnx.Module):
         self.merger = Merger(c, rngs)
         self.config = c
 
-    def __call__(self, patches: jax.Array, tables: VisionTables, remat: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
         """Encode patches.
 
         Args:
             patches: [P, patch_dim]; its dtype is the compute dtype. Padding patches may hold anything: no table names them.
             tables: see VisionTables.
-            remat: recompute blocks in the backward pass.
+            remat: what the backward pass computes again (core/stacking.py).
 
         Returns:
             [M, out_hidden_size] tokens, and [M, 4 D] the merger MLP's input (what `<|mem|>` tokens are averaged from).

@@ -18,6 +18,7 @@ from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
 from unipixel_jax.core.params import declare, zeros
+from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.ops import window
 from unipixel_jax.ops.attention import attention
@@ -117,7 +118,7 @@ class Stage(nnx.Module):
         self.whole = tuple(i in c.global_att_blocks for i in range(first + (index > 0), first + c.stages[index]))
         self.drop_path = tuple(np.linspace(0, DROP_PATH, sum(c.stages))[first : first + c.stages[index]].tolist())
 
-    def __call__(self, x: jax.Array, remat: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, remat: Remat) -> jax.Array:
         """x [B, h, w, C] of the stage before (or of the patch embedding) to this stage's map."""
         if self.entry is not None:
             x = self.entry.enter(x, self.drop_path[0], self.entry_size)
@@ -137,7 +138,7 @@ class Hiera(nnx.Module):
         self.pos_embed_window = declare(rngs, (1, c.embed_dim, c.window_spec[0], c.window_spec[0]), (None, EMBED, None, None))
         self.stages = nnx.List([Stage(c, i, rngs) for i in range(len(c.stages))])
 
-    def __call__(self, images: jax.Array, remat: bool = False) -> list[jax.Array]:
+    def __call__(self, images: jax.Array, remat: Remat = "none") -> list[jax.Array]:
         """images [B, S, S, 3], normalised, to maps [B, S/4, S/4, C], [B, S/8, S/8, 2C], ..."""
         x = self.patch_embed(images)
         side = x.shape[1]

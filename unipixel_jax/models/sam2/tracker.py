@@ -19,6 +19,7 @@ from unipixel_jax.config import Sam2Config
 from unipixel_jax.core.axes import CHANNELS, EMBED
 from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.params import declare, zeros
+from unipixel_jax.core.stacking import Remat, checkpointed
 from unipixel_jax.models.layers import Linear, Mlp3
 from unipixel_jax.models.sam2.hiera import Hiera
 from unipixel_jax.models.sam2.mask_decoder import DecodedMasks, MaskDecoder
@@ -102,7 +103,7 @@ class Sam2(nnx.Module):
         self.obj_ptr_tpos_proj = Linear(d, m, (CHANNELS, EMBED), rngs)
         self.config = c
 
-    def encode(self, images: jax.Array, remat: bool = False) -> FrameFeatures:
+    def encode(self, images: jax.Array, remat: Remat = "none") -> FrameFeatures:
         """Encode frames once, for however many objects: images [F, S, S, 3], normalised, in the compute dtype."""
         return self.neck(self.hiera(images, remat), self.mask_decoder.conv_s0, self.mask_decoder.conv_s1)
 
@@ -150,7 +151,7 @@ class Sam2(nnx.Module):
         )
 
     def track(
-        self, features: FrameFeatures, hidden: jax.Array, clip_length: int | jax.Array, training: bool = False, remat: bool = False
+        self, features: FrameFeatures, hidden: jax.Array, clip_length: int | jax.Array, training: bool = False, remat: Remat = "none"
     ) -> TrackOutput:
         """Track a whole clip: ``step`` scanned over features [F, ...]; the outputs get a leading axis of F.
 
@@ -161,7 +162,7 @@ class Sam2(nnx.Module):
             return self.step(state, jax.tree.map(lambda a: a[None], frame), hidden, training)
 
         state = self.start(hidden.shape[0], features.low.dtype, clip_length)
-        return jax.lax.scan(jax.checkpoint(step) if remat else step, state, features)[1]
+        return jax.lax.scan(checkpointed(step, remat), state, features)[1]
 
     def segment_frames(self, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> TrackOutput:
         """Segment every frame by itself, without memory (the reference's ``sam2_batch_mode``): features [F, ...], outputs [F, O, ...]."""
