@@ -11,6 +11,7 @@ import torch
 
 from .kinds import Tensors, read_media
 from .reference import Session
+from .training import adapter_shapes
 
 CONVERSATION = [
     {"role": "user", "content": [{"type": "text", "text": "Segment the small circle."}]},
@@ -18,6 +19,19 @@ CONVERSATION = [
     {"role": "user", "content": "What is it doing now?"},
     {"role": "assistant", "content": "It moves to the right."},
 ]
+
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "seg": {"tuning": ["seg"], "lora": None, "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.0, "warmup_ratio": 0.03, "max_grad_norm": 1.0}},
+    "lora": {
+        "tuning": ["lora", "embedding", "ref", "ref_enc", "msk", "seg", "sam2"],
+        "lora": {"rank": 4, "alpha": 8},
+        "optimizer": {
+            "learning_rate": 1e-4, "lora_lr": 3e-4, "sam2_enc_lr": 2e-5, "sam2_dec_lr": 5e-5, "weight_decay": 0.1, "warmup_ratio": 0.2, "max_grad_norm": 1.0,
+        },
+    },
+}  # fmt: skip
+"""What is trained and how, like the second and the third stage, though here every group has a rate of its own and weights decay."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,8 @@ class Maker:
         table.append(({"name": "smart_resize", "kind": "smart_resize"}, self._smart_resize))
         table.append(({"name": "chatml_labels", "kind": "chatml_labels", "messages": CONVERSATION}, self._chatml_labels))
         table.append(({"name": "lora", "kind": "multimodal", "adapter": "adapter"}, lambda entry: self._clip(self._ids(10))))
+        if self.dtype == torch.float32:
+            table += [({"name": f"train_steps_{name}", "kind": "train_steps", "steps": 20, **how}, self._train_steps) for name, how in TRAININGS.items()]
         return table
 
     def _normal(self, *shape: int) -> torch.Tensor:
@@ -201,6 +217,13 @@ class Maker:
             mask[frame, 1, side // 2 : side // 2 + side // 5, near : near + side // 5] = frame != count - 1
         point = {"point_coords": self._points(1), "point_labels": torch.tensor([[1]], dtype=torch.int32), "point_frames": torch.tensor([1])}
         return inputs | point | {"labels": labels, "frames": self._frames(count), "label_mask": mask}
+
+    def _train_steps(self, entry: dict[str, Any]) -> Tensors:
+        inputs = self._train_loss(entry)
+        if entry["lora"]:
+            shapes = adapter_shapes(self.session.model()[0], entry["lora"]["rank"])
+            inputs |= {f"lora.{name}": self._normal(*shape) / 5 for name, shape in shapes.items()}
+        return inputs
 
     def _e2e(self, entry: dict[str, Any]) -> Tensors:
         data = read_media(self.session, entry)[0]

@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from .reference import RecordingError
 
+LISTS = ("grad_names", "trained")
+"""What a case lists in a file of its own: names of gradients; trained weights with their learning rate and decay."""
+
 
 def read_case(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A case's inputs and outputs, by name without the prefix."""
@@ -23,12 +26,13 @@ def read_case(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[st
 
 
 def write_case(folder: Path, case: dict[str, Any], inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
-    """Write a case's tensors, and its list of gradients beside them, which leaves the case's entry."""
+    """Write a case's tensors, and beside them the lists of its gradients and trained weights, which leave the case's entry."""
     cases = folder / "cases"
     cases.mkdir(exist_ok=True)
-    names = case.pop("grad_names", None)
-    if names is not None:
-        (cases / f"{case['name']}.grad_names.json").write_text(json.dumps(names))
+    for kind in LISTS:
+        names = case.pop(kind, None)
+        if names is not None:
+            (cases / f"{case['name']}.{kind}.json").write_text(json.dumps(names))
     tensors = {f"inputs.{key}": value.contiguous() for key, value in inputs.items()} | {f"outputs.{key}": value for key, value in outputs.items()}
     save_file(tensors, cases / f"{case['name']}.safetensors")
 

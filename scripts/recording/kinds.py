@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from . import training
 from .reference import Session, quiet
 
 Tensors = dict[str, torch.Tensor]
@@ -91,8 +92,6 @@ def generate(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors
 
 def train_loss(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
     """One training step's losses and gradients, with all parameters trained and no dropout."""
-    from unipixel.dataset.utils import build_obj_to_frame_idx
-
     model, _ = session.model(train=True)
     model.config.sam2_batch_mode = case["batch_mode"]
     seen: dict[str, Any] = {}
@@ -107,16 +106,7 @@ def train_loss(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tenso
     model.zero_grad(set_to_none=True)
     try:
         with torch.enable_grad():
-            out = model(
-                **_batch(inputs),
-                attention_mask=torch.ones_like(inputs["input_ids"]),
-                point_coords=[[inputs["point_coords"]]],
-                point_labels=[[inputs["point_labels"]]],
-                point_frames=[[inputs["point_frames"]]],
-                frames=[inputs["frames"]],
-                label_mask=[inputs["label_mask"]],
-                label_obj_to_frame_idx=[build_obj_to_frame_idx(inputs["label_mask"], case["batch_mode"]).to(session.device)],
-            )
+            out = model(**training.sample(inputs, _batch(inputs), case["batch_mode"]))
             out.loss.backward()
     finally:
         hook.remove()
@@ -126,6 +116,11 @@ def train_loss(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tenso
     outputs = {"loss": out.loss, "lm_loss": seen["lm_loss"], **{f"seg.{name}": torch.as_tensor(value) for name, value in seen["seg"].items()}}
     outputs |= {f"grad.{name}": grad for name, grad in grads.items() if grad.numel() <= LARGEST_GRADIENT}
     return outputs | {"grad_norms": torch.stack([grad.norm() for grad in grads.values()])}
+
+
+def train_steps(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
+    """Losses and changes of weights over some steps of training."""
+    return training.train_steps(session, inputs, _batch(inputs), case)
 
 
 def e2e(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
@@ -182,7 +177,8 @@ def chatml_labels(session: Session, inputs: Tensors, case: dict[str, Any]) -> Te
 
 
 RUN: Mapping[str, Callable[[Session, Tensors, dict[str, Any]], Tensors]] = {
-    f.__name__: f for f in (vision, text, multimodal, rope_index, sam2_image, sam2_video, generate, train_loss, e2e, smart_resize, chatml_labels)
+    f.__name__: f
+    for f in (vision, text, multimodal, rope_index, sam2_image, sam2_video, generate, train_loss, train_steps, e2e, smart_resize, chatml_labels)
 }
 """The runner of each kind."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-STAND_INS = ("cv2", "decord", "iopath", "pandas", "pycocotools", "pysrt", "tabulate", "tensordict", "termplotlib")
+STAND_INS = ("cv2", "decord", "deepspeed", "iopath", "pandas", "pycocotools", "pysrt", "tabulate", "tensordict", "termplotlib")
 """Video and mask readers, tables and plots of the data sets; ``tensordict`` only for a class that a plain dataclass replaces."""
 
 

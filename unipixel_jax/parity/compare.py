@@ -17,6 +17,8 @@ FLIPPED = 1e-4
 """float32: share of mask pixels that may differ, those whose logit is within rounding of zero."""
 GRADIENT, GRADIENT_FLOOR = 3e-3, 1e-6
 """float32: relative error of a gradient, plus this share of the norm of all gradients together."""
+LOSSES, CHANGE = 1e-4, 1e-2
+"""float32: relative error of the losses of twenty steps of training, and of how far each weight moved."""
 BF16_HIDDEN = 1.5 * 0.012
 """bfloat16: relative error of the language side's states and scores."""
 BF16_SAM = 1.5 * 0.05

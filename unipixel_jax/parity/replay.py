@@ -27,6 +27,7 @@ from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.gradients import compare_gradients
 from unipixel_jax.parity.recording import Case
+from unipixel_jax.parity.training import compare_steps
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.chat import chatml_labels
 from unipixel_jax.processing.media import read_media
@@ -223,6 +224,11 @@ def train_loss(case: Case, context: Context) -> list[Check]:
     return compare_gradients(case, context.loaded, _collate(case, context))
 
 
+def train_steps(case: Case, context: Context) -> list[Check]:
+    """Some steps of training: losses, and the change of every trained tensor."""
+    return compare_steps(case, context.loaded, _collate(case, context))
+
+
 KINDS: Mapping[str, Callable[[Case, Context], list[Check]]] = {
     "vision": vision,
     "text": text,
@@ -232,6 +238,7 @@ KINDS: Mapping[str, Callable[[Case, Context], list[Check]]] = {
     "sam2_video": sam2_video,
     "generate": generated,
     "train_loss": train_loss,
+    "train_steps": train_steps,
     "e2e": end_to_end,
     "smart_resize": resized,
     "chatml_labels": labels,

@@ -48,7 +48,11 @@ class Group:
     decays: bool
 
 
-def trained(names: Sequence[str]) -> Callable[[KeyPath, Any], bool]:
+Predicate = Callable[[tuple[Any, ...], Any], bool]
+"""Of a key path and what lies there."""
+
+
+def trained(names: Sequence[str]) -> Predicate:
     """A predicate over key paths, as ``nnx.split`` and ``nnx.state`` take: whether a weight is trained.
 
     Args:
@@ -68,7 +72,7 @@ def trained(names: Sequence[str]) -> Callable[[KeyPath, Any], bool]:
     prefixes = tuple(prefix for name in names for prefix in PARTS[name])
     adapters = LORA in names or ALL in names
 
-    def predicate(path: KeyPath, value: Any = None) -> bool:
+    def predicate(path: KeyPath, value: Any) -> bool:
         if path[-1] in ADAPTERS:
             return adapters
         return path[-1] not in CONSTANTS and _below(path, prefixes)

@@ -1,0 +1,152 @@
+"""The training cases: some steps of our optimizer beside those of the reference's trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from unipixel_jax.convert.names import canonical
+from unipixel_jax.convert.rules import Rule
+from unipixel_jax.convert.tables import all_rules
+from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.models.lora import LoraConfig, LoraLinear, add_lora
+from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.parity import compare
+from unipixel_jax.parity.compare import Check
+from unipixel_jax.parity.gradients import to_batch
+from unipixel_jax.parity.recording import Case
+from unipixel_jax.processing.batch import Inputs
+from unipixel_jax.train.objective import TrainBatch, objective
+from unipixel_jax.train.optim import OptimConfig, make_optimizer
+from unipixel_jax.train.trainable import Group, groups, trained
+
+SHIFT = 5
+"""Pixels by which frames and masks move to the right from step to step, as scripts/recording/training.py moves them."""
+CHANGES = 48
+"""Elements of a change that are recorded at most, evenly spaced."""
+NAMES = {"sam2_enc_lr": "sam_encoder_lr", "sam2_dec_lr": "sam_decoder_lr", "max_grad_norm": "clip_norm"}
+"""The reference's names of settings where ours differ."""
+
+
+def compare_steps(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check]:
+    """Losses of every step, what is trained and how, the first gradients of the adapters, and the change of every trained weight."""
+    config = OptimConfig(**{NAMES.get(key, key): value for key, value in case.options["optimizer"].items()})
+    model, rules = loaded.model, all_rules(loaded.config)
+    if case.options["lora"]:
+        model, rules = _with_adapters(model, rules, case)
+    graph, start, *frozen = nnx.split(model, trained(case.options["tuning"]), ...)
+    batches = [_moved(to_batch(case, inputs), step) for step in range(case.options["steps"])]
+    losses, first, end = _train(graph, start, frozen, batches, config)
+
+    theirs = {canonical(name): (rate, decay) for name, rate, decay in _trained(case)}
+    listed = _by_torch_name(groups(start), rules)
+    ours = {name: (config.rate_of(group), config.weight_decay if group.decays else 0.0) for name, group in listed.items()}
+    checks = [compare.close("losses", losses, case.outputs["losses"], compare.LOSSES)]
+    checks.append(compare.exact("trained weights", np.asarray(sorted(ours)), np.asarray(sorted(theirs))))
+    checks.append(compare.exact("their rates and decay", *(np.asarray([side.get(name, (-1.0, -1.0)) for name in sorted(theirs)]) for side in (ours, theirs))))
+    return checks + _gradients(case, _arrays(first, rules)) + _changes(case, _arrays(jax.tree.map(jnp.subtract, end, start), rules))
+
+
+def _train(graph: Any, start: nnx.State, frozen: list[nnx.State], batches: list[TrainBatch], config: OptimConfig) -> tuple[np.ndarray, nnx.State, nnx.State]:
+    """One step a batch: the losses, the first step's gradients, and the weights at the end."""
+    optimizer = make_optimizer(config, groups(start), len(batches))
+
+    @jax.jit
+    def step(params: nnx.State, state: Any, frozen: list[nnx.State], batch: TrainBatch) -> tuple[nnx.State, Any, jax.Array, nnx.State]:
+        def loss(params: nnx.State) -> jax.Array:
+            return objective(nnx.merge(graph, params, *frozen), batch, jnp.dtype("float32"), remat="none")[0]
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value, grads
+
+    params, state = start, optimizer.init(start)
+    losses: list[float] = []
+    gradients: list[nnx.State] = []
+    for batch in batches:
+        params, state, value, grads = step(params, state, frozen, batch)
+        losses.append(float(value))
+        gradients = gradients or [grads]
+    return np.asarray(losses, np.float32), gradients[0], params
+
+
+def _gradients(case: Case, ours: Mapping[str, np.ndarray]) -> list[Check]:
+    theirs = {name: value for name, value in case.outputs.items() if name.startswith("grad.")}
+    total = float(np.sqrt(sum(np.sum(value.astype(np.float64) ** 2) for value in theirs.values())))
+    return [compare.gradient(name, ours[canonical(name.removeprefix("grad."))], value, total) for name, value in theirs.items()]
+
+
+def _changes(case: Case, ours: Mapping[str, np.ndarray]) -> list[Check]:
+    checks = []
+    for (name, *_), norm in zip(_trained(case), case.outputs["change_norms"], strict=True):
+        change = _compared(canonical(name), ours[canonical(name)])
+        checks.append(compare.close(f"norm of change.{name}", np.asarray(np.linalg.norm(change.astype(np.float64))), np.asarray(norm), compare.CHANGE))
+        if change.size:
+            sampled = change.reshape(-1)[:: -(-change.size // CHANGES)]
+            checks.append(compare.close(f"change.{name}", sampled, case.outputs[f"change.{name}"], compare.CHANGE))
+    return checks
+
+
+def _compared(name: str, change: np.ndarray) -> np.ndarray:
+    """A change without the biases of SAM's keys: no attention without rope takes notice of them, so their gradients are rounding, which Adam makes large."""
+    if not name.startswith("sam2.") or not name.endswith((".k_proj.bias", ".qkv.bias")):
+        return change
+    return change[:0] if name.endswith(".k_proj.bias") else np.delete(change.reshape(3, -1), 1, axis=0)
+
+
+def _trained(case: Case) -> list[tuple[str, float, float]]:
+    """Name, learning rate and weight decay of everything that was trained."""
+    return json.loads(case.path.with_name(f"{case.name}.trained.json").read_text(encoding="utf-8"))
+
+
+def _moved(batch: TrainBatch, step: int) -> TrainBatch:
+    assert batch.clips is not None
+    clips = dataclasses.replace(
+        batch.clips, frames=jnp.roll(batch.clips.frames, SHIFT * step, axis=3), masks=jnp.roll(batch.clips.masks, SHIFT * step, axis=-1)
+    )
+    return dataclasses.replace(batch, clips=clips)
+
+
+def _with_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple[UniPixelModel, list[Rule]]:
+    """The model with the case's adapters, and the rules with those for them."""
+    lora = case.options["lora"]
+    model = add_lora(model, LoraConfig(lora["rank"], lora["alpha"], dropout=0.0), nnx.Rngs(0))
+    layers = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, LoraLinear)}
+    given = {canonical(name.removeprefix("inputs.lora.")): value for name, value in case.tensors.items() if name.startswith("inputs.lora.")}
+    more = []
+    for rule in rules:
+        if rule.jax[:-1] in layers and rule.jax[-1] == "weight":
+            for theirs, ours in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
+                names = tuple(name.removesuffix("weight") + f"{theirs}.weight" for name in rule.torch)
+                more.append(Rule(names, (*rule.jax[:-1], ours), rule.stacked))
+                getattr(layers[rule.jax[:-1]], ours)[...] = jnp.asarray(np.stack([given[name] for name in names]))
+    return model, rules + more
+
+
+def _by_torch_name(tree: nnx.State, rules: list[Rule]) -> dict[str, Group]:
+    """The group of every torch tensor."""
+    flat = _flat(tree)
+    return {name: flat[rule.jax] for rule in rules if rule.jax in flat for name in rule.torch}
+
+
+def _arrays(tree: nnx.State, rules: list[Rule]) -> dict[str, np.ndarray]:
+    """The state's arrays as torch tensors."""
+    out = {}
+    for rule in rules:
+        array = _flat(tree).get(rule.jax)
+        if array is not None:
+            for i, (name, shape) in enumerate(rule.torch_shapes(array.shape).items()):
+                out[name] = np.asarray(array[i] if rule.stacked else array).reshape(shape)
+    return out
+
+
+def _flat(tree: nnx.State) -> dict[Any, Any]:
+    return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(tree)}
