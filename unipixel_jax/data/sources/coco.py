@@ -12,6 +12,7 @@ learned from an annotation depends on the words that it has:
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def load_coco(path: Path, source: str) -> list[Annotation]:
     found: dict[Any, list[tuple[Mapping[str, Any], str]]] = defaultdict(list)
     for number, raw in enumerate(_list(content, "annotations", path)):
         where = f"{path}: annotation {raw.get('id', number)}"
-        if (image := raw.get("image_id")) not in images:
+        if not _is_id(image := raw.get("image_id")) or image not in images:
             raise UserError(f"{where} has the image_id {image!r}, expected the id of one of the {len(images)} images: add the image or take it out")
         found[image].append((raw, where))
     out: list[Annotation] = []
@@ -64,7 +65,7 @@ def _samples(source: str, picture: Path, items: Sequence[tuple[Mapping[str, Any]
     for raw, region, where in items:
         masks = Tracks((((region,),),))
         sentences = raw.get("sentences", raw.get("sentence", []))
-        for sentence in [sentences] if isinstance(sentences, str) else sentences:
+        for sentence in sentences if isinstance(sentences, list) else [sentences]:
             segmenting.append(segmenting_turn(_words(sentence, "sentence", where), masks))
         if "caption" in raw:
             referring.append(Turn("caption", "", _words(raw["caption"], "caption", where), masks))
@@ -75,7 +76,7 @@ def _samples(source: str, picture: Path, items: Sequence[tuple[Mapping[str, Any]
             text = question if REGION in question else f"{REGION}: {question}"
             asking.append(Turn("qa", text, _words(raw.get("answer"), "answer", where), masks))
         if not any(key in raw for key in ("sentences", "sentence", "caption", "question", "answer")):
-            if raw.get("category_id") not in names:
+            if not _is_id(raw.get("category_id")) or raw["category_id"] not in names:
                 raise UserError(f"{where} has no words and the category_id {raw.get('category_id')!r}, expected one of {list(names)[:20]}, or sentences")
             categories[names[raw["category_id"]]].append(region)
     segmenting += [segmenting_turn(category, Tracks((tuple((r,) for r in regions),))) for category, regions in categories.items()]
@@ -105,13 +106,13 @@ def _region(raw: Mapping[str, Any], size: tuple[int, int], where: str) -> Region
     """The mask of an annotation, after a look at whether it belongs to a picture of this size."""
     region = raw.get("segmentation")
     if isinstance(region, Mapping):
-        if list(region.get("size", ())) != list(size):
+        if region.get("size") != list(size):
             raise UserError(f"{where} has run lengths for the size {region.get('size')}, expected {list(size)} (height, width) as its picture")
         return region
     if not isinstance(region, list) or not region:
         raise UserError(f"{where} has the segmentation {region!r}, expected polygons [[x0, y0, x1, y1, ...], ...] or run lengths with counts and size")
     for polygon in region:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(isinstance(v, int | float) for v in polygon):
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
             raise UserError(f"{where} has the polygon {str(polygon)[:60]}, expected at least three corners as x0, y0, x1, y1, x2, y2, ...")
         across, down = max(polygon[::2]), max(polygon[1::2])
         if across > size[1] + 1 or down > size[0] + 1 or min(polygon) < -1:
@@ -129,10 +130,14 @@ def _list(content: Mapping[str, Any], key: str, path: Path, needed: bool = True)
 def _by_id(content: Mapping[str, Any], key: str, path: Path, needed: bool = True) -> dict[Any, dict[str, Any]]:
     out: dict[Any, dict[str, Any]] = {}
     for raw in _list(content, key, path, needed):
-        if "id" not in raw or raw["id"] in out:
-            raise UserError(f"{path}: an entry of {key!r} has the id {raw.get('id')!r}, expected one that no other has")
+        if not _is_id(raw.get("id")) or raw["id"] in out:
+            raise UserError(f"{path}: an entry of {key!r} has the id {raw.get('id')!r}, expected a number or text that no other has")
         out[raw["id"]] = raw
     return out
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)
 
 
 def _field(raw: Mapping[str, Any], key: str, kind: type[str], where: str) -> str:
