@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from sample_data import inst_it, llava, osprey, videorefer  # noqa: E402
-from sample_data.discs import run_length  # noqa: E402, F401
+from sample_data.discs import run_length, write_video  # noqa: E402, F401
 
 from unipixel_jax.config import preset  # noqa: E402
 from unipixel_jax.data.annotation import DrawOptions  # noqa: E402

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from marked_samples import TOKENIZER, WHOLE, assembled, text_of, write
+from marked_samples import TOKENIZER, WHOLE, assembled, text_of, write, write_video
+from PIL import Image
 
 from unipixel_jax.data.annotation import DrawOptions, FrameFiles, Photo, VideoFrames
 from unipixel_jax.data.draw import draw
@@ -103,6 +104,12 @@ def test_broken_records_are_named(tmp_path, record, message):
     (tmp_path / FILE).write_text(json.dumps(records))
     with pytest.raises(UserError, match=message):
         len(open_source(NAME, tmp_path))
+
+
+def test_a_black_video_is_refused(source, tmp_path, rng):
+    write_video(tmp_path / "black.mp4", [Image.new("RGB", (64, 48))] * 8)
+    with pytest.raises(UserError, match="is black on all 4 frames"):
+        draw(replace(source[1], media=VideoFrames(str(tmp_path / "black.mp4"))), WHOLE, rng)
 
 
 def test_media_that_are_not_there_or_of_another_kind(source, rng):

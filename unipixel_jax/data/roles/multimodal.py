@@ -31,7 +31,8 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     """Read the media and the turns. Nothing is random here; the frames are spread evenly.
 
     Raises:
-        UserError: a turn without question or answer, media that is neither a photo nor a video file, a video of one frame, or a file that cannot be read.
+        UserError: a turn without question or answer, media that is neither a photo nor a video file, a video that is black or has one frame, or a file
+            that cannot be read.
     """
     for turn in annotation.turns:
         if not turn.text or not turn.answer:
@@ -85,4 +86,6 @@ def _read_video(path: Path | Content, most: int) -> tuple[Clip, float]:
         return spread_frames(count, rate, most)
 
     frames, indices = read_video(path, choose)
+    if not frames.any():
+        raise UserError(f"{path} is black on all {len(frames)} frames that were taken; expected a video with something to see")
     return Clip(frames, indices, False, path.stem), total / rate / len(frames)
