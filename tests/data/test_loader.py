@@ -4,11 +4,12 @@ import json
 import logging
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import pytest
 from toy_source import ToySource
 
-from unipixel_jax.data.loader import Loader, LoaderOptions
+from unipixel_jax.data.loader import Loader, LoaderOptions, _pack, _unpack
 from unipixel_jax.data.mixture import Mixture, Part
 from unipixel_jax.errors import UserError
 
@@ -159,6 +160,23 @@ def test_what_fails_again_and_again_ends_the_run(workers):
 def test_mistakes_of_the_program_are_not_taken_for_broken_samples():
     with pytest.raises(TypeError, match="a mistake of the program"):
         take(loader(draw_mistaken), 1)
+
+
+def test_arrays_cross_over_as_they_are():
+    values = {"bf16": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16), "none": np.zeros((0, 3)), "bools": np.eye(3, dtype=bool), "words": ("a", 1)}
+    packed = _pack(values)
+    assert len(packed["buffers"]) == 3 and all(isinstance(b, np.ndarray) for b in packed["buffers"])
+    found = _unpack(packed)
+    for name in ("bf16", "none", "bools"):
+        assert found[name].dtype == values[name].dtype
+        np.testing.assert_array_equal(found[name], values[name])
+    assert found["words"] == values["words"]
+
+
+def test_collating_here_changes_nothing():
+    mixture = Mixture(PARTS, 4)
+    here = take(Loader(mixture, draw, collate, collate_here=True), 5)
+    assert here == take(loader(), 5)
 
 
 def test_refusals():

@@ -3,11 +3,12 @@
 Which samples a step has follows from the mixture, and what is drawn of a sample from the seed and its place in the run. Neither the number of hosts nor
 that of workers changes a batch, and the state of a loader is the number of its next step.
 
-B samples of a global batch, P place of a sample in the run: the number of its step times B, plus its row.
+B samples of a global batch.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import grain
+import ml_dtypes
 import numpy as np
 from absl import flags
 from numpy.typing import NDArray
@@ -37,7 +39,7 @@ Draw = Callable[[Annotation, np.random.Generator], S]
 FAILURES = (OSError, ValueError, LookupError, ArithmeticError, SyntaxError, EOFError)
 """What a sample may fail with and be replaced: ``UserError``, and what readers raise for broken files. Anything else is a mistake in the program."""
 
-_LAST_PLACE = 2**62
+_LAST_STEP = 2**40
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,16 @@ class LoaderOptions:
     """How samples are drawn in the background.
 
     Attributes:
-        workers: processes that draw; 0 for threads of this process, which start at once but share one interpreter.
-        threads: that draw, in every worker (or here).
-        buffer: samples that every worker (or this process) holds ready.
+        workers: processes that make batches; 0 for threads of this process. Most of the work lets other threads run, and what processes make has to be
+            copied, so that threads are faster up to a few processors.
+        threads: that make batches, in every worker (or here), each a batch at a time.
+        buffer: batches that every worker (or this process) holds ready.
         max_retries: other samples tried in a row in place of one that fails.
     """
 
     workers: int = 0
     threads: int = 2
-    buffer: int = 4
+    buffer: int = 2
     max_retries: int = 10
 
 
@@ -64,14 +67,6 @@ class Failure:
     source: str
     name: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Drawn(Generic[S]):
-    """A sample, and those that failed in its place."""
-
-    sample: S
-    failures: tuple[Failure, ...]
 
 
 @dataclass
@@ -99,39 +94,58 @@ class Batch(Generic[A]):
 
 
 @dataclass(frozen=True)
-class SampleAt(Generic[S]):
-    """Draws the sample at any place of a run; what fails is replaced by another of its source and kind.
+class _Made:
+    """What the background makes of a step: the arrays, or the samples where they are collated elsewhere; and the samples that failed."""
+
+    content: Any
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class _Rows(Generic[S]):
+    """Makes this host's rows of any step.
 
     Attributes:
         mixture: the order of the samples.
         draw: draws one of them.
+        collate: makes arrays of them; None leaves them as they are.
+        first: the first row.
+        count: rows.
         max_retries: see ``LoaderOptions``.
     """
 
     mixture: Mixture
     draw: Draw[S]
+    collate: Callable[[Sequence[S]], Any] | None
+    first: int
+    count: int
     max_retries: int
 
-    def __call__(self, place: int) -> Drawn[S]:
-        """The sample at place P.
+    def __call__(self, step: int) -> _Made:
+        failures: list[Failure] = []
+        batch = self.mixture.batch(step)
+        samples = [self._sample(step, row, int(batch[row]), failures) for row in range(self.first, self.first + self.count)]
+        return _Made(samples if self.collate is None else self.collate(samples), tuple(failures))
+
+    def _sample(self, step: int, row: int, sample: int, failures: list[Failure]) -> S:
+        """The sample of a row, or another of its source and kind in its place, whose failures are added.
 
         Raises:
-            UserError: ``max_retries`` replacements failed as well.
+            UserError: ``max_retries`` others failed as well.
         """
-        step, row = divmod(int(place), self.mixture.batch_size)
-        tried = [int(self.mixture.batch(step)[row])]
-        failures: list[Failure] = []
+        tried = [sample]
         for attempt in range(self.max_retries + 1):
-            rng = np.random.default_rng([self.mixture.seed, place, attempt + 1])
+            # The place of a sample in the run, which no number of hosts changes; more numbers than the order takes, so that no two seeds are equal.
+            rng = np.random.default_rng([self.mixture.seed, step * self.mixture.batch_size + row, attempt + 1])
             annotation = self.mixture.annotation(tried[-1])
             try:
-                return Drawn(self.draw(annotation, rng), tuple(failures))
+                return self.draw(annotation, rng)
             except FAILURES as error:
                 failures.append(Failure(annotation.source, annotation.name, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"))
                 tried.append(self.mixture.another(tried, rng))
         last = failures[-1]
         raise UserError(
-            f"{last.source}: {len(failures)} samples of the kind {annotation.data_type} failed one after another, the last one, {last.name}, because: "
+            f"{last.source}: {len(tried) - 1} samples of the kind {annotation.data_type} failed one after another, the last one, {last.name}, because: "
             f"{last.reason}. Check the data set with `unipixel-jax data check {last.source}`"
         )
 
@@ -147,16 +161,18 @@ class Loader(Generic[S, A]):
         options: LoaderOptions = LoaderOptions(),
         host: int = 0,
         hosts: int = 1,
+        collate_here: bool = False,
     ) -> None:
         """Nothing is drawn before the first batch is asked for.
 
         Args:
             mixture: the order of the samples.
             draw: draws one of them, in the background.
-            collate: makes arrays of this host's samples of a step, in the thread that asks for the batch.
+            collate: makes arrays of this host's samples of a step; a function that can be pickled.
             options: what happens in the background.
             host: this host's number.
             hosts: hosts that share every global batch.
+            collate_here: collate in the thread that asks for a batch, where ``collate`` talks to other hosts, rather than in the background.
 
         Raises:
             UserError: a batch that does not divide among the hosts, or a host that is none of them.
@@ -169,10 +185,10 @@ class Loader(Generic[S, A]):
         self.failures = Failures()
         self.step = 0
         """The number of the next batch."""
-        self._sample_at = SampleAt(mixture, draw, options.max_retries)
-        self._collate = collate
+        count = mixture.batch_size // hosts
+        self._rows = _Rows(mixture, draw, None if collate_here else collate, host * count, count, options.max_retries)
+        self._finish = collate if collate_here else None
         self._options = options
-        self._rows = (host * (mixture.batch_size // hosts), mixture.batch_size // hosts)
         self._iterator: Any = None
 
     def __iter__(self) -> Loader[S, A]:
@@ -182,17 +198,14 @@ class Loader(Generic[S, A]):
         """The next batch.
 
         Raises:
-            UserError: see ``SampleAt``, and what ``collate`` raises.
+            UserError: too many samples failed one after another, or what ``collate`` raises.
         """
         if self._iterator is None:
             self._iterator = iter(self._dataset())
-        samples = []
-        for _ in range(self._rows[1]):
-            drawn: Drawn[S] = _unpack(next(self._iterator)) if self._options.workers else next(self._iterator)
-            samples.append(drawn.sample)
-            for failure in drawn.failures:
-                self.failures.add(failure)
-        batch = Batch(self.step, self.mixture.kind(self.step), self._collate(samples))
+        made: _Made = _unpack(next(self._iterator)) if self._options.workers else next(self._iterator)
+        for failure in made.failures:
+            self.failures.add(failure)
+        batch = Batch(self.step, self.mixture.kind(self.step), made.content if self._finish is None else self._finish(made.content))
         self.step += 1
         return batch
 
@@ -227,39 +240,37 @@ class Loader(Generic[S, A]):
         self.close()
 
     def _dataset(self) -> grain.IterDataset[Any]:
-        """Samples of this host in order, from the next step on."""
-        first, rows = self._rows
+        """What the background makes of each step, from the next one on."""
         options = self._options
-        places = grain.MapDataset.range(self.step * rows, _LAST_PLACE // self.mixture.batch_size * rows)
-        samples = places.map(_Place(self.mixture.batch_size, first, rows)).map(self._sample_at)
+        made = grain.MapDataset.range(self.step, _LAST_STEP).map(self._rows)
         reading = grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=max(options.threads, options.buffer))
         if not options.workers:
-            return samples.to_iter_dataset(reading)
+            return made.to_iter_dataset(reading)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads flags when it starts processes, and fails where no absl program has parsed them
-        return samples.map(_pack).to_iter_dataset(reading).mp_prefetch(grain.MultiprocessingOptions(options.workers, options.buffer))
+        return made.map(_pack).to_iter_dataset(reading).mp_prefetch(grain.MultiprocessingOptions(options.workers, options.buffer))
 
 
-@dataclass(frozen=True)
-class _Place:
-    """From the number of a sample on this host to its place in the run."""
+class _Pickler(pickle.Pickler):
+    """Hands out bfloat16 arrays too, which numpy would pickle by value."""
 
-    batch_size: int
-    first: int
-    rows: int
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, np.ndarray) and obj.dtype == ml_dtypes.bfloat16:
+            return _bfloat16, (obj.view(np.uint16),)
+        return NotImplemented
 
-    def __call__(self, number: int) -> int:
-        step, row = divmod(int(number), self.rows)
-        return step * self.batch_size + self.first + row
+
+def _bfloat16(bits: NDArray[np.uint16]) -> NDArray[Any]:
+    return bits.view(ml_dtypes.bfloat16)
 
 
 def _pack(value: object) -> dict[str, Any]:
     """A value with its arrays apart, which Grain hands over in shared memory."""
     buffers: list[pickle.PickleBuffer] = []
-    rest = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return {"rest": rest, "buffers": [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]}
+    rest = io.BytesIO()
+    _Pickler(rest, protocol=5, buffer_callback=buffers.append).dump(value)
+    return {"rest": rest.getvalue(), "buffers": [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]}
 
 
 def _unpack(packed: Mapping[str, Any]) -> Any:
-    buffers: Sequence[NDArray[np.uint8]] = packed["buffers"]
-    return pickle.loads(packed["rest"], buffers=buffers)
+    return pickle.loads(packed["rest"], buffers=packed["buffers"])

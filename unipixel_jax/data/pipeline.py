@@ -105,15 +105,23 @@ def open_loader(
     """
     if hosts > 1 and agree is None:
         raise UserError(f"{hosts} hosts share a batch, so they have to agree on its sizes: pass agree, which gives the largest of all hosts")
-    config, pad_id = draw_sample.config, draw_sample.tokenizer.pad_id
+    make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, ladders, packed, agree)
+    return Loader(mixture, draw_sample, make, options, host, hosts, collate_here=agree is not None)
 
-    def make(samples: Sequence[Sample]) -> BatchArrays:
-        lengths = [sample.tokens for sample in samples]
-        rows = choose_rows(lengths, ladders) if packed and samples[0].masks is None else None
-        arrays = collate(samples, config, pad_id, ladders, rows=rows)
-        if agree is None or (sizes := agree(found := sizes_of(arrays))) == found:
+
+@dataclass(frozen=True)
+class _Collate:
+    """From the samples of a step to arrays; the attributes are those of ``open_loader``."""
+
+    config: UniPixelConfig
+    pad_id: int
+    ladders: Ladders
+    packed: bool
+    agree: Agree | None
+
+    def __call__(self, samples: Sequence[Sample]) -> BatchArrays:
+        rows = choose_rows([sample.tokens for sample in samples], self.ladders) if self.packed and samples[0].masks is None else None
+        arrays = collate(samples, self.config, self.pad_id, self.ladders, rows=rows)
+        if self.agree is None or (sizes := self.agree(found := sizes_of(arrays))) == found:
             return arrays
-        return collate(samples, config, pad_id, ladders.fixed(sizes), rows=rows)
-
-    return Loader(mixture, draw_sample, make, options, host, hosts)
-
+        return collate(samples, self.config, self.pad_id, self.ladders.fixed(sizes), rows=rows)
