@@ -70,9 +70,9 @@ def open_trained(start: Path, arrays: Mapping[KeyPath, np.ndarray], settings: Lo
         UserError: no such directory, or arrays that its model does not have.
     """
     source = open_converted(start)
-    weights = _torch(source.config, {path: array for path, array in arrays.items() if path[-1] not in (LORA_A, LORA_B)}, start)
+    weights = torch_tensors(source.config, {path: array for path, array in arrays.items() if path[-1] not in (LORA_A, LORA_B)}, start)
     halves = {
-        last: _torch(source.config, {(*path[:-1], "weight"): array for path, array in arrays.items() if path[-1] == last}, start, shaped=False)
+        last: torch_tensors(source.config, {(*path[:-1], "weight"): array for path, array in arrays.items() if path[-1] == last}, start, shaped=False)
         for last in (LORA_A, LORA_B)
     }
     if halves[LORA_A].keys() != halves[LORA_B].keys() or bool(halves[LORA_A]) != (settings is not None):
@@ -132,7 +132,7 @@ def write_adapter(trained: Trained, target: Path, base: str | None, *, force: bo
     return len(adapter) + len(others)
 
 
-def _torch(config: UniPixelConfig, arrays: Mapping[KeyPath, np.ndarray], start: Path, shaped: bool = True) -> dict[str, Tensor]:
+def torch_tensors(config: UniPixelConfig, arrays: Mapping[KeyPath, np.ndarray], start: Path, shaped: bool = True) -> dict[str, Tensor]:
     """Arrays under torch's names; a stack becomes one tensor per layer. `shaped` gives each the shape that torch has for a weight of the rule."""
     rules = {rule.jax: rule for rule in all_rules(config)}
     unknown = [".".join(map(str, path)) for path in arrays if path not in rules]

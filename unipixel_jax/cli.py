@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unipixel_jax.data.cli import main as data
 
         return data(argv[1:])
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(argv) if argv[:1] != ["train"] else argparse.Namespace(run=_train, arguments=argv[1:], verbose=False, attention=None)
     try:
         with ExitStack() as stack:
             _show_progress(args.verbose, stack)
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--verbose", action="store_true", help="show the time of each stage, and the traceback of an error")
     commands.add_parser("convert", help="convert weights between torch and JAX, or say what a checkpoint holds (convert --help)", add_help=False)
     commands.add_parser("data", help="look at training data, and pack it (data --help)", add_help=False)
+    commands.add_parser("train", help="train a model, or export what was trained (train --help)", add_help=False)
     commands.add_parser("bench", help="measure speed (bench --help)", add_help=False)
     return parser
 
@@ -208,6 +209,12 @@ def _demo(args: argparse.Namespace) -> int:
     for line in run(args.output_dir):
         print(line)
     return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from unipixel_jax.training import main as train
+
+    return train(args.arguments)
 
 
 def _show_progress(verbose: bool, stack: ExitStack) -> None:

@@ -17,10 +17,9 @@ import numpy as np
 
 from unipixel_jax.config import SAM2_SIZES, TextConfig, UniPixelConfig, preset
 from unipixel_jax.infer import segmentation
-from unipixel_jax.models.unipixel import unstack_towers
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.qwen_vl.text import TextModel
-from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
+from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 
 Times = Iterator[tuple[str, list[float]]]
 """Names with the seconds per item of each timed run."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.data.annotation import Example, Photo
@@ -47,8 +47,10 @@ class Sample:
         return len(self.labels)
 
 
-def prepare(example: Example, tokenizer: Tokenizer, config: UniPixelConfig, rng: np.random.Generator) -> Sample:
-    """Tokenise a conversation and prepare its pictures.
+def prepare(
+    example: Example, tokenizer: Tokenizer, config: UniPixelConfig, rng: np.random.Generator, pixel_dtype: DTypeLike = np.float32
+) -> Sample:
+    """Tokenise a conversation and prepare its pictures, whose pixels get ``pixel_dtype``.
 
     Where the configuration limits ``sample_objects``, so many of the objects are drawn, as the reference does in its forward pass.
 
@@ -57,7 +59,7 @@ def prepare(example: Example, tokenizer: Tokenizer, config: UniPixelConfig, rng:
     """
     text = tokenizer.render(example.messages, add_generation_prompt=False).strip()
     annotation, masks = example.annotation, example.masks
-    picture, grid, found = _picture(example, config), None, 0
+    picture, grid, found = _picture(example, config, pixel_dtype), None, 0
     if example.memory is not None and picture is not None:
         if not example.memory.any(axis=(1, 2, 3)).all():
             raise UserError(f"{annotation.source}, {annotation.name}: the mask of an object to remember is empty in the frames that were taken")
@@ -82,9 +84,9 @@ def prepare(example: Example, tokenizer: Tokenizer, config: UniPixelConfig, rng:
     )
 
 
-def _picture(example: Example, config: UniPixelConfig) -> Picture | None:
+def _picture(example: Example, config: UniPixelConfig, dtype: DTypeLike) -> Picture | None:
     if example.clip is None:
         return None
-    picture = prepare_picture(example.clip, config, sample_frames=example.sample_frames, segment=example.masks is not None)
+    picture = prepare_picture(example.clip, config, sample_frames=example.sample_frames, segment=example.masks is not None, dtype=dtype)
     seconds = example.seconds_per_frame * config.vision.temporal_patch_size
     return replace(picture, seconds_per_grid=seconds, is_still=isinstance(example.annotation.media, Photo))

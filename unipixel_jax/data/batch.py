@@ -22,11 +22,11 @@ from unipixel_jax.processing.chat import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class ClipArrays:
-    """What SAM is to find; the fields of train/objective.py's ``TrainClips``: frames [B, F, S, S, 3] float32, counts [B] int32, seg_positions [B, O] int32,
+    """What SAM is to find; the fields of train/objective.py's ``TrainClips``: frames [B, F, S, S, 3] of the samples' dtype, counts [B] int32, seg_positions [B, O] int32,
     masks [B, F, O, S, S] bool, valid [B, O] bool.
     """
 
-    frames: NDArray[np.float32]
+    frames: NDArray[np.floating]
     counts: NDArray[np.int32]
     seg_positions: NDArray[np.int32]
     masks: NDArray[np.bool_]
@@ -91,18 +91,18 @@ def collate(
 def _clips(samples: Sequence[Sample], seg_positions: NDArray[np.int32], config: UniPixelConfig, ladders: Ladders) -> ClipArrays:
     rows, side = len(seg_positions), config.sam2.image_size
     masks = [sample.masks for sample in samples if sample.masks is not None]
+    shown = [s.prompt.picture.frames for s in samples if s.prompt.picture is not None and s.prompt.picture.frames is not None]
     frames, objects = ladders.frames.size(max(len(m) for m in masks)), ladders.objects.size(max(m.shape[1] for m in masks))
     out = ClipArrays(
-        frames=np.zeros((rows, frames, side, side, 3), np.float32),
+        frames=np.zeros((rows, frames, side, side, 3), shown[0].dtype),
         counts=np.ones(rows, np.int32),
         seg_positions=np.zeros((rows, objects), np.int32),
         masks=np.zeros((rows, frames, objects, side, side), bool),
         valid=np.zeros((rows, objects), bool),
     )
-    for row, (sample, mask) in enumerate(zip(samples, masks, strict=True)):
-        assert sample.prompt.picture is not None and sample.prompt.picture.frames is not None, "prepared with SAM's frames, since there are masks"
+    for row, (sample, mask, pixels) in enumerate(zip(samples, masks, shown, strict=True)):
         count, found = mask.shape[:2]
-        out.frames[row, :count] = sample.prompt.picture.frames
+        out.frames[row, :count] = pixels
         out.counts[row] = count
         out.masks[row, :count, :found] = mask
         out.seg_positions[row, :found] = seg_positions[row, list(sample.objects)]

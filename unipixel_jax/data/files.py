@@ -21,11 +21,14 @@ def read_json(path: str | Path) -> Any:
     Raises:
         UserError: it is missing or broken.
     """
-    content = _read_bytes(Path(path))
+    with _open_binary(Path(path)) as file:
+        content = file.read()
     try:
-        return json.loads(content)
-    except UnicodeDecodeError:  # a few of ReasonSeg's files were written on Windows
-        return json.loads(content.decode("cp1252"))
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", "replace")  # a few of ReasonSeg's files were written on Windows
+    try:
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): copy it again") from error
 
@@ -87,11 +90,6 @@ class _PlainUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         raise UserError(f"asks for {module}.{name}, expected plain values only: it is of another kind, or not to be trusted")
-
-
-def _read_bytes(path: Path) -> bytes:
-    with _open_binary(path) as file:
-        return file.read()
 
 
 def _open_binary(path: Path) -> Any:

@@ -43,8 +43,7 @@ def compare_steps(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check
     if case.options["lora"]:
         model, rules = _with_adapters(model, rules, case)
     graph, start, *frozen = nnx.split(model, trained(case.options["tuning"]), ...)
-    batches = [_moved(to_batch(case, inputs), step) for step in range(case.options["steps"])]
-    losses, first, end = _train(graph, start, frozen, batches, config)
+    losses, first, end = _train(graph, start, frozen, to_batch(case, inputs), config, case.options["steps"])
 
     theirs = {canonical(name): (rate, decay) for name, rate, decay in _trained(case)}
     listed = _by_torch_name(groups(start), rules)
@@ -55,27 +54,29 @@ def compare_steps(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check
     return checks + _gradients(case, _arrays(first, rules)) + _changes(case, _arrays(jax.tree.map(jnp.subtract, end, start), rules))
 
 
-def _train(graph: Any, start: nnx.State, frozen: list[nnx.State], batches: list[TrainBatch], config: OptimConfig) -> tuple[np.ndarray, nnx.State, nnx.State]:
-    """One step a batch: the losses, the first step's gradients, and the weights at the end."""
-    optimizer = make_optimizer(config, groups(start), len(batches))
+def _train(
+    graph: Any, start: nnx.State, frozen: list[nnx.State], batch: TrainBatch, config: OptimConfig, steps: int
+) -> tuple[np.ndarray, nnx.State, nnx.State]:
+    """Train on a batch that moves from step to step: the losses, the first step's gradients, and the weights at the end."""
+    optimizer = make_optimizer(config, groups(start), steps)
+
+    def loss(params: nnx.State, frozen: list[nnx.State], batch: TrainBatch) -> jax.Array:
+        return objective(nnx.merge(graph, params, *frozen), batch, jnp.dtype("float32"))[0]
 
     @jax.jit
-    def step(params: nnx.State, state: Any, frozen: list[nnx.State], batch: TrainBatch) -> tuple[nnx.State, Any, jax.Array, nnx.State]:
-        def loss(params: nnx.State) -> jax.Array:
-            return objective(nnx.merge(graph, params, *frozen), batch, jnp.dtype("float32"), remat="none")[0]
+    def run(start: nnx.State, frozen: list[nnx.State], batch: TrainBatch) -> tuple[jax.Array, nnx.State, nnx.State]:
+        def step(carry: tuple[nnx.State, Any, nnx.State], number: jax.Array) -> tuple[tuple[nnx.State, Any, nnx.State], jax.Array]:
+            params, state, first = carry
+            value, grads = jax.value_and_grad(loss)(params, frozen, _moved(batch, number))
+            updates, state = optimizer.update(grads, state, params)
+            first = jax.tree.map(lambda kept, new: jnp.where(number == 0, new, kept), first, grads)
+            return (optax.apply_updates(params, updates), state, first), value
 
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value, grads
+        (params, _, first), losses = jax.lax.scan(step, (start, optimizer.init(start), start), jnp.arange(steps))
+        return losses, first, params
 
-    params, state = start, optimizer.init(start)
-    losses: list[float] = []
-    gradients: list[nnx.State] = []
-    for batch in batches:
-        params, state, value, grads = step(params, state, frozen, batch)
-        losses.append(float(value))
-        gradients = gradients or [grads]
-    return np.asarray(losses, np.float32), gradients[0], params
+    losses, first, end = run(start, frozen, batch)
+    return np.asarray(losses), first, end
 
 
 def _gradients(case: Case, ours: Mapping[str, np.ndarray]) -> list[Check]:
@@ -107,7 +108,7 @@ def _trained(case: Case) -> list[tuple[str, float, float]]:
     return json.loads(case.path.with_name(f"{case.name}.trained.json").read_text(encoding="utf-8"))
 
 
-def _moved(batch: TrainBatch, step: int) -> TrainBatch:
+def _moved(batch: TrainBatch, step: jax.Array) -> TrainBatch:
     assert batch.clips is not None
     clips = dataclasses.replace(
         batch.clips, frames=jnp.roll(batch.clips.frames, SHIFT * step, axis=3), masks=jnp.roll(batch.clips.masks, SHIFT * step, axis=-1)

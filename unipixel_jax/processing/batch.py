@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
@@ -32,18 +32,18 @@ class Picture:
     """A clip as the model sees it, not yet padded; several prompts may share it.
 
     Attributes:
-        patches: for the language side [patches, patch_dim], float32.
+        patches: for the language side [patches, patch_dim], float32 or the dtype asked for.
         grid_thw: patches in time, height and width.
-        frames: for SAM [frames, S, S, 3], float32; none where nothing is to be segmented.
+        frames: for SAM [frames, S, S, 3], of the same dtype; none where nothing is to be segmented.
         frame_size: height and width of the media in pixels.
         frame_count: frames of the clip.
         seconds_per_grid: between two pairs of frames.
         is_still: the language side sees a picture (``<|image_pad|>``) rather than a clip; only multimodal training data does that.
     """
 
-    patches: NDArray[np.float32]
+    patches: NDArray[np.floating]
     grid_thw: tuple[int, int, int]
-    frames: NDArray[np.float32] | None
+    frames: NDArray[np.floating] | None
     frame_size: tuple[int, int]
     frame_count: int
     seconds_per_grid: float = 1.0
@@ -78,7 +78,7 @@ class Inputs:
         segments: the prompt that a token belongs to, counted from 1 in each row [B, L], int32; 0 at padding.
         position_ids: rotary positions in time, height and width [3, B, L], int32.
         rope_deltas: what to add to an index >= L to get the position of a generated token, which goes on with the last prompt of its row [B], int32.
-        patches: [N, patch_dim], float32, 0 at padding.
+        patches: [N, patch_dim], of the pictures' dtype, 0 at padding.
         vision: index tables of the vision tower.
         vision_slots: for each token the merged token that replaces it [B, L], int32; M for none.
         references: points and boxes.
@@ -93,7 +93,7 @@ class Inputs:
     segments: NDArray[np.int32]
     position_ids: NDArray[np.int32]
     rope_deltas: NDArray[np.int32]
-    patches: NDArray[np.float32]
+    patches: NDArray[np.floating]
     vision: VisionIndex
     vision_slots: NDArray[np.int32]
     references: References
@@ -103,7 +103,9 @@ class Inputs:
     seg_positions: NDArray[np.int32]
 
 
-def prepare_picture(clip: Clip, config: UniPixelConfig, *, sample_frames: int = 16, segment: bool = True) -> Picture:
+def prepare_picture(
+    clip: Clip, config: UniPixelConfig, *, sample_frames: int = 16, segment: bool = True, dtype: DTypeLike = np.float32
+) -> Picture:
     """Resize, normalise and cut a clip for both sides of the model.
 
     Args:
@@ -111,13 +113,14 @@ def prepare_picture(clip: Clip, config: UniPixelConfig, *, sample_frames: int = 
         config: the model's sizes.
         sample_frames: frames at most taken from any clip, which sets the pixel budget of each.
         segment: make SAM's copy too.
+        dtype: of both copies' pixels, once they are computed in float32; where the model computes in bfloat16 it rounds them so itself.
 
     Raises:
         UserError: frames that are too long and thin.
     """
     shown = language_frames(clip.frames if clip.over_white is None else clip.over_white, sample_frames, config.vision.merge_size)
-    patches, grid = patchify(shown, config.vision)
-    frames = square_frames(clip.frames, config.sam2.image_size) if segment else None
+    patches, grid = patchify(shown, config.vision, dtype)
+    frames = square_frames(clip.frames, config.sam2.image_size, dtype) if segment else None
     height, width = clip.frames.shape[1:3]
     return Picture(patches, grid, frames, (height, width), len(clip.frames), seconds_per_grid(config.vision))
 
@@ -202,7 +205,7 @@ def collate(
 
     pictures = [p.picture for p in prompts if p.picture is not None]
     vision = build_vision_index([p.grid_thw for p in pictures], config.vision, ladders)
-    patches = np.zeros((len(vision.rope), config.vision.patch_dim), np.float32)
+    patches = np.zeros((len(vision.rope), config.vision.patch_dim), pictures[0].patches.dtype if pictures else np.float32)
     if pictures:
         np.concatenate([p.patches for p in pictures], out=patches[: sum(len(p.patches) for p in pictures)])
 
@@ -229,7 +232,7 @@ def collate(
     )
 
 
-def pad_frames(frames: NDArray[np.float32], ladders: Ladders = LADDERS) -> NDArray[np.float32]:
+def pad_frames(frames: NDArray[np.floating], ladders: Ladders = LADDERS) -> NDArray[np.floating]:
     """Frames filled up with zeros to a size from the ladder [F, S, S, 3]."""
     return np.pad(frames, ((0, ladders.frames.size(len(frames)) - len(frames)), (0, 0), (0, 0), (0, 0)))
 

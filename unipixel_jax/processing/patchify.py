@@ -7,7 +7,7 @@ does by itself beforehand.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from unipixel_jax.config import VisionConfig
 
@@ -16,13 +16,16 @@ _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _SCALE = np.float32(255)
 
 
-def patchify(frames: NDArray[np.uint8], config: VisionConfig) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+def patchify(
+    frames: NDArray[np.uint8], config: VisionConfig, dtype: DTypeLike = np.float32
+) -> tuple[NDArray[np.floating], tuple[int, int, int]]:
     """Normalise with CLIP's mean and deviation, and cut into patches.
 
     Args:
         frames: [F, height, width, 3], height and width multiples of ``patch_size * spatial_merge_size``. If F does not fill the last pair, the last
             frame is repeated.
         config: the vision tower's sizes.
+        dtype: of the patches; they are computed in float32.
 
     Returns:
         Patches [N, patch_dim], each flattened from (channel, time, row, column); pair by pair, merged token by merged token in reading order, and
@@ -33,15 +36,16 @@ def patchify(frames: NDArray[np.uint8], config: VisionConfig) -> tuple[NDArray[n
     # The pixels of a patch that lie side by side are moved as one item, which numpy does several times as fast as single bytes.
     run = np.dtype(f"V{patch * 3}")
     rows = np.ascontiguousarray(frames).reshape(-1, down // merge, merge, patch, across // merge, merge, run.itemsize).view(run)[..., 0]
-    out = np.empty((time, down * across, 3, pair, patch * patch), np.float32)
+    out = np.empty((time, down * across, 3, pair, patch * patch), dtype)
+    plane = np.empty((down * across, patch * patch), np.float32)
     for frame, (t, place) in enumerate(np.ndindex(time, pair)):
         if frame >= len(frames):
             out[t, :, :, place] = out[t, :, :, place - 1]
             continue
         pixels = np.ascontiguousarray(rows[frame].transpose(0, 3, 1, 4, 2)).view(np.uint8).reshape(down * across, patch * patch, 3)
         for channel in range(3):
-            target = out[t, :, channel, place]
             # In the reference's order, division by 255 fused into mean and deviation, so that it rounds alike.
-            np.subtract(pixels[..., channel], _MEAN[channel] * _SCALE, out=target)
-            target /= _STD[channel] * _SCALE
+            np.subtract(pixels[..., channel], _MEAN[channel] * _SCALE, out=plane)
+            plane /= _STD[channel] * _SCALE
+            out[t, :, channel, place] = plane
     return out.reshape(time * down * across, -1), (time, down, across)

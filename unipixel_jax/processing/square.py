@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from unipixel_jax.processing.resize import bilinear_weights
 
@@ -21,12 +21,13 @@ _COLUMNS = 32
 """Columns of the square made at a time, so that what lies between the two passes stays in the cache: three times as fast as whole frames."""
 
 
-def square_frames(frames: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+def square_frames(frames: NDArray[np.uint8], side: int, dtype: DTypeLike = np.float32) -> NDArray[np.floating]:
     """Resize and normalise.
 
     Args:
         frames: [F, H, W, 3].
         side: S in pixels.
+        dtype: of the result, which is computed in float32.
 
     Returns:
         [F, S, S, 3].
@@ -38,7 +39,7 @@ def square_frames(frames: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
     wide, wide_spare = np.empty((2, _COLUMNS, height * 3), np.float32)
     turned = np.zeros((height, _COLUMNS * 3), np.float32)
     square_picked, square, square_spare = np.empty((3, side, _COLUMNS * 3), np.float32)
-    out = np.empty((len(frames), side, side, 3), np.float32)
+    out = np.empty((len(frames), side, side, 3), dtype)
     for frame, target in zip(frames, out, strict=True):
         columns = _turn(frame).reshape(width, height * 3)
         for first in range(0, side, _COLUMNS):

@@ -26,7 +26,7 @@ from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.manifest import About, Damaged, Manifest, Stored
 from unipixel_jax.train.orbax_noise import silence
-from unipixel_jax.train.stored import handlers, named_leaves, read_manifest, reason, restore_arrays
+from unipixel_jax.train.stored import named_leaves, read_manifest, reason, restore_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Checkpoints:
         )
         silence()
         try:
-            self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=handlers())
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise UserError(f"{directory} cannot be made ({error.strerror or error}): choose a place where you may write") from error
         self._pending: int | None = None
@@ -190,7 +190,7 @@ class Checkpoints:
                 unknown = [name for name in manifest.arrays if name not in wanted]
                 if unknown:
                     raise UserError(f"{where} holds {', '.join(unknown[:10])}, which this run does not have. Continue with the configuration that wrote it")
-                leaves = restore_arrays(self._manager, step, wanted, manifest, where)
+                leaves = restore_arrays(where, wanted, manifest)
             except Damaged as error:
                 damaged.append(step)
                 aside = self._set_aside(where)
@@ -207,15 +207,20 @@ class Checkpoints:
         if jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             where.rename(aside)
-        self._manager.reload()
+        self._reload()
         return aside
+
+    def _reload(self) -> None:
+        """Look at the directory again, on all processes after the first has changed it."""
+        multihost_utils.sync_global_devices("checkpoints changed")
+        self._manager.reload()
 
     def _refused(self, error: Exception) -> UserError:
         """What to tell of a save that failed, after what it left is gone."""
         step, self._pending = self._pending, None
         if jax.process_index() == 0:
             shutil.rmtree(self._directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}", ignore_errors=True)
-        self._manager.reload()
+        self._reload()
         newest = f"the newest complete checkpoint is that of step {self.steps[-1]}" if self.steps else "there is no complete checkpoint yet"
         return UserError(f"{self._directory}: step {step} could not be saved ({reason(error)}); {newest}. Make room or choose another place, then continue")
 

@@ -19,7 +19,6 @@ from unipixel_jax.models.sam2.tracker import TrackOutput
 from unipixel_jax.models.unipixel import Prompt, UniPixelModel
 from unipixel_jax.ops.resize import resize_bilinear
 
-
 WEIGHTS = MaskLossWeights()
 """The reference's."""
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath  # type: ignore[import-untyped]
+from jax.experimental import multihost_utils
 
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
@@ -72,16 +74,20 @@ def read_arrays(directory: str | Path, step: int | None, prefix: str) -> tuple[M
         wanted = {
             name: jax.ShapeDtypeStruct(entry.shape, np.dtype(entry.dtype), sharding=here) for name, entry in manifest.arrays.items() if name.startswith(prefix)
         }
-        with ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(read_only=True), handler_registry=handlers()) as manager:
-            arrays = restore_arrays(manager, chosen, wanted, manifest, where)
+        arrays = restore_arrays(where, wanted, manifest)
     except Damaged as error:
         others = f"; others are there: {', '.join(map(str, steps[:-1]))}" if steps[:-1] else ""
         raise UserError(f"{where} is damaged ({error}){others}") from None
     return manifest, {name: np.asarray(array) for name, array in arrays.items()}
 
 
-def restore_arrays(manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any], manifest: Manifest, where: Path) -> dict[str, jax.Array]:
-    """Arrays in their places, compared with their fingerprints.
+def restore_arrays(where: Path, wanted: Mapping[str, Any], manifest: Manifest) -> dict[str, jax.Array]:
+    """Arrays in their places, compared with their fingerprints. Of several processes, all must call it.
+
+    Args:
+        where: the directory of a step.
+        wanted: jax.ShapeDtypeStruct by name, whose shardings say where the arrays go.
+        manifest: of the step.
 
     Raises:
         Damaged: they cannot be read, or are not as they were written.
@@ -99,34 +105,34 @@ def restore_arrays(manager: ocp.CheckpointManager, step: int, wanted: Mapping[st
     silence()
     arrays, failure = {}, None
     try:
-        arrays = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-    except (ValueError, OSError, KeyError) as error:  # not RuntimeError: an accelerator without room says nothing of the checkpoint
+        # not by the CheckpointManager, whose processes wait for one another: one that cannot read its part would leave the others waiting
+        arrays = ocp.PyTreeCheckpointHandler().restore(epath.Path(where / "state"), args=args)
+    except Exception as error:  # Orbax raises many kinds, a bare Exception among them
+        if isinstance(_origin(error), (MemoryError, jax.errors.JaxRuntimeError)):
+            raise  # a machine without room says nothing of the checkpoint
         failure = reason(error)
     if failure:
         gc.collect()  # the reads that were given up are let go of now, and not while Python ends, when their last words would be an error
-        raise Damaged(failure)
+    elsewhere = np.sum(multihost_utils.process_allgather(np.array(failure is not None))) if jax.process_count() > 1 else 0
+    if failure or elsewhere:
+        raise Damaged(failure or "another process cannot read its part")
     changed = [name for name, mark in fingerprints(arrays).items() if mark != manifest.arrays[name].fingerprint]
     if changed:
         raise Damaged(f"{len(changed)} arrays are not as they were written, first {changed[0]}")
     return {name: arrays[name] for name in wanted}
 
 
-def handlers() -> Any:
-    """What Orbax must know to write and read the parts of a checkpoint."""
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item, handler, args in (
-        ("state", ocp.PyTreeCheckpointHandler(), (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)),
-        ("manifest", ocp.JsonCheckpointHandler(), (ocp.args.JsonSave, ocp.args.JsonRestore)),
-    ):
-        for arg in args:
-            registry.add(item, arg, handler)
-    return registry
-
-
 def reason(error: Exception) -> str:
     """An exception of Orbax or of the system in a few words: the first sentence that a person can use."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(_origin(error)).split())
     for number, words in (("28", "no space left on the device"), ("27", "a file may not become so large"), ("122", "the quota is used up")):
         if f"os_error_code='{number}'" in text or f"[Errno {number}]" in text:
             return words
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The first of a chain of exceptions."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

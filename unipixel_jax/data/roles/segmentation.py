@@ -58,7 +58,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     stacked = np.concatenate(masks)
     if options.max_objects is not None and len(stacked) > options.max_objects:
         raise UserError(f"{annotation.name} has {len(stacked)} objects, expected at most {options.max_objects}")
-    return Example(annotation, conversation(pairs), clip, stacked)
+    return Example(annotation, conversation(pairs), clip, stacked, sample_frames=options.sample_frames[1])
 
 
 def _present(annotation: Annotation) -> list[Turn]:
@@ -100,4 +100,4 @@ def _name(turn: Turn, annotation: Annotation, rng: np.random.Generator) -> str:
 
 
 def _pick(sentences: Sequence[str], rng: np.random.Generator) -> str:
-    return sentences[rng.integers(len(sentences))]
+    return sentences[int(rng.integers(len(sentences)))]

@@ -1,7 +1,7 @@
 """A conversation about a scene of shapes: several questions of all kinds, whose answers name, segment, or compare.
 
-The first question may follow the list of two remembered things, as in the second turn of PixelQA; another may be PixelQA's first turn, which segments
-two things that are pointed at.
+The first question may follow the list of one or two remembered things, as in the second turn of PixelQA; another may be PixelQA's first turn, which
+segments things that are pointed at.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
-from unipixel_jax.data.shapes.language import Question, about_pair, find, point_at
+from unipixel_jax.data.shapes.language import Question, about, find, point_at
 from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip
 from unipixel_jax.processing.memory import memory_prefix
-from unipixel_jax.processing.prompts import SquareReference, locating_turn
+from unipixel_jax.processing.prompts import REGION, SquareReference, locating_turn
 from unipixel_jax.processing.tokenizer import Message
 
 REMEMBER, LOCATE, POINT = 0.5, 0.15, 0.4
@@ -27,9 +27,9 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     if options.image_size != SIDE:
         raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")
     scene = draw_scene(rng, 1 if annotation.data_type == "shapes_image" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
-    pair = tuple(rng.permutation(len(scene.things))[:2].tolist())
-    memory = scene.masks[list(pair)] if rng.random() < REMEMBER else None
-    questions = [] if memory is None else [about_pair(scene, pair, rng)]
+    things = _some(scene, rng)
+    memory = scene.masks[list(things)] if rng.random() < REMEMBER else None
+    questions = [] if memory is None else [about(scene, things, rng)]
     while len(questions) < options.max_turns:
         questions.append(_question(scene, rng))
     messages: list[Message] = []
@@ -62,17 +62,26 @@ def refer(scene: Scene, thing: int, rng: np.random.Generator) -> SquareReference
 
 def _memory_text(memory: NDArray[np.bool_]) -> str:
     """The lines that list the remembered things, from their masks [O, F, S, S]."""
-    seen: NDArray[np.bool_] = np.asarray(memory.any(axis=(2, 3)).T)
-    pairs = np.concatenate([seen, np.zeros((len(seen) % 2, seen.shape[1]), bool)]).reshape(-1, 2, seen.shape[1]).any(axis=1)
-    return memory_prefix(pairs[..., None, None], len(seen))
+    objects, frames = memory.shape[:2]
+    seen = np.zeros((objects, frames + frames % 2), bool)
+    seen[:, :frames] = memory.any(axis=(2, 3))
+    pairs: NDArray[np.bool_] = seen.T.reshape(-1, 2, objects, 1, 1).any(axis=1)
+    return memory_prefix(pairs, frames)
 
 
 def _question(scene: Scene, rng: np.random.Generator) -> Question:
     kind = rng.random()
-    if kind < LOCATE:
-        pair = tuple(rng.permutation(len(scene.things))[:2].tolist())
-        asked = about_pair(scene, pair, rng).text.replace("[0]", "<region>").replace("[1]", "<region>")
-        if asked.count("<region>") == 2:
-            text, answer = locating_turn(asked, 2)
-            return Question("locate", text, answer, pair, pair)
-    return point_at(scene, rng) if rng.random() < POINT else find(scene, rng)
+    if kind >= LOCATE:
+        return point_at(scene, rng) if rng.random() < POINT else find(scene, rng)
+    things = _some(scene, rng)
+    asked = about(scene, things, rng).text
+    names = [f"[{i}]" for i in range(len(things)) if f"[{i}]" in asked]
+    for name in names:
+        asked = asked.replace(name, REGION)
+    referred = things[: len(names)]
+    return Question("locate", *locating_turn(asked, len(names)), referred, referred)
+
+
+def _some(scene: Scene, rng: np.random.Generator) -> tuple[int, ...]:
+    """One or two things, in any order."""
+    return tuple(rng.permutation(len(scene.things))[: int(rng.integers(1, 3))].tolist())

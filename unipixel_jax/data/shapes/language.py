@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unipixel_jax.data.shapes.scene import RADII, Scene
+from unipixel_jax.data.shapes.scene import Scene
 from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
 
 SIDES = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}
@@ -99,23 +99,25 @@ def point_at(scene: Scene, rng: np.random.Generator) -> Question:
     return Question("point", str(rng.choice(POINT)), f"It is a {full_name(scene, thing)}.", (thing,))
 
 
-def about_pair(scene: Scene, pair: tuple[int, int], rng: np.random.Generator) -> Question:
-    """A question about two things that are called [0] and [1] (PixelQA)."""
-    first, second = (scene.things[i] for i in pair)
-    kind = str(rng.choice(("what", "colour", "shape", "same_colour", "same_shape", "larger", "left")))
-    chosen = int(rng.integers(2))
-    thing = (first, second)[chosen]
-    gap = scene.centres[pair[0], 0] - scene.centres[pair[1], 0]
-    if kind == "larger" and first.size != second.size:
-        return Question(kind, "Which is larger, [0] or [1]?", f"[{int(first.size == tuple(RADII)[0])}] is larger.")
-    if kind == "left" and abs(gap) >= MARGIN:
+def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator) -> Question:
+    """A question about one thing called [0], or about two called [0] and [1] (PixelQA)."""
+    chosen = int(rng.integers(len(things)))
+    thing = scene.things[things[chosen]]
+    single = (
+        Question("what", str(rng.choice(REGION)).format(f"[{chosen}]"), f"It is a {full_name(scene, things[chosen])}."),
+        Question("colour", f"What colour is [{chosen}]?", f"[{chosen}] is {thing.colour}."),
+        Question("shape", f"What shape is [{chosen}]?", f"[{chosen}] is a {thing.shape}."),
+    )
+    if len(things) == 1 or rng.random() < 0.35:
+        return single[int(rng.integers(len(single)))]
+    first, second = (scene.things[i] for i in things)
+    gap = scene.centres[things[0], 0] - scene.centres[things[1], 0]
+    kinds = ["same_colour", "same_shape", *(["larger"] if first.size != second.size else []), *(["left"] if abs(gap) >= MARGIN else [])]
+    kind = str(rng.choice(kinds))
+    if kind == "larger":
+        return Question(kind, "Which is larger, [0] or [1]?", f"[{int(first.size == 'small')}] is larger.")
+    if kind == "left":
         return Question(kind, "Which is further left, [0] or [1]?", f"[{int(gap > 0)}] is further left.")
-    if kind == "same_colour":
-        return Question(kind, "Do [0] and [1] have the same colour?", "Yes." if first.colour == second.colour else "No.")
-    if kind == "same_shape":
-        return Question(kind, "Do [0] and [1] have the same shape?", "Yes." if first.shape == second.shape else "No.")
-    if kind == "colour":
-        return Question(kind, f"What colour is [{chosen}]?", f"[{chosen}] is {thing.colour}.")
-    if kind == "shape":
-        return Question(kind, f"What shape is [{chosen}]?", f"[{chosen}] is a {thing.shape}.")
-    return Question("what", str(rng.choice(REGION)).format(f"[{chosen}]"), f"It is a {full_name(scene, pair[chosen])}.")
+    what = kind.removeprefix("same_")
+    same = getattr(first, what) == getattr(second, what)
+    return Question(kind, f"Do [0] and [1] have the same {what}?", "Yes." if same else "No.")

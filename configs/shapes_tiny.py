@@ -1,0 +1,68 @@
+"""The small model that ships with the package: a whole UniPixel of 9.8 million numbers, trained from nothing on drawn scenes of coloured shapes.
+
+unipixel-jax train configs/shapes_tiny.py
+"""
+
+from unipixel_jax.config import Sam2Config, TextConfig, UniPixelConfig, VisionConfig
+from unipixel_jax.core.buckets import Ladder, Ladders
+from unipixel_jax.data.annotation import DrawOptions
+from unipixel_jax.data.loader import LoaderOptions
+from unipixel_jax.losses.mask import MaskLossWeights
+from unipixel_jax.train.config import DataConfig, StartConfig, TrainConfig
+from unipixel_jax.train.optim import OptimConfig
+
+BATCH = 16
+
+MODEL = UniPixelConfig(
+    vision=VisionConfig(
+        depth=4, hidden_size=128, intermediate_size=320, num_heads=4, out_hidden_size=160, patch_size=28, window_size=336, fullatt_block_indexes=(3,)
+    ),
+    text=TextConfig(
+        vocab_size=520, hidden_size=160, intermediate_size=448, num_hidden_layers=5, num_attention_heads=5, num_key_value_heads=5, mrope_section=(4, 6, 6),
+        rope_theta=1e4,
+    ),
+    sam2=Sam2Config(
+        image_size=128, embed_dim=32, num_heads=1, stages=(1, 1, 2, 1), global_att_blocks=(3,), window_spec=(8, 4, 8, 4),
+        window_pos_embed_bkg_spatial_size=(8, 8), d_model=192, mem_dim=48, memory_attention_layers=1, memory_attention_ffn_dim=384, fuser_layers=1,
+    ),
+    sam2_config="configs/shapes",
+    image_token_id=512, video_token_id=513, vision_start_token_id=510, vision_end_token_id=511, ref_token_id=517, seg_token_id=518, mem_token_id=519,
+    dtype="bfloat16",
+)  # fmt: skip
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return TrainConfig(
+        name="shapes_tiny",
+        start=StartConfig(model=MODEL, tokenizer="unipixel_jax/assets/shapes"),
+        data=DataConfig(
+            datasets="shapes_image",
+            validation="shapes_image",
+            draw=DrawOptions(sample_frames=(4, 4), max_turns=4),
+            loader=LoaderOptions(workers=0, threads=1, buffer=32),
+            # every size is fixed, so that pictures compile one program, and clips another
+            ladders=Ladders(
+                batch=Ladder("prompts in a batch", BATCH, 2, 256),
+                tokens=Ladder("prompt tokens", 72, 1.0, 4096),
+                patches=Ladder("image patches", 144, 1.0, 1 << 16),
+                windows=Ladder("attention windows", BATCH, 1.0, 1 << 12),
+                grid_frames=Ladder("pairs of frames", BATCH, 1.0, 1 << 12),
+                objects=Ladder("objects", 4, 2, 64),
+                references=Ladder("points and boxes", 128, 2, 1024),
+                memories=Ladder("memory tokens", 64, 2, 1024),
+            ),
+        ),
+        trained=("all",),
+        optim=OptimConfig(learning_rate=5e-4, weight_decay=0.01, b2=0.98),
+        losses=MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True),
+        batch_size=BATCH,
+        steps=3000,
+        dtype="float32",
+        remat="none",
+        dropout=False,
+        sample_objects=4,
+        log_every=25,
+        evaluate_every=500,
+        save_every=500,
+    )

@@ -1,0 +1,32 @@
+"""A model with random weights as something to convert: what training from nothing starts from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from flax import nnx
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.models.unipixel import UniPixelModel
+
+from .sources import Source
+from .trained import torch_tensors
+
+
+def random_source(config: UniPixelConfig, tokenizer: Path, seed: int) -> Source:
+    """Weights as the model's own initialisers draw them.
+
+    Args:
+        config: the model's sizes.
+        tokenizer: a folder with its tokenizer files.
+        seed: of the weights.
+    """
+    model = UniPixelModel(config, nnx.Rngs(seed))
+    arrays = {cast(KeyPath, path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    tensors = torch_tensors(config, arrays, tokenizer)
+    description = {"kind": "random", "path": f"random weights of seed {seed}", "seed": seed}
+    return Source(config, (json.dumps(config.to_hf(), indent=1) + "\n").encode(), tensors, (tokenizer,), (tokenizer,), description)

@@ -1,0 +1,177 @@
+"""What a training run does, as one frozen tree; configs/ holds a file for each experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import runpy
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.stacking import Remat
+from unipixel_jax.data.annotation import DrawOptions
+from unipixel_jax.data.loader import LoaderOptions
+from unipixel_jax.data.sources.base import Filters
+from unipixel_jax.errors import UserError
+from unipixel_jax.losses.mask import MaskLossWeights
+from unipixel_jax.models.lora import LoraConfig
+from unipixel_jax.train.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Where the weights come from.
+
+    Attributes:
+        checkpoint: a directory made by ``unipixel-jax convert to-jax``, with what earlier stages trained merged in; None for random weights of ``model``.
+        model: sizes of a model that starts from random weights; None with a checkpoint.
+        tokenizer: folder of its tokenizer; None for the one that ships with the package.
+    """
+
+    checkpoint: str | None = None
+    model: UniPixelConfig | None = None
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        datasets: names and repeats, for example ``"refcoco:10,mevis"``; a path is own data.
+        root: the folder that holds all data sets (the reference's ``data``).
+        validation: data sets whose loss is measured every ``evaluate_every`` steps; None for none.
+        validation_batches: how many batches of them.
+        filters: which samples to leave out.
+        draw: how samples are drawn; its ``image_size`` follows the model.
+        max_tokens: longer conversations are replaced; None for no limit.
+        loader: work in the background.
+        ladders: the padded sizes; every combination that comes up compiles a program.
+    """
+
+    datasets: str
+    root: str = "data"
+    validation: str | None = None
+    validation_batches: int = 8
+    filters: Filters = field(default_factory=Filters)
+    draw: DrawOptions = field(default_factory=DrawOptions)
+    max_tokens: int | None = None
+    loader: LoaderOptions = field(default_factory=LoaderOptions)
+    ladders: Ladders = LADDERS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        name: of the experiment.
+        start: where the weights come from.
+        data: what is trained on.
+        run_dir: for checkpoints, numbers and the configuration; None for runs/ and the name.
+        trained: names of what is trained (train/trainable.py).
+        lora: adapters; None for none.
+        optim: learning rates, decay, clipping.
+        losses: weights of the mask losses.
+        batch_size: samples that run together, over all hosts and devices.
+        accumulation: batches whose gradients make one step.
+        steps: optimisation steps; None for ``epochs``.
+        epochs: passes over the data, where ``steps`` is None.
+        dtype: compute dtype; trained weights are kept in float32, the others in this.
+        remat: what the backward pass computes again.
+        dropout: dropout and stochastic depth as in SAM 2's training, and that of the adapters.
+        sample_objects: objects of a sample that are trained at most; None for all.
+        sam2_batch_mode: segment every frame by itself instead of tracking.
+        seed: of weights, order, drawing and dropout.
+        log_every: steps between two lines of the log.
+        evaluate_every: steps between two evaluations, where there is validation data.
+        save_every: steps between two checkpoints.
+        keep: checkpoints to keep; the one with the lowest validation loss is kept as well.
+    """
+
+    name: str
+    start: StartConfig
+    data: DataConfig
+    trained: tuple[str, ...]
+    run_dir: str | None = None
+    lora: LoraConfig | None = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    losses: MaskLossWeights = field(default_factory=MaskLossWeights)
+    batch_size: int = 8
+    accumulation: int = 1
+    steps: int | None = None
+    epochs: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Remat = "full"
+    dropout: bool = True
+    sample_objects: int | None = None
+    sam2_batch_mode: bool = False
+    seed: int = 0
+    log_every: int = 10
+    evaluate_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "log_every", "evaluate_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps is {self.steps}, expected at least 1, or None to go by epochs")
+        if (self.start.checkpoint is None) == (self.start.model is None):
+            raise UserError("start needs either a checkpoint to begin from, or the sizes of a model with random weights, and not both")
+        if ("lora" in self.trained) != (self.lora is not None):
+            raise UserError("LoRA adapters are trained only if both 'lora' is in trained and lora is set: set both, or neither")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON, for manifests."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+PARTS: tuple[Any, ...] = (TrainConfig, StartConfig, DataConfig, OptimConfig, LoraConfig, DrawOptions, LoaderOptions, Filters, MaskLossWeights)
+
+
+def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:
+    """The configuration that a file's ``get_config()`` gives, changed by command-line arguments such as ``--optim.learning-rate 1e-4``.
+
+    Args:
+        path: a Python file, as those in configs/.
+        arguments: see ``--help`` after the file for all of them.
+
+    Raises:
+        UserError: no such file, or it fails or gives something else; an unknown field is named with the nearest known one.
+        SystemExit: wrong arguments, after an explanation; or ``--help``.
+    """
+    import tyro  # takes a while, and only training needs it
+
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: expected a Python file with get_config(), as those in configs/")
+    try:
+        config = runpy.run_path(str(file))["get_config"]()
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{file} has no {error}: expected a function get_config() that gives a TrainConfig") from None
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise UserError(f"{file}: {_explain(error)} (line {line})") from error
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{file}: get_config() gives a {type(config).__name__}, expected a TrainConfig")
+    return tyro.cli(TrainConfig, default=config, args=arguments, prog=f"unipixel-jax train {file}")
+
+
+def _explain(error: Exception) -> str:
+    """The error's words; for an unknown field with the nearest known one."""
+    text = str(error)
+    if not isinstance(error, TypeError) or "unexpected keyword argument" not in text:
+        return f"{type(error).__name__}: {text}"
+    unknown, cls = text.rsplit("'", 2)[1], text.split(".", 1)[0].split("(", 1)[0]
+    fields = [f.name for kind in PARTS if kind.__name__ == cls for f in dataclasses.fields(kind)]
+    near = difflib.get_close_matches(unknown, fields, n=1, cutoff=0)
+    return f"{cls} has no field {unknown!r}" + (f", did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,225 @@
+"""The training loop: batches in, checkpoints and numbers out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.files import replacing
+from unipixel_jax.data.batch import BatchArrays
+from unipixel_jax.data.loader import Loader
+from unipixel_jax.data.mixture import Mixture
+from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
+from unipixel_jax.data.report import report
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.train.checkpoint import CHECKPOINTS, Best, Checkpoints
+from unipixel_jax.train.config import TrainConfig
+from unipixel_jax.train.feed import count_tokens, to_batch
+from unipixel_jax.train.flops import peak_flops, step_flops
+from unipixel_jax.train.manifest import About
+from unipixel_jax.train.metrics import Watch
+from unipixel_jax.train.objective import LossParts
+from unipixel_jax.train.setup import Setup, TrainState, abstract_state, set_up
+from unipixel_jax.train.step import StepNumbers, add, make_gradients, make_loss, make_update, scale
+from unipixel_jax.train.trainable import groups
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+VALIDATION_SEED = 1 << 20
+"""Added to the run's seed for validation data, so that sources which draw as they go draw something else."""
+BEST = Best("validation_loss", larger=False)
+
+
+@dataclass
+class Meter:
+    """Numbers of the steps since the last line of the log; device arrays are fetched when the line is written."""
+
+    losses: list[LossParts] = field(default_factory=list)
+    numbers: list[StepNumbers] = field(default_factory=list)
+    samples: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    wait: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def values(self, learning_rate: float) -> dict[str, float]:
+        """Means over the steps, and rates."""
+        mean = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.losses)
+        steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.numbers)
+        seconds = time.perf_counter() - self.since
+        peak = peak_flops()
+        return {
+            "loss": mean.total,
+            "language": mean.language,
+            "segmentation": mean.segmentation,
+            "mask": mean.masks.mask,
+            "dice": mean.masks.dice,
+            "iou": mean.masks.iou,
+            "object": mean.masks.object,
+            "seg_rate": mean.seg_rate,
+            "grad_norm": steps.grad_norm,
+            **{f"grad_norm_{name}": value for name, value in steps.group_norms.items()},
+            "learning_rate": learning_rate,
+            "samples_per_second": self.samples / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "host_wait": self.wait / seconds,
+            "model_flops_per_second": self.flops / seconds,
+            **({} if peak is None else {"mfu": self.flops / seconds / peak}),
+        }
+
+
+def train(config: TrainConfig, run_dir: Path, start: Path) -> TrainState:
+    """Train, or go on training where the run directory's newest checkpoint is.
+
+    Args:
+        config: of the run.
+        run_dir: for checkpoints, numbers and the configuration.
+        start: the converted directory that training starts from.
+
+    Returns:
+        The state after the last step, which is saved.
+
+    Raises:
+        UserError: what the data, the weights or the disk refuse, each in one line; or a loss that is not a number, with the batch saved.
+    """
+    tokenizer = Tokenizer.from_directory(start)
+    model_config = UniPixelConfig.from_hf(json.loads((start / "config.json").read_text(encoding="utf-8")))
+    tokenizer.check(model_config)
+    mixture = _mixture(config, config.data.datasets, config.seed)
+    total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
+    setup = set_up(config, start, model_config, total)
+    about = About.of(config.to_json(), setup.model_config, config.trained, config.lora, start)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        Checkpoints(run_dir / CHECKPOINTS, about, config.keep, BEST if config.data.validation else None) as checkpoints,
+        _loader(config, setup, mixture, tokenizer) as loader,
+    ):
+        state = setup.state
+        restored = checkpoints.restore(abstract_state(state))
+        if restored is not None:
+            state = restored.state
+            loader.restore(restored.data)
+        with replacing(run_dir / CONFIG) as aside:
+            aside.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
+        first = int(state.step)
+        with Watch(run_dir, config.to_json(), total, first) as watch:
+            watch.console.print(report(mixture))
+            own, everything = setup.count()
+            watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
+            return _Run(setup, tokenizer, checkpoints, loader, watch, run_dir, total).steps(state, first)
+
+
+@dataclass
+class _Run:
+    """What the steps of a run share."""
+
+    setup: Setup
+    tokenizer: Tokenizer
+    checkpoints: Checkpoints
+    loader: Loader[Any, BatchArrays]
+    watch: Watch
+    run_dir: Path
+    total: int
+
+    def steps(self, state: TrainState, first: int) -> TrainState:
+        """All steps from ``first`` on, and a last checkpoint."""
+        config, setup = self.setup.config, self.setup
+        gradients, update = make_gradients(setup), make_update(setup, groups(setup.state.trained))
+        seed = jax.random.key(config.seed)
+        meter = Meter()
+        recent: deque[tuple[int, list[BatchArrays], StepNumbers]] = deque()
+        for step in range(first, self.total):
+            grads: Any = None
+            batches: list[BatchArrays] = []
+            parts: list[LossParts] = []
+            for number in range(config.accumulation):
+                begin = time.perf_counter()
+                arrays = next(self.loader).arrays
+                meter.wait += time.perf_counter() - begin
+                key = jax.random.fold_in(jax.random.fold_in(seed, step), number)
+                grad, part = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), key)
+                grads = grad if grads is None else add(grads, grad)
+                batches.append(arrays)
+                parts.append(part)
+                meter.samples += len(arrays.samples)
+                meter.tokens += count_tokens(arrays)
+                meter.flops += step_flops(setup.model_config, arrays)
+            if config.accumulation > 1:
+                grads = scale(grads, jnp.float32(1 / config.accumulation))
+            state, numbers = update(state, grads, sum((p.total for p in parts[1:]), parts[0].total))
+            meter.losses += parts
+            meter.numbers.append(numbers)
+            recent.append((step, batches, numbers))
+            # looking at a step's numbers waits for it, so the host stays a step ahead
+            while len(recent) > 1:
+                self._require_finite(*recent.popleft())
+            self.watch.advance(step + 1)
+            if (step + 1) % config.log_every == 0 or step + 1 == self.total:
+                self.watch.write(step + 1, meter.values(float(setup.rate(step))))
+                meter = Meter()
+            measured = {}
+            if config.data.validation and ((step + 1) % config.evaluate_every == 0 or step + 1 == self.total):
+                measured = self._validate(state)
+                self.watch.write(step + 1, measured)
+                meter = Meter()
+            if (step + 1) % config.save_every == 0 or step + 1 == self.total:
+                while recent:
+                    self._require_finite(*recent.popleft())
+                self.checkpoints.save(step + 1, state, self.loader.state(), measured or None)
+        self.checkpoints.wait()
+        if self.loader.failures.counts:
+            self.watch.say("replaced samples: " + ", ".join(f"{name} {count}" for name, count in self.loader.failures.counts.most_common()))
+        return state
+
+    def _require_finite(self, step: int, batches: list[BatchArrays], numbers: StepNumbers) -> None:
+        """Stop where a step's loss or gradients were not finite; its update was left out."""
+        if bool(numbers.finite):
+            return
+        path = self.run_dir / f"not_finite_step_{step}.pkl"
+        with replacing(path) as aside:
+            aside.write_bytes(pickle.dumps({"step": step, "seed": self.setup.config.seed, "batches": batches}))
+        names = ", ".join(f"{source} {name}" for batch in batches for source, name in batch.samples[:8])
+        raise UserError(
+            f"step {step}: the loss or its gradients are not finite; samples: {names}. The batch is saved as {path} (reproduce with: unipixel-jax train "
+            f"reproduce {self.run_dir} {path}); lower the learning rate, or leave the sample out, and start again to go on from the last checkpoint"
+        )
+
+    def _validate(self, state: TrainState) -> dict[str, float]:
+        """Mean losses over the validation batches, the same in every evaluation."""
+        setup, config = self.setup, self.setup.config
+        assert config.data.validation is not None
+        loss = make_loss(setup)
+        mixture = _mixture(config, config.data.validation, config.seed + VALIDATION_SEED)
+        with _loader(config, setup, mixture, self.tokenizer) as loader:
+            found = [loss(state.trained, setup.frozen, to_batch(batch.arrays, setup.mesh)) for batch in _take(loader, config.data.validation_batches)]
+        mean = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *found)
+        return {"validation_loss": mean.total, "validation_language": mean.language, "validation_dice": mean.masks.dice, "validation_seg_rate": mean.seg_rate}
+
+
+def _take(loader: Loader[Any, BatchArrays], count: int) -> Iterator[Any]:
+    for _ in range(count):
+        yield next(loader)
+
+
+def _mixture(config: TrainConfig, datasets: str, seed: int) -> Mixture:
+    return open_mixture(datasets, config.data.root, config.batch_size, seed, filters=config.data.filters)
+
+
+def _loader(config: TrainConfig, setup: Setup, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:
+    options = replace(config.data.draw, image_size=setup.model_config.sam2.image_size)
+    draw = DrawSample(tokenizer, setup.model_config, options, config.data.max_tokens)
+    return open_loader(mixture, draw, config.data.loader, ladders=config.data.ladders)

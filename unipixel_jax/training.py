@@ -1,0 +1,58 @@
+"""``unipixel-jax train``: a configuration file to a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unipixel_jax.errors import UserError
+
+EPILOG = """After CONFIG, any field of the configuration can be given another value: --optim.learning-rate 1e-4 --data.datasets refcoco:10,mevis.
+CONFIG --help lists them. Starting the same command again goes on from the newest checkpoint. `unipixel-jax train export --help` and
+`unipixel-jax train reproduce --help` tell of the other two commands."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``train`` with its arguments; returns the exit status.
+
+    Raises:
+        UserError: see train/loop.py.
+    """
+    if arguments[:1] == ["export"]:
+        from unipixel_jax import export
+
+        parser = argparse.ArgumentParser(prog="unipixel-jax train export", description=export.__doc__)
+        export.configure(parser)
+        return export.run(parser.parse_args(arguments[1:]))
+    parser = argparse.ArgumentParser(prog="unipixel-jax train", description="Train a model as a configuration file says.", epilog=EPILOG)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
+    parser.add_argument("fields", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="other values for fields of the configuration")
+    args = parser.parse_args(arguments)
+    try:
+        return run(args.config, args.fields)
+    except ImportError as error:
+        raise UserError(f"training needs {error.name}: run pip install 'unipixel-jax[train]'") from error
+
+
+def run(path: Path, overrides: list[str]) -> int:
+    """Train as a file says."""
+    from unipixel_jax.train.config import load_config
+    from unipixel_jax.train.loop import train
+
+    config = load_config(path, overrides)
+    run_dir = Path(config.run_dir or f"runs/{config.name}")
+    start = Path(config.start.checkpoint) if config.start.checkpoint is not None else run_dir / "start"
+    if config.start.model is not None and not start.exists():
+        from unipixel_jax.convert import to_jax
+        from unipixel_jax.convert.random import random_source
+
+        tokenizer = Path(config.start.tokenizer) if config.start.tokenizer else Path(__file__).parent / "assets" / "tokenizer"
+        to_jax.convert(random_source(config.start.model, tokenizer, config.seed), start)
+    if not start.is_dir():
+        raise UserError(f"{start} does not exist: expected a directory made by unipixel-jax convert to-jax, see docs/training.md")
+    train(config, run_dir, start)
+    print(f"{run_dir}: trained. Export it with: unipixel-jax train export {run_dir} OUT", file=sys.stderr)
+    return 0
+
