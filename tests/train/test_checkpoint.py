@@ -204,6 +204,31 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_read(tmp_path, 
     assert names(tmp_path) == ["10", "20", "30", "damaged-30"]
 
 
+def test_a_damaged_large_array_is_noticed(tmp_path):
+    """Orbax reads it by another way, and fails otherwise."""
+    target = divided(make_state(rows=80_000), 8)
+    with Checkpoints(tmp_path, ABOUT, 5) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, jax.tree.map(lambda a, t: jax.device_put(a, t.sharding), make_state(step, rows=80_000), target), None)
+    each_file(tmp_path / "20", lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]))
+    assert restored(tmp_path, target).step == 10
+
+
+def test_a_machine_without_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    saved(tmp_path, 10)
+
+    def restore(*args, **kwargs):
+        try:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        except jax.errors.JaxRuntimeError as error:
+            raise Exception("Encountered error while reading array index") from error
+
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", restore)
+    with pytest.raises(Exception, match="reading array index"):
+        restored(tmp_path)
+    assert names(tmp_path) == ["10"]
+
+
 def test_a_run_does_not_start_anew_where_all_checkpoints_are_damaged(tmp_path):
     saved(tmp_path, 10, 20)
     flip(tmp_path / "10")

@@ -1,0 +1,58 @@
+"""Two processes write one checkpoint together; they, and others, read it back."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from pair_worker import ABOUT, SHAPES, whole
+
+from unipixel_jax.errors import UserError
+from unipixel_jax.train.checkpoint import Checkpoints
+from unipixel_jax.train.stored import read_arrays
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The directory that two processes wrote to, and what each of them said."""
+    directory = tmp_path_factory.mktemp("pair") / "checkpoints"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    worker = Path(__file__).with_name("pair_worker.py")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen([sys.executable, str(worker), str(port), str(n), str(directory)], stdout=subprocess.PIPE, text=True, env=environment) for n in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # nothing to do for one that has ended; one that waits for the other would never end
+            process.wait()
+    assert [process.returncode for process in processes] == [0, 0]
+    return directory, [json.loads(lines.splitlines()[-1]) for lines in said]
+
+
+def test_each_process_finds_its_own_part_and_its_own_data(pair):
+    assert [found["first"] for found in pair[1]] == [[3, {"position": 30}], [3, {"position": 31}]]
+
+
+def test_damage_that_one_process_sees_is_damage_for_both(pair):
+    assert [found["second"] for found in pair[1]] == [[2, {"position": 20}], [2, {"position": 21}]]
+    assert all(found["right"] for found in pair[1])
+    assert sorted(path.name for path in pair[0].iterdir()) == ["2", "damaged-3"]
+
+
+def test_one_process_reads_the_arrays_but_has_no_place_in_the_data(pair):
+    target = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])) for name, shape in SHAPES.items()}
+    with Checkpoints(pair[0], ABOUT, keep=2) as checkpoints, pytest.raises(UserError, match="data loaders' states of 2 processes, this run has 1"):
+        checkpoints.restore(target)
+
+    arrays = read_arrays(pair[0], 2, "")[1]
+    assert all(np.array_equal(arrays[name], array) for name, array in whole(2).items())
