@@ -65,7 +65,8 @@ def _memory_text(memory: NDArray[np.bool_]) -> str:
     objects, frames = memory.shape[:2]
     seen = np.zeros((objects, frames + frames % 2), bool)
     seen[:, :frames] = memory.any(axis=(2, 3))
-    pairs: NDArray[np.bool_] = seen.T.reshape(-1, 2, objects, 1, 1).any(axis=1)
+    pairs = seen.T.reshape(-1, 2, objects, 1, 1)
+    pairs = pairs[:, 0] | pairs[:, 1]
     return memory_prefix(pairs, frames)
 
 
