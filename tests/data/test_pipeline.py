@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from marked_samples import TOKENIZER, write
@@ -148,3 +149,17 @@ def test_data_commands_refuse_in_one_line(root, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: there is no source 'nonsense'")
     assert main(["pack", "osprey_conversation:3", "--root", str(root), "--out", str(tmp_path)]) == 1
     assert "samples are packed once" in capsys.readouterr().err
+
+
+def test_pixels_in_bfloat16_are_what_the_model_would_round_them_to(root):
+    """Nothing but pictures is rounded, and they as JAX rounds; they come from a worker, to which numpy's own way of pickling would be slow."""
+    names, half = "videorefer_qa_mem:4", dataclasses.replace(DRAW, pixel_dtype="bfloat16")
+    whole = take(open_loader(open_mixture(names, root, 2), DRAW, LoaderOptions()), 2)
+    rounded = take(open_loader(open_mixture(names, root, 2), half, LoaderOptions(workers=1)), 2)
+    for one, other in zip(whole, rounded, strict=True):
+        ours, theirs = flat(one.arrays), flat(other.arrays)
+        for name in (".inputs.patches", ".clips.frames"):
+            assert theirs[name].dtype == jnp.bfloat16
+            np.testing.assert_array_equal(np.asarray(jnp.asarray(ours.pop(name)).astype(jnp.bfloat16)), theirs.pop(name))
+        for name, value in ours.items():
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)

@@ -22,8 +22,8 @@ from unipixel_jax.processing.chat import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class ClipArrays:
-    """What SAM is to find; the fields of train/objective.py's ``TrainClips``: frames [B, F, S, S, 3] of the samples' dtype, counts [B] int32, seg_positions [B, O] int32,
-    masks [B, F, O, S, S] bool, valid [B, O] bool.
+    """What SAM is to find; the fields of train/objective.py's ``TrainClips``: frames [B, F, S, S, 3] of the samples' dtype, counts [B] int32,
+    seg_positions [B, O] int32, masks [B, F, O, S, S] bool, valid [B, O] bool.
     """
 
     frames: NDArray[np.floating]
