@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import re
 import shutil
 from dataclasses import dataclass
 
 import av
 import numpy as np
 import pytest
+from marked_samples import WRITERS, write
 from PIL import Image
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, FrameFiles, Photo, Turn, VideoFrames
@@ -180,3 +182,27 @@ def test_refusals(source, tmp_path):
 def test_a_foreign_record_is_refused():
     with pytest.raises(UserError, match="pack the data again"):
         decode(Record('{"source": "x"}', ()))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_source_can_be_packed(name, tmp_path):
+    source = write(name, tmp_path / "data")
+    packed = open_tfds("tfds:packed", _out(pack(source, "train", tmp_path / "shards", refuse)))
+    assert list(packed.data_types) == list(source.data_types)
+    drawn = 0
+    for index in range(len(source)):
+        for seed in range(2):
+            try:
+                expected = draw(source[index], OPTIONS, np.random.default_rng(seed))
+            except UserError as error:
+                with pytest.raises(UserError, match=re.escape(str(error))):
+                    draw(packed[index], OPTIONS, np.random.default_rng(seed))
+                continue
+            assert_same(draw(packed[index], OPTIONS, np.random.default_rng(seed)), expected)
+            drawn += 1
+    assert drawn > 0
+
+
+def _out(folder):
+    """The folder of data sets in which one was written."""
+    return folder.parents[2]
