@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,8 +113,11 @@ def resize_masks(masks: NDArray[np.bool_], height: int, width: int) -> NDArray[n
     rows, columns = _reach(masks.shape[-2], height), _reach(masks.shape[-1], width)
     out = np.zeros((len(planes), height, width), bool)
     for plane, target in zip(planes, out, strict=True):
-        if plane.any():
-            target[:] = _spread(_spread(plane, rows).T, columns).T
+        # Objects are mostly small: what they do not touch is left out.
+        down, across = _crop(plane.any(axis=1), rows), _crop(plane.any(axis=0), columns)
+        if down is not None and across is not None:
+            part = plane[down.inputs, across.inputs]
+            target[down.outputs, across.outputs] = _spread(_spread(part, down.reach).T, across.reach).T
     return out.reshape(*masks.shape[:-2], height, width)
 
 
@@ -144,6 +148,27 @@ def _reach(size: int, target: int) -> NDArray[np.int64]:
     """The pixels that have a share in each output along one axis, as first ones and ones past the last [2, target]."""
     used = bilinear_weights(size, target) > 0
     return np.stack([used.argmax(axis=1), size - used[:, ::-1].argmax(axis=1)])
+
+
+class _Crop(NamedTuple):
+    """A part of an axis: inputs, the outputs that they have a share in, and ``_reach`` from these to those."""
+
+    inputs: slice
+    outputs: slice
+    reach: NDArray[np.int64]
+
+
+def _crop(marked: NDArray[np.bool_], reach: NDArray[np.int64]) -> _Crop | None:
+    """From the first to the last marked input; None where nothing is marked."""
+    found = np.flatnonzero(marked)
+    if not len(found):
+        return None
+    first, end = int(found[0]), int(found[-1]) + 1
+    outputs = np.flatnonzero((reach[0] < end) & (reach[1] > first))
+    if not len(outputs):
+        return None
+    inside = np.clip(reach[:, outputs] - first, 0, end - first)
+    return _Crop(slice(first, end), slice(int(outputs[0]), int(outputs[-1]) + 1), inside)
 
 
 def _spread(plane: NDArray[np.bool_], reach: NDArray[np.int64]) -> NDArray[np.bool_]:
