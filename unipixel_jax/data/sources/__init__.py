@@ -9,13 +9,30 @@ import difflib
 from pathlib import Path
 
 from unipixel_jax.data.annotation import Source
-from unipixel_jax.data.sources import inst_it, llava, osprey, videorefer
+from unipixel_jax.data.sources import classes, expressions, groundmore, inst_it, llava, osprey, parts, reason_seg, ref_sav, refcoco, revos, vicas, videorefer
 from unipixel_jax.data.sources.base import Filters, ListedSource, Loader
 from unipixel_jax.data.sources.own import is_own, open_own
 from unipixel_jax.data.sources.shapes import SHAPES, ShapesSource
 from unipixel_jax.errors import UserError
 
-SOURCES: dict[str, Loader] = {**videorefer.LOADERS, **inst_it.LOADERS, **osprey.LOADERS, **llava.LOADERS}
+SOURCES: dict[str, Loader] = {
+    # segmentation
+    **revos.LOADERS,
+    **expressions.LOADERS,
+    **ref_sav.LOADERS,
+    **groundmore.LOADERS,
+    **vicas.LOADERS,
+    **reason_seg.LOADERS,
+    **classes.LOADERS,
+    **parts.LOADERS,
+    **refcoco.LOADERS,
+    # referring, region, memory
+    **videorefer.LOADERS,
+    **inst_it.LOADERS,
+    **osprey.LOADERS,
+    # multimodal
+    **llava.LOADERS,
+}
 
 
 def open_source(name: str, root: str | Path, split: str = "train", filters: Filters | None = None) -> Source:
