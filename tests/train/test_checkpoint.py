@@ -5,6 +5,8 @@ import logging
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -303,6 +305,18 @@ def test_a_directory_that_cannot_be_made(tmp_path):
         Checkpoints(tmp_path / "file" / "run", ABOUT, 1)
     with pytest.raises(UserError, match="keep is 0, expected at least 1"):
         Checkpoints(tmp_path / "run", ABOUT, 0)
+
+
+def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
+    code = f"import fcntl; f = open({str(tmp_path / '.run.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="run is in use by another training process"):
+            Checkpoints(tmp_path / "run", ABOUT, 1)
+        other.kill()
+        other.wait()
+        saved(tmp_path / "run", 10)
+    assert restored(tmp_path / "run").step == 10
 
 
 def test_a_part_is_read_without_touching_the_directory(tmp_path):

@@ -30,7 +30,7 @@ def pair(tmp_path_factory):
         subprocess.Popen([sys.executable, str(worker), str(port), str(n), str(directory)], stdout=subprocess.PIPE, text=True, env=environment) for n in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=60)[0] for process in processes]
+        said = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()  # nothing to do for one that has ended; one that waits for the other would never end

@@ -7,9 +7,11 @@ whatever is found under a step's number was complete once. Whether it still is s
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +82,7 @@ class Checkpoints:
         best: keep the best by this metric too.
 
     Raises:
-        UserError: `keep` is less than 1, or the directory cannot be made.
+        UserError: `keep` is less than 1, the directory cannot be made, or another run writes to it.
     """
 
     def __init__(self, directory: str | Path, about: About, keep: int, best: Best | None = None) -> None:
@@ -97,10 +99,8 @@ class Checkpoints:
             todelete_subdir=TRASH,
         )
         silence()
-        try:
-            self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
-        except OSError as error:
-            raise UserError(f"{directory} cannot be made ({error.strerror or error}): choose a place where you may write") from error
+        self._lock = _lock(self._directory)
+        self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
         self._pending: int | None = None
 
     def __enter__(self) -> Checkpoints:
@@ -166,6 +166,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            if self._lock is not None:
+                os.close(self._lock)
 
     def restore(self, target: State) -> Restored[State] | None:
         """The newest checkpoint that is whole. A damaged one is renamed, with a warning, and the one before it is read.
@@ -223,6 +225,33 @@ class Checkpoints:
         self._reload()
         newest = f"the newest complete checkpoint is that of step {self.steps[-1]}" if self.steps else "there is no complete checkpoint yet"
         return UserError(f"{self._directory}: step {step} could not be saved ({reason(error)}); {newest}. Make room or choose another place, then continue")
+
+
+def _lock(directory: Path) -> int | None:
+    """Keep a second run away, which would take the step that this one is writing for what a killed run left. The system frees the lock of a killed process.
+
+    Returns:
+        The open file; None on all processes but the first, and on file systems that know no locks.
+
+    Raises:
+        UserError: another process holds it, or the directory cannot be made.
+    """
+    if jax.process_index() != 0:
+        return None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = os.open(directory.with_name(f".{directory.name}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be made ({error.strerror or error}): choose a place where you may write") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, this lock is not kept by children that outlive their parent
+    except (BlockingIOError, PermissionError):
+        os.close(file)
+        raise UserError(f"{directory} is in use by another training process: wait for its end, or choose another run directory") from None
+    except OSError:
+        os.close(file)
+        return None
+    return file
 
 
 def _handlers() -> Any:
