@@ -67,7 +67,7 @@ def _load_numbered(source: str, splits: Mapping[str, tuple[str, str | None, str]
                 continue
             name = f"{source} {video} {number}"
             text = item["exp"].replace("_", " ") if source == "lvvis" else item["exp"]
-            tracks = refuse_empty(name, object_tracks(name, item["anno_id"], masks, len(frames))) if masks else None
+            tracks = refuse_empty(name, object_tracks(name, item["anno_id"], masks, len(frames))) if masks is not None else None
             found.append(video_annotation(source, video, frames, Turn("query", text.strip(), masks=tracks), number))
     return found
 
@@ -85,7 +85,7 @@ def _load_counted(source: str, splits: Mapping[str, tuple[str, str | None, str]]
         frames = [str(root / folder / video / f"{n}.jpg") for n in meta["frames"]]
         for number, item in meta["expressions"].items():
             name = f"{source} {video} {number}"
-            tracks = object_tracks(name, [len(found)], masks, len(frames)) if masks else None
+            tracks = object_tracks(name, [len(found)], masks, len(frames)) if masks is not None else None
             if tracks and source == "ref_youtube_vos":  # five expressions of Ref-DAVIS17 have no mask at all
                 refuse_empty(name, tracks)
             found.append(video_annotation(source, video, frames, Turn("query", item["exp"].strip(), masks=tracks), number))
