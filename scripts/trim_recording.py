@@ -28,7 +28,7 @@ UNREAD = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.j
 def trim(source: Path, target: Path, names: Sequence[str], largest_gradient: int) -> None:
     """Write the named cases of ``source``, with the files they need, to ``target``, which must not exist.
 
-    Gradients with more than ``largest_gradient`` elements are left out; their norms stay.
+    Of cases that hold the norm of every gradient, gradients with more than ``largest_gradient`` elements are left out.
 
     Raises:
         UserError: an unknown case, or ``target`` exists.
@@ -43,11 +43,11 @@ def trim(source: Path, target: Path, names: Sequence[str], largest_gradient: int
     (target / "cases").mkdir(parents=True)
     for case in cases.values():
         tensors = read_safetensors(case.path).tensors
-        kept = {name: t for name, t in tensors.items() if not name.startswith("outputs.grad.") or math.prod(t.shape) <= largest_gradient}
+        small = largest_gradient if "outputs.grad_norms" in tensors else math.inf
+        kept = {name: t for name, t in tensors.items() if not name.startswith("outputs.grad.") or math.prod(t.shape) <= small}
         write_safetensors(target / "cases" / case.path.name, kept, {})
-        names_file = case.path.with_name(f"{case.name}.grad_names.json")
-        if names_file.is_file():
-            shutil.copyfile(names_file, target / "cases" / names_file.name)
+        for list_file in sorted(case.path.parent.glob(f"{case.name}.*.json")):
+            shutil.copyfile(list_file, target / "cases" / list_file.name)
     for folder in needed([case.options for case in cases.values()]):
         _copy(source / folder, target / folder)
     description = {**recording.description, "cases": [dict(case.options) for case in cases.values()]}

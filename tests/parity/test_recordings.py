@@ -19,7 +19,7 @@ from unipixel_jax.parity.run import replay, to_json
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 NAMES = ("nano_a", "nano_b")
 CASES = [(name, case.name) for name in NAMES for case in open_recording(RECORDINGS / name).cases]
-SIZE_LIMIT = 8_000_000
+SIZE_LIMIT = 8_500_000
 
 
 @pytest.fixture(scope="module")

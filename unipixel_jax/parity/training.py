@@ -61,7 +61,7 @@ def _train(
     optimizer = make_optimizer(config, groups(start), steps)
 
     def loss(params: nnx.State, frozen: list[nnx.State], batch: TrainBatch) -> jax.Array:
-        return objective(nnx.merge(graph, params, *frozen), batch, jnp.dtype("float32"))[0]
+        return objective(nnx.merge(graph, params, *frozen), batch, jnp.dtype("float32"), remat="none")[0]
 
     @jax.jit
     def run(start: nnx.State, frozen: list[nnx.State], batch: TrainBatch) -> tuple[jax.Array, nnx.State, nnx.State]:
