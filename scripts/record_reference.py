@@ -137,8 +137,7 @@ def replay(folder: Path, args: argparse.Namespace) -> int:
     """Run a recording's cases again and compare; returns 1 if a tensor is too far off.
 
     In float32 the limits are those of recordings in general (2e-5, gradients 3e-3, integers exact, masks 0.01%, and after steps of training 1e-4 for
-    losses and 1e-2 for changes of weights); in bfloat16 real numbers may be
-    5% off, and what follows an argmax or a threshold is shown but not judged.
+    losses and 1e-2 for changes of weights); in bfloat16 real numbers may be 5% off, and what follows an argmax or a threshold is shown but not judged.
     """
     try:
         meta = json.loads((folder / "export.json").read_text())
