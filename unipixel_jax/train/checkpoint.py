@@ -168,6 +168,7 @@ class Checkpoints:
             self._manager.close()
             if self._lock is not None:
                 os.close(self._lock)
+                self._lock = None
 
     def restore(self, target: State) -> Restored[State] | None:
         """The newest checkpoint that is whole. A damaged one is renamed, with a warning, and the one before it is read.
