@@ -4,7 +4,7 @@
     python scripts/make_sample_data.py sample_data                    # every source
     python scripts/make_sample_data.py sample_data refcoco mevis      # some of them
 
-The folder is then the data root: `unipixel-jax data check --root sample_data --mixture refcoco,mevis`.
+The folder is then the data root: `unipixel-jax data check refcoco,mevis --root sample_data`.
 """
 
 from __future__ import annotations

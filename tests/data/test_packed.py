@@ -4,19 +4,25 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from marked_samples import WRITERS, write
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from make_sample_data import WRITERS
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, FrameFiles, Photo, Turn, VideoFrames
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.masks import LabelClasses, LabelImages, Tracks
 from unipixel_jax.data.mixture import Mixture, Part
 from unipixel_jax.data.packed import Record, decode
+from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.marked import locate_turn
 from unipixel_jax.data.tfds.builder import pack
 from unipixel_jax.data.tfds.source import open_tfds
@@ -186,7 +192,8 @@ def test_a_foreign_record_is_refused():
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_source_can_be_packed(name, tmp_path):
-    source = write(name, tmp_path / "data")
+    WRITERS[name](tmp_path / "data")
+    source = open_source(name, tmp_path / "data")
     packed = open_tfds("tfds:packed", _out(pack(source, "train", tmp_path / "shards", refuse)))
     assert list(packed.data_types) == list(source.data_types)
     drawn = 0
