@@ -15,10 +15,10 @@ BATCH = 16
 
 MODEL = UniPixelConfig(
     vision=VisionConfig(
-        depth=4, hidden_size=128, intermediate_size=320, num_heads=4, out_hidden_size=160, patch_size=28, window_size=336, fullatt_block_indexes=(3,)
+        depth=3, hidden_size=96, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=28, window_size=336, fullatt_block_indexes=(2,)
     ),
     text=TextConfig(
-        vocab_size=520, hidden_size=160, intermediate_size=448, num_hidden_layers=5, num_attention_heads=5, num_key_value_heads=5, mrope_section=(4, 6, 6),
+        vocab_size=520, hidden_size=128, intermediate_size=352, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=4, mrope_section=(4, 6, 6),
         rope_theta=1e4,
     ),
     sam2=Sam2Config(
@@ -35,7 +35,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="shapes_tiny",
-        start=StartConfig(model=MODEL, tokenizer="unipixel_jax/assets/shapes"),
+        start=StartConfig(model=MODEL),
         data=DataConfig(
             datasets="shapes_image",
             validation="shapes_image",
@@ -54,10 +54,10 @@ def get_config() -> TrainConfig:
             ),
         ),
         trained=("all",),
-        optim=OptimConfig(learning_rate=5e-4, weight_decay=0.01, b2=0.98),
+        optim=OptimConfig(learning_rate=8e-4, weight_decay=0.01, b2=0.98),
         losses=MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True),
         batch_size=BATCH,
-        steps=3000,
+        steps=2600,
         dtype="float32",
         remat="none",
         dropout=False,

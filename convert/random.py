@@ -12,6 +12,7 @@ from flax import nnx
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.processing.tokenizer import Tokenizer
 
 from .sources import Source
 from .trained import torch_tensors
@@ -24,9 +25,13 @@ def random_source(config: UniPixelConfig, tokenizer: Path, seed: int) -> Source:
         config: the model's sizes.
         tokenizer: a folder with its tokenizer files.
         seed: of the weights.
+
+    Raises:
+        UserError: no tokenizer there.
     """
     model = UniPixelModel(config, nnx.Rngs(seed))
     arrays = {cast(KeyPath, path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
     tensors = torch_tensors(config, arrays, tokenizer)
     description = {"kind": "random", "path": f"random weights of seed {seed}", "seed": seed}
-    return Source(config, (json.dumps(config.to_hf(), indent=1) + "\n").encode(), tensors, (tokenizer,), (tokenizer,), description)
+    settings = config.to_hf() | {"eos_token_id": Tokenizer.from_directory(tokenizer).eos_id}
+    return Source(config, (json.dumps(settings, indent=1) + "\n").encode(), tensors, (tokenizer,), (tokenizer,), description)

@@ -41,7 +41,7 @@ from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
 from unipixel_jax.processing.tokenizer import Tokenizer
 
 DATASETS = ("refcoco", "mevis")
-TOKENIZER = Path(__file__).parent.parent / "unipixel_jax" / "assets" / "tokenizer"
+TOKENIZER = Path(__file__).parent.parent / "tests" / "recordings" / "processing" / "tokenizer"
 SIDE, FRAMES, TURNS = 768, 8, 3
 WARM = 2
 """Batches of each worker that are not timed, since they were made while the workers started."""

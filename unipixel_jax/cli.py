@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SMALL_WEIGHTS = 200e6
 """Bytes of a recording's weights up to which its programs are not worth optimising."""
 CACHE_VARIABLE = "UNIPIXEL_JAX_CACHE"
-MODEL_HELP = "a directory made by `unipixel-jax convert to-jax`; for a torch checkpoint you are told the command that converts it"
+MODEL_HELP = "a directory made by `unipixel-jax convert to-jax` (default: the small model that ships with the package, which knows coloured shapes only)"
 
 ATTENTION_HELP = "compute all attention by xla, xla_chunked, pallas_tpu, pallas_gpu or cudnn (default: chosen by platform and shape; --verbose shows)"
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.set_defaults(run=_ask)
 
     for command in (segment, ask):
-        command.add_argument("--model", required=True, type=Path, metavar="DIR", help=MODEL_HELP)
+        command.add_argument("--model", type=Path, metavar="DIR", help=MODEL_HELP)
         command.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
         command.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
         command.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay (default: gif); a photo's is a PNG")
@@ -111,15 +111,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _segment(args: argparse.Namespace) -> int:
+    from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
 
     _check_outputs(args)
-    model = UniPixel.from_pretrained(args.model, args.dtype)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype)
     prediction = model.segment(args.media, args.prompt, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
     return _report(args, prediction)
 
 
 def _ask(args: argparse.Namespace) -> int:
+    from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
     from unipixel_jax.processing.prompts import Box, Point
 
@@ -131,7 +133,7 @@ def _ask(args: argparse.Namespace) -> int:
     for text in args.box:
         (x0, y0, x1, y1), frame = _numbers(text, 4)
         references.append(Box(x0, y0, x1, y1, frame))
-    model = UniPixel.from_pretrained(args.model, args.dtype)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype)
     prediction = model.ask(args.media, args.question, references, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
     return _report(args, prediction)
 

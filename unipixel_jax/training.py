@@ -26,6 +26,16 @@ def main(arguments: Sequence[str]) -> int:
         parser = argparse.ArgumentParser(prog="unipixel-jax train export", description=export.__doc__)
         export.configure(parser)
         return export.run(parser.parse_args(arguments[1:]))
+    if arguments[:1] == ["reproduce"]:
+        from unipixel_jax.train.reproduce import reproduce
+
+        parser = argparse.ArgumentParser(prog="unipixel-jax train reproduce", description="Compute a saved step that was not finite again.")
+        parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of the run")
+        parser.add_argument("file", type=Path, metavar="FILE", help="not_finite_step_N.pkl from it")
+        args = parser.parse_args(arguments[1:])
+        for line in reproduce(args.run_dir, args.file):
+            print(line)
+        return 0
     parser = argparse.ArgumentParser(prog="unipixel-jax train", description="Train a model as a configuration file says.", epilog=EPILOG)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
     parser.add_argument("fields", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="other values for fields of the configuration")
@@ -47,8 +57,9 @@ def run(path: Path, overrides: list[str]) -> int:
     if config.start.model is not None and not start.exists():
         from unipixel_jax.convert import to_jax
         from unipixel_jax.convert.random import random_source
+        from unipixel_jax.infer.loading import EMBEDDED
 
-        tokenizer = Path(config.start.tokenizer) if config.start.tokenizer else Path(__file__).parent / "assets" / "tokenizer"
+        tokenizer = Path(config.start.tokenizer) if config.start.tokenizer else EMBEDDED
         to_jax.convert(random_source(config.start.model, tokenizer, config.seed), start)
     if not start.is_dir():
         raise UserError(f"{start} does not exist: expected a directory made by unipixel-jax convert to-jax, see docs/training.md")

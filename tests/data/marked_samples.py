@@ -24,7 +24,7 @@ WHOLE = DrawOptions(sample_frames=(64, 64), sample_type="uniform", image_size=SI
 """Takes whole clips, so that frame numbers are known."""
 
 CONFIG = preset("tiny")
-TOKENIZER = Tokenizer.from_directory(ROOT / "unipixel_jax" / "assets" / "tokenizer")
+TOKENIZER = Tokenizer.from_directory(ROOT / "tests" / "recordings" / "processing" / "tokenizer")
 
 
 def write(name, root):

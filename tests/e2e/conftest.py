@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-
-from unipixel_jax.demo import random_model
+from random_model import random_model
 
 
 @pytest.fixture(scope="session")

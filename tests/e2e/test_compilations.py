@@ -3,8 +3,7 @@
 import jax
 import numpy as np
 import pytest
-
-from unipixel_jax.demo import random_model
+from random_model import random_model
 
 PHOTOS = ((250, 380), (380, 250), (120, 130), (400, 400), (90, 600))
 CLIPS = (2, 3, 5)

@@ -22,12 +22,13 @@ ROOMS = {
     "losses": {"ops", "core", *CONFIG},
     "processing": {"core.buckets", "core.files", *CONFIG},
     "data": {"processing", "core.buckets", "core.files", *CONFIG},
-    "train": {"models", "losses", "data", "processing", "ops", "core", *CONFIG},
+    # infer.inputs is the one place where the host's arrays become a prompt on the device
+    "train": {"infer.inputs", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
     "infer": {"models", "losses", "processing", "ops", "core", *CONFIG},
     "eval": {"infer", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
     "convert": {"models", "core", "processing", *CONFIG},
 }
-FREE = {"cli", "demo", "export", "parity", "bench", "__init__"}
+FREE = {"cli", "demo", "export", "training", "parity", "bench", "__init__"}
 """These put the others together and may import everything."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
@@ -15,6 +16,15 @@ from unipixel_jax.core.axes import ALL, Axes
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 normal: Initializer = jax.nn.initializers.normal(0.02)
+"""For position codes and the like."""
+
+
+def lecun(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Uniform with a variance of 1 / inputs, for weights laid out [out, in, ...]: what goes in comes out with the same variance, whatever the width."""
+    bound = math.sqrt(3 / math.prod(shape[1:]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 zeros: Initializer = jax.nn.initializers.zeros
 ones: Initializer = jax.nn.initializers.ones
 xavier: Initializer = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from unipixel_jax.config import preset
+from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import FAILURES
 from unipixel_jax.data.mixture import Mixture, parse
@@ -23,7 +24,7 @@ from unipixel_jax.data.sources import open_source
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import Tokenizer
 
-_TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
+_MODEL = Path(__file__).parent.parent / "assets" / "shapes_tiny"
 _SHOWN = 50
 
 
@@ -67,9 +68,9 @@ def _check(args: argparse.Namespace) -> int:
     console = _console()
     mixture = open_mixture(args.sources, args.root, 1, args.seed, args.split)
     console.print(report(mixture))
-    # The smallest model's sizes: whether a sample can be drawn does not depend on the model, and small pictures are quick.
-    config = preset("tiny")
-    draw_sample = DrawSample(Tokenizer.from_directory(_TOKENIZER), config, DrawOptions(image_size=config.sam2.image_size))
+    # The embedded model's sizes: whether a sample can be drawn does not depend on the model, and small pictures are quick.
+    config = UniPixelConfig.from_hf(json.loads((_MODEL / "config.json").read_text(encoding="utf-8")))
+    draw_sample = DrawSample(Tokenizer.from_directory(_MODEL), config, DrawOptions(image_size=config.sam2.image_size))
     failures: list[tuple[str, str, str]] = []
     drawn: Counter[str] = Counter()
     chosen = _chosen(mixture, None if args.all else args.samples)

@@ -19,6 +19,9 @@ from unipixel_jax.processing.tokenizer import Tokenizer
 PARAMS = "params"
 """Where a converted directory keeps its arrays."""
 
+EMBEDDED = Path(__file__).parent.parent / "assets" / "shapes_tiny"
+"""The small model that ships with the package: it knows coloured shapes and nothing else (docs/tiny_model.md)."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:

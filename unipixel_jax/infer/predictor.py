@@ -20,7 +20,7 @@ from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.inputs import to_prompt
-from unipixel_jax.infer.loading import LoadedModel, load
+from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks
 from unipixel_jax.processing import batch
@@ -51,11 +51,11 @@ class UniPixel:
     seed: int = 0
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, dtype: Any = None, sampling: Sampling = Sampling()) -> UniPixel:
+    def from_pretrained(cls, directory: str | Path = EMBEDDED, dtype: Any = None, sampling: Sampling = Sampling()) -> UniPixel:
         """Load a directory that ``unipixel-jax convert to-jax`` wrote.
 
         Args:
-            directory: its path.
+            directory: its path; the small model that ships with the package where none is given.
             dtype: "float32" or "bfloat16" to cast the weights and compute in; None keeps the checkpoint's own.
             sampling: how tokens are drawn.
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from unipixel_jax.core.axes import CHANNELS, EMBED, MLP
 from unipixel_jax.core.dropout import Random
-from unipixel_jax.core.params import Initializer, declare, normal, ones, zeros
+from unipixel_jax.core.params import Initializer, declare, lecun, ones, zeros
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.dropout import dropout
 from unipixel_jax.ops.norm import layer_norm, rms_norm
@@ -19,7 +19,7 @@ class Linear(nnx.Module):
     """``x @ weight.T + bias``: weight [out, in], bias [out] unless ``bias=False``. ``axes`` names (out, in)."""
 
     def __init__(
-        self, d_in: int, d_out: int, axes: tuple[str | None, str | None], rngs: nnx.Rngs, bias: bool = True, init: Initializer = normal
+        self, d_in: int, d_out: int, axes: tuple[str | None, str | None], rngs: nnx.Rngs, bias: bool = True, init: Initializer = lecun
     ) -> None:
         self.weight = declare(rngs, (d_out, d_in), axes, init)
         self.bias = declare(rngs, (d_out,), axes[:1], zeros) if bias else None
@@ -57,7 +57,7 @@ class LayerNorm(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers, fc1 and fc2, with ``act`` between."""
 
-    def __init__(self, d_in: int, hidden: int, d_out: int, act: Callable[[jax.Array], jax.Array], rngs: nnx.Rngs, init: Initializer = normal) -> None:
+    def __init__(self, d_in: int, hidden: int, d_out: int, act: Callable[[jax.Array], jax.Array], rngs: nnx.Rngs, init: Initializer = lecun) -> None:
         self.fc1 = Linear(d_in, hidden, (MLP, EMBED), rngs, init=init)
         self.fc2 = Linear(hidden, d_out, (EMBED, MLP), rngs, init=init)
         self.act = act
@@ -70,7 +70,7 @@ class Mlp(nnx.Module):
 class Mlp3(nnx.Module):
     """Three linear layers with ReLU between (reference: sam2/modeling/sam2_utils.py, MLP), as SAM 2's heads use."""
 
-    def __init__(self, d_in: int, hidden: int, d_out: int, rngs: nnx.Rngs, init: Initializer = normal) -> None:
+    def __init__(self, d_in: int, hidden: int, d_out: int, rngs: nnx.Rngs, init: Initializer = lecun) -> None:
         self.fc1 = Linear(d_in, hidden, (MLP, EMBED), rngs, init=init)
         self.fc2 = Linear(hidden, hidden, (EMBED, MLP), rngs, init=init)
         self.fc3 = Linear(hidden, d_out, (CHANNELS, MLP), rngs, init=init)

@@ -30,7 +30,7 @@ class StartConfig:
     Attributes:
         checkpoint: a directory made by ``unipixel-jax convert to-jax``, with what earlier stages trained merged in; None for random weights of ``model``.
         model: sizes of a model that starts from random weights; None with a checkpoint.
-        tokenizer: folder of its tokenizer; None for the one that ships with the package.
+        tokenizer: folder of its tokenizer; None for that of the small model that ships with the package.
     """
 
     checkpoint: str | None = None

@@ -7,7 +7,7 @@ import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from unipixel_jax.train.manifest import About
 from unipixel_jax.train.metrics import Watch
 from unipixel_jax.train.objective import LossParts
 from unipixel_jax.train.setup import Setup, TrainState, abstract_state, set_up
-from unipixel_jax.train.step import StepNumbers, add, make_gradients, make_loss, make_update, scale
+from unipixel_jax.train.step import StepNumbers, add, make_gradients, make_loss, make_update, scale, step_key
 from unipixel_jax.train.trainable import groups
 
 log = logging.getLogger(__name__)
@@ -82,13 +82,14 @@ class Meter:
         }
 
 
-def train(config: TrainConfig, run_dir: Path, start: Path) -> TrainState:
+def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
     """Train, or go on training where the run directory's newest checkpoint is.
 
     Args:
         config: of the run.
         run_dir: for checkpoints, numbers and the configuration.
         start: the converted directory that training starts from.
+        devices: among which batches are divided; None for all local ones.
 
     Returns:
         The state after the last step, which is saved.
@@ -101,7 +102,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path) -> TrainState:
     tokenizer.check(model_config)
     mixture = _mixture(config, config.data.datasets, config.seed)
     total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
-    setup = set_up(config, start, model_config, total)
+    setup = set_up(config, start, model_config, total, devices)
     about = About.of(config.to_json(), setup.model_config, config.trained, config.lora, start)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
@@ -120,7 +121,8 @@ def train(config: TrainConfig, run_dir: Path, start: Path) -> TrainState:
             watch.console.print(report(mixture))
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
-            return _Run(setup, tokenizer, checkpoints, loader, watch, run_dir, total).steps(state, first)
+            origin = {"start": start, "model_config": model_config, "total": total}
+            return _Run(setup, tokenizer, checkpoints, loader, watch, run_dir, total, origin).steps(state, first)
 
 
 @dataclass
@@ -134,12 +136,12 @@ class _Run:
     watch: Watch
     run_dir: Path
     total: int
+    origin: dict[str, Any]
 
     def steps(self, state: TrainState, first: int) -> TrainState:
         """All steps from ``first`` on, and a last checkpoint."""
         config, setup = self.setup.config, self.setup
         gradients, update = make_gradients(setup), make_update(setup, groups(setup.state.trained))
-        seed = jax.random.key(config.seed)
         meter = Meter()
         recent: deque[tuple[int, list[BatchArrays], StepNumbers]] = deque()
         for step in range(first, self.total):
@@ -150,7 +152,7 @@ class _Run:
                 begin = time.perf_counter()
                 arrays = next(self.loader).arrays
                 meter.wait += time.perf_counter() - begin
-                key = jax.random.fold_in(jax.random.fold_in(seed, step), number)
+                key = step_key(config.seed, step, number)
                 grad, part = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), key)
                 grads = grad if grads is None else add(grads, grad)
                 batches.append(arrays)
@@ -191,7 +193,7 @@ class _Run:
             return
         path = self.run_dir / f"not_finite_step_{step}.pkl"
         with replacing(path) as aside:
-            aside.write_bytes(pickle.dumps({"step": step, "seed": self.setup.config.seed, "batches": batches}))
+            aside.write_bytes(pickle.dumps({"step": step, "batches": batches, "config": self.setup.config, **self.origin}))
         names = ", ".join(f"{source} {name}" for batch in batches for source, name in batch.samples[:8])
         raise UserError(
             f"step {step}: the loss or its gradients are not finite; samples: {names}. The batch is saved as {path} (reproduce with: unipixel-jax train "

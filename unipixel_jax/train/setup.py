@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,19 +81,18 @@ def with_switches(model_config: UniPixelConfig, config: TrainConfig) -> UniPixel
     return replace(model_config, sample_objects=objects, sam2_batch_mode=config.sam2_batch_mode)
 
 
-def data_mesh(batch_size: int) -> Mesh:
-    """All local devices in one row, among which the samples of a batch are divided.
+def data_mesh(batch_size: int, devices: Sequence[jax.Device]) -> Mesh:
+    """Devices in one row, among which the samples of a batch are divided.
 
     Raises:
         UserError: the batch does not divide.
     """
-    devices = jax.local_devices()
     if batch_size % len(devices):
         raise UserError(f"a batch of {batch_size} does not divide among {len(devices)} devices: use a multiple of {len(devices)}")
     return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
 
 
-def set_up(config: TrainConfig, start: Path, model_config: UniPixelConfig, total_steps: int) -> Setup:
+def set_up(config: TrainConfig, start: Path, model_config: UniPixelConfig, total_steps: int, devices: Sequence[jax.Device] | None = None) -> Setup:
     """Read the weights and divide them.
 
     Args:
@@ -101,11 +100,12 @@ def set_up(config: TrainConfig, start: Path, model_config: UniPixelConfig, total
         start: a converted directory.
         model_config: its sizes.
         total_steps: of the whole training.
+        devices: among which batches are divided; None for all local ones.
 
     Raises:
         UserError: the directory does not fit, unknown names of what is to be trained, or a batch that does not divide among the devices.
     """
-    mesh = data_mesh(config.batch_size)
+    mesh = data_mesh(config.batch_size, devices or jax.local_devices())
     here = NamedSharding(mesh, PartitionSpec())
     model_config = with_switches(model_config, config)
     model = with_config(restore_model(start / PARAMS, abstract_model(model_config)), model_config)

@@ -85,6 +85,11 @@ def make_update(setup: Setup, groups: Any) -> Update:
     return jax.jit(update, donate_argnums=0)
 
 
+def step_key(seed: int, step: int, batch: int) -> jax.Array:
+    """The random key of one batch of one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), batch)
+
+
 @jax.jit
 def add(total: nnx.State, grads: nnx.State) -> nnx.State:
     """The sum of two gradients."""

@@ -18,7 +18,7 @@ from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION, SquareReference, locating_turn
 from unipixel_jax.processing.tokenizer import Message
 
-REMEMBER, LOCATE, POINT = 0.5, 0.15, 0.4
+REMEMBER, LOCATE, POINT = 0.5, 0.15, 0.35
 """How often a conversation begins with remembered things, a question is PixelQA's first turn, and any other question points at something."""
 
 
@@ -31,7 +31,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     memory = scene.masks[list(things)] if rng.random() < REMEMBER else None
     questions = [] if memory is None else [about(scene, things, rng)]
     while len(questions) < options.max_turns:
-        questions.append(_question(scene, rng))
+        questions.append(_question(scene, rng, frozenset(thing for question in questions for thing in question.segmented)))
     messages: list[Message] = []
     for number, question in enumerate(questions):
         text = question.text if number or memory is None else _memory_text(memory) + question.text
@@ -70,10 +70,10 @@ def _memory_text(memory: NDArray[np.bool_]) -> str:
     return memory_prefix(pairs, frames)
 
 
-def _question(scene: Scene, rng: np.random.Generator) -> Question:
+def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int]) -> Question:
     kind = rng.random()
     if kind >= LOCATE:
-        return point_at(scene, rng) if rng.random() < POINT else find(scene, rng)
+        return point_at(scene, rng) if rng.random() < POINT else find(scene, rng, done)
     things = _some(scene, rng)
     asked = about(scene, things, rng).text
     names = [f"[{i}]" for i in range(len(things)) if f"[{i}]" in asked]

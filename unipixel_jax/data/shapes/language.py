@@ -68,10 +68,10 @@ def at_side(scene: Scene, word: str, shape: str | None) -> int | None:
     return order[0]
 
 
-def find(scene: Scene, rng: np.random.Generator) -> Question:
-    """Segment a thing by its look, by its place, or by what lies in front of it."""
+def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozenset()) -> Question:
+    """Segment a thing by its look, by its place, or by what lies in front of it; by its look, one that is not ``done`` if there is one."""
     kind = rng.choice(("look", "side", "behind"), p=(0.55, 0.25, 0.2))
-    thing = int(rng.integers(len(scene.things)))
+    thing = int(rng.choice([i for i in range(len(scene.things)) if i not in done] or len(scene.things)))
     words = str(rng.choice(names(scene, thing)))
     if kind == "side":
         word, shape = str(rng.choice(tuple(SIDES))), scene.things[thing].shape if rng.random() < 0.5 else None
@@ -93,7 +93,7 @@ def find(scene: Scene, rng: np.random.Generator) -> Question:
 def point_at(scene: Scene, rng: np.random.Generator) -> Question:
     """Describe, or segment, a thing that is pointed at."""
     thing = int(rng.integers(len(scene.things)))
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         text = str(rng.choice(FIND)).format(REF_TOKEN)
         return Question("point_segment", text, f"It is the {full_name(scene, thing)} {SEG_TOKEN}.", (thing,), (thing,))
     return Question("point", str(rng.choice(POINT)), f"It is a {full_name(scene, thing)}.", (thing,))

@@ -12,7 +12,7 @@ from flax import nnx
 from unipixel_jax.config import TextConfig
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, VOCAB
-from unipixel_jax.core.params import declare
+from unipixel_jax.core.params import declare, lecun
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
 from unipixel_jax.models.qwen_vl.cache import KVCache
@@ -127,7 +127,7 @@ class Embedding(nnx.Module):
     """A row for each token of the vocabulary."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
-        self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED))
+        self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED), lecun)
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """ids [...] to rows [..., D] in ``dtype``."""

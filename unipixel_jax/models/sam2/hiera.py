@@ -17,7 +17,7 @@ from flax import nnx
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
-from unipixel_jax.core.params import declare, zeros
+from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.ops import window
@@ -35,7 +35,7 @@ class PatchEmbed(nnx.Module):
     """7x7 convolution with stride 4."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs) -> None:
-        self.weight = declare(rngs, (dim, 3, 7, 7), (EMBED, CHANNELS, None, None))
+        self.weight = declare(rngs, (dim, 3, 7, 7), (EMBED, CHANNELS, None, None), lecun)
         self.bias = declare(rngs, (dim,), (EMBED,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:

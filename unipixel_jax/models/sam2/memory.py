@@ -16,7 +16,7 @@ from flax import nnx
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
-from unipixel_jax.core.params import declare, zeros
+from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.models.layers import Dropout, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
 from unipixel_jax.ops.attention import AttnMask, attention
@@ -35,7 +35,7 @@ class Conv(nnx.Module):
     """A 3x3 convolution with stride 2."""
 
     def __init__(self, d_in: int, d_out: int, rngs: nnx.Rngs) -> None:
-        self.weight = declare(rngs, (d_out, d_in, 3, 3), (CHANNELS, CHANNELS, None, None))
+        self.weight = declare(rngs, (d_out, d_in, 3, 3), (CHANNELS, CHANNELS, None, None), lecun)
         self.bias = declare(rngs, (d_out,), (CHANNELS,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -63,7 +63,7 @@ class Depthwise(nnx.Module):
     """A 7x7 depthwise convolution."""
 
     def __init__(self, d: int, rngs: nnx.Rngs) -> None:
-        self.weight = declare(rngs, (d, 1, 7, 7), (EMBED, None, None, None))
+        self.weight = declare(rngs, (d, 1, 7, 7), (EMBED, None, None, None), lecun)
         self.bias = declare(rngs, (d,), (EMBED,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:

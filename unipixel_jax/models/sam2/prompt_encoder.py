@@ -12,7 +12,7 @@ from flax import nnx
 
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core.axes import CHANNELS, EMBED
-from unipixel_jax.core.params import declare, unit_normal, zeros
+from unipixel_jax.core.params import declare, lecun, unit_normal, zeros
 from unipixel_jax.models.layers import LayerNorm, Linear, gelu
 from unipixel_jax.models.sam2.position import fourier
 from unipixel_jax.ops.conv import conv_patches
@@ -24,7 +24,7 @@ class PatchConv(nnx.Module):
     """A 2x2 convolution with stride 2."""
 
     def __init__(self, d_in: int, d_out: int, rngs: nnx.Rngs) -> None:
-        self.weight = declare(rngs, (d_out, d_in, 2, 2), (CHANNELS, CHANNELS, None, None))
+        self.weight = declare(rngs, (d_out, d_in, 2, 2), (CHANNELS, CHANNELS, None, None), lecun)
         self.bias = declare(rngs, (d_out,), (CHANNELS,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:

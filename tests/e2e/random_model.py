@@ -1,0 +1,21 @@
+"""A tiny UniPixel with random weights."""
+
+from pathlib import Path
+
+from flax import nnx
+
+from unipixel_jax.config import preset
+from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.predictor import UniPixel
+from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.processing.tokenizer import Tokenizer
+
+TOKENIZER = Path(__file__).parents[1] / "recordings" / "processing" / "tokenizer"
+
+
+def random_model(seed: int) -> UniPixel:
+    """Of the preset "tiny"."""
+    config = preset("tiny")
+    tokenizer = Tokenizer.from_directory(TOKENIZER)
+    tokenizer.check(config)
+    return UniPixel(LoadedModel(UniPixelModel(config, nnx.Rngs(seed)), config, tokenizer, (tokenizer.eos_id,)).for_inference())

@@ -1,0 +1,119 @@
+"""The loop on a micro model: what it writes, going on where it stopped, other numbers of devices, and what stops it."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from micro_run import micro_config, micro_start
+
+from unipixel_jax.errors import UserError
+from unipixel_jax.train import loop
+from unipixel_jax.train.loop import train
+from unipixel_jax.train.reproduce import reproduce
+from unipixel_jax.train.step import step_key
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return micro_start(tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture(scope="module")
+def straight(start, tmp_path_factory):
+    """Six steps without a break, on one device."""
+    run = tmp_path_factory.mktemp("straight")
+    return run, weights(train(micro_config(start), run, start, jax.devices()[:1]))
+
+
+def weights(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.trained)]
+
+
+def numbers(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_numbers_are_written(straight):
+    run, _ = straight
+    lines = numbers(run)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert all(np.isfinite(line[name]) for line in lines for name in ("loss", "language", "mask", "dice", "iou", "object", "grad_norm", "tokens_per_second"))
+    assert all(0 <= line["host_wait"] <= 1 and 0 <= line["seg_rate"] <= 1 for line in lines)
+    assert lines[0]["grad_norm_sam_encoder"] > 0
+    assert list((run / "tensorboard").glob("events.*"))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()) == ["3", "6"]
+
+
+def test_resumed_is_bit_equal(start, straight, tmp_path):
+    config = micro_config(start)
+    with pytest.MonkeyPatch.context() as patch:  # stopped in step 5, after the checkpoint of step 3
+        patch.setattr(loop, "step_key", stopping_before(4))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path, start, jax.devices()[:1])
+    resumed = weights(train(config, tmp_path, start, jax.devices()[:1]))
+    assert all(np.array_equal(a, b) for a, b in zip(resumed, straight[1], strict=True))
+    assert [line["step"] for line in numbers(tmp_path)] == [2, 4, 6]
+
+
+def test_devices_do_not_matter(start, straight, tmp_path):
+    """Three steps on eight devices, three on four; beside one device throughout. Adam divides by gradients near zero, so most weights are compared."""
+    config = micro_config(start)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "step_key", stopping_before(3))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path, start, jax.devices()[:8])
+    resumed = train(config, tmp_path, start, jax.devices()[:4])
+    losses = [[line["loss"] for line in numbers(run)] for run in (tmp_path, straight[0])]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    ours, theirs = (np.concatenate([w.reshape(-1) for w in side]) for side in (weights(resumed), straight[1]))
+    assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+
+
+def test_accumulated_batches_are_averaged(start, tmp_path):
+    """Two batches of four in a step are the next eight samples."""
+    state = train(micro_config(start, batch_size=4, accumulation=2, steps=2), tmp_path, start, jax.devices()[:1])
+    assert int(state.step) == 2
+    assert numbers(tmp_path)[-1]["step"] == 2
+
+
+def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
+    real = loop.to_batch
+
+    def spoiled(arrays, mesh):
+        batch = real(arrays, mesh)
+        return replace(batch, label_weights=batch.label_weights * np.float32("inf")) if len(seen) == 2 else (seen.append(1), batch)[1]
+
+    seen = []
+    monkeypatch.setattr(loop, "to_batch", spoiled)
+    with pytest.raises(UserError, match=r"step 2: the loss or its gradients are not finite; samples: shapes_image"):
+        train(micro_config(start, save_every=1), tmp_path, start, jax.devices()[:1])
+    (saved,) = tmp_path.glob("not_finite_step_2.pkl")
+    assert len(pickle.loads(saved.read_bytes())["batches"]) == 1
+    lines = list(reproduce(tmp_path, saved))
+    assert lines[0] == "step 2 with the weights of step 2"
+    assert any(line.startswith("batch 0: loss") for line in lines)
+
+
+def test_batch_that_does_not_divide(start, tmp_path):
+    with pytest.raises(UserError, match="a batch of 4 does not divide among 8 devices: use a multiple of 8"):
+        train(micro_config(start, batch_size=4), tmp_path, start)
+
+
+def test_checkpoint_of_another_config(start, straight, tmp_path):
+    run, _ = straight
+    with pytest.raises(UserError, match="is of another run: trained"):
+        train(micro_config(start, trained=("seg",)), run, start, jax.devices()[:1])
+
+
+def stopping_before(last):
+    """Random keys of steps, until Ctrl-C is pressed in the step of that number."""
+
+    def key(seed, step, batch):
+        if step == last:
+            raise KeyboardInterrupt
+        return step_key(seed, step, batch)
+
+    return key
