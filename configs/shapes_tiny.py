@@ -37,7 +37,7 @@ def get_config() -> TrainConfig:
         name="shapes_tiny",
         start=StartConfig(model=MODEL),
         data=DataConfig(
-            datasets="shapes_image",
+            datasets="shapes_image:10,shapes_clip",
             validation="shapes_image",
             draw=DrawOptions(sample_frames=(4, 4), max_turns=4),
             loader=LoaderOptions(workers=0, threads=1, buffer=32),
@@ -57,7 +57,7 @@ def get_config() -> TrainConfig:
         optim=OptimConfig(learning_rate=8e-4, weight_decay=0.01, b2=0.98),
         losses=MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True),
         batch_size=BATCH,
-        steps=2600,
+        steps=1400,
         dtype="float32",
         remat="none",
         dropout=False,

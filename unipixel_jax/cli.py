@@ -96,11 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     parity.set_defaults(run=_parity)
 
+    judge = commands.add_parser("eval", help="measure the embedded model, or another, on scenes of shapes that it has never seen")
+    judge.add_argument("benchmark", choices=("shapes",), help="what to measure on")
+    judge.add_argument("--model", type=Path, metavar="DIR", help=MODEL_HELP)
+    judge.add_argument("--pictures", type=int, default=500, metavar="N", help="pictures, with a question of every kind each (default: 500)")
+    judge.add_argument("--clips", type=int, default=100, metavar="N", help="clips (default: 100)")
+    judge.add_argument("--json", type=Path, metavar="FILE", help="write the scores")
+    judge.set_defaults(run=_eval)
+
     demo = commands.add_parser("demo", help="run on a photo and a clip that ship with the package")
     demo.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
     demo.set_defaults(run=_demo)
 
-    for command in (segment, ask, parity, demo):
+    for command in (segment, ask, parity, judge, demo):
         command.add_argument("--attention", metavar="NAME", help=ATTENTION_HELP)
         command.add_argument("--verbose", action="store_true", help="show the time of each stage, and the traceback of an error")
     commands.add_parser("convert", help="convert weights between torch and JAX, or say what a checkpoint holds (convert --help)", add_help=False)
@@ -203,6 +211,26 @@ def _parity(args: argparse.Namespace) -> int:
     failed = [case["name"] for case in report["cases"] if not case["passed"]]
     print(f"{len(results)} cases, all passed" if report["passed"] else f"{len(failed)} of {len(results)} cases FAILED: {', '.join(failed)}")
     return 0 if report["passed"] else 1
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from unipixel_jax.core.files import replacing
+    from unipixel_jax.eval.shapes import judge, summary
+    from unipixel_jax.infer.loading import EMBEDDED
+    from unipixel_jax.infer.predictor import UniPixel
+
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, "float32")
+    questions = judge(model, args.pictures, args.clips)
+    judged = list(track(questions, "judging", total=4 * args.pictures + args.clips, disable=not sys.stderr.isatty()))
+    scores = summary(judged)
+    for name, score in scores.items():
+        print(f"{name:32} {score['mean']:.3f}  of {score['count']}")
+    if args.json is not None:
+        with replacing(args.json) as aside:
+            aside.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -223,5 +223,5 @@ def _mixture(config: TrainConfig, datasets: str, seed: int) -> Mixture:
 
 def _loader(config: TrainConfig, setup: Setup, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:
     options = replace(config.data.draw, image_size=setup.model_config.sam2.image_size)
-    draw = DrawSample(tokenizer, setup.model_config, options, config.data.max_tokens)
+    draw = DrawSample(tokenizer, setup.model_config, options, config.data.max_tokens, config.dtype)
     return open_loader(mixture, draw, config.data.loader, ladders=config.data.ladders)

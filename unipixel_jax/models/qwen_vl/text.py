@@ -12,7 +12,7 @@ from flax import nnx
 from unipixel_jax.config import TextConfig
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, VOCAB
-from unipixel_jax.core.params import declare, lecun
+from unipixel_jax.core.params import Initializer, declare
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
 from unipixel_jax.models.qwen_vl.cache import KVCache
@@ -21,14 +21,17 @@ from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import mrope_angles, rotate_half
 from unipixel_jax.ops.take import take_rows
 
+NEARBY = 12.0
+"""How much likelier, as a logit, a fresh model's last head attends to a token itself than to one far away."""
+
 
 class Attention(nnx.Module):
     """Grouped-query self-attention with rope; q, k and v have biases, o has none."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
         d, h = c.hidden_size, c.head_dim
-        self.q = Linear(d, c.num_attention_heads * h, (HEADS, EMBED), rngs)
-        self.k = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs)
+        self.q = Linear(d, c.num_attention_heads * h, (HEADS, EMBED), rngs, bias_init=_nearby(h))
+        self.k = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs, bias_init=_nearby(h))
         self.v = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs)
         self.o = Linear(c.num_attention_heads * h, d, (EMBED, HEADS), rngs, bias=False)
         self.head_dim = h
@@ -37,6 +40,21 @@ class Attention(nnx.Module):
         """x [B, T, D] to q [B, T, N, H], k and v [B, T, K, H], rotated by ``rope``, cosines and sines [B, T, H / 2]."""
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
         return rotate_half(q, *rope), rotate_half(k, *rope), v
+
+
+def _nearby(head_dim: int) -> Initializer:
+    """Biases of queries and keys by which a fresh model's heads look at tokens nearby: rope turns the two apart with distance, so their product falls from
+    a peak, which grows from 0 in the first head to ``NEARBY`` in the last. Without, attention begins as the mean over all tokens, and in 25,000 samples no
+    head found the word before.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        heads = shape[0] // head_dim
+        peaks = NEARBY * jnp.arange(heads, dtype=dtype) / max(heads - 1, 1)
+        size = jnp.sqrt(2 * peaks / head_dim**0.5)
+        return (size[:, None] * (jnp.arange(head_dim) < head_dim // 2).astype(dtype)[None]).reshape(-1)
+
+    return init
 
 
 class Block(nnx.Module):
@@ -127,7 +145,7 @@ class Embedding(nnx.Module):
     """A row for each token of the vocabulary."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
-        self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED), lecun)
+        self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED), jax.nn.initializers.normal(0.25))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """ids [...] to rows [..., D] in ``dtype``."""
