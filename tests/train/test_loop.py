@@ -58,6 +58,7 @@ def test_resumed_is_bit_equal(start, straight, tmp_path):
     assert [line["step"] for line in numbers(tmp_path)] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_devices_do_not_matter(start, straight, tmp_path):
     """Three steps on eight devices, three on four; beside one device throughout. Adam divides by gradients near zero, so most weights are compared."""
     config = micro_config(start)
@@ -70,6 +71,12 @@ def test_devices_do_not_matter(start, straight, tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     ours, theirs = (np.concatenate([w.reshape(-1) for w in side]) for side in (weights(resumed), straight[1]))
     assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+
+
+def test_two_devices_give_the_same_losses(start, straight, tmp_path):
+    train(micro_config(start), tmp_path, start, jax.devices()[:2])
+    losses = [[line["loss"] for line in numbers(run)] for run in (tmp_path, straight[0])]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_accumulated_batches_are_averaged(start, tmp_path):

@@ -66,7 +66,8 @@ def prepare(
         grid = memory_grid(example.memory, picture.grid_thw, config.vision)
         found = int(grid.any(axis=(2, 3)).sum())
     objects = 0 if masks is None else len(masks)
-    for token, count in ((REF_TOKEN, len(example.references)), (MEM_TOKEN, found), (SEG_TOKEN, objects)):
+    expected = [(REF_TOKEN, len(example.references)), (MEM_TOKEN, found), *([] if masks is None else [(SEG_TOKEN, objects)])]
+    for token, count in expected:
         if text.count(token) != count:
             raise UserError(f"{annotation.source}, {annotation.name}: the conversation holds {text.count(token)} {token} for {count}, expected one each")
     ids, labels = chatml_labels(expand_pictures(text, [] if picture is None else [picture.grid_thw], config.vision), tokenizer)

@@ -23,10 +23,12 @@ REMEMBER, LOCATE, POINT = 0.5, 0.15, 0.35
 
 
 def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
-    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture or a clip of ``options.sample_frames`` frames."""
+    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, or a
+    picture of which only the words are learned.
+    """
     if options.image_size != SIDE:
         raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")
-    scene = draw_scene(rng, 1 if annotation.data_type == "shapes_image" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
+    scene = draw_scene(rng, 1 if annotation.data_type != "shapes_clip" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
     things = _some(scene, rng)
     memory = scene.masks[list(things)] if rng.random() < REMEMBER else None
     questions = [] if memory is None else [about(scene, things, rng)]
@@ -42,7 +44,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
         annotation=annotation,
         messages=tuple(messages),
         clip=Clip(scene.frames, np.arange(len(scene.frames)), len(scene.frames) == 1, annotation.name),
-        masks=scene.masks[segmented],
+        masks=None if annotation.data_type == "shapes_words" else scene.masks[segmented],
         references=tuple(refer(scene, thing, rng) for question in questions for thing in question.referred),
         memory=memory,
         sample_frames=options.sample_frames[1],

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Train the small model that ships with the package, put it in its place, and measure it: scripts/train_shapes.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command=${UNIPIXEL_JAX:-.venv/bin/unipixel-jax}
+assets=unipixel_jax/assets/shapes_tiny
+"$command" train configs/shapes_tiny_words.py
+"$command" train export runs/shapes_tiny_words runs/shapes_tiny_words/model --force
+"$command" train configs/shapes_tiny.py
+"$command" train export runs/shapes_tiny runs/shapes_tiny/model --force
+rm -rf "$assets"
+cp -r runs/shapes_tiny/model "$assets"
+"$command" eval shapes --json docs/shapes_tiny.json

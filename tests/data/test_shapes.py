@@ -1,0 +1,88 @@
+"""The drawn world: masks are what is seen, questions have one answer, and conversations fit what they hold."""
+
+import numpy as np
+import pytest
+
+from unipixel_jax.data.annotation import DrawOptions
+from unipixel_jax.data.draw import draw
+from unipixel_jax.data.shapes.language import about, at_side, find, full_name, names
+from unipixel_jax.data.shapes.scene import COLOURS, SIDE, VISIBLE, draw_scene
+from unipixel_jax.data.sources import open_source
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
+
+OPTIONS = DrawOptions(sample_frames=(3, 3), max_turns=4, image_size=SIDE)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [draw_scene(np.random.default_rng([9, number]), 1 + number % 3) for number in range(30)]
+
+
+def test_masks_show_the_colour_of_their_thing(scenes):
+    for scene in scenes:
+        for thing, masks in zip(scene.things, scene.masks, strict=True):
+            for frame, mask in zip(scene.frames, masks, strict=True):
+                assert np.abs(frame[mask].mean(axis=0) - COLOURS[thing.colour]).max() < 50
+
+
+def test_visible_parts_do_not_overlap_and_are_large_enough(scenes):
+    for scene in scenes:
+        assert scene.masks.sum(axis=0).max() == 1
+        areas = scene.masks.sum(axis=(2, 3))
+        assert areas.min() > VISIBLE * 100
+
+
+def test_names_point_to_one_thing(scenes):
+    for scene in scenes:
+        looks = [full_name(scene, i) for i in range(len(scene.things))]
+        assert len(set(looks)) == len(looks)
+        for thing in range(len(scene.things)):
+            for name in names(scene, thing):
+                assert [set(name.split()) <= set(look.split()) for look in looks].count(True) == 1
+
+
+def test_leftmost_is_leftmost(scenes):
+    found = [(scene, at_side(scene, "leftmost", None)) for scene in scenes]
+    assert any(thing is not None for _, thing in found)
+    assert all(scene.centres[thing, 0] == scene.centres[:, 0].min() for scene, thing in found if thing is not None)
+
+
+def test_answers_are_right(scenes):
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for scene in scenes * 5:
+        question = find(scene, rng)
+        (thing,) = question.segmented
+        assert question.answer == f"It is the {full_name(scene, thing)}{SEG_TOKEN}."
+        if question.kind == "behind":
+            assert scene.covered[thing].max() > 0
+        pair = (0, 1)
+        asked = about(scene, pair, rng)
+        kinds |= {question.kind, asked.kind}
+        if asked.kind == "left":
+            left = int(np.argmin(scene.centres[list(pair), 0]))
+            assert asked.answer == f"[{left}] is further left."
+    assert kinds >= {"look", "side", "behind", "left", "larger", "same_colour", "same_shape", "what", "colour", "shape"}
+
+
+@pytest.mark.parametrize("name", ["shapes_image", "shapes_clip", "shapes_words"])
+def test_conversations_fit_what_they_hold(name):
+    source = open_source(name, "nowhere")
+    for number in range(20):
+        example = draw(source[number], OPTIONS, np.random.default_rng(number))
+        answers = "".join(m["content"] for m in example.messages if m["role"] == "assistant")
+        words = answers + "".join(m["content"] if isinstance(m["content"], str) else m["content"][1]["text"] for m in example.messages if m["role"] == "user")
+        assert words.count(REF_TOKEN) == len(example.references)
+        assert len(example.clip.frames) == (3 if name == "shapes_clip" else 1)
+        assert example.masks is None if name == "shapes_words" else answers.count(SEG_TOKEN) == len(example.masks)
+
+
+def test_same_numbers_same_scene():
+    first, second = (draw_scene(np.random.default_rng(4)) for _ in range(2))
+    assert np.array_equal(first.frames, second.frames)
+
+
+def test_other_size_is_refused():
+    with pytest.raises(UserError, match="shapes are drawn 128 pixels wide, the model's SAM reads 768"):
+        draw(open_source("shapes_image", ".")[0], DrawOptions(image_size=768), np.random.default_rng(0))
