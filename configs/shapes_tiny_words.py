@@ -66,6 +66,6 @@ def get_config() -> TrainConfig:
         sample_objects=4,
         sam2_batch_mode=True,
         log_every=25,
-        evaluate_every=300,
-        save_every=300,
+        evaluate_every=175,
+        save_every=175,
     )
