@@ -19,7 +19,7 @@ from .trained import torch_tensors
 
 
 def random_source(config: UniPixelConfig, tokenizer: Path, seed: int) -> Source:
-    """Weights as the model's own initialisers draw them.
+    """Weights as the model's own initialisers draw them, in the configuration's dtype.
 
     Args:
         config: the model's sizes.
@@ -31,7 +31,8 @@ def random_source(config: UniPixelConfig, tokenizer: Path, seed: int) -> Source:
     """
     model = UniPixelModel(config, nnx.Rngs(seed))
     arrays = {cast(KeyPath, path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
-    tensors = torch_tensors(config, arrays, tokenizer)
+    dtype = "BF16" if config.dtype == "bfloat16" else "F32"
+    tensors = {name: tensor.cast(dtype) for name, tensor in torch_tensors(config, arrays, tokenizer).items()}
     description = {"kind": "random", "path": f"random weights of seed {seed}", "seed": seed}
     settings = config.to_hf() | {"eos_token_id": Tokenizer.from_directory(tokenizer).eos_id}
     return Source(config, (json.dumps(settings, indent=1) + "\n").encode(), tensors, (tokenizer,), (tokenizer,), description)

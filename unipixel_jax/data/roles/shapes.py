@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
-from unipixel_jax.data.shapes.language import Question, about, find, point_at
+from unipixel_jax.data.shapes.language import Question, about, find, find_all, point_at
 from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip
@@ -24,15 +24,16 @@ REMEMBER, LOCATE, POINT = 0.5, 0.15, 0.35
 
 def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
     """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, or a
-    picture of which only the words are learned.
+    picture of which only the words are learned, or all things of which are segmented.
     """
     if options.image_size != SIDE:
         raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")
     scene = draw_scene(rng, 1 if annotation.data_type != "shapes_clip" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
     things = _some(scene, rng)
-    memory = scene.masks[list(things)] if rng.random() < REMEMBER else None
-    questions = [] if memory is None else [about(scene, things, rng)]
-    while len(questions) < options.max_turns:
+    every = annotation.data_type == "shapes_all"
+    memory = scene.masks[list(things)] if rng.random() < REMEMBER and not every else None
+    questions = [find_all(scene, rng)] if every else [] if memory is None else [about(scene, things, rng)]
+    while len(questions) < options.max_turns and not every:
         questions.append(_question(scene, rng, frozenset(thing for question in questions for thing in question.segmented)))
     messages: list[Message] = []
     for number, question in enumerate(questions):

@@ -90,6 +90,13 @@ def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozense
     return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {full_name(scene, thing)}{SEG_TOKEN}.", segmented=(thing,))
 
 
+def find_all(scene: Scene, rng: np.random.Generator) -> Question:
+    """Segment every thing, in any order."""
+    things = tuple(rng.permutation(len(scene.things)).tolist())
+    answer = " ".join(f"It is the {full_name(scene, thing)}{SEG_TOKEN}." for thing in things)
+    return Question("all", "Segment everything in this image.", answer, segmented=things)
+
+
 def point_at(scene: Scene, rng: np.random.Generator) -> Question:
     """Describe, or segment, a thing that is pointed at."""
     thing = int(rng.integers(len(scene.things)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unipixel_jax.data.annotation import Annotation
 
-SHAPES = ("shapes_words", "shapes_image", "shapes_clip")
+SHAPES = ("shapes_words", "shapes_all", "shapes_image", "shapes_clip")
 EPOCH = 1 << 16
 """Samples that count as one epoch; every one is drawn anew."""
 
