@@ -13,7 +13,7 @@ from unipixel_jax.processing.prompts import Point
 ASSETS = Path(__file__).parent / "assets"
 JOBS = (
     ("photo.png", "photo", "Please segment the large blue square.", ()),
-    ("photo.png", "wrong", "Please segment the small red circle.", ()),
+    ("photo.png", "circle", "Please segment the small red circle.", ()),
     ("photo.png", "", "What is <region>?", (Point(118, 235),)),
     ("clip.gif", "clip", "Please segment the yellow circle.", ()),
 )
