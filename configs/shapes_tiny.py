@@ -2,8 +2,8 @@
 
     unipixel-jax train configs/shapes_tiny.py
 
-`scripts/train_shapes.sh` runs both and measures the result. The language side stays as it is, and every thing of a picture is named and segmented: a mask
-decoder that meets few and changing prompts learns to segment everything, and is then deaf to them.
+`scripts/train_shapes.sh` runs both and measures the result. The language side stays as it is, and every thing of a picture is named and segmented;
+docs/tiny_model.md tells how other recipes fared.
 """
 
 from unipixel_jax.config import Sam2Config, TextConfig, UniPixelConfig, VisionConfig

@@ -121,7 +121,7 @@ def set_up(config: TrainConfig, start: Path, model_config: UniPixelConfig, total
     def merge(own: nnx.State, rest: nnx.State) -> UniPixelModel:
         model = nnx.merge(graph, own, rest)
         if jax.default_backend() == "cpu":
-            unstack_towers(model)  # a scan on a CPU copies each layer's weights and everything that it keeps: half of the time
+            unstack_towers(model)  # on a CPU a scan copies what a layer reads and keeps (see core/stacking.py)
         return model
 
     return Setup(config, model_config, state, rest, merge, optimizer, schedule(config.optim, total_steps), mesh)

@@ -1,7 +1,7 @@
 """Questions about scenes of shapes, each with its one right answer.
 
 A question names things by what sets them apart; an answer always names the thing in full, just before its ``<|seg|>`` where it has one. No space stands
-between: the state that is segmented is then that of the last word, and not that of a space, in which nothing of the words arrived in 16,000 samples.
+between: the state that is segmented is then that of the last word, which carries its own meaning, and not that of a space.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Attention(nnx.Module):
 
 def _nearby(head_dim: int) -> Initializer:
     """Biases of queries and keys by which a fresh model's heads look at tokens nearby: rope turns the two apart with distance, so their product falls from
-    a peak, which grows from 0 in the first head to ``NEARBY`` in the last. Without, attention begins as the mean over all tokens, and in 25,000 samples no
-    head found the word before.
+    a peak, which grows from 0 in the first head to ``NEARBY`` in the last. Without, attention begins as the mean over all tokens, in which the last few words
+    hardly count.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

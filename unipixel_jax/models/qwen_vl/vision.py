@@ -22,7 +22,6 @@ from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, SwiGlu, gelu
 from unipixel_jax.ops.attention import AttnMask, attention
 from unipixel_jax.ops.rope import grid_angles, rotate_half
-from unipixel_jax.ops.take import gather_groups, scatter_groups
 
 
 @jax.tree_util.register_dataclass
@@ -118,7 +117,7 @@ class VisionTower(nnx.Module):
 
 def _grouped(qkv: jax.Array, table: jax.Array, inverse: jax.Array) -> jax.Array:
     """qkv [P, 3, N, H]: attention inside each group of ``table``; returns [P, N, H]."""
-    q, k, v = jnp.unstack(gather_groups(qkv, table, inverse), axis=2)
+    q, k, v = jnp.unstack(qkv.at[table].get(mode="fill", fill_value=0), axis=2)
     segments = (table < qkv.shape[0]).astype(jnp.int32)
     out = attention(q, k, v, AttnMask(q_segments=segments, kv_segments=segments))
-    return scatter_groups(out, table, inverse)
+    return out.reshape(-1, *out.shape[2:])[inverse]
