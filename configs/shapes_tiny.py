@@ -6,66 +6,11 @@
 docs/tiny_model.md tells how other recipes fared.
 """
 
-from unipixel_jax.config import Sam2Config, TextConfig, UniPixelConfig, VisionConfig
-from unipixel_jax.core.buckets import Ladder, Ladders
-from unipixel_jax.data.annotation import DrawOptions
-from unipixel_jax.data.loader import LoaderOptions
-from unipixel_jax.losses.mask import MaskLossWeights
-from unipixel_jax.train.config import DataConfig, StartConfig, TrainConfig
-from unipixel_jax.train.optim import OptimConfig
-
-BATCH = 16
-
-MODEL = UniPixelConfig(
-    vision=VisionConfig(
-        depth=3, hidden_size=96, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=28, window_size=336, fullatt_block_indexes=(2,)
-    ),
-    text=TextConfig(
-        vocab_size=520, hidden_size=128, intermediate_size=352, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=4, mrope_section=(4, 6, 6),
-        rope_theta=1e4,
-    ),
-    sam2=Sam2Config(
-        image_size=128, embed_dim=32, num_heads=1, stages=(1, 1, 2, 1), global_att_blocks=(3,), window_spec=(8, 4, 8, 4),
-        window_pos_embed_bkg_spatial_size=(8, 8), d_model=192, mem_dim=48, memory_attention_layers=1, memory_attention_ffn_dim=384, fuser_layers=1,
-    ),
-    sam2_config="configs/shapes",
-    image_token_id=512, video_token_id=513, vision_start_token_id=510, vision_end_token_id=511, ref_token_id=517, seg_token_id=518, mem_token_id=519,
-    sam2_batch_mode=True, dtype="bfloat16",
-)  # fmt: skip
+from unipixel_jax.train.config import StartConfig, TrainConfig
+from unipixel_jax.train.shapes import shapes
 
 
 def get_config() -> TrainConfig:
     """The run."""
-    return TrainConfig(
-        name="shapes_tiny",
-        start=StartConfig(checkpoint="runs/shapes_tiny_words/model"),
-        data=DataConfig(
-            datasets="shapes_all",
-            validation="shapes_all",
-            draw=DrawOptions(sample_frames=(4, 4), max_turns=4),
-            loader=LoaderOptions(workers=0, threads=1, buffer=32),
-            # every size is fixed, so that pictures compile one program, and clips another
-            ladders=Ladders(
-                batch=Ladder("prompts in a batch", BATCH, 2, 256),
-                tokens=Ladder("prompt tokens", 72, 1.0, 4096),
-                patches=Ladder("image patches", 144, 1.0, 1 << 16),
-                windows=Ladder("attention windows", BATCH, 1.0, 1 << 12),
-                grid_frames=Ladder("pairs of frames", BATCH, 1.0, 1 << 12),
-                objects=Ladder("objects", 5, 2, 64),
-                references=Ladder("points and boxes", 128, 2, 1024),
-                memories=Ladder("memory tokens", 64, 2, 1024),
-            ),
-        ),
-        trained=("seg", "sam2"),
-        optim=OptimConfig(learning_rate=8e-4, weight_decay=0.01, b2=0.98, warmup_ratio=0.06),
-        losses=MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True),
-        batch_size=BATCH,
-        steps=800,
-        dtype="float32",
-        remat="none",
-        dropout=False,
-        sam2_batch_mode=True,
-        log_every=25,
-        evaluate_every=250,
-        save_every=250,
-    )
+    start = StartConfig(checkpoint="runs/shapes_tiny_words/model")
+    return shapes("shapes_tiny", start, "shapes_all", ("seg", "sam2"), batch_size=16, objects=5, learning_rate=8e-4, steps=800, interval=250)

@@ -9,9 +9,10 @@ from pathlib import Path
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import checkpoint
 from unipixel_jax.core.blocks import Blocks, KeyPath
+from unipixel_jax.core.files import PARAMS
 from unipixel_jax.errors import UserError
 
-from .manifest import NAME, PARAMS, Manifest, Record
+from .manifest import NAME, Manifest, Record
 from .names import canonical
 from .rules import Coverage
 from .tables import all_rules

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from unipixel_jax.config import PRESETS, SAM2_SIZES, Sam2Config, TextConfig, UniPixelConfig, read_qwen
+from unipixel_jax.core.files import PARAMS
 
 from . import fresh
 from .hf_config import merged_config, read_config, read_json
-from .manifest import PARAMS, Manifest
+from .manifest import Manifest
 from .names import canonical
 from .rules import SHOWN, Coverage, Rule
 from .sources import ADAPTER_FILES, HEAD, PARTIAL_FILE, find, identify

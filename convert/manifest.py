@@ -12,7 +12,6 @@ from unipixel_jax.errors import UserError
 from .hf_config import read_json, write_json
 
 NAME = "manifest.json"
-PARAMS = "params"
 FORMAT = 1
 LAYOUT = "out_in"
 

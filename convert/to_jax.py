@@ -14,11 +14,12 @@ from flax import nnx
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import checkpoint
 from unipixel_jax.core.blocks import Blocks, KeyPath
+from unipixel_jax.core.files import PARAMS
 from unipixel_jax.core.params import abstract
 from unipixel_jax.models.unipixel import UniPixelModel
 
 from .hf_config import copy_companions
-from .manifest import PARAMS, Manifest, Record
+from .manifest import Manifest, Record
 from .names import canonical
 from .output import new_directory
 from .progress import bar

@@ -39,16 +39,6 @@ def by_hand(weight, matrices, target, scale):
     return (weight.astype(np.float32) + up @ down * np.float32(scale)).astype(weight.dtype)
 
 
-@pytest.fixture
-def arrays():
-    return random_arrays()
-
-
-@pytest.fixture
-def base(tmp_path, arrays):
-    return write_checkpoint(tmp_path / "base", arrays)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
 @pytest.mark.parametrize("options, scale", [({}, 4), ({"use_rslora": True}, 8 / 2**0.5), ({"alpha_pattern": {"self_attn.q_proj": 1}}, None)])
 def test_merge(tmp_path, dtype, options, scale):

@@ -11,7 +11,6 @@ from tiny_checkpoints import (
     random_arrays,
     same_bits,
     write_adapter,
-    write_checkpoint,
     write_qwen,
     write_sam2,
 )
@@ -34,16 +33,6 @@ def stage(path, names, seed):
     path.mkdir()
     write_safetensors(path / "pytorch_model.safetensors", as_tensors({newer_name(name): other[name] for name in names}), {})
     return {name: other[name] for name in names}
-
-
-@pytest.fixture
-def arrays():
-    return random_arrays()
-
-
-@pytest.fixture
-def base(tmp_path, arrays):
-    return write_checkpoint(tmp_path / "base", arrays)
 
 
 REF = ("ref_proj.1.weight", "tem_emb.weight", "visual.merger.ln_q.weight")

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from unipixel_jax.errors import UserError
 
+PARAMS = "params"
+"""Where a directory that a model runs from keeps its arrays."""
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
+from unipixel_jax.core.files import PARAMS
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 from unipixel_jax.processing.tokenizer import Tokenizer
-
-PARAMS = "params"
-"""Where a converted directory keeps its arrays."""
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "shapes_tiny"
 """The small model that ships with the package: it knows coloured shapes and nothing else (docs/tiny_model.md)."""

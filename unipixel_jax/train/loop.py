@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from unipixel_jax.train.manifest import About
 from unipixel_jax.train.metrics import Watch
 from unipixel_jax.train.objective import LossParts
 from unipixel_jax.train.setup import Setup, TrainState, abstract_state, set_up
-from unipixel_jax.train.step import StepNumbers, add, make_gradients, make_loss, make_update, scale, step_key
+from unipixel_jax.train.step import Loss, StepNumbers, add, make_gradients, make_loss, make_update, scale, step_key
 from unipixel_jax.train.trainable import groups
 
 log = logging.getLogger(__name__)
@@ -200,14 +201,22 @@ class _Run:
             f"reproduce {self.run_dir} {path}); lower the learning rate, or leave the sample out, and start again to go on from the last checkpoint"
         )
 
+    @cached_property
+    def _held_out(self) -> Mixture:
+        """The validation data."""
+        config = self.setup.config
+        assert config.data.validation is not None, "asked for only where there is some"
+        return _mixture(config, config.data.validation, config.seed + VALIDATION_SEED)
+
+    @cached_property
+    def _loss(self) -> Loss:
+        return make_loss(self.setup)
+
     def _validate(self, state: TrainState) -> dict[str, float]:
         """Mean losses over the validation batches, the same in every evaluation."""
         setup, config = self.setup, self.setup.config
-        assert config.data.validation is not None
-        loss = make_loss(setup)
-        mixture = _mixture(config, config.data.validation, config.seed + VALIDATION_SEED)
-        with _loader(config, setup, mixture, self.tokenizer) as loader:
-            found = [loss(state.trained, setup.frozen, to_batch(batch.arrays, setup.mesh)) for batch in _take(loader, config.data.validation_batches)]
+        with _loader(config, setup, self._held_out, self.tokenizer) as loader:
+            found = [self._loss(state.trained, setup.frozen, to_batch(batch.arrays, setup.mesh)) for batch in _take(loader, config.data.validation_batches)]
         mean = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *found)
         return {"validation_loss": mean.total, "validation_language": mean.language, "validation_dice": mean.masks.dice, "validation_seg_rate": mean.seg_rate}
 

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
+from unipixel_jax.core.files import PARAMS
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import add_lora
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers, with_config
@@ -23,8 +24,6 @@ from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.optim import make_optimizer, schedule
 from unipixel_jax.train.trainable import groups, trained
 
-PARAMS = "params"
-"""Where a converted directory keeps its arrays."""
 DATA = "data"
 """The mesh axis over which the samples of a batch are divided."""
 

@@ -19,6 +19,7 @@ from unipixel_jax.train.objective import LossParts, TrainBatch, objective
 from unipixel_jax.train.setup import Setup, TrainState
 
 Gradients = Callable[[nnx.State, nnx.State, TrainBatch, jax.Array], tuple[nnx.State, LossParts]]
+Loss = Callable[[nnx.State, nnx.State, TrainBatch], LossParts]
 Update = Callable[[TrainState, nnx.State, jax.Array], tuple[TrainState, "StepNumbers"]]
 
 
@@ -49,7 +50,7 @@ def make_gradients(setup: Setup) -> Gradients:
     return gradients
 
 
-def make_loss(setup: Setup) -> Callable[[nnx.State, nnx.State, TrainBatch], LossParts]:
+def make_loss(setup: Setup) -> Loss:
     """A compiled function of trained weights, frozen weights and a batch to its losses, without dropout."""
     config = setup.config
 
