@@ -1,4 +1,4 @@
-"""Every logical axis name that a weight may carry. A mesh preset maps these names to mesh axes; models use nothing else."""
+"""Every logical axis name that a weight or an activation may carry. core/sharding.py maps these names to mesh axes; models use nothing else."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ PATCH = "patch"
 CHANNELS = "channels"
 """Channels of a small convolution or of a prompt table; never worth sharding."""
 
+SEQUENCE = "sequence"
+"""Tokens of a conversation."""
+IMAGES = "images"
+"""Frames of clips, groups of their patches, or objects: what is computed one by one."""
+
 Axes = tuple[str | None, ...]
 
 ALL = (LAYERS, EMBED, HEADS, KV_HEADS, MLP, VOCAB, PATCH, CHANNELS)
+"""Those of weights."""

@@ -181,10 +181,18 @@ def restore(path: Path, abstract: Mapping[Any, Any]) -> dict[Any, Any]:
     Raises:
         UserError: no checkpoint there, leaves missing or too many, or another shape than asked for.
     """
+    return _like(abstract, _nested(restore_leaves(path, dict(_flat(abstract)))))
+
+
+def restore_leaves(path: Path, abstract: Mapping[KeyPath, Any]) -> dict[KeyPath, jax.Array]:
+    """As `restore`, with every leaf under its path. Each process reads what its own devices hold, and casts it piece by piece.
+
+    Raises:
+        UserError: see `restore`.
+    """
     stored = read(path)
-    wanted = dict(_flat(abstract))
-    _require_same_shapes(path, wanted, stored)
-    return _like(abstract, _nested({key: _restored(stored[key], leaf) for key, leaf in wanted.items()}))
+    _require_same_shapes(path, abstract, stored)
+    return {key: _restored(stored[key], leaf) for key, leaf in abstract.items()}
 
 
 def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None = None) -> _Module:

@@ -1,23 +1,29 @@
-"""Samples padded to one batch of static shape, as numpy arrays.
+"""Samples padded to static shapes, as numpy arrays.
 
-B rows, L tokens, F frames, O objects, S side of SAM's square.
+A batch is made of rows that know nothing of each other: each has tables of its own, so that any number of chips can share the rows. R rows of a batch;
+B rows of ``collate``, which share their tables (1 in a batch), L tokens, F frames, O objects, S side of SAM's square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.buckets import LADDERS, Ladder, Ladders
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.batch import Inputs
 from unipixel_jax.processing.batch import collate as collate_prompts
 from unipixel_jax.processing.chat import IGNORE_INDEX
+
+Agree = Callable[[dict[str, int]], dict[str, int]]
+"""From this host's padded sizes to the largest of all hosts; every host calls it once for each batch."""
+SINGLE = Ladder("rows that share tables", 1, 1.0, 1)
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class ClipArrays:
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """One batch on the host.
+    """Rows on the host; ``collate_rows`` puts R in front of every shape.
 
     Attributes:
         inputs: the conversations.
         labels: [B, L] int32.
-        label_weights: [B, L] float32: every sample counts the same, and every label of a sample, as with the reference's micro-batches of one sample.
+        label_weights: [B, L] float32, in a batch summing to 1: every sample counts the same, and every label of a sample, as with the reference's
+            micro-batches of one sample.
         clips: None where nothing is segmented.
         samples: source and name of every sample, for reports.
     """
@@ -55,7 +62,7 @@ class BatchArrays:
 def collate(
     samples: Sequence[Sample], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS, *, rows: Sequence[Sequence[int]] | None = None
 ) -> BatchArrays:
-    """Pad samples to one batch.
+    """Pad samples to rows that share their tables.
 
     Args:
         samples: all with clips to segment, or none.
@@ -86,6 +93,83 @@ def collate(
             weights[row, place][counted] = 1 / (max(counted.sum(), 1) * len(samples))
     clips = None if samples[0].masks is None else _clips(samples, inputs.seg_positions, config, ladders)
     return BatchArrays(inputs, labels, weights, clips, tuple((sample.source, sample.name) for sample in samples))
+
+
+def collate_rows(
+    samples: Sequence[Sample],
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    config: UniPixelConfig,
+    pad_id: int,
+    ladders: Ladders = LADDERS,
+    agree: Agree | None = None,
+) -> BatchArrays:
+    """A host's part of a batch.
+
+    Args:
+        samples: this host's, all with clips to segment, or none.
+        rows: the numbers of the samples in each row.
+        batch_size: samples of the whole batch, on all hosts.
+        config: the model's sizes and token ids.
+        pad_id: the token that fills up rows.
+        ladders: the padded sizes of one row, and of the number of rows; rows that fill up count nothing.
+        agree: needed where there are several hosts, whose arrays must have the same shapes.
+
+    Raises:
+        UserError: see ``collate``.
+    """
+    single = replace(ladders, batch=SINGLE)
+    parts = [[samples[i] for i in row] for row in rows]
+    made = [collate(part, config, pad_id, single, rows=[range(len(part))]) for part in parts]
+    found = [sizes_of(row) for row in made]
+    sizes = {name: max(one[name] for one in found) for name in found[0]} | {"batch": ladders.batch.size(len(rows))}
+    if agree is not None:
+        sizes = agree(sizes)
+    count = sizes.pop("batch")
+    fixed = replace(single.fixed(sizes), batch=SINGLE)
+    for number, part in enumerate(parts):
+        if any(found[number][name] != size for name, size in sizes.items()):
+            made[number] = collate(part, config, pad_id, fixed, rows=[range(len(part))])
+        made[number] = replace(made[number], label_weights=made[number].label_weights * np.float32(len(part) / batch_size))
+    made += [_uncounted(made[-1])] * (count - len(made))
+    return replace(_stack([replace(row, samples=()) for row in made]), samples=tuple(name for row in made for name in row.samples))
+
+
+def sizes_of(arrays: BatchArrays) -> dict[str, int]:
+    """The size of every dimension of ``collate``'s arrays that depends on the samples, named after the ladders. Collating with ``ladders.fixed(sizes)``
+    gives just these, or larger ones, so that the elementwise maximum over rows and hosts fits them all.
+    """
+    inputs, clips = arrays.inputs, arrays.clips
+    rows, tokens = inputs.input_ids.shape
+    return {
+        "batch": rows,
+        "tokens": tokens,
+        "patches": len(inputs.patches),
+        "frame_patches": inputs.vision.frame_table.shape[1],
+        "windows": len(inputs.vision.window_table),
+        "grid_frames": len(inputs.vision.frame_table),
+        "frames": 1 if clips is None else clips.frames.shape[1],
+        "objects": max(inputs.seg_positions.shape[1], 0 if clips is None else clips.masks.shape[2]),
+        "references": len(inputs.references.frames),
+        "memories": inputs.memory_rows.shape[0],
+        "memory_tokens": inputs.memory_rows.shape[1],
+    }
+
+
+def _uncounted(row: BatchArrays) -> BatchArrays:
+    """A row that counts nothing."""
+    clips = None if row.clips is None else replace(row.clips, valid=np.zeros_like(row.clips.valid))
+    return BatchArrays(row.inputs, row.labels, np.zeros_like(row.label_weights), clips, ())
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    """The arrays of equal trees of dataclasses, stacked along a new first axis."""
+    first = trees[0]
+    if isinstance(first, np.ndarray):
+        return np.stack(trees)
+    if is_dataclass(first) and not isinstance(first, type):
+        return replace(first, **{field.name: _stack([getattr(tree, field.name) for tree in trees]) for field in fields(first)})
+    return first
 
 
 def _clips(samples: Sequence[Sample], seg_positions: NDArray[np.int32], config: UniPixelConfig, ladders: Ladders) -> ClipArrays:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +13,15 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.data.annotation import Annotation, DrawOptions
 from unipixel_jax.data.assemble import Sample, prepare
-from unipixel_jax.data.batch import BatchArrays, collate
+from unipixel_jax.data.batch import Agree, BatchArrays, collate_rows
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.loader import Loader, LoaderOptions
 from unipixel_jax.data.mixture import Mixture, Part, parse
 from unipixel_jax.data.packing import choose_rows
-from unipixel_jax.data.sizes import sizes_of
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import Tokenizer
-
-Agree = Callable[[dict[str, int]], dict[str, int]]
-"""From this host's padded sizes to the largest of all hosts; every host calls it once for each batch."""
 
 
 def open_mixture(datasets: str, root: str | Path, batch_size: int, seed: int = 0, split: str = "train", filters: Filters | None = None) -> Mixture:
@@ -107,7 +103,7 @@ def open_loader(
     """
     if hosts > 1 and agree is None:
         raise UserError(f"{hosts} hosts share a batch, so they have to agree on its sizes: pass agree, which gives the largest of all hosts")
-    make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, ladders, packed, agree)
+    make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, mixture.batch_size, ladders, packed, agree)
     return Loader(mixture, draw_sample, make, options, host, hosts, collate_here=agree is not None)
 
 
@@ -117,13 +113,12 @@ class _Collate:
 
     config: UniPixelConfig
     pad_id: int
+    batch_size: int
     ladders: Ladders
     packed: bool
     agree: Agree | None
 
     def __call__(self, samples: Sequence[Sample]) -> BatchArrays:
-        rows = choose_rows([sample.tokens for sample in samples], self.ladders) if self.packed and samples[0].masks is None else None
-        arrays = collate(samples, self.config, self.pad_id, self.ladders, rows=rows)
-        if self.agree is None or (sizes := self.agree(found := sizes_of(arrays))) == found:
-            return arrays
-        return collate(samples, self.config, self.pad_id, self.ladders.fixed(sizes), rows=rows)
+        share = self.packed and samples[0].masks is None
+        rows = choose_rows([sample.tokens for sample in samples], self.ladders) if share else [[i] for i in range(len(samples))]
+        return collate_rows(samples, rows, self.batch_size, self.config, self.pad_id, self.ladders, self.agree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from unipixel_jax.models.qwen_vl.vision import VisionTables
@@ -11,19 +12,14 @@ from unipixel_jax.models.unipixel import Prompt, References
 from unipixel_jax.processing.batch import Inputs
 
 
+def prompt_arrays(inputs: Inputs) -> Prompt:
+    """The same batch in the form that ``UniPixelModel`` takes, still on the host."""
+    tables = {field.name: getattr(inputs.vision, field.name) for field in dataclasses.fields(VisionTables)}
+    references = {field.name: getattr(inputs.references, field.name) for field in dataclasses.fields(References)}
+    own = [field.name for field in dataclasses.fields(Prompt) if field.name not in ("tables", "references")]
+    return Prompt(tables=VisionTables(**tables), references=References(**references), **{name: getattr(inputs, name) for name in own})
+
+
 def to_prompt(inputs: Inputs) -> Prompt:
-    """The same batch on the device, in the form that ``UniPixelModel`` takes."""
-    tables = {field.name: jnp.asarray(getattr(inputs.vision, field.name)) for field in dataclasses.fields(VisionTables)}
-    references = {field.name: jnp.asarray(getattr(inputs.references, field.name)) for field in dataclasses.fields(References)}
-    return Prompt(
-        input_ids=jnp.asarray(inputs.input_ids),
-        position_ids=jnp.asarray(inputs.position_ids),
-        segments=jnp.asarray(inputs.segments),
-        patches=jnp.asarray(inputs.patches),
-        tables=VisionTables(**tables),
-        vision_slots=jnp.asarray(inputs.vision_slots),
-        references=References(**references),
-        reference_slots=jnp.asarray(inputs.reference_slots),
-        memory_rows=jnp.asarray(inputs.memory_rows),
-        memory_slots=jnp.asarray(inputs.memory_slots),
-    )
+    """The same batch on the device."""
+    return jax.tree.map(jnp.asarray, prompt_arrays(inputs))

@@ -12,8 +12,8 @@ from unipixel_jax.ops.dense import dense
 
 IGNORE = -100
 """The label of a token that is not trained on."""
-CHUNK = 1024
-"""Tokens whose scores exist at the same time."""
+CHUNK = 512
+"""Tokens of a row whose scores exist at the same time, at most."""
 
 
 def next_token_loss(normed: jax.Array, head: jax.Array, labels: jax.Array, weights: jax.Array, chunk: int = CHUNK) -> jax.Array:
@@ -24,13 +24,14 @@ def next_token_loss(normed: jax.Array, head: jax.Array, labels: jax.Array, weigh
         head: [V, D].
         labels: [B, T] int32, aligned with the inputs (the shift happens here).
         weights: [B, T] float32, how much each label counts: 1 / their number for a mean.
-        chunk: tokens at a time; the result does not depend on it but for rounding.
+        chunk: tokens at a time, at most; the result does not depend on it but for rounding.
 
     Returns:
         float32 scalar.
     """
     rows = normed[:, :-1].reshape(-1, normed.shape[-1])
     targets = labels[:, 1:].reshape(-1)
+    chunk = -(-rows.shape[0] // -(-rows.shape[0] // chunk))  # parts of equal length, so that little is filled up
     pad = -rows.shape[0] % chunk
     rows = jnp.pad(rows, ((0, pad), (0, 0))).reshape(-1, chunk, rows.shape[-1])
     targets = jnp.pad(targets, (0, pad), constant_values=IGNORE).reshape(-1, chunk)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.mesh import MeshConfig
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
@@ -78,6 +79,7 @@ class TrainConfig:
         lora: adapters; None for none.
         optim: learning rates, decay, clipping.
         losses: weights of the mask losses.
+        mesh: how the chips are arranged, all of all hosts together.
         batch_size: samples that run together, over all hosts and devices.
         accumulation: batches whose gradients make one step.
         steps: optimisation steps; None for ``epochs``.
@@ -102,6 +104,7 @@ class TrainConfig:
     lora: LoraConfig | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     losses: MaskLossWeights = field(default_factory=MaskLossWeights)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     batch_size: int = 8
     accumulation: int = 1
     steps: int | None = None
@@ -133,7 +136,7 @@ class TrainConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-PARTS: tuple[Any, ...] = (TrainConfig, StartConfig, DataConfig, OptimConfig, LoraConfig, DrawOptions, LoaderOptions, Filters, MaskLossWeights)
+PARTS: tuple[Any, ...] = (TrainConfig, StartConfig, DataConfig, OptimConfig, LoraConfig, DrawOptions, LoaderOptions, Filters, MaskLossWeights, MeshConfig)
 
 
 def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:

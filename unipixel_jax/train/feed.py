@@ -5,28 +5,23 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
+from unipixel_jax.core.sharding import batch_spec
 from unipixel_jax.data.batch import BatchArrays
-from unipixel_jax.infer.inputs import to_prompt
+from unipixel_jax.infer.inputs import prompt_arrays
 from unipixel_jax.train.objective import TrainBatch, TrainClips
 
 
 def to_batch(arrays: BatchArrays, mesh: Mesh) -> TrainBatch:
-    """A batch on the devices of a mesh, its samples divided among them where their number allows it."""
-    clips = None
-    if arrays.clips is not None:
-        clips = TrainClips(**{field.name: jnp.asarray(getattr(arrays.clips, field.name)) for field in dataclasses.fields(TrainClips)})
-    batch = TrainBatch(to_prompt(arrays.inputs), jnp.asarray(arrays.labels), jnp.asarray(arrays.label_weights), clips)
-    rows = len(arrays.labels)
+    """A batch on the devices of a mesh, its rows divided among them; with several hosts ``arrays`` are this one's rows."""
+    names = [field.name for field in dataclasses.fields(TrainClips)]
+    clips = None if arrays.clips is None else TrainClips(**{name: getattr(arrays.clips, name) for name in names})
+    batch = TrainBatch(prompt_arrays(arrays.inputs), arrays.labels, arrays.label_weights, clips)  # type: ignore[arg-type]
 
-    def put(a: jax.Array) -> jax.Array:
-        """Rows of samples are the first axis; the rotary positions have theirs second. Tables over all samples together stay whole."""
-        axis = next((i for i, n in enumerate(a.shape[:2]) if n == rows and rows % mesh.size == 0), None)
-        spec = PartitionSpec() if axis is None or mesh.size == 1 else PartitionSpec(*[None] * axis, *mesh.axis_names)
-        return jax.device_put(a, NamedSharding(mesh, spec))
+    def put(a: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(a.ndim)), a)
 
     return jax.tree.map(put, batch)
 

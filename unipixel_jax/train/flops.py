@@ -20,14 +20,14 @@ BACKWARD = 2.0
 def step_flops(config: UniPixelConfig, arrays: BatchArrays) -> float:
     """FLOPs of one batch of language side and vision tower, forward and backward; SAM's are counted for its image encoder alone, where most of them are."""
     tokens = arrays.inputs.segments > 0
-    lengths = tokens.sum(axis=1).astype(np.float64)
+    lengths = tokens.sum(axis=-1).astype(np.float64)
     text, vision, sam = config.text, config.vision, config.sam2
     layer = text.hidden_size * (2 * text.hidden_size + 2 * text.num_key_value_heads * text.head_dim + 3 * text.intermediate_size)
     weights = text.num_hidden_layers * layer + text.hidden_size * text.vocab_size
     causal = text.num_hidden_layers * text.hidden_size * float(np.sum(lengths**2))  # two products, of which the mask leaves half
     total = 2 * weights * float(lengths.sum()) + 2 * causal
 
-    patches = float(np.sum(arrays.inputs.vision.window_table < len(arrays.inputs.vision.rope)))
+    patches = float(np.sum(arrays.inputs.vision.window_table < arrays.inputs.vision.rope.shape[-2]))
     block = vision.hidden_size * (4 * vision.hidden_size + 3 * vision.intermediate_size)
     merger = vision.merge_dim * (vision.merge_dim + vision.out_hidden_size) / vision.merge_unit
     total += 2 * patches * (vision.depth * block + merger + vision.patch_dim * vision.hidden_size)

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.buckets import Ladder
 from unipixel_jax.core.files import replacing
+from unipixel_jax.core.mesh import OnMesh, data_shards
 from unipixel_jax.data.batch import BatchArrays
 from unipixel_jax.data.loader import Loader
 from unipixel_jax.data.mixture import Mixture
@@ -34,8 +36,7 @@ from unipixel_jax.train.manifest import About
 from unipixel_jax.train.metrics import Watch
 from unipixel_jax.train.objective import LossParts
 from unipixel_jax.train.setup import Setup, TrainState, abstract_state, set_up
-from unipixel_jax.train.step import Loss, StepNumbers, add, make_gradients, make_loss, make_update, scale, step_key
-from unipixel_jax.train.trainable import groups
+from unipixel_jax.train.step import StepNumbers, add, make_gradients, make_loss, make_update, scale, step_key
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class _Run:
     def steps(self, state: TrainState, first: int) -> TrainState:
         """All steps from ``first`` on, and a last checkpoint."""
         config, setup = self.setup.config, self.setup
-        gradients, update = make_gradients(setup), make_update(setup, groups(setup.state.trained))
+        gradients, update = make_gradients(setup), make_update(setup)
         meter = Meter()
         recent: deque[tuple[int, list[BatchArrays], StepNumbers]] = deque()
         for step in range(first, self.total):
@@ -209,7 +210,7 @@ class _Run:
         return _mixture(config, config.data.validation, config.seed + VALIDATION_SEED)
 
     @cached_property
-    def _loss(self) -> Loss:
+    def _loss(self) -> OnMesh:
         return make_loss(self.setup)
 
     def _validate(self, state: TrainState) -> dict[str, float]:
@@ -233,4 +234,6 @@ def _mixture(config: TrainConfig, datasets: str, seed: int) -> Mixture:
 def _loader(config: TrainConfig, setup: Setup, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:
     options = replace(config.data.draw, image_size=setup.model_config.sam2.image_size)
     draw = DrawSample(tokenizer, setup.model_config, options, config.data.max_tokens, config.dtype)
-    return open_loader(mixture, draw, config.data.loader, ladders=config.data.ladders)
+    # every number of rows that the chips can share, and none that fills up a batch of whole samples
+    rows = Ladder("rows of a batch", data_shards(setup.mesh), 1.0, max(config.batch_size, data_shards(setup.mesh)))
+    return open_loader(mixture, draw, config.data.loader, ladders=replace(config.data.ladders, batch=rows))

@@ -5,12 +5,13 @@ B samples, T tokens, F frames, O objects, S side of SAM's square image, D langua
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from unipixel_jax.core.dropout import fold
+from unipixel_jax.core.sharding import over_samples
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
@@ -49,7 +50,7 @@ class TrainBatch:
     """Attributes:
     prompt: the conversations, answers included.
     labels: [B, T] int32, -100 where not trained on.
-    label_weights: [B, T] float32, how much each label counts; they sum to 1 over a batch.
+    label_weights: [B, T] float32, how much each label counts; they sum to 1.
     clips: None where nothing is segmented.
     """
 
@@ -79,10 +80,36 @@ class LossParts:
     seg_rate: jax.Array
 
 
+def batch_objective(
+    model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = WEIGHTS, remat: Remat = "full"
+) -> tuple[jax.Array, LossParts]:
+    """The loss of a batch of rows, and its parts. Chips share the rows; what a row draws at random depends on its number, not on the chips.
+
+    Args:
+        model: the weights.
+        batch: each array has a first dimension of rows, and each row tables of its own; ``label_weights`` sum to 1 over all rows.
+        dtype: compute dtype.
+        weights: of the parts of the mask loss.
+        remat: what the backward pass computes again (core/stacking.py).
+    """
+
+    def one(row: TrainBatch, number: jax.Array) -> LossParts:
+        return objective(fold(model, number), row, dtype, weights, remat)[1]
+
+    parts = over_samples(one)(batch, jnp.arange(len(batch.labels)))
+    language = jnp.sum(parts.language)
+    if batch.clips is None:
+        return language, replace(jax.tree.map(jnp.mean, parts), total=language, language=language)
+    counted = jnp.any(batch.clips.valid, axis=(1, 2)).astype(jnp.float32)
+    masks, seg_rate = jax.tree.map(lambda a: jnp.sum(a * counted) / jnp.maximum(jnp.sum(counted), 1.0), (parts.masks, parts.seg_rate))
+    segmentation = masks.total(weights)
+    return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, seg_rate)
+
+
 def objective(
     model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = WEIGHTS, remat: Remat = "full"
 ) -> tuple[jax.Array, LossParts]:
-    """The loss of a batch, and its parts.
+    """The loss of rows that share their tables, and its parts.
 
     With ``sam2_batch_mode`` in the configuration each frame is segmented by itself, as in the reference; otherwise the clip is tracked.
 

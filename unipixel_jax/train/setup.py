@@ -1,7 +1,12 @@
-"""What training begins with: weights in their places, the part of them that is trained apart."""
+"""What training begins with: where every weight lies, and the weights in their places, those that are trained apart.
+
+``Layout`` knows shapes, dtypes and places and holds no numbers, so that a step can be compiled for chips that are not here. ``set_up`` fills it: weights
+are read, or made, on the chips where they stay, so that no host and no chip ever holds the whole model.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,23 +14,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.checkpoint import restore_model
+from unipixel_jax.core.checkpoint import restore_leaves
 from unipixel_jax.core.files import PARAMS
+from unipixel_jax.core.mesh import data_shards, make_mesh
+from unipixel_jax.core.params import abstract
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import add_lora
-from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers, with_config
+from unipixel_jax.models.partition import partitioned
+from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.optim import make_optimizer, schedule
-from unipixel_jax.train.trainable import groups, trained
-
-DATA = "data"
-"""The mesh axis over which the samples of a batch are divided."""
+from unipixel_jax.train.trainable import ADAPTERS, groups, trained
 
 
 @jax.tree_util.register_dataclass
@@ -45,33 +49,45 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A run that can begin.
+class Layout:
+    """A run without its numbers.
 
     Attributes:
         config: of the run.
         model_config: sizes of the model, with the run's switches.
-        state: before the first step.
-        frozen: the weights that are not trained, in the compute dtype.
-        merge: the model of trained and frozen weights.
+        state: shapes, dtypes and places (``jax.ShapeDtypeStruct``) of what a step changes.
+        frozen: likewise of the weights that are not trained, in the compute dtype.
+        graph: the model without weights.
         optimizer: of the trained ones.
         rate: learning rate of a step.
-        mesh: the devices.
+        mesh: the chips.
     """
 
     config: TrainConfig
     model_config: UniPixelConfig
     state: TrainState
     frozen: nnx.State
-    merge: Callable[[nnx.State, nnx.State], UniPixelModel]
+    graph: Any
     optimizer: optax.GradientTransformation
     rate: Callable[[int], jax.Array]
     mesh: Mesh
+
+    def merge(self, own: nnx.State, rest: nnx.State) -> UniPixelModel:
+        """The model of trained and frozen weights."""
+        model = nnx.merge(self.graph, own, rest)
+        if self.mesh.devices.flat[0].platform == "cpu":
+            unstack_towers(model)  # on a CPU a scan copies what a layer reads and keeps (see core/stacking.py)
+        return model
 
     def count(self) -> tuple[int, int]:
         """Numbers that are trained, and all."""
         sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (self.state.trained, self.frozen)]
         return sizes[0], sum(sizes)
+
+
+@dataclass(frozen=True)
+class Setup(Layout):
+    """A run that can begin: ``state`` and ``frozen`` hold arrays."""
 
 
 def with_switches(model_config: UniPixelConfig, config: TrainConfig) -> UniPixelConfig:
@@ -80,50 +96,94 @@ def with_switches(model_config: UniPixelConfig, config: TrainConfig) -> UniPixel
     return replace(model_config, sample_objects=objects, sam2_batch_mode=config.sam2_batch_mode)
 
 
-def data_mesh(batch_size: int, devices: Sequence[jax.Device]) -> Mesh:
-    """Devices in one row, among which the samples of a batch are divided.
+def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int, devices: Sequence[jax.Device]) -> Layout:
+    """Decide where everything goes.
+
+    Args:
+        config: of the run.
+        model_config: sizes of the model.
+        total_steps: of the whole training.
+        devices: of all hosts; they may be chips that are not here.
 
     Raises:
-        UserError: the batch does not divide.
+        UserError: unknown names of what is to be trained, a mesh that these devices do not form, or a batch that does not divide among them.
     """
-    if batch_size % len(devices):
-        raise UserError(f"a batch of {batch_size} does not divide among {len(devices)} devices: use a multiple of {len(devices)}")
-    return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+    mesh = make_mesh(config.mesh, devices)
+    if config.batch_size % data_shards(mesh):
+        shards = data_shards(mesh)
+        near = max(shards, round(config.batch_size / shards) * shards)
+        raise UserError(f"a batch of {config.batch_size} does not divide among the {shards} parts of the mesh {dict(mesh.shape)}: use {near}, or another mesh")
+    model_config = with_switches(model_config, config)
+
+    def make(rngs: nnx.Rngs) -> UniPixelModel:
+        model = abstract_model(model_config)
+        return model if config.lora is None else add_lora(model, config.lora, rngs)
+
+    parts: tuple[Any, ...] = nnx.split(partitioned(abstract(make), model_config, mesh), trained(config.trained), ...)
+    graph, own, rest = parts
+    rest = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, config.dtype, sharding=a.sharding), rest)
+    optimizer = make_optimizer(config.optim, groups(own), total_steps)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda a, weight: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding),
+        jax.eval_shape(optimizer.init, own),
+        own,
+        transform_non_params=lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
+    )
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    state = TrainState(step, own, opt_state)
+    return Layout(config, model_config, state, rest, graph, optimizer, schedule(config.optim, total_steps), mesh)
 
 
 def set_up(config: TrainConfig, start: Path, model_config: UniPixelConfig, total_steps: int, devices: Sequence[jax.Device] | None = None) -> Setup:
-    """Read the weights and divide them.
+    """Read the weights, each chip's part into its place.
 
     Args:
         config: of the run.
         start: a converted directory.
         model_config: its sizes.
         total_steps: of the whole training.
-        devices: among which batches are divided; None for all local ones.
+        devices: to train on; None for all of all hosts.
 
     Raises:
-        UserError: the directory does not fit, unknown names of what is to be trained, or a batch that does not divide among the devices.
+        UserError: the directory does not fit, or see ``lay_out``.
     """
-    mesh = data_mesh(config.batch_size, devices or jax.local_devices())
-    here = NamedSharding(mesh, PartitionSpec())
-    model_config = with_switches(model_config, config)
-    model = with_config(restore_model(start / PARAMS, abstract_model(model_config)), model_config)
-    if config.lora is not None:
-        model = add_lora(model, config.lora, nnx.Rngs(config.seed))
-    parts: tuple[Any, ...] = nnx.split(model, trained(config.trained), ...)
-    graph, own, rest = parts
-    own = jax.tree.map(lambda a: jax.device_put(a.astype(jnp.float32), here), own)
-    rest = jax.tree.map(lambda a: jax.device_put(a.astype(config.dtype), here), rest)
-    optimizer = make_optimizer(config.optim, groups(own), total_steps)
-    state = TrainState(jax.device_put(jnp.zeros((), jnp.int32), here), own, jax.jit(optimizer.init, out_shardings=here)(own))
+    layout = lay_out(config, model_config, total_steps, devices or jax.devices())
+    own, rest = _filled(layout, start)
+    begin = jax.jit(lambda own: (jnp.zeros((), jnp.int32), layout.optimizer.init(own)), out_shardings=places((layout.state.step, layout.state.opt_state)))
+    step, opt_state = begin(own)
+    fields = {field.name: getattr(layout, field.name) for field in dataclasses.fields(Layout)}
+    return Setup(**fields | {"state": TrainState(step, own, opt_state), "frozen": rest})
 
-    def merge(own: nnx.State, rest: nnx.State) -> UniPixelModel:
-        model = nnx.merge(graph, own, rest)
-        if jax.default_backend() == "cpu":
-            unstack_towers(model)  # on a CPU a scan copies what a layer reads and keeps (see core/stacking.py)
-        return model
 
-    return Setup(config, model_config, state, rest, merge, optimizer, schedule(config.optim, total_steps), mesh)
+def _filled(layout: Layout, start: Path) -> tuple[nnx.State, nnx.State]:
+    """Trained and frozen weights: those of a converted directory, and fresh adapters, which it has none of."""
+    parts: list[dict[Any, Any]] = [dict(nnx.to_flat_state(state)) for state in (layout.state.trained, layout.frozen)]
+    wanted: dict[Any, Any] = {path: leaf.get_value() for part in parts for path, leaf in part.items()}
+    fresh = {path: leaf for path, leaf in wanted.items() if path[-1] in ADAPTERS}
+    values = restore_leaves(start / PARAMS, {path: leaf for path, leaf in wanted.items() if path not in fresh}) | _adapters(layout, fresh)
+    own, rest = (nnx.from_flat_state({path: leaf.replace(values[path]) for path, leaf in part.items()}) for part in parts)
+    return own, rest
+
+
+def _adapters(layout: Layout, wanted: dict[Any, jax.ShapeDtypeStruct]) -> dict[Any, jax.Array]:
+    """Fresh adapters, each chip's part made in its place; the numbers do not depend on the mesh."""
+    lora = layout.config.lora
+    if lora is None:
+        return {}
+
+    def make() -> dict[Any, jax.Array]:
+        model = add_lora(abstract_model(layout.model_config), lora, nnx.Rngs(layout.config.seed))
+        made = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model)) if path[-1] in ADAPTERS}
+        return {path: made[path].astype(place.dtype) for path, place in wanted.items()}
+
+    return jax.jit(make, out_shardings=places(wanted))()
+
+
+def places(tree: Any) -> Any:
+    """The shardings of a tree of arrays, or of shapes that know their places."""
+    return jax.tree.map(lambda a: a.sharding, tree)
 
 
 def abstract_state(state: TrainState) -> Any:

@@ -54,14 +54,13 @@ def shapes(
             loader=LoaderOptions(workers=0, threads=1, buffer=32),
             # every size is fixed, so that pictures compile one program
             ladders=Ladders(
-                batch=Ladder("prompts in a batch", batch_size, 2, 256),
                 tokens=Ladder("prompt tokens", 72, 1.0, 4096),
                 patches=Ladder("image patches", 144, 1.0, 1 << 16),
-                windows=Ladder("attention windows", batch_size, 1.0, 1 << 12),
-                grid_frames=Ladder("pairs of frames", batch_size, 1.0, 1 << 12),
+                windows=Ladder("attention windows", 1, 1.0, 1 << 12),
+                grid_frames=Ladder("pairs of frames", 1, 1.0, 1 << 12),
                 objects=Ladder("objects", objects, 2, 64),
-                references=Ladder("points and boxes", 8 * batch_size, 2, 1024),
-                memories=Ladder("memory tokens", 64, 2, 1024),
+                references=Ladder("points and boxes", 8, 2, 1024),
+                memories=Ladder("memory tokens", 4, 2, 1024),
             ),
         ),
         trained=trained,

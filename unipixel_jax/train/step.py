@@ -5,22 +5,19 @@ The two are programs of their own, so that the batches of a step may have differ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.core.dropout import with_keys
-from unipixel_jax.train.objective import LossParts, TrainBatch, objective
-from unipixel_jax.train.setup import Setup, TrainState
-
-Gradients = Callable[[nnx.State, nnx.State, TrainBatch, jax.Array], tuple[nnx.State, LossParts]]
-Loss = Callable[[nnx.State, nnx.State, TrainBatch], LossParts]
-Update = Callable[[TrainState, nnx.State, jax.Array], tuple[TrainState, "StepNumbers"]]
+from unipixel_jax.core.mesh import OnMesh
+from unipixel_jax.train.objective import LossParts, TrainBatch, batch_objective
+from unipixel_jax.train.setup import Layout, TrainState, places
+from unipixel_jax.train.trainable import groups
 
 
 @jax.tree_util.register_dataclass
@@ -33,45 +30,41 @@ class StepNumbers:
     finite: jax.Array
 
 
-def make_gradients(setup: Setup) -> Gradients:
-    """A compiled function of trained weights, frozen weights, a batch and a random key, to gradients and losses."""
+def make_gradients(setup: Layout) -> OnMesh:
+    """A compiled function of trained weights, frozen weights, a batch and a random key, to gradients, which lie where their weights do, and losses."""
     config = setup.config
 
-    @jax.jit
     def gradients(own: nnx.State, rest: nnx.State, batch: TrainBatch, key: jax.Array) -> tuple[nnx.State, LossParts]:
         def loss(own: nnx.State) -> tuple[jax.Array, LossParts]:
             model = setup.merge(own, rest)
             model = with_keys(model, key) if config.dropout else model
-            return objective(model, batch, jnp.dtype(config.dtype), config.losses, config.remat)
+            return batch_objective(model, batch, jnp.dtype(config.dtype), config.losses, config.remat)
 
         (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(own)
         return grads, parts
 
-    return gradients
+    return OnMesh(setup.mesh, jax.jit(gradients, out_shardings=(places(setup.state.trained), NamedSharding(setup.mesh, PartitionSpec()))))
 
 
-def make_loss(setup: Setup) -> Loss:
+def make_loss(setup: Layout) -> OnMesh:
     """A compiled function of trained weights, frozen weights and a batch to its losses, without dropout."""
     config = setup.config
 
-    @jax.jit
     def loss(own: nnx.State, rest: nnx.State, batch: TrainBatch) -> LossParts:
-        return objective(setup.merge(own, rest), batch, jnp.dtype(config.dtype), config.losses, "none")[1]
+        return batch_objective(setup.merge(own, rest), batch, jnp.dtype(config.dtype), config.losses, "none")[1]
 
-    return loss
+    return OnMesh(setup.mesh, jax.jit(loss, out_shardings=NamedSharding(setup.mesh, PartitionSpec())))
 
 
-def make_update(setup: Setup, groups: Any) -> Update:
-    """A compiled function of state, mean gradients and loss to the next state. A loss or gradient that is not finite leaves weights and moments alone.
-
-    Args:
-        setup: of the run.
-        groups: a tree like the trained weights, with a ``Group`` for each array.
+def make_update(setup: Layout) -> OnMesh:
+    """A compiled function of state, mean gradients and loss to the next state and ``StepNumbers``; the state is donated. A loss or gradient that is not
+    finite leaves weights and moments alone.
     """
+    owners = groups(setup.state.trained)
 
     def update(state: TrainState, grads: nnx.State, loss: jax.Array) -> tuple[TrainState, StepNumbers]:
         squares: dict[str, jax.Array] = {}
-        for grad, group in zip(jax.tree.leaves(grads), jax.tree.leaves(groups), strict=True):
+        for grad, group in zip(jax.tree.leaves(grads), jax.tree.leaves(owners), strict=True):
             squares[group.rate] = squares.get(group.rate, jnp.zeros((), jnp.float32)) + jnp.sum(jnp.square(grad))
         norm = jnp.sqrt(sum(squares.values(), jnp.zeros((), jnp.float32)))
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -83,7 +76,8 @@ def make_update(setup: Setup, groups: Any) -> Update:
         own, opt_state = jax.lax.cond(finite, apply, lambda: (state.trained, state.opt_state))
         return TrainState(state.step + 1, own, opt_state), StepNumbers(norm, jax.tree.map(jnp.sqrt, squares), finite)
 
-    return jax.jit(update, donate_argnums=0)
+    out = (places(setup.state), NamedSharding(setup.mesh, PartitionSpec()))
+    return OnMesh(setup.mesh, jax.jit(update, donate_argnums=0, out_shardings=out))
 
 
 def step_key(seed: int, step: int, batch: int) -> jax.Array:

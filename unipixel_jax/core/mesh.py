@@ -1,0 +1,123 @@
+"""Meshes: how the chips of a job are arranged, by preset.
+
+Every mesh has the same four axes, most of them often of size 1, so that one table of rules (core/sharding.py) serves all presets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from unipixel_jax.errors import UserError
+
+DATA, FSDP, CONTEXT, TENSOR = "data", "fsdp", "context", "tensor"
+AXES = (DATA, FSDP, CONTEXT, TENSOR)
+"""Mesh axes. Samples are divided over ``data`` and ``fsdp``, over the latter weights as well; chips along ``context`` and ``tensor`` share samples."""
+Preset = Literal["single", "dp", "fsdp", "fsdp_tp", "hybrid"]
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How chips are arranged.
+
+    Attributes:
+        preset: "single" uses one chip; "dp" gives every chip all weights; "fsdp" divides weights and optimizer state over all chips (ZeRO-3,
+            arXiv 1910.02054); "fsdp_tp" divides the products of the language model over ``tensor`` chips besides; "hybrid" divides weights within a
+            slice and repeats them in every slice, so that only gradients pass between slices.
+        tensor: chips that share the heads, feed-forward columns and vocabulary of the language model; more than 1 with "fsdp_tp" only.
+        context: chips that share the tokens of a conversation and the frames of a clip, for long ones.
+        slices: groups of chips with a fast network, for "hybrid"; None asks the devices.
+    """
+
+    preset: Preset = "fsdp"
+    tensor: int = 1
+    context: int = 1
+    slices: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "context", "slices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"mesh.{name} is {value}, expected at least 1")
+        if (self.tensor > 1) != (self.preset == "fsdp_tp"):
+            raise UserError(f"mesh.tensor is {self.tensor} with the preset {self.preset!r}: fsdp_tp needs at least 2, and the others 1")
+        if self.slices is not None and self.preset != "hybrid":
+            raise UserError(f"mesh.slices is {self.slices} with the preset {self.preset!r}: only hybrid tells slices apart")
+
+    def sizes(self, chips: int, slices: int = 1) -> dict[str, int]:
+        """Size of every axis.
+
+        Args:
+            chips: in all.
+            slices: that the devices form, where the configuration does not say.
+
+        Raises:
+            UserError: they do not multiply to the number of chips.
+        """
+        if self.preset == "single":
+            chips = 1
+        slices = (self.slices or slices) if self.preset == "hybrid" else 1
+        together = {"slices": slices, "context": self.context, "tensor": self.tensor}
+        rest, left = divmod(chips, math.prod(together.values()))
+        if left or not rest:
+            named = " x ".join(f"{name} {size}" for name, size in together.items() if size > 1)
+            raise UserError(f"a mesh of {named} does not divide {chips} chips: choose sizes whose product divides {chips}, or use other chips")
+        data, fsdp = {"dp": (rest, 1), "hybrid": (slices, rest)}.get(self.preset, (1, rest))
+        return {DATA: data, FSDP: fsdp, CONTEXT: self.context, TENSOR: self.tensor}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of some devices, neighbours on the chips' network beside each other along its inner axes.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices, or "hybrid" over one slice.
+    """
+    found = len({getattr(device, "slice_index", 0) for device in devices})
+    if config.preset == "hybrid" and (config.slices or found) < 2:
+        raise UserError("the preset 'hybrid' needs at least 2 slices, and the devices form 1: use fsdp, or set mesh.slices")
+    sizes = config.sizes(len(devices), found)
+    devices = devices[: math.prod(sizes.values())]
+    shape = tuple(sizes.values())
+    if found > 1 and sizes[DATA] % found == 0:
+        within = (sizes[DATA] // found, *shape[1:])
+        array = mesh_utils.create_hybrid_device_mesh(within, (found, 1, 1, 1), devices)
+    elif devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(shape, devices)
+    else:
+        array = np.array(devices).reshape(shape)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@dataclass(frozen=True)
+class OnMesh:
+    """A compiled function (``jax.jit``) of a mesh: traced, lowered and called with that mesh set."""
+
+    mesh: Mesh
+    function: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it."""
+        with jax.set_mesh(self.mesh):
+            return self.function(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """Lower it for arguments or their shapes; the mesh's chips may not be here."""
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*arguments)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Parts into which the samples of a batch are divided."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def sharers(mesh: Mesh) -> int:
+    """Chips that share a sample."""
+    return mesh.shape[CONTEXT] * mesh.shape[TENSOR]

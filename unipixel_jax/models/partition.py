@@ -1,0 +1,68 @@
+"""Which of UniPixel's weights are divided over which chips.
+
+Along ``fsdp`` every matrix is divided. Along ``tensor`` only the language model is, by heads, feed-forward columns and vocabulary (Megatron-LM,
+arXiv 1909.08053); there the other towers divide their images instead of their weights, since those are small and their images many.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, MLP, PATCH, VOCAB
+from unipixel_jax.core.mesh import FSDP, TENSOR
+from unipixel_jax.core.sharding import Rules
+from unipixel_jax.core.stacking import is_variable
+from unipixel_jax.errors import UserError
+
+M = TypeVar("M", bound=nnx.Module)
+
+ELSEWHERE = Rules({FSDP: (EMBED, MLP, HEADS, PATCH)})
+"""For all towers but the language model."""
+
+
+def text_rules(config: UniPixelConfig) -> Rules:
+    """For the language model. Key heads that do not divide are repeated (ops/attention/sharded.py)."""
+    text = config.text
+    return Rules(
+        {TENSOR: (VOCAB, MLP, HEADS, KV_HEADS), FSDP: (EMBED, VOCAB, MLP, HEADS, KV_HEADS)},
+        {HEADS: text.num_attention_heads, KV_HEADS: text.num_key_value_heads},
+    )
+
+
+def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dtype: jnp.dtype | None = None) -> M:
+    """An abstract model whose weights know their places.
+
+    Args:
+        model: shapes for weights, from ``abstract_model``, with adapters or without.
+        config: its sizes.
+        mesh: the chips.
+        dtype: of the weights; None keeps theirs.
+
+    Raises:
+        UserError: the language model's heads do not divide along ``tensor``.
+    """
+    text = text_rules(config)
+    check_heads(config, mesh)
+
+    def place(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        value: Any = variable.get_value()
+        rules = text if getattr(path[0], "name", getattr(path[0], "key", None)) == "text" else ELSEWHERE
+        sharding = NamedSharding(mesh, rules.spec(variable.get_metadata()["axes"], value.shape, mesh))
+        return variable.replace(jax.ShapeDtypeStruct(value.shape, dtype or value.dtype, sharding=sharding))
+
+    return jax.tree_util.tree_map_with_path(place, model, is_leaf=is_variable)
+
+
+def check_heads(config: UniPixelConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Raise a UserError unless the language model's heads divide along ``tensor``."""
+    size, text = mesh.shape[TENSOR], config.text
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    if heads % size or (keys % size and size % keys):
+        possible = [n for n in range(2, heads + 1) if heads % n == 0 and (keys % n == 0 or n % keys == 0)]
+        raise UserError(f"mesh.tensor is {size}, which does not divide {heads} query heads and {keys} key heads: choose one of {possible}")
