@@ -28,7 +28,7 @@ ROOMS = {
     "eval": {"infer", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
     "convert": {"models", "core", "processing", *CONFIG},
 }
-FREE = {"cli", "demo", "export", "training", "parity", "bench", "__init__"}
+FREE = {"cli", "demo", "export", "training", "parity", "bench", "plan", "__init__"}
 """These put the others together and may import everything."""
 
 

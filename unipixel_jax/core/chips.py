@@ -24,7 +24,9 @@ class Chip:
     flops: peak of the matrix units with bfloat16 operands, per second.
     bandwidth: of its memory, bytes per second.
     memory: bytes.
-    topology: the smallest that the compiler knows, for a TPU; the description of the card for a GPU.
+    links: bytes per second that it sends to its neighbours over all of its links together, one way: ICI of a TPU, NVLink of a GPU.
+    network: bytes per second that it sends over the data center's network, its share of the host's cards: to other slices of a TPU, other hosts of a GPU.
+    topology: the smallest shape that the compiler knows, for a TPU; the description of the card for a GPU.
     """
 
     platform: str
@@ -32,6 +34,8 @@ class Chip:
     flops: float
     bandwidth: float
     memory: float
+    links: float
+    network: float
     topology: str
 
 
@@ -53,14 +57,20 @@ _A100 = _GPU.format(
 
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
-        "v5e": Chip("tpu", "TPU v5 lite", 197e12, 819e9, 16e9, "v5e:2x2"),
-        "v5p": Chip("tpu", "TPU v5", 459e12, 2765e9, 95e9, "v5p:2x2x1"),
-        "v6e": Chip("tpu", "TPU v6 lite", 918e12, 1640e9, 32e9, "v6e:2x2"),
-        "h100": Chip("gpu", "H100", 989e12, 3352e9, 80e9, _H100),
-        "a100": Chip("gpu", "A100", 312e12, 2039e9, 80e9, _A100),
+        "v5e": Chip("tpu", "TPU v5 lite", 197e12, 819e9, 16e9, 200e9, 3.125e9, "2x2"),
+        "v5p": Chip("tpu", "TPU v5", 459e12, 2765e9, 95e9, 600e9, 6.25e9, "2x2x1"),
+        "v6e": Chip("tpu", "TPU v6 lite", 918e12, 1640e9, 32e9, 400e9, 12.5e9, "2x2"),
+        "h100": Chip("gpu", "H100", 989e12, 3352e9, 80e9, 450e9, 50e9, _H100),
+        "a100": Chip("gpu", "A100", 312e12, 2039e9, 80e9, 300e9, 25e9, _A100),
     }
 )
-"""Figures of Google Cloud's pages on each TPU, and of NVIDIA's data sheets (SXM, dense)."""
+"""Figures of Google Cloud's pages on each TPU (cloud.google.com/tpu/docs/v5e, v5p, v6e), and of NVIDIA's data sheets (SXM, dense).
+
+Links are half of the pages' "bidirectional" figures: ICI of 400, 1200 and 800 GB/s, NVLink of 900 and 600 GB/s. "How to Scale Your Model"
+(jax-ml.github.io/scaling-book/tpus) counts on a tenth less: 45, 90 and 90 GB/s for each of the 4, 6 and 4 links. Its network is that of the pages: two cards of
+100 Gbit/s for the 8 chips of a v5e host, 50 Gbit/s a chip of v5p, four cards of 200 Gbit/s for the 8 chips of a v6e host. A DGX H100 has a card of 400 Gbit/s
+for each GPU, a DGX A100 one of 200.
+"""
 
 
 def is_here(name: str) -> bool:
@@ -77,13 +87,28 @@ def _same_kind(chip: Chip, kind: str) -> bool:
 def compile_mesh(name: str) -> Mesh:
     """A mesh of one device of a chip that is not here. Programs lowered inside ``jax.set_mesh`` of it can be compiled, and not run.
 
-    From then on this process computes on the CPU, and keeps no compiled programs on disk: those of absent chips cannot be read back.
-
     Raises:
         UserError: an unknown chip, or its compiler is not installed.
     """
     if name not in CHIPS:
         raise UserError(f"chip {name!r} is unknown: expected one of {', '.join(CHIPS)}")
+    shape = CHIPS[name].topology if CHIPS[name].platform == "tpu" else "1x1"
+    return Mesh(np.array(absent_devices(name, shape)[:1]), ("x",), axis_types=(AxisType.Auto,))
+
+
+def absent_devices(name: str, shape: str, slices: int = 1) -> tuple[jax.Device, ...]:
+    """Devices to compile for, of chips that are not here; one slice after the other.
+
+    From then on this process computes on the CPU, and keeps no compiled programs on disk: those of absent chips cannot be read back.
+
+    Args:
+        name: in ``CHIPS``.
+        shape: how the chips of a slice are arranged, as "4x4" or "2x2x4"; for GPUs hosts and cards a host, as "1x8".
+        slices: of TPUs.
+
+    Raises:
+        UserError: the chip's compiler is not installed, or does not know the shape.
+    """
     chip = CHIPS[name]
     # without these, the TPU's library looks for the TPU that it runs on, and allows one process at a time
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-16", "TPU_STDERR_LOG_LEVEL": "3"}
@@ -92,11 +117,14 @@ def compile_mesh(name: str) -> Mesh:
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         if chip.platform == "tpu":
-            found = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
+            several = {"num_slices": slices} if slices > 1 else {}
+            # a single chip is a host of its own: by default the compiler thinks of hosts of four
+            alone = {"chips_per_host_bounds": [1, 1, 1]} if shape == "1x1" else {}
+            found = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}", **several, **alone)
         else:
-            found = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=chip.topology, topology="1x1x1")
+            found = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=chip.topology, topology=f"1x{shape}")
     except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
         extra = "tpu" if chip.platform == "tpu" else "cuda"
         first = str(error).splitlines()[0]
-        raise UserError(f"nothing here compiles for {name} ({first}): pip install 'unipixel-jax[{extra}]'") from None
-    return Mesh(np.array(found.devices[:1]), ("x",), axis_types=(AxisType.Auto,))
+        raise UserError(f"nothing here compiles for {name}:{shape} ({first}): pip install 'unipixel-jax[{extra}]'") from None
+    return tuple(sorted(found.devices, key=lambda device: getattr(device, "slice_index", None) or 0))
