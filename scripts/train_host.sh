@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# What a launcher starts on every host: train in a directory that all hosts see, so that relative paths (runs/, data, the start) lie there.
+#   scripts/train_host.sh DIRECTORY CONFIG [--field value ...]
+# Exits with 143 where SIGTERM ended the training early; it was saved, and the same command goes on. So a launcher can tell that from the end of the training.
+set -uo pipefail
+
+die() {
+  echo "$1" >&2
+  exit 2
+}
+code=$(cd "$(dirname "$0")/.." && pwd)
+[ $# -ge 2 ] || die "usage: scripts/train_host.sh DIRECTORY CONFIG [--field value ...]"
+config=$(cd "$code" && realpath --canonicalize-existing --quiet "$2") || die "$2 does not exist in $code: expected a configuration, such as configs/unipixel_7b_stage3.py"
+cd "$1" || die "$1 cannot be entered: expected a mounted bucket or a folder of a shared file system"
+
+told=no
+trap 'told=yes; kill -TERM "$training" 2>/dev/null' TERM
+unipixel-jax train "$config" "${@:3}" &
+training=$!
+while kill -0 "$training" 2>/dev/null; do wait "$training"; done # the trap interrupts a wait
+wait "$training"
+status=$?
+if [ $told = yes ] && [ $status -eq 0 ]; then status=143; fi
+exit $status
