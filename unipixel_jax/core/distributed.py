@@ -1,0 +1,285 @@
+"""Processes that train together: how they find each other, wait for each other, and end together.
+
+On ``jax.distributed``, whose coordination service (in process 0) passes strings around; nothing here goes through the accelerators. While processes are
+connected, a thread of each meets those of the others every few seconds. So the death of one, or a failure that one tells of, ends all within
+``lost_seconds``, wherever they wait. If process 0 itself dies, the service is gone, and JAX ends the others at once (jax 0.10.2: SIGABRT, after "Failed to
+send RPC to coordination service. Either the leader task was preempted/died/restarted unexpectedly").
+
+A single process needs nothing of this: every function is there, and returns at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import jax
+from jax._src import distributed as _jax_distributed  # the client of the coordination service has no public name in jax 0.10.2
+from jax._src.clusters import GceTpuCluster, GkeTpuCluster, SlurmCluster
+
+from unipixel_jax.errors import UserError
+
+PERIOD = 2.0
+"""Seconds between two meetings of the watching threads."""
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """Which processes train together, and how long they wait for each other. On a TPU pod and under Slurm, JAX finds out who they are.
+
+    Attributes:
+        coordinator_address: HOST:PORT of the first process, reachable from all; given with the two below, where nothing else tells (names and meaning as
+            in ``jax.distributed.initialize``).
+        num_processes: how many there are.
+        process_id: which of them this one is, from 0.
+        start_seconds: until all have started.
+        lost_seconds: a process that does not answer for so long is lost, and the others end.
+        step_seconds: how long a step may take, with all that comes with it (compiling, a save, an evaluation, the wait for data).
+    """
+
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    start_seconds: int = 300
+    lost_seconds: int = 60
+    step_seconds: int = 1800
+
+    def __post_init__(self) -> None:
+        three = {name: getattr(self, name) for name in ("coordinator_address", "num_processes", "process_id")}
+        missing = [f"hosts.{name}" for name, value in three.items() if value is None]
+        if 0 < len(missing) < 3:
+            raise UserError(f"{' and '.join(missing)} not given: set all of coordinator_address, num_processes and process_id, or none")
+        if self.num_processes is not None and self.process_id is not None and not 0 <= self.process_id < self.num_processes:
+            raise UserError(f"hosts.process_id is {self.process_id} of {self.num_processes} processes, expected 0 to {self.num_processes - 1}")
+        if self.coordinator_address is not None and not self.coordinator_address.rpartition(":")[2].isdecimal():
+            raise UserError(f"hosts.coordinator_address is {self.coordinator_address!r}, expected HOST:PORT of the first process")
+        for name in ("start_seconds", "lost_seconds", "step_seconds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"hosts.{name} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclass
+class _Run:
+    """What this process knows of its run.
+
+    Attributes:
+        config: the limits.
+        names: of all processes.
+        place: where this one is, in words.
+        since: when it came there.
+        ending: taken by the thread that ends the process, so that one reason is given.
+    """
+
+    config: HostsConfig = HostsConfig()
+    names: tuple[str, ...] = ("this process",)
+    place: str = "start"
+    since: float = dataclasses.field(default_factory=time.monotonic)
+    ending: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
+_run = _Run()
+_calls: Counter[str] = Counter()
+
+
+@contextlib.contextmanager
+def connected(config: HostsConfig) -> Iterator[None]:
+    """Join the other processes, if there are any, and leave with them. To be entered before anything else is done with JAX.
+
+    Inside, an exception in one of several processes ends all of them: with status 1, a line that tells the reason, and no way through ``finally`` in the
+    others. So does a process that dies, and one that spends more than ``step_seconds`` at one place (see ``reach``).
+
+    Raises:
+        UserError: the others cannot be reached in time, or were told other numbers.
+    """
+    global _run
+    _run = _Run(config)
+    if not _start(config):
+        yield
+        return
+    stop = threading.Event()
+    try:
+        _meet()
+        threading.Thread(target=_watch, args=(stop,), daemon=True).start()
+        yield
+        barrier("end")
+    except BaseException as error:
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            traceback.print_exc()
+        _end("interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    stop.set()
+    jax.distributed.shutdown()
+
+
+def barrier(name: str, seconds: float | None = None) -> None:
+    """Wait until all processes are here; see ``gather``."""
+    gather(name, "", seconds)
+
+
+def gather(name: str, value: str, seconds: float | None = None) -> list[str]:
+    """The strings of all processes, in their order, on each of them. All must call it, in the same order among calls of that name.
+
+    Args:
+        name: of what is exchanged, for errors.
+        value: this process's.
+        seconds: to wait for the others; None for ``step_seconds``.
+
+    Raises:
+        UserError: it took longer; the processes that are missing are named.
+    """
+    client, own, count = _service()
+    if count == 1:
+        return [value]
+    seconds = _run.config.step_seconds if seconds is None else seconds
+    number = _calls[name]
+    _calls[name] += 1
+    folder = f"{name}/{number}/"
+    try:
+        client.key_value_set(f"{folder}{own}", value)
+        if number > 1:
+            client.key_value_delete(f"{name}/{number - 2}/{own}")  # all have been at the barrier after it, so all have read it
+        client.wait_at_barrier(name, int(1000 * seconds))
+        found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(_missing(name, folder, seconds, error)) from None
+    return [found[process] for process in range(count)]
+
+
+def any_process(name: str, value: bool) -> bool:
+    """Whether it is so on any process; see ``gather``."""
+    return "1" in gather(name, str(int(value)))
+
+
+def largest(name: str, values: dict[str, int]) -> dict[str, int]:
+    """The largest of every number over all processes, which must have the same keys; see ``gather``."""
+    everywhere = [json.loads(text) for text in gather(name, json.dumps(values))]
+    return {key: max(one[key] for one in everywhere) for key in values}
+
+
+def reach(place: str) -> None:
+    """Tell that this process has come to a place, in words such as "step 12"; it may stay there for ``step_seconds``."""
+    _run.place, _run.since = place, time.monotonic()
+
+
+def _service() -> tuple[Any, int, int]:
+    """The client of the coordination service (None where there is one process), this process's number, and how many there are."""
+    state = _jax_distributed.global_state
+    return (state.client, state.process_id, state.num_processes) if state.client is not None else (None, 0, 1)
+
+
+def _start(config: HostsConfig) -> bool:
+    """Initialise ``jax.distributed`` if there are several processes; whether there are."""
+    if config.num_processes == 1:
+        return False
+    known: dict[str, Any]
+    if config.coordinator_address is not None:
+        known = {name: getattr(config, name) for name in ("coordinator_address", "num_processes", "process_id")} | {"cluster_detection_method": "deactivate"}
+    else:
+        clusters = (cluster for cluster in (GkeTpuCluster, GceTpuCluster, SlurmCluster) if cluster.is_env_present() and cluster.get_process_count() > 1)
+        cluster = next(clusters, None)
+        if cluster is None:
+            return False
+        known = {"cluster_detection_method": cluster.name}
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM to itself; see train/interruption.py
+    started = threading.Event()
+    threading.Thread(target=_require_start, args=(started, config.start_seconds), daemon=True).start()
+    try:
+        # JAX ends a process where its own limits are exceeded, with a stack trace: they are the second line of defence
+        jax.distributed.initialize(
+            **known,
+            initialization_timeout=config.start_seconds + 60,
+            heartbeat_timeout_seconds=2 * config.lost_seconds + 30,
+            shutdown_timeout_seconds=config.lost_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes cannot be connected: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        started.set()
+    return True
+
+
+def _require_start(started: threading.Event, seconds: int) -> None:
+    """End this process where the others are not there in time."""
+    if started.wait(seconds):
+        return
+    address = _jax_distributed.global_state.coordinator_address or "the first process"
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            line = f"not all processes have started within {seconds} s: look at the logs of the others, or raise hosts.start_seconds"
+    except (OSError, ValueError):
+        line = f"the coordinator {address} cannot be reached for {seconds} s: is the first process running there, and the port open?"
+    _end(line)
+
+
+def _meet() -> None:
+    """Tell all processes of each other."""
+    count = _service()[2]
+    found = [json.loads(text) for text in gather("names", json.dumps([socket.gethostname(), count]), _run.config.start_seconds)]
+    _run.names = tuple(f"process {number} ({name})" for number, (name, _) in enumerate(found))
+    if len({told for _, told in found}) > 1:
+        told = ", ".join(f"{told} to {name}" for name, (_, told) in zip(_run.names, found, strict=True))
+        raise UserError(f"the number of processes was told differently ({told}): give all the same hosts.num_processes")
+
+
+def _missing(name: str, folder: str, seconds: float, error: Exception) -> str:
+    """Which processes did not come to a barrier."""
+    client, _, count = _service()
+    try:
+        here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(folder)}
+        told = [text for _, text in client.key_value_dir_get("ended/")]
+    except jax.errors.JaxRuntimeError:
+        return f"waiting for {name!r}: {_name(0)}, which coordinates the others, does not answer; look at its log"
+    missing = [_name(process) for process in range(count) if process not in here]
+    if told:
+        return "; ".join(sorted(set(told)))
+    if missing:
+        return f"waiting for {name!r}: no word from {', '.join(missing)} for {seconds:g} s; look there for the reason"
+    return f"waiting for {name!r}: {' '.join(str(error).split())[:300]}"
+
+
+def _name(process: int) -> str:
+    return _run.names[process] if process < len(_run.names) else f"process {process}"
+
+
+def _watch(stop: threading.Event) -> None:
+    """Meet the others every few seconds; end this process if one is lost or has ended, or if this one has got stuck."""
+    client, own, _ = _service()
+    limit = _run.config.step_seconds
+    while not stop.wait(PERIOD):
+        try:
+            places = gather("alive", _run.place, _run.config.lost_seconds)
+            ended = [text for key, text in client.key_value_dir_get("ended/") if key != f"ended/{own}"]
+        except (UserError, jax.errors.JaxRuntimeError) as error:
+            if not stop.is_set():
+                _end(str(error))
+            return
+        if ended:
+            _end("; ".join(sorted(set(ended))))
+        if time.monotonic() - _run.since > limit:
+            where = ", ".join(f"{name} at {place}" for name, place in zip(_run.names, places, strict=True))
+            _end(f"stuck for more than {limit} s ({where}): look at those that are behind, or raise hosts.step_seconds")
+
+
+def _end(line: str) -> NoReturn:
+    """End this process with status 1 and one line, after the others could hear of it. JAX's own way out would wait for them."""
+    if not _run.ending.acquire(blocking=False):
+        time.sleep(10 * PERIOD)  # another thread is at it
+    client, own, count = _service()
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    if client is not None and count == len(_run.names):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            client.key_value_set(f"ended/{own}", line if line.startswith("process ") else f"{_name(own)} has ended: {line}")
+        time.sleep(2 * PERIOD)
+    sys.stdout.flush()
+    os._exit(1)
