@@ -7,7 +7,7 @@ shopt -s nullglob
 candidates=()
 for minor in {11..20}; do
   while read -r found; do candidates+=("$found"); done < <(type -ap "python3.$minor" || true)
-  candidates+=("${PYENV_ROOT:-$HOME/.pyenv}"/versions/"3.$minor".*/bin/python3)
+  candidates+=("${PYENV_ROOT:-$HOME/.pyenv}/versions/3.$minor".*/bin/python3)
 done
 if [ "${1:-}" = newest ]; then
   for ((i = ${#candidates[@]} - 1; i >= 0; i--)); do reversed+=("${candidates[i]}"); done
