@@ -164,7 +164,10 @@ class _Reader:
             if sent is None:
                 continue
             chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
-            if chain is not None:
+            if chain is None:
+                # what becomes of its result inside the fusion shows in what the fusion writes
+                instruction = dataclasses.replace(instruction, arrays=())
+            else:
                 key = f"{chain.group(1)} {instruction.attribute('channel_id')}"
                 if key in chains:
                     continue

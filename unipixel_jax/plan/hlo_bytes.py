@@ -138,7 +138,8 @@ def _written(computation: Computation, result: Instruction, module: Module) -> l
     if result.opcode == "fusion":
         inner = module.computations[result.callees[0]]
         return _written(inner, inner.root, module)
-    # what passes through, and buffers of collectives, which are counted with the collective
-    if result.opcode in ("parameter", "get-tuple-element", *KINDS) or (result.opcode == "custom-call" and result.target in _UNCOPIED_CALLS):
+    # what passes through, and buffers of collectives that go on behind other work, which are counted once with the collective
+    through = result.opcode in ("parameter", "get-tuple-element") or (result.opcode == "custom-call" and result.target in _UNCOPIED_CALLS)
+    if through or "chain_id=" in result.attributes:
         return [0.0] * len(result.arrays)
     return [float(array.elements) for array in result.arrays]

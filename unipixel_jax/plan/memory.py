@@ -1,0 +1,88 @@
+"""What a compiled program needs of one chip's memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import jax
+
+from unipixel_jax.core.chips import Chip
+
+GIB = 2**30
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+_USABLE: Mapping[str, float] = MappingProxyType({"TPU v5 lite": 15.75 * GIB, "TPU v5": 95.74 * GIB, "TPU v6 lite": 31.25 * GIB})
+"""By ``Chip.kind``: what the TPU compiler (libtpu 0.0.42) says is available, where it refuses a program."""
+
+ARGUMENTS, RESULTS, TEMPORARY, PROGRAM, NEEDED = "other arguments", "results", "temporaries", "program", "needed"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Attributes:
+    parts: bytes per chip, by name: the caller's, and those that ``read_memory`` adds. Of a program that the compiler refused, only ``NEEDED`` is known.
+    capacity: bytes that a program may use.
+    """
+
+    parts: Mapping[str, float]
+    capacity: float
+
+    @property
+    def total(self) -> float:
+        """Bytes per chip."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the chip has as much."""
+        return self.total <= self.capacity
+
+
+def usable(chip: Chip) -> float:
+    """Bytes of a chip that a program may use: what the TPU compiler leaves, and all of a GPU's, where JAX itself takes three quarters unless told otherwise."""
+    return _USABLE.get(chip.kind, chip.memory)
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """Bytes that each chip holds of arrays, or ``jax.ShapeDtypeStruct``s, with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def read_memory(compiled: jax.stages.Compiled, named: Mapping[str, float], chip: Chip) -> Memory:
+    """What a program needs, by XLA's own account (``compiled.memory_analysis()``).
+
+    Args:
+        compiled: for one or many of these chips.
+        named: parts of the arguments that the caller has names for, as {"parameters": bytes per chip}. What is left of the arguments is ``ARGUMENTS``; that
+            includes what tiles are padded with.
+        chip: says how much there is.
+
+    Returns:
+        the named parts, then ``ARGUMENTS``, ``RESULTS`` (without donated arguments, which they take the place of), ``TEMPORARY`` and ``PROGRAM`` (the code).
+    """
+    found = compiled.memory_analysis()
+    assert found is not None, "the compilers for TPUs and GPUs report memory"
+    parts = {
+        **named,
+        ARGUMENTS: max(0.0, found.argument_size_in_bytes - sum(named.values())),
+        RESULTS: max(0.0, found.output_size_in_bytes - found.alias_size_in_bytes),
+        TEMPORARY: found.temp_size_in_bytes,
+        PROGRAM: found.generated_code_size_in_bytes,
+    }
+    return Memory(parts, usable(chip))
+
+
+def refused_for_memory(error: Exception) -> Memory | None:
+    """What a program would need, from the error with which the TPU compiler refuses it; None for any other error."""
+    text = str(error)
+    amount = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"\({amount}\) exceeds available HBM \({amount}\)", text) or re.search(rf"Used {amount} of {amount} hbm", text)
+    if found is None or "RESOURCE_EXHAUSTED" not in text:
+        return None
+    needed, needed_unit, available, available_unit = found.groups()
+    return Memory({NEEDED: float(needed) * _UNITS[needed_unit]}, float(available) * _UNITS[available_unit])

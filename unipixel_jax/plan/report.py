@@ -1,0 +1,235 @@
+"""What was found out about a plan: a table, JSON, a row of Markdown, a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from unipixel_jax.core.files import replacing
+from unipixel_jax.errors import UserError
+from unipixel_jax.plan.hlo import Costs, Operation
+from unipixel_jax.plan.hlo_collectives import Collective
+from unipixel_jax.plan.memory import GIB, Memory
+from unipixel_jax.plan.roofline import BOUNDS, Roofline
+
+LABELS = {"compute": "compute", "hbm": "HBM", "links": "links", "network": "network"}
+MARKDOWN = (
+    "| config | topology | mesh | batch | remat | program | memory, GiB | compute, ms | HBM, ms | links, ms | network, ms | bound | MFU at most |\n"
+    "| --- | --- | --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
+)
+"""The two lines above ``PlanReport.markdown_rows``."""
+
+_KEPT = 20
+"""Operations of each sort that JSON keeps."""
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """One compiled program.
+
+    Attributes:
+        name: as "train step".
+        memory: of one chip.
+        costs, roofline: None for a program that the compiler refused, since it does not fit.
+        compile_seconds: that the compiler took here.
+    """
+
+    name: str
+    memory: Memory
+    costs: Costs | None
+    roofline: Roofline | None
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Attributes:
+    config: name.
+    topology: name.
+    mesh: sizes of the axes, by name.
+    batch_size: of all chips together.
+    remat: the policy's name.
+    programs: in the order in which they were compiled.
+    """
+
+    config: str
+    topology: str
+    mesh: Mapping[str, int]
+    batch_size: int
+    remat: str
+    programs: tuple[ProgramReport, ...]
+
+    @property
+    def title(self) -> str:
+        """In one line."""
+        return f"{self.config} on {self.topology}, mesh {self.mesh_text}, batch of {self.batch_size}, remat {self.remat}"
+
+    @property
+    def mesh_text(self) -> str:
+        """As "fsdp 16 x tensor 2"; axes of one chip are left out."""
+        return " x ".join(f"{name} {size}" for name, size in self.mesh.items() if size > 1) or "1 chip"
+
+    def table(self) -> Table:
+        """For the terminal, per chip: a column for each program."""
+        table = Table("per chip", title=self.title)
+        for program in self.programs:
+            table.add_column(program.name, justify="right")
+        for label, cells in self._lines():
+            if label is None:
+                table.add_section()
+            elif any(cells):
+                table.add_row(label, *cells)
+        untold = sorted({name for program in self.programs if program.costs for name in program.costs.untold})
+        if untold:
+            table.caption = f"without the FLOPs of kernels that do not tell theirs: {', '.join(untold)}"
+        return table
+
+    def _lines(self) -> list[tuple[str | None, list[str]]]:
+        programs = self.programs
+        parts = dict.fromkeys(name for program in programs for name in program.memory.parts)
+        lines: list[tuple[str | None, list[str]]] = [
+            (f"{name}, GiB", [_number(p.memory.parts[name] / GIB) if p.memory.parts.get(name) else "" for p in programs]) for name in parts
+        ]
+        verdict = ("" if p.memory.fits else " (too much)" for p in programs)
+        lines.append(("memory, GiB", [f"{_number(p.memory.total / GIB)} of {p.memory.capacity / GIB:.2f}{v}" for p, v in zip(programs, verdict, strict=True)]))
+        lines.append((None, []))
+        lines.append(("TFLOPs", [_number(p.costs.flops / 1e12) if p.costs else "" for p in programs]))
+        lines.append(("memory traffic, GB", [_number(p.costs.bytes / 1e9) if p.costs else "" for p in programs]))
+        kinds = dict.fromkeys(_sort(c) for p in programs if p.costs for c in p.costs.collectives)
+        for kind in kinds:
+            lines.append((kind, [_sent([c for c in p.costs.collectives if _sort(c) == kind]) if p.costs else "" for p in programs]))
+        lines.append((None, []))
+        for name in BOUNDS:
+            lines.append((f"{LABELS[name]}, ms", [_number(getattr(p.roofline, name) * 1e3) if p.roofline else "" for p in programs]))
+        lines.append(("bound by", [LABELS[p.roofline.bound] if p.roofline else "" for p in programs]))
+        lines.append(("FLOPs per byte", [_number(p.roofline.intensity) if p.roofline else "" for p in programs]))
+        lines.append(("MFU at most", [f"{p.roofline.mfu:.1%}" if p.roofline else "" for p in programs]))
+        lines.append(("compiled in, s", [f"{p.compile_seconds:.1f}" for p in programs]))
+        return lines
+
+    def markdown_rows(self) -> str:
+        """A row for each program, under ``MARKDOWN``."""
+        rows = []
+        for p in self.programs:
+            memory = f"{_number(p.memory.total / GIB)} of {p.memory.capacity / GIB:.2f}"
+            times = [_number(getattr(p.roofline, name) * 1e3) if p.roofline else "" for name in BOUNDS]
+            ends = [LABELS[p.roofline.bound], f"{p.roofline.mfu:.1%}"] if p.roofline else ["does not fit", ""]
+            cells = [self.config, self.topology, self.mesh_text, str(self.batch_size), self.remat, p.name, memory, *times, *ends]
+            rows.append(f"| {' | '.join(cells)} |")
+        return "\n".join(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Dictionaries, lists, texts and numbers; of the operations those that ``Costs.largest`` names. What can be computed from the rest is added to read."""
+        found = dataclasses.asdict(dataclasses.replace(self, programs=tuple(_shortened(p) for p in self.programs)))
+        for program, entry in zip(self.programs, found["programs"], strict=True):
+            entry["memory"] |= {"total": program.memory.total, "fits": program.memory.fits}
+            if program.roofline is not None:
+                entry["roofline"] |= {name: getattr(program.roofline, name) for name in ("bound", "seconds", "mfu")}
+        return json.loads(json.dumps(found))
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> PlanReport:
+        """The report that ``to_json`` wrote.
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            programs = tuple(_program(entry) for entry in found["programs"])
+            return cls(found["config"], found["topology"], dict(found["mesh"]), found["batch_size"], found["remat"], programs)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"no plan's report ({error!r}): expected what `unipixel-jax plan --json` writes") from None
+
+
+def _program(found: Mapping[str, Any]) -> ProgramReport:
+    memory = Memory(dict(found["memory"]["parts"]), found["memory"]["capacity"])
+    costs, roofline = found["costs"], found["roofline"]
+    if costs is not None:
+        collectives = tuple(Collective(**c) for c in costs["collectives"])
+        operations = tuple(Operation(**{**o, "collective": Collective(**o["collective"]) if o["collective"] else None}) for o in costs["operations"])
+        costs = Costs(costs["flops"], costs["bytes"], collectives, operations)
+    if roofline is not None:
+        roofline = Roofline(**{field.name: roofline[field.name] for field in dataclasses.fields(Roofline)})
+    return ProgramReport(found["name"], memory, costs, roofline, found["compile_seconds"])
+
+
+def _shortened(program: ProgramReport) -> ProgramReport:
+    if program.costs is None:
+        return program
+    kept = {id(o) for largest in program.costs.largest(_KEPT) for o in largest}
+    operations = tuple(o for o in program.costs.operations if id(o) in kept or not o.told)
+    return dataclasses.replace(program, costs=dataclasses.replace(program.costs, operations=operations))
+
+
+def _sort(collective: Collective) -> str:
+    return f"{collective.kind} of {collective.group}{' across slices' if collective.crosses_slices else ''}"
+
+
+def _sent(collectives: Sequence[Collective]) -> str:
+    return f"{sum(c.count for c in collectives)} x, {_number(sum(c.bytes for c in collectives) / 1e9)} GB" if collectives else ""
+
+
+def _number(value: float) -> str:
+    """Three digits that mean something, and no exponent."""
+    if value == 0:
+        return "0"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{1 if value >= 10 else 2}f}" if value >= 1 else f"{value:.3g}" if value >= 1e-4 else "0.0000"
+
+
+def plot(reports: Sequence[PlanReport], path: Path) -> None:
+    """Two pictures side by side, a group for each program of each plan: its memory per chip, part on part, with the chip's capacity, and its roofline's times.
+
+    Args:
+        reports: at least one program in all.
+        path: the file; its suffix is the format.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("a plot needs matplotlib: pip install 'unipixel-jax[plot]'") from None
+    rows = [(report, program) for report in reports for program in report.programs]
+    alone = len({report.title for report, _ in rows}) == 1
+    names = [program.name if alone else f"{program.name}\n{report.config}, {report.topology}, {report.mesh_text}" for report, program in rows]
+    figure = Figure(figsize=(13, 2.0 + (0.55 if alone else 0.75) * len(rows)), layout="constrained")
+    memory, times = figure.subplots(1, 2, sharey=True)
+    places = range(len(rows))
+
+    parts = dict.fromkeys(name for _, program in rows for name in program.memory.parts)
+    starts = [0.0] * len(rows)
+    for part in parts:
+        sizes = [program.memory.parts.get(part, 0.0) / GIB for _, program in rows]
+        memory.barh(places, sizes, 0.6, left=starts, label=part)
+        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+    for place, (_, program) in zip(places, rows, strict=True):
+        capacity = program.memory.capacity / GIB
+        memory.plot([capacity] * 2, [place - 0.42, place + 0.42], color="black", linewidth=2, label="capacity" if place == 0 else None)
+    memory.set(xlabel="memory per chip, GiB", yticks=places, yticklabels=names)
+
+    height = 0.8 / len(BOUNDS)
+    for number, name in enumerate(BOUNDS):
+        at = [place + (number - (len(BOUNDS) - 1) / 2) * height for place in places]
+        times.barh(at, [getattr(program.roofline, name) * 1e3 if program.roofline else 0.0 for _, program in rows], height, label=LABELS[name])
+    for place, (_, program) in zip(places, rows, strict=True):
+        note = f" MFU ≤ {program.roofline.mfu:.0%}" if program.roofline else " does not fit"
+        times.text(program.roofline.seconds * 1e3 if program.roofline else 0.0, place, note, va="center", fontsize=9)
+    times.set(xlabel="time at best, ms")
+    times.margins(x=0.25)
+    for axes in (memory, times):
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14 - 0.5 / (1 + len(rows))), ncols=4, frameon=False, fontsize=9)
+    memory.invert_yaxis()
+    figure.suptitle(rows[0][0].title if alone else "Plans")
+    with replacing(path) as aside:
+        figure.savefig(aside, format=path.suffix.lstrip(".") or "png", dpi=120)
