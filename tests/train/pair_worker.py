@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoint import Checkpoints
 from unipixel_jax.train.manifest import About
 
@@ -32,8 +33,13 @@ def main() -> None:
     with Checkpoints(directory, ABOUT, keep=2) as checkpoints:
         for step in (1, 2, 3):
             state = {name: jax.make_array_from_callback(a.shape, places[name], lambda index, a=a: a[index]) for name, a in whole(step).items()}
-            checkpoints.save(step, state, {"position": 10 * step + process})
+            checkpoints.save(step, state, {"position": 10 * step})
         checkpoints.wait()
+        refused = ""
+        try:
+            checkpoints.save(4, state, {"position": 40 + process})
+        except UserError as error:
+            refused = str(error)
         first = checkpoints.restore(target)
         if process == 0:
             for path in (directory / "3" / "state").rglob("ocdbt.process_1/d/*"):
@@ -41,7 +47,7 @@ def main() -> None:
         multihost_utils.sync_global_devices("damaged")
         second = checkpoints.restore(target)
     right = all(np.array_equal(shard.data, whole(2)[name][shard.index]) for name, a in second.state.items() for shard in a.addressable_shards)
-    print(json.dumps({"first": [first.step, first.data], "second": [second.step, second.data], "right": right}))
+    print(json.dumps({"first": [first.step, first.data], "second": [second.step, second.data], "refused": refused, "right": right}))
 
 
 if __name__ == "__main__":

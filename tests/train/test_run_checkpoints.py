@@ -262,11 +262,19 @@ def test_another_state_is_refused_and_the_arrays_are_named(tmp_path):
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("unipixel_jax.train.manifest.FORMAT", 2)
+    monkeypatch.setattr("unipixel_jax.train.manifest.FORMAT", 3)
     saved(tmp_path, 10)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="format 2, this version reads format 1"):
+    with pytest.raises(UserError, match=r"format 3, this version reads \(1, 2\)"):
         restored(tmp_path)
+
+
+def test_the_format_with_data_for_every_process_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("unipixel_jax.train.manifest.FORMAT", 1)
+    with Checkpoints(tmp_path, ABOUT, 5) as checkpoints:
+        checkpoints.save(10, make_state(10), [{"position": 10}] * 2)
+    monkeypatch.undo()
+    assert restored(tmp_path).data == {"position": 10}
 
 
 @pytest.fixture

@@ -171,6 +171,28 @@ def reach(place: str) -> None:
     _run.place, _run.since = place, time.monotonic()
 
 
+def share(sharding: jax.sharding.Sharding, length: int) -> tuple[int, int]:
+    """Which part of an array's first axis lies on this process's devices, and how many parts there are. Processes that hold the same rows share a part.
+
+    Args:
+        sharding: of the array.
+        length: of its first axis.
+
+    Raises:
+        UserError: a process has none of the devices, or two hold some rows in common and others not.
+    """
+    rows: dict[int, set[int]] = {}
+    places: dict[Any, Any] = dict(sharding.devices_indices_map((length,)))
+    for device, index in places.items():
+        rows.setdefault(device.process_index, set()).update(range(length)[index[0]])
+    parts = sorted({tuple(sorted(own)) for own in rows.values()})
+    if len(rows) < jax.process_count():
+        raise UserError(f"the mesh has devices of {len(rows)} of {jax.process_count()} processes: choose one over all devices, or start fewer processes")
+    if sum(map(len, parts)) != length or len({len(part) for part in parts}) > 1:
+        raise UserError("some processes share a part of their rows: choose a mesh in which they share all or none (other sizes for tensor and context)")
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
 def _service() -> tuple[Any, int, int]:
     """The client of the coordination service (None where there is one process), this process's number, and how many there are."""
     state = _jax_distributed.global_state

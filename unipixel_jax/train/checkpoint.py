@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from unipixel_jax.core.distributed import barrier, gather
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.manifest import About, Damaged, Manifest, Stored
@@ -64,7 +63,7 @@ class Restored(Generic[State]):
     Attributes:
         step: optimisation steps done.
         state: like the target, with arrays.
-        data: what the data loader's `state()` gave on this process.
+        data: what the data loader's `state()` gave.
     """
 
     step: int
@@ -122,11 +121,11 @@ class Checkpoints:
         Args:
             step: optimisation steps done.
             state: any tree of arrays.
-            data: what the data loader's `state()` gives: JSON.
+            data: what the data loader's `state()` gives, the same on all processes: JSON.
             metrics: numbers measured at this step; the one that `best` names decides what is kept.
 
         Raises:
-            UserError: the disk refused this save or the one before it. What was complete is still there.
+            UserError: the disk refused this save or the one before it, and what was complete is still there; or the processes' data differs.
         """
         self.wait()
         if step in self.steps:
@@ -134,7 +133,7 @@ class Checkpoints:
         arrays = named_leaves(state)
         marks = fingerprints(arrays)
         stored = {name: Stored(str(leaf.dtype), tuple(leaf.shape), marks[name]) for name, leaf in arrays.items()}
-        manifest = Manifest(step, self._about, stored, _of_all_processes(data))
+        manifest = Manifest(step, self._about, stored, _agreed(data))
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave(manifest.to_json()))
         self._pending = step
         try:
@@ -200,7 +199,7 @@ class Checkpoints:
                 logger.warning("checkpoint %s is damaged (%s); it is now called %s, and an older one is tried", where, error, aside.name)
                 continue
             state = jax.tree.unflatten(jax.tree.structure(target), leaves.values())
-            return Restored(step, state, manifest.data_of(jax.process_index(), jax.process_count(), where))
+            return Restored(step, state, manifest.data)
         if damaged:
             raise UserError(f"{self._directory}: all {len(damaged)} checkpoints are damaged; copy them again, or start anew in another directory")
         return None
@@ -215,7 +214,7 @@ class Checkpoints:
 
     def _reload(self) -> None:
         """Look at the directory again, on all processes after the first has changed it."""
-        multihost_utils.sync_global_devices("checkpoints changed")
+        barrier("checkpoints changed")
         self._manager.reload()
 
     def _refused(self, error: Exception) -> UserError:
@@ -263,11 +262,14 @@ def _handlers() -> Any:
     return registry
 
 
-def _of_all_processes(data: Any) -> list[Any]:
-    """The data loaders' states of all processes, in order. Each process knows only its own, and one writes the manifest."""
-    if jax.process_count() == 1:
-        return [data]
-    own = np.frombuffer(json.dumps(data).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.array(own.size))).reshape(-1)
-    padded = np.pad(own, (0, int(sizes.max()) - own.size))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)]
+def _agreed(data: Any) -> Any:
+    """The state of the data loader, if it is the same on all processes.
+
+    Raises:
+        UserError: it is not.
+    """
+    states = gather("data of a checkpoint", json.dumps(data, sort_keys=True))
+    other = next((process for process, state in enumerate(states) if state != states[0]), None)
+    if other is not None:
+        raise UserError(f"process {other} reads other data ({states[other]}) than process 0 ({states[0]}): give all the same configuration and data")
+    return data

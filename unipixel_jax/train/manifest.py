@@ -13,7 +13,9 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import LoraConfig
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 held the data loader's state once for every process."""
 
 SWITCHES = ("dtype", "sample_objects", "sam2_batch_mode", "sam2_config")
 """Fields of the model's configuration that say nothing of its arrays."""
@@ -96,13 +98,13 @@ class Manifest:
         step: optimisation steps done.
         about: the run.
         arrays: by the names of the training state's leaves.
-        data: the state of every process's data loader, by process.
+        data: the state of the data loader, the same on all hosts.
     """
 
     step: int
     about: About
     arrays: Mapping[str, Stored]
-    data: Sequence[Any]
+    data: Any
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, with a checksum of itself."""
@@ -119,22 +121,10 @@ class Manifest:
         """
         if not isinstance(raw, Mapping) or raw.get("checksum") != _digest({key: value for key, value in raw.items() if key != "checksum"}):
             raise Damaged("its manifest is not as it was written")
-        if raw["format"] != FORMAT:
-            raise UserError(f"{where} has format {raw['format']}, this version reads format {FORMAT}; continue with the version that wrote it")
+        if raw["format"] not in READABLE:
+            raise UserError(f"{where} has format {raw['format']}, this version reads {READABLE}; continue with the version that wrote it")
         arrays = {name: Stored(entry["dtype"], tuple(entry["shape"]), entry["fingerprint"]) for name, entry in raw["arrays"].items()}
-        return cls(raw["step"], About(**raw["about"]), arrays, raw["data"])
-
-    def data_of(self, process: int, count: int, where: object) -> Any:
-        """The data loader's state for one of `count` processes.
-
-        Raises:
-            UserError: there were other processes, each with a state of its own.
-        """
-        if len(self.data) == count:
-            return self.data[process]
-        if any(state != self.data[0] for state in self.data):
-            raise UserError(f"{where} holds the data loaders' states of {len(self.data)} processes, this run has {count}; run it with {len(self.data)}")
-        return self.data[0]
+        return cls(raw["step"], About(**raw["about"]), arrays, raw["data"][0] if raw["format"] == 1 else raw["data"])
 
 
 def weights_digest(start: Path) -> str:

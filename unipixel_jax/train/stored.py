@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath  # type: ignore[import-untyped]
-from jax.experimental import multihost_utils
 
+from unipixel_jax.core.distributed import any_process
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.manifest import Damaged, Manifest
@@ -113,8 +113,7 @@ def restore_arrays(where: Path, wanted: Mapping[str, Any], manifest: Manifest) -
         failure = reason(error)
     if failure:
         gc.collect()  # the reads that were given up are let go of now, and not while Python ends, when their last words would be an error
-    elsewhere = np.sum(multihost_utils.process_allgather(np.array(failure is not None))) if jax.process_count() > 1 else 0
-    if failure or elsewhere:
+    if any_process("a checkpoint that cannot be read", failure is not None):
         raise Damaged(failure or "another process cannot read its part")
     changed = [name for name, mark in fingerprints(arrays).items() if mark != manifest.arrays[name].fingerprint]
     if changed:
