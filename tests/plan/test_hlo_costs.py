@@ -315,7 +315,8 @@ def test_convolutions_of_cudnn(target, result, operands):
 
 @pytest.mark.parametrize(("target", "mask", "products"), [("Softmax", "NO_MASK", 2), ("Softmax", "CAUSAL", 1), ("SoftmaxBackward", "NO_MASK", 5)])
 def test_attention_of_cudnn(target, mask, products):
-    rest = f', backend_config={{"cudnn_fmha_backend_config":{{"mask_type":"{mask}","intermediate_tensor_shape":{{"element_type":"BF16","dimensions":["2","4","64","32"]}}}}}}'
+    scores = '"intermediate_tensor_shape":{"element_type":"BF16","dimensions":["2","4","64","32"]}'
+    rest = f', backend_config={{"cudnn_fmha_backend_config":{{"mask_type":"{mask}",{scores}}}}}'
     lines = "%q = bf16[2,64,4,16]{3,2,1,0} parameter(0)", "%k = bf16[2,32,4,16]{3,2,1,0} parameter(1)"
     text = custom(f"__cudnn$fmha{target}", lines, "bf16[2,64,4,16]{3,2,1,0}", "%q, %k, %k", rest)
     assert only(text).flops == products * 2 * 2 * 4 * 64 * 32 * 16

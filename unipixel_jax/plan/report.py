@@ -207,9 +207,11 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
 
     parts = dict.fromkeys(name for _, program in rows for name in program.memory.parts)
     starts = [0.0] * len(rows)
+    largest = max(program.memory.total for _, program in rows) / GIB
     for part in parts:
         sizes = [program.memory.parts.get(part, 0.0) / GIB for _, program in rows]
-        memory.barh(places, sizes, 0.6, left=starts, label=part)
+        # what is too thin to see needs no explanation
+        memory.barh(places, sizes, 0.6, left=starts, label=part if max(sizes) * 200 > largest else None)
         starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     for place, (_, program) in zip(places, rows, strict=True):
         capacity = program.memory.capacity / GIB
@@ -218,8 +220,9 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
 
     height = 0.8 / len(BOUNDS)
     for number, name in enumerate(BOUNDS):
+        seconds = [getattr(program.roofline, name) if program.roofline else 0.0 for _, program in rows]
         at = [place + (number - (len(BOUNDS) - 1) / 2) * height for place in places]
-        times.barh(at, [getattr(program.roofline, name) * 1e3 if program.roofline else 0.0 for _, program in rows], height, label=LABELS[name])
+        times.barh(at, [1e3 * t for t in seconds], height, label=LABELS[name] if any(seconds) else None)
     for place, (_, program) in zip(places, rows, strict=True):
         note = f" MFU ≤ {program.roofline.mfu:.0%}" if program.roofline else " does not fit"
         times.text(program.roofline.seconds * 1e3 if program.roofline else 0.0, place, note, va="center", fontsize=9)
@@ -228,7 +231,9 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
     for axes in (memory, times):
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14 - 0.5 / (1 + len(rows))), ncols=4, frameon=False, fontsize=9)
+    times.tick_params(axis="y", length=0)
+    for axes, side in ((memory, "left"), (times, "right")):
+        figure.legend(*axes.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=4, frameon=False, fontsize=9)
     memory.invert_yaxis()
     figure.suptitle(rows[0][0].title if alone else "Plans")
     with replacing(path) as aside:
