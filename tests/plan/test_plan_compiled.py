@@ -65,17 +65,19 @@ def test_a_train_step_with_divided_weights(name, remat):
 
 @pytest.mark.parametrize("name", ["v5e:4x4", "v5p:2x2x4", "h100:8"])
 def test_a_train_step_with_weights_divided_both_ways(name):
-    """Pairs of chips add up what each computed with its half: after both products of a layer forward, and for two of its inputs backward."""
+    """Pairs of chips add up what each computed with its half: after two products of a layer forward, one of these again, and backward before four products.
+
+    Those are of the gradients for "up", and for q, k and v one by one. A pair's reduction sends the array once.
+    """
     topology = open_topology(name)
     chips = len(topology.devices)
     costs = costs_of(train_step(mesh_of(topology.devices, fsdp=chips // 2, tensor=2), SMALL)[0], topology)
     assert costs.flops == pytest.approx(SMALL.flops() / chips, rel=0.02)
     activations = SMALL.rows // (chips // 2) * SMALL.tokens * SMALL.width * BF16
-    # forward 2, again forward 1 (nobody needs the last), backward 2; a pair's reduction sends the array once
-    pairs = sent(costs, "all-reduce", group=2)
-    weights = SMALL.layers * SMALL.weights * BF16 / 2 / (chips // 2)
-    assert pairs in (5 * SMALL.layers * activations, 5 * SMALL.layers * activations + weights)
-    assert sent(costs, "reduce-scatter") > 0
+    assert sent(costs, "all-reduce", group=2) == 7 * SMALL.layers * activations
+    gathered = SMALL.gathered(chips // 2, others=2)
+    assert sent(costs, "reduce-scatter", group=chips // 2) + sent(costs, "all-reduce", group=chips // 2) / 2 == gathered / 2
+    assert sent(costs, "all-gather", group=chips // 2) == gathered
 
 
 def test_weights_divided_in_a_slice_and_repeated_in_another():
