@@ -11,4 +11,4 @@ from unipixel_jax.train.recipes import stage1
 
 def get_config() -> TrainConfig:
     """The run."""
-    return stage1("unipixel_3b_stage1", "UniPixel-3B-fresh")
+    return stage1("unipixel_3b_stage1", "UniPixel-3B-fresh", "3b")

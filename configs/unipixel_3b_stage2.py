@@ -11,4 +11,4 @@ from unipixel_jax.train.recipes import stage2
 
 def get_config() -> TrainConfig:
     """The run."""
-    return stage2("unipixel_3b_stage2", "UniPixel-3B-fresh")
+    return stage2("unipixel_3b_stage2", "UniPixel-3B-fresh", "3b")

@@ -11,4 +11,4 @@ from unipixel_jax.train.recipes import stage2
 
 def get_config() -> TrainConfig:
     """The run."""
-    return stage2("unipixel_7b_stage2", "UniPixel-7B-fresh")
+    return stage2("unipixel_7b_stage2", "UniPixel-7B-fresh", "7b")

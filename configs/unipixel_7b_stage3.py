@@ -11,4 +11,4 @@ from unipixel_jax.train.recipes import stage3
 
 def get_config() -> TrainConfig:
     """The run."""
-    return stage3("unipixel_7b_stage3", "UniPixel-7B-stages12")
+    return stage3("unipixel_7b_stage3", "UniPixel-7B-stages12", "7b")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, attention, use_attention, xla_chunked
-from unipixel_jax.ops.attention.api import DENSE_BELOW, choose
+from unipixel_jax.ops.attention.choice import DENSE_BELOW, choose
 from unipixel_jax.ops.attention.spec import Spec
 
 HERE = ("xla", "xla_chunked", "pallas_tpu", "pallas_gpu")

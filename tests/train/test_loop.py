@@ -107,7 +107,7 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
 
 
 def test_batch_that_does_not_divide(start, tmp_path):
-    with pytest.raises(UserError, match="a batch of 4 does not divide among the 8 parts of the mesh .* use 8, or another mesh"):
+    with pytest.raises(UserError, match=r"a batch of 4 does not divide among the 8 parts of the mesh .* use 8, or another mesh"):
         train(micro_config(start, batch_size=4), tmp_path, start)
 
 

@@ -26,7 +26,7 @@ from unipixel_jax.ops.attention.spec import Spec
 
 @dataclass(frozen=True)
 class Work:
-    """One use of attention; the letters of ops/attention/api.py in words.
+    """One use of attention; the letters of ops/attention/choice.py in words.
 
     Attributes:
         segments: equal parts of the row that see only themselves; 0 for a mask without segments.

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from unipixel_jax.core.axes import HEADS, IMAGES, LAYERS, SEQUENCE, Axes
 from unipixel_jax.core.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR
 
 R = TypeVar("R")
+M = TypeVar("M")
 
 BATCH = (DATA, FSDP)
 """The mesh axes over which samples are divided."""
@@ -32,10 +36,12 @@ class Rules:
     Attributes:
         prefer: for each mesh axis the logical axes that it may divide, best first; each weight takes the first that it has, that divides, and that no
             other mesh axis has taken.
+        together: logical axes that several mesh axes may divide at once.
         units: for logical axes that fall into whole units (heads), how many there are: a mesh axis divides the units, not only the numbers.
     """
 
     prefer: Mapping[str, tuple[str, ...]]
+    together: tuple[str, ...] = ()
     units: Mapping[str, int] = field(default_factory=dict)
 
     def spec(self, axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -46,18 +52,18 @@ class Rules:
             shape: its sizes.
             mesh: the chips.
         """
-        placed: dict[int, str] = {}
+        placed: dict[int, tuple[str, ...]] = {}
         if sum(name != LAYERS for name in axes) >= 2:
             for mesh_axis, names in self.prefer.items():
-                size = mesh.shape[mesh_axis]
-                fits = [i for name in names for i, own in enumerate(axes) if own == name and i not in placed and self._divides(name, shape[i], size)]
-                if size > 1 and fits:
-                    placed[fits[0]] = mesh_axis
+                fits = [i for name in names for i, own in enumerate(axes) if own == name and self._fits(name, shape[i], placed.get(i, ()), mesh_axis, mesh)]
+                if mesh.shape[mesh_axis] > 1 and fits:
+                    placed[fits[0]] = (*placed.get(fits[0], ()), mesh_axis)
         last = max(placed, default=-1)
         return PartitionSpec(*(placed.get(i) for i in range(last + 1)))
 
-    def _divides(self, name: str, length: int, size: int) -> bool:
-        return self.units.get(name, length) % size == 0 and length % size == 0
+    def _fits(self, name: str, length: int, taken: tuple[str, ...], mesh_axis: str, mesh: Mesh | AbstractMesh) -> bool:
+        size = math.prod(mesh.shape[axis] for axis in (*taken, mesh_axis))
+        return (not taken or name in self.together) and self.units.get(name, length) % size == 0 and length % size == 0
 
 
 def current_mesh() -> AbstractMesh | None:
@@ -71,6 +77,12 @@ def mesh_axes(name: str | None, length: int) -> tuple[str, ...]:
     mesh = current_mesh()
     axes = () if mesh is None or name is None else tuple(axis for axis in ACTIVATIONS[name] if mesh.shape[axis] > 1)
     return axes if mesh is not None and length % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
+def chips_along(name: str, length: int) -> int:
+    """The chips that divide ``length`` entries of an activation's logical axis; 1 where none do."""
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in mesh_axes(name, length))
 
 
 def constrain(x: R, *names: str | None) -> R:
@@ -92,10 +104,67 @@ def constrain(x: R, *names: str | None) -> R:
     return jax.tree.map(place, x)
 
 
+def vocabulary_mesh() -> AbstractMesh | None:
+    """The mesh that is set, if it divides the vocabulary, over ``fsdp`` and ``tensor``; else None."""
+    mesh = current_mesh()
+    return mesh if mesh is not None and mesh.shape[FSDP] * mesh.shape[TENSOR] > 1 else None
+
+
+def for_vocabulary(table: jax.Array, mesh: AbstractMesh) -> jax.Array:
+    """A table [V, D] filled up to rows that divide among the chips of ``vocabulary_mesh``."""
+    return jnp.pad(table, ((0, -table.shape[0] % (mesh.shape[FSDP] * mesh.shape[TENSOR])), (0, 0)))
+
+
 def over_samples(function: Callable[..., R]) -> Callable[..., R]:
     """``jax.vmap`` over the leading dimension of all arguments, which is divided over the mesh's axes for samples."""
     mesh = current_mesh()
     return jax.vmap(function, spmd_axis_name=None if mesh is None else BATCH)
+
+
+def over_images(function: Callable[..., R]) -> Callable[..., R]:
+    """``jax.vmap`` over the leading dimension of all arguments, which is divided over the chips that share a sample."""
+    mesh = current_mesh()
+    return jax.vmap(function, spmd_axis_name=None if mesh is None else ACTIVATIONS[IMAGES])
+
+
+WHOLE, DIVIDED = "whole", "divided"
+"""Where a variable's metadata say how it lies while it is used, and while it is kept: the axes of ``PartitionSpec``s without that of layers."""
+
+
+def collected(module: M) -> M:
+    """The same weights with what is divided along ``fsdp`` collected, for use; their gradients go back divided. Weights of stacked layers are left as they
+    are, and so is what has no place.
+
+    Without, XLA may take it that activations are cheaper to move, and moves them in every product.
+    """
+    if current_mesh() is None:
+        return module
+
+    def collect(variable: Any) -> Any:
+        metadata = variable.get_metadata()
+        whole, own = metadata.get(WHOLE), metadata.get(DIVIDED)
+        value = variable.get_value()
+        if whole == own or value.ndim != len(metadata["axes"]) - (LAYERS in metadata["axes"]):
+            return variable
+        return variable.replace(_collect(PartitionSpec(*whole), PartitionSpec(*own), value))
+
+    return jax.tree.map(collect, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _collect(whole: PartitionSpec, divided: PartitionSpec, weight: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+
+def _collect_forward(whole: PartitionSpec, divided: PartitionSpec, weight: jax.Array) -> tuple[jax.Array, None]:
+    return _collect(whole, divided, weight), None
+
+
+def _collect_backward(whole: PartitionSpec, divided: PartitionSpec, saved: None, d_weight: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(d_weight, divided),)
+
+
+_collect.defvjp(_collect_forward, _collect_backward)
 
 
 def batch_spec(rank: int) -> PartitionSpec:

@@ -16,6 +16,7 @@ from flax import nnx
 
 from unipixel_jax.core.axes import LAYERS
 from unipixel_jax.core.params import is_abstract
+from unipixel_jax.core.sharding import collected
 
 Remat = Literal["none", "dots", "full"]
 M = TypeVar("M", bound=nnx.Module)
@@ -72,7 +73,8 @@ def run(
         xs: a tree whose arrays have a leading layer axis, or None.
         remat: what the backward pass computes again, see ``checkpointed``.
     """
-    step = checkpointed(step, remat)
+    own = step
+    step = checkpointed(lambda block, carry, x: own(collected(block), carry, x), remat)
     if not isinstance(blocks, nnx.List):
         return jax.lax.scan(lambda c, bx: step(bx[0], c, bx[1]), carry, (blocks, xs))
     ys = []

@@ -60,7 +60,13 @@ class BatchArrays:
 
 
 def collate(
-    samples: Sequence[Sample], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS, *, rows: Sequence[Sequence[int]] | None = None
+    samples: Sequence[Sample],
+    config: UniPixelConfig,
+    pad_id: int,
+    ladders: Ladders = LADDERS,
+    *,
+    rows: Sequence[Sequence[int]] | None = None,
+    parts: int | None = None,
 ) -> BatchArrays:
     """Pad samples to rows that share their tables.
 
@@ -71,6 +77,7 @@ def collate(
         ladders: the padded sizes.
         rows: the numbers of the samples in each row, as ``pack`` gives them; one sample a row where absent. Neither what a sample sees nor what it counts
             for changes with others in its row.
+        parts: see processing/batch.py.
 
     Raises:
         UserError: samples with and without clips, or a size beyond its ladder.
@@ -79,7 +86,7 @@ def collate(
         raise UserError(f"a batch mixes samples with and without masks ({', '.join(sorted({s.data_type for s in samples}))}): group them by data type")
     rows = rows or [[i] for i in range(len(samples))]
     samples = [samples[i] for row in rows for i in row]
-    inputs = collate_prompts([sample.prompt for sample in samples], config, pad_id, ladders, per_row=[len(row) for row in rows])
+    inputs = collate_prompts([sample.prompt for sample in samples], config, pad_id, ladders, per_row=[len(row) for row in rows], parts=parts)
     shape = inputs.input_ids.shape
     labels = np.full(shape, IGNORE_INDEX, np.int32)
     weights = np.zeros(shape, np.float32)
@@ -103,6 +110,7 @@ def collate_rows(
     pad_id: int,
     ladders: Ladders = LADDERS,
     agree: Agree | None = None,
+    parts: int | None = None,
 ) -> BatchArrays:
     """A host's part of a batch.
 
@@ -114,22 +122,23 @@ def collate_rows(
         pad_id: the token that fills up rows.
         ladders: the padded sizes of one row, and of the number of rows; rows that fill up count nothing.
         agree: needed where there are several hosts, whose arrays must have the same shapes.
+        parts: of the frames of a row, one for each chip that shares it (processing/batch.py).
 
     Raises:
         UserError: see ``collate``.
     """
     single = replace(ladders, batch=SINGLE)
-    parts = [[samples[i] for i in row] for row in rows]
-    made = [collate(part, config, pad_id, single, rows=[range(len(part))]) for part in parts]
+    groups = [[samples[i] for i in row] for row in rows]
+    made = [collate(part, config, pad_id, single, rows=[range(len(part))], parts=parts) for part in groups]
     found = [sizes_of(row) for row in made]
     sizes = {name: max(one[name] for one in found) for name in found[0]} | {"batch": ladders.batch.size(len(rows))}
     if agree is not None:
         sizes = agree(sizes)
     count = sizes.pop("batch")
     fixed = replace(single.fixed(sizes), batch=SINGLE)
-    for number, part in enumerate(parts):
+    for number, part in enumerate(groups):
         if any(found[number][name] != size for name, size in sizes.items()):
-            made[number] = collate(part, config, pad_id, fixed, rows=[range(len(part))])
+            made[number] = collate(part, config, pad_id, fixed, rows=[range(len(part))], parts=parts)
         made[number] = replace(made[number], label_weights=made[number].label_weights * np.float32(len(part) / batch_size))
     made += [_uncounted(made[-1])] * (count - len(made))
     return replace(_stack([replace(row, samples=()) for row in made]), samples=tuple(name for row in made for name in row.samples))
@@ -144,10 +153,10 @@ def sizes_of(arrays: BatchArrays) -> dict[str, int]:
     return {
         "batch": rows,
         "tokens": tokens,
-        "patches": len(inputs.patches),
-        "frame_patches": inputs.vision.frame_table.shape[1],
-        "windows": len(inputs.vision.window_table),
-        "grid_frames": len(inputs.vision.frame_table),
+        "patches": inputs.patches.shape[-2],
+        "frame_patches": inputs.vision.frame_table.shape[-1],
+        "windows": inputs.vision.window_table.shape[-2],
+        "grid_frames": inputs.vision.frame_table.shape[-2],
         "frames": 1 if clips is None else clips.frames.shape[1],
         "objects": max(inputs.seg_positions.shape[1], 0 if clips is None else clips.masks.shape[2]),
         "references": len(inputs.references.frames),

@@ -82,6 +82,7 @@ def open_loader(
     *,
     ladders: Ladders = LADDERS,
     packed: bool = True,
+    parts: int | None = None,
     host: int = 0,
     hosts: int = 1,
     agree: Agree | None = None,
@@ -94,6 +95,7 @@ def open_loader(
         options: what happens in the background.
         ladders: the padded sizes.
         packed: samples without clips share rows where that makes the batch cheaper.
+        parts: of the frames of a row, one for each chip that shares it.
         host: this host's number.
         hosts: hosts that share every global batch.
         agree: needed where there are several hosts, whose arrays must have the same shapes.
@@ -103,7 +105,7 @@ def open_loader(
     """
     if hosts > 1 and agree is None:
         raise UserError(f"{hosts} hosts share a batch, so they have to agree on its sizes: pass agree, which gives the largest of all hosts")
-    make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, mixture.batch_size, ladders, packed, agree)
+    make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, mixture.batch_size, ladders, packed, agree, parts)
     return Loader(mixture, draw_sample, make, options, host, hosts, collate_here=agree is not None)
 
 
@@ -117,8 +119,9 @@ class _Collate:
     ladders: Ladders
     packed: bool
     agree: Agree | None
+    parts: int | None
 
     def __call__(self, samples: Sequence[Sample]) -> BatchArrays:
         share = self.packed and samples[0].masks is None
         rows = choose_rows([sample.tokens for sample in samples], self.ladders) if share else [[i] for i in range(len(samples))]
-        return collate_rows(samples, rows, self.batch_size, self.config, self.pad_id, self.ladders, self.agree)
+        return collate_rows(samples, rows, self.batch_size, self.config, self.pad_id, self.ladders, self.agree, self.parts)

@@ -14,9 +14,9 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, MLP, PATCH, VOCAB
+from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, PATCH, VOCAB
 from unipixel_jax.core.mesh import FSDP, TENSOR
-from unipixel_jax.core.sharding import Rules
+from unipixel_jax.core.sharding import DIVIDED, WHOLE, Rules
 from unipixel_jax.core.stacking import is_variable
 from unipixel_jax.errors import UserError
 
@@ -30,7 +30,8 @@ def text_rules(config: UniPixelConfig) -> Rules:
     """For the language model. Key heads that do not divide are repeated (ops/attention/sharded.py)."""
     text = config.text
     return Rules(
-        {TENSOR: (VOCAB, MLP, HEADS, KV_HEADS), FSDP: (EMBED, VOCAB, MLP, HEADS, KV_HEADS)},
+        {FSDP: (VOCAB, EMBED, MLP, HEADS, KV_HEADS), TENSOR: (VOCAB, MLP, HEADS, KV_HEADS)},
+        (VOCAB,),
         {HEADS: text.num_attention_heads, KV_HEADS: text.num_key_value_heads},
     )
 
@@ -53,8 +54,14 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
     def place(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
         value: Any = variable.get_value()
         rules = text if getattr(path[0], "name", getattr(path[0], "key", None)) == "text" else ELSEWHERE
-        sharding = NamedSharding(mesh, rules.spec(variable.get_metadata()["axes"], value.shape, mesh))
-        return variable.replace(jax.ShapeDtypeStruct(value.shape, dtype or value.dtype, sharding=sharding))
+        axes = variable.get_metadata()["axes"]
+        spec = rules.spec(axes, value.shape, mesh)
+        own = [spec[i] if i < len(spec) else None for i, name in enumerate(axes) if name != LAYERS]
+        whole = [tuple(axis for axis in entry if axis != FSDP) or None if entry else None for entry in own]
+        placed = variable.replace(jax.ShapeDtypeStruct(value.shape, dtype or value.dtype, sharding=NamedSharding(mesh, spec)))
+        if VOCAB not in axes:  # what has one row for each token is never collected (losses/lm.py, ops/take.py)
+            placed.set_metadata(**{WHOLE: tuple(whole), DIVIDED: tuple(own)})
+        return placed
 
     return jax.tree_util.tree_map_with_path(place, model, is_leaf=is_variable)
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.axes import CHANNELS, EMBED
+from unipixel_jax.core.axes import CHANNELS, EMBED, SEQUENCE
 from unipixel_jax.core.params import abstract, declare, unit_normal, xavier
+from unipixel_jax.core.sharding import constrain, over_images
 from unipixel_jax.core.stacking import Remat, unstack
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, gelu
 from unipixel_jax.models.qwen_vl.text import TextModel
@@ -54,7 +55,7 @@ class Prompt:
         input_ids: [B, T] int32.
         position_ids: [3, B, T] int32.
         segments: [B, T] int32, 0 at padding.
-        patches: [P, patch_dim].
+        patches: [P, patch_dim]; or [C, P, patch_dim], and so the tables, in parts that share no frame.
         tables: the vision tower's index tables.
         vision_slots: [B, T] int32, the merged vision token that replaces each token; M where there is none.
         references: for the `<|ref|>` tokens.
@@ -110,11 +111,24 @@ class UniPixelModel(nnx.Module):
 
     def embed(self, prompt: Prompt, dtype: jnp.dtype, remat: Remat = "none") -> jax.Array:
         """Token embeddings [B, T, D] in ``dtype``, with vision tokens, references and memory features in their places."""
-        x = self.text.embed(prompt.input_ids, dtype)
-        tokens, merger_input = self.vision(prompt.patches.astype(dtype), prompt.tables, remat)
+        return self.fill(self.text.embed(prompt.input_ids, dtype), prompt, remat)
+
+    def fill(self, x: jax.Array, prompt: Prompt, remat: Remat = "none") -> jax.Array:
+        """Embedded tokens [B, T, D] with vision tokens, references and memory features in their places, in x's dtype."""
+        x, dtype = constrain(x), x.dtype
+        tokens, merger_input = self.look(prompt.patches.astype(dtype), prompt.tables, remat)
         x = _fill(x, tokens, prompt.vision_slots)
         x = _fill(x, self.encode_references(prompt.references, dtype), prompt.reference_slots)
-        return _fill(x, self.memory_features(merger_input, prompt.memory_rows), prompt.memory_slots)
+        return constrain(_fill(x, self.memory_features(merger_input, prompt.memory_rows), prompt.memory_slots), None, SEQUENCE)
+
+    def look(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
+        """The vision tower over patches [P, patch_dim], or over parts of them [C, P, patch_dim] that chips share: tokens [M, D] and merger inputs [M, 4 d]
+        of all parts.
+        """
+        if patches.ndim == 2:
+            return self.vision(patches, tables, remat)
+        seen = over_images(lambda patches, tables: self.vision(patches, tables, remat))(patches, tables)
+        return jax.tree.map(lambda a: constrain(a.reshape(-1, a.shape[-1])), seen)
 
     def encode_references(self, refs: References, dtype: jnp.dtype) -> jax.Array:
         """Points and boxes with their frames to embeddings [E, D] (section 3.2 of the paper)."""

@@ -7,7 +7,8 @@ picture are padded sizes from the ``Ladders``. A padded index is one past the la
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -167,7 +168,13 @@ def prepare_prompt(
 
 
 def collate(
-    prompts: Sequence[Prompt], config: UniPixelConfig, pad_id: int, ladders: Ladders = LADDERS, *, per_row: Sequence[int] | None = None
+    prompts: Sequence[Prompt],
+    config: UniPixelConfig,
+    pad_id: int,
+    ladders: Ladders = LADDERS,
+    *,
+    per_row: Sequence[int] | None = None,
+    parts: int | None = None,
 ) -> Inputs:
     """Pad several prompts to one batch.
 
@@ -177,6 +184,8 @@ def collate(
         pad_id: the token that fills up rows.
         ladders: the padded sizes.
         per_row: how many prompts follow one another in each row; one each where absent. Prompts of a row do not see one another.
+        parts: divide the grid frames among so many parts, each with tables of its own, for chips that share them: patches [parts, N, patch_dim], and so
+            every array of ``vision``; M then counts the merged tokens of all parts.
 
     Raises:
         UserError: a size beyond its ladder, picture tokens that do not fit a clip, or references or memories that do not fit their tokens.
@@ -204,17 +213,18 @@ def collate(
     valid = segments > 0
 
     pictures = [p.picture for p in prompts if p.picture is not None]
-    vision = build_vision_index([p.grid_thw for p in pictures], config.vision, ladders)
-    patches = np.zeros((len(vision.rope), config.vision.patch_dim), pictures[0].patches.dtype if pictures else np.float32)
-    if pictures:
-        np.concatenate([p.patches for p in pictures], out=patches[: sum(len(p.patches) for p in pictures)])
+    grids = [p.grid_thw for p in pictures]
+    patches, vision, places, none = _vision([p.patches for p in pictures], grids, config, ladders, parts)
+    window_order = build_vision_index(grids, config.vision, ladders).window_order if parts else vision.window_order
 
     references = [(reference, 2 * p.picture.grid_thw[0]) for p in prompts if p.picture is not None for reference in p.references]
     table = reference_table(references, ladders.references)
     starts = np.cumsum([0, *(len(p.patches) // config.vision.merge_unit for p in pictures)])
     memories = [p.memory for p in prompts if p.picture is not None]
     remembered = [(int(start), memory) for start, memory in zip(starts, memories, strict=False) if memory is not None]
-    memory_table, memory_count = memory_rows(remembered, vision.window_order, ladders)
+    memory_table, memory_count = memory_rows(remembered, window_order, ladders)
+    if parts:
+        memory_table = np.where(memory_table < len(places), places[np.minimum(memory_table, len(places) - 1)], none).astype(np.int32)
     return Inputs(
         input_ids=ids,
         lengths=lengths,
@@ -223,7 +233,7 @@ def collate(
         rope_deltas=deltas,
         patches=patches,
         vision=vision,
-        vision_slots=_slots(valid & np.isin(ids, (config.video_token_id, config.image_token_id)), int(starts[-1]), len(vision.window_order), "picture tokens"),
+        vision_slots=_slots(valid & np.isin(ids, (config.video_token_id, config.image_token_id)), int(starts[-1]), none, "picture tokens", places),
         references=table,
         reference_slots=_slots(valid & (ids == config.ref_token_id), len(references), len(table.frames), "points and boxes"),
         memory_rows=memory_table,
@@ -252,13 +262,49 @@ def _words(message: Message) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def _slots(places: NDArray[np.bool_], count: int, none: int, what: str) -> NDArray[np.int32]:
-    """Number the marked tokens in reading order. With nothing to put there, the tokens keep their own embeddings, as in the reference."""
-    slots = np.full(places.shape, none, np.int32)
+def _vision(
+    patches: Sequence[NDArray[np.floating]], grids: Sequence[tuple[int, int, int]], config: UniPixelConfig, ladders: Ladders, parts: int | None
+) -> tuple[NDArray[np.floating], VisionIndex, NDArray[np.int32], int]:
+    """Patches and tables, whole or in parts; where each merged token lies among those of all parts, and the number that means none of them."""
+    vision, unit = config.vision, config.vision.merge_unit
+    whole = np.concatenate(patches) if patches else np.zeros((0, vision.patch_dim), np.float32)
+    tokens = len(whole) // unit
+    if parts is None:
+        index = build_vision_index(grids, vision, ladders)
+        return _filled_up(whole, len(index.rope)), index, np.arange(tokens, dtype=np.int32), len(index.window_order)
+    frames = [(1, height, width) for time, height, width in grids for _ in range(time)]  # what a frame computes does not depend on its neighbours
+    ends = np.cumsum([0, *(height * width for _, height, width in frames)])
+    part = np.minimum((ends[:-1] + np.diff(ends) // 2) * parts // max(int(ends[-1]), 1), parts - 1)
+    shares = [[frame for frame, own in zip(frames, part, strict=True) if own == p] for p in range(parts)]
+    indices = [build_vision_index(share, vision, ladders) for share in shares]
+    sizes = {
+        "patches": max(len(index.rope) for index in indices),
+        "windows": max(len(index.window_table) for index in indices),
+        "grid_frames": max(len(index.frame_table) for index in indices),
+        "frame_patches": max(index.frame_table.shape[1] for index in indices),
+    }
+    indices = [build_vision_index(share, vision, ladders.fixed(sizes)) for share in shares]
+    bounds = np.concatenate([[0], np.cumsum([sum(height * width for _, height, width in share) for share in shares])])
+    cut = [_filled_up(whole[a:b], sizes["patches"]) for a, b in pairwise(bounds)]
+    each = sizes["patches"] // unit
+    places = np.concatenate([p * each + np.arange((b - a) // unit) for p, (a, b) in enumerate(pairwise(bounds))]).astype(np.int32)
+    stacked = {field.name: np.stack([getattr(index, field.name) for index in indices]) for field in fields(VisionIndex)}
+    return np.stack(cut), VisionIndex(**stacked), places, parts * each
+
+
+def _filled_up(patches: NDArray[np.floating], length: int) -> NDArray[np.floating]:
+    out = np.zeros((length, patches.shape[1]), patches.dtype)
+    out[: len(patches)] = patches
+    return out
+
+
+def _slots(marked: NDArray[np.bool_], count: int, none: int, what: str, places: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
+    """Number the marked tokens in reading order, or give them ``places``. With nothing to put there, they keep their own embeddings, as in the reference."""
+    slots = np.full(marked.shape, none, np.int32)
     if count:
-        if places.sum() != count:
-            raise UserError(f"the prompts hold {places.sum()} tokens for {count} {what}: expected one each")
-        slots[places] = np.arange(count)
+        if marked.sum() != count:
+            raise UserError(f"the prompts hold {marked.sum()} tokens for {count} {what}: expected one each")
+        slots[marked] = np.arange(count) if places is None else places
     return slots
 
 

@@ -5,13 +5,13 @@ B samples, T tokens, F frames, O objects, S side of SAM's square image, D langua
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from unipixel_jax.core.dropout import fold
-from unipixel_jax.core.sharding import over_samples
+from unipixel_jax.core.sharding import collected, over_samples
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
@@ -19,6 +19,7 @@ from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import TrackOutput
 from unipixel_jax.models.unipixel import Prompt, UniPixelModel
 from unipixel_jax.ops.resize import resize_bilinear
+from unipixel_jax.ops.take import take_divided_rows
 
 WEIGHTS = MaskLossWeights()
 """The reference's."""
@@ -70,7 +71,7 @@ class LossParts:
         language: next-token loss.
         segmentation: weighted sum of ``masks``.
         masks: its unweighted parts.
-        seg_rate: share of the ``<|seg|>`` tokens that the model would say itself, given all before; 1 where there are none.
+        seg_rate: share of the answers' ``<|seg|>`` tokens that the model would say itself, given all before; 1 where there are none.
     """
 
     total: jax.Array
@@ -93,25 +94,23 @@ def batch_objective(
         remat: what the backward pass computes again (core/stacking.py).
     """
 
-    def one(row: TrainBatch, number: jax.Array) -> LossParts:
-        return objective(fold(model, number), row, dtype, weights, remat)[1]
+    def one(row: TrainBatch, x: jax.Array, number: jax.Array) -> tuple[jax.Array, MaskLosses | None]:
+        return _outputs(fold(model, number), row, x, weights, remat)
 
-    parts = over_samples(one)(batch, jnp.arange(len(batch.labels)))
-    language = jnp.sum(parts.language)
-    if batch.clips is None:
-        return language, replace(jax.tree.map(jnp.mean, parts), total=language, language=language)
-    counted = jnp.any(batch.clips.valid, axis=(1, 2)).astype(jnp.float32)
-    masks, seg_rate = jax.tree.map(lambda a: jnp.sum(a * counted) / jnp.maximum(jnp.sum(counted), 1.0), (parts.masks, parts.seg_rate))
-    segmentation = masks.total(weights)
-    return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, seg_rate)
+    model = collected(model)
+    embedded = take_divided_rows(model.text.embed.weight[...], batch.prompt.input_ids, dtype)
+    normed, masks = over_samples(one)(batch, embedded, jnp.arange(len(batch.labels)))
+    if masks is not None and batch.clips is not None:
+        counted = jnp.any(batch.clips.valid, axis=(1, 2)).astype(jnp.float32)
+        masks = jax.tree.map(lambda a: jnp.sum(a * counted) / jnp.maximum(jnp.sum(counted), 1.0), masks)
+    normed, labels, shares = (a.reshape(-1, *a.shape[2:]) for a in (normed, batch.labels, batch.label_weights))
+    return _total(model, normed, labels, shares, masks, weights)
 
 
 def objective(
     model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = WEIGHTS, remat: Remat = "full"
 ) -> tuple[jax.Array, LossParts]:
     """The loss of rows that share their tables, and its parts.
-
-    With ``sam2_batch_mode`` in the configuration each frame is segmented by itself, as in the reference; otherwise the clip is tracked.
 
     Args:
         model: the weights.
@@ -120,19 +119,31 @@ def objective(
         weights: of the parts of the mask loss.
         remat: what the backward pass computes again (core/stacking.py).
     """
-    text = model.text
-    hidden = text(model.embed(batch.prompt, dtype, remat), batch.prompt.position_ids, batch.prompt.segments, remat=remat)
-    language = next_token_loss(text.norm(hidden), text.head_weight, batch.labels, batch.label_weights)
+    normed, masks = _outputs(model, batch, model.text.embed(batch.prompt.input_ids, dtype), weights, remat)
+    return _total(model, normed, batch.labels, batch.label_weights, masks, weights)
+
+
+def _outputs(model: UniPixelModel, batch: TrainBatch, x: jax.Array, weights: MaskLossWeights, remat: Remat) -> tuple[jax.Array, MaskLosses | None]:
+    """Normalised hidden states [B, T, D] of embedded tokens, and the mask losses, where something is segmented.
+
+    With ``sam2_batch_mode`` in the configuration each frame is segmented by itself, as in the reference; otherwise the clip is tracked.
+    """
+    prompt, text = batch.prompt, model.text
+    hidden = text(model.fill(x, prompt, remat), prompt.position_ids, prompt.segments, remat=remat)
     if batch.clips is None:
-        zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
-        return language, LossParts(language, language, zero, MaskLosses(zero, zero, zero, zero), one)
+        return text.norm(hidden), None
     at = jnp.minimum(batch.clips.seg_positions, hidden.shape[1] - 1)
     prompts = jnp.take_along_axis(hidden, at[..., None], axis=1)
-    masks = clip_losses(model, model.seg_head(prompts), batch.clips, dtype, weights, remat)
+    return text.norm(hidden), clip_losses(model, model.seg_head(prompts), batch.clips, x.dtype, weights, remat)
+
+
+def _total(
+    model: UniPixelModel, normed: jax.Array, labels: jax.Array, label_weights: jax.Array, masks: MaskLosses | None, weights: MaskLossWeights
+) -> tuple[jax.Array, LossParts]:
+    language, seg_rate = next_token_loss(normed, model.text.head_weight, labels, label_weights, model.config.seg_token_id)
+    zero = jnp.zeros((), jnp.float32)
+    masks = MaskLosses(zero, zero, zero, zero) if masks is None else masks
     segmentation = masks.total(weights)
-    said = jnp.argmax(text.logits(jax.lax.stop_gradient(prompts)), axis=-1) == model.config.seg_token_id
-    valid = batch.clips.valid
-    seg_rate = jnp.where(jnp.any(valid), jnp.sum(said & valid) / jnp.maximum(jnp.sum(valid), 1), 1.0).astype(jnp.float32)
     return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, seg_rate)
 
 

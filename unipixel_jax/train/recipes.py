@@ -31,24 +31,32 @@ DATA = DataConfig(
 )
 
 
-def stage1(name: str, checkpoint: str) -> TrainConfig:
+def stage1(name: str, checkpoint: str, size: str) -> TrainConfig:
     """References: points and boxes are learned, by the projections of their embeddings alone."""
     return TrainConfig(
-        name, StartConfig(checkpoint), DATA, trained=("ref",), optim=OptimConfig(learning_rate=1e-3), batch_size=8, accumulation=32, save_every=500, keep=1
+        name,
+        StartConfig(checkpoint, size=size),
+        DATA,
+        trained=("ref",),
+        optim=OptimConfig(learning_rate=1e-3),
+        batch_size=8,
+        accumulation=32,
+        save_every=500,
+        keep=1,
     )
 
 
-def stage2(name: str, checkpoint: str) -> TrainConfig:
+def stage2(name: str, checkpoint: str, size: str) -> TrainConfig:
     """Segmentation: the head between language model and mask decoder is learned."""
-    return replace(stage1(name, checkpoint), data=replace(DATA, datasets=STAGE2_DATA), trained=("seg",))
+    return replace(stage1(name, checkpoint, size), data=replace(DATA, datasets=STAGE2_DATA), trained=("seg",))
 
 
-def stage3(name: str, checkpoint: str) -> TrainConfig:
+def stage3(name: str, checkpoint: str, size: str) -> TrainConfig:
     """Everything together: adapters in both Qwen towers, embeddings, UniPixel's own parts, and SAM 2 whole at a quarter of the rate."""
     filters = replace(DATA.filters, max_words=200)
     return TrainConfig(
         name,
-        StartConfig(checkpoint),
+        StartConfig(checkpoint, size=size),
         replace(DATA, datasets=STAGE3_DATA, filters=filters, max_tokens=40960),
         trained=("lora", "embedding", "ref", "ref_enc", "msk", "seg", "sam2"),
         lora=LoraConfig(rank=128, alpha=256, dropout=0.1),

@@ -11,8 +11,9 @@ from flax import nnx
 
 from unipixel_jax.config import TextConfig
 from unipixel_jax.core import stacking
-from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, VOCAB
+from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, SEQUENCE, VOCAB
 from unipixel_jax.core.params import Initializer, declare
+from unipixel_jax.core.sharding import constrain
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
 from unipixel_jax.models.qwen_vl.cache import KVCache
@@ -106,6 +107,7 @@ class TextModel(nnx.Module):
         """
         cache = cache.mark(segments, at)
         x, (k, v) = self._run(x, position_ids, segments, cache, at, "none")
+        k, v = (constrain(a, None, None, None, HEADS) for a in (k, v))
         return x, KVCache(k, v, cache.segments)
 
     def _run(
@@ -124,8 +126,8 @@ class TextModel(nnx.Module):
             if cache is not None and x.shape[1] == 1:
                 k, v = (jax.lax.dynamic_index_in_dim(buffer, index, keepdims=False) for buffer in kv)
                 mask = AttnMask(q_segments=segments, kv_segments=cache.segments)
-            x = x + block.attn.o(attention(q, k, v, mask).reshape(*x.shape[:2], -1))
-            return (x + block.mlp(block.norm2(x)), kv), None
+            x = x + block.attn.o(attention(q, k, v, mask, axes=(None, SEQUENCE, HEADS)).reshape(*x.shape[:2], -1))
+            return (constrain(x + block.mlp(block.norm2(x)), None, SEQUENCE), kv), None
 
         start = (x, () if cache is None else (cache.k, cache.v))
         return stacking.run(layer, self.blocks, start, jnp.arange(c.num_hidden_layers), remat)[0]

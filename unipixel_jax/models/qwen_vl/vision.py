@@ -119,5 +119,5 @@ def _grouped(qkv: jax.Array, table: jax.Array, inverse: jax.Array) -> jax.Array:
     """qkv [P, 3, N, H]: attention inside each group of ``table``; returns [P, N, H]."""
     q, k, v = jnp.unstack(qkv.at[table].get(mode="fill", fill_value=0), axis=2)
     segments = (table < qkv.shape[0]).astype(jnp.int32)
-    out = attention(q, k, v, AttnMask(q_segments=segments, kv_segments=segments))
+    out = attention(q, k, v, AttnMask(q_segments=segments, kv_segments=segments), axes=(None, None, None))
     return out.reshape(-1, *out.shape[2:])[inverse]

@@ -16,7 +16,7 @@ from flax import nnx
 
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
-from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
+from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, gelu
@@ -64,7 +64,7 @@ class Attention(nnx.Module):
         if pool:
             q = max_pool2(q)
         heads = [a.reshape(a.shape[0], -1, self.num_heads, a.shape[-1] // self.num_heads) for a in (q, k, v)]
-        out = attention(heads[0], heads[1], heads[2]).reshape(q.shape)
+        out = attention(heads[0], heads[1], heads[2], axes=(IMAGES, None, None)).reshape(q.shape)
         if size:
             out = window.merge(out, (h // 2, w // 2) if pool else (h, w))
         return self.proj(out)

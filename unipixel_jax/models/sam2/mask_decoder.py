@@ -15,7 +15,7 @@ from flax import nnx
 
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
-from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
+from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, unit_normal, xavier, zeros
 from unipixel_jax.models.layers import LayerNorm, Linear, Mlp, Mlp3, gelu
 from unipixel_jax.ops.attention import AttnMask, attention
@@ -54,7 +54,7 @@ class Attention(nnx.Module):
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> jax.Array:
         """q [O, t, D], k and v [O, s, D] to [O, t, D]."""
         q, k, v = (f(x).reshape(*x.shape[:2], NUM_HEADS, -1) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
-        out = attention(q, k, v, mask)
+        out = attention(q, k, v, mask, axes=(IMAGES, None, None))
         return self.o(out.reshape(*out.shape[:2], -1))
 
 

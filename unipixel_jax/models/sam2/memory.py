@@ -15,7 +15,7 @@ from flax import nnx
 
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
-from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS
+from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.models.layers import Dropout, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
@@ -138,7 +138,7 @@ class RopeAttention(nnx.Module):
         k = k[:, :, None]
         if self.dropout.key is not None:
             return self.o(attention_with_dropout(q, k, self.v(values)[:, :, None], mask, self.dropout.key[...], self.dropout.rate)[:, :, 0])
-        return self.o(self.v(attention(q, k, values[:, :, None], mask)[:, :, 0]))
+        return self.o(self.v(attention(q, k, values[:, :, None], mask, axes=(IMAGES, None, None))[:, :, 0]))
 
 
 def _halves_apart(layer: Linear, x: jax.Array) -> jax.Array:

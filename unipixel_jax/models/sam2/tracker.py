@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config
-from unipixel_jax.core.axes import CHANNELS, EMBED
+from unipixel_jax.core.axes import CHANNELS, EMBED, IMAGES
 from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.params import declare, zeros
+from unipixel_jax.core.sharding import constrain
 from unipixel_jax.core.stacking import Remat, checkpointed
 from unipixel_jax.models.layers import Linear, Mlp3
 from unipixel_jax.models.sam2.hiera import Hiera
@@ -56,6 +57,18 @@ class TrackState:
     pointer_frame: jax.Array
     frame: jax.Array
     clip_length: jax.Array
+
+    @classmethod
+    def empty(cls, c: Sam2Config, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH) -> TrackState:
+        """The state before frame 0."""
+        return cls(
+            memory=jnp.zeros((c.num_maskmem, objects, c.grid**2, c.mem_dim), dtype),
+            memory_frame=jnp.full((c.num_maskmem,), -1, jnp.int32),
+            pointer=jnp.zeros((MAX_POINTERS, objects, c.d_model), dtype),
+            pointer_frame=jnp.full((MAX_POINTERS,), -1, jnp.int32),
+            frame=jnp.zeros((), jnp.int32),
+            clip_length=jnp.asarray(clip_length, jnp.int32),
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -105,19 +118,12 @@ class Sam2(nnx.Module):
 
     def encode(self, images: jax.Array, remat: Remat = "none") -> FrameFeatures:
         """Encode frames once, for however many objects: images [F, S, S, 3], normalised, in the compute dtype."""
+        images = constrain(images, IMAGES)
         return self.neck(self.hiera(images, remat), self.mask_decoder.conv_s0, self.mask_decoder.conv_s1)
 
     def start(self, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH) -> TrackState:
         """The state before frame 0. ``clip_length``: how many frames will come, if that is known."""
-        c = self.config
-        return TrackState(
-            memory=jnp.zeros((c.num_maskmem, objects, c.grid**2, c.mem_dim), dtype),
-            memory_frame=jnp.full((c.num_maskmem,), -1, jnp.int32),
-            pointer=jnp.zeros((MAX_POINTERS, objects, c.d_model), dtype),
-            pointer_frame=jnp.full((MAX_POINTERS,), -1, jnp.int32),
-            frame=jnp.zeros((), jnp.int32),
-            clip_length=jnp.asarray(clip_length, jnp.int32),
-        )
+        return TrackState.empty(self.config, objects, dtype, clip_length)
 
     def step(self, state: TrackState, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> tuple[TrackState, TrackOutput]:
         """Track one frame.
@@ -140,7 +146,7 @@ class Sam2(nnx.Module):
         pointer_slot = jnp.where(first, 0, 1 + age % (MAX_POINTERS - 1))
         return (
             TrackState(
-                memory=_write(state.memory, slot, memory),
+                memory=constrain(_write(state.memory, slot, memory), None, IMAGES),
                 memory_frame=_write(state.memory_frame, slot, state.frame),
                 pointer=_write(state.pointer, pointer_slot, output.pointer),
                 pointer_frame=_write(state.pointer_frame, pointer_slot, state.frame),
@@ -161,11 +167,13 @@ class Sam2(nnx.Module):
         def step(state: TrackState, frame: FrameFeatures) -> tuple[TrackState, TrackOutput]:
             return self.step(state, jax.tree.map(lambda a: a[None], frame), hidden, training)
 
+        features, hidden = constrain(features), constrain(hidden, IMAGES)
         state = self.start(hidden.shape[0], features.low.dtype, clip_length)
         return jax.lax.scan(checkpointed(step, remat), state, features)[1]
 
     def segment_frames(self, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> TrackOutput:
         """Segment every frame by itself, without memory (the reference's ``sam2_batch_mode``): features [F, ...], outputs [F, O, ...]."""
+        features, hidden = constrain(features), constrain(hidden, IMAGES)
 
         def one(frame: FrameFeatures) -> TrackOutput:
             frame = jax.tree.map(lambda a: a[None], frame)

@@ -1,6 +1,7 @@
 """Attention behind one contract; see api.py."""
 
-from unipixel_jax.ops.attention.api import BACKENDS, attention, use_attention
+from unipixel_jax.ops.attention.api import attention
+from unipixel_jax.ops.attention.choice import BACKENDS, use_attention
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.sharded import AttentionSharding, sharded_attention
 

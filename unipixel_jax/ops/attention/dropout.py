@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from unipixel_jax.ops.attention.api import check
+from unipixel_jax.ops.attention.choice import check
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
 from unipixel_jax.ops.dropout import dropout

@@ -13,10 +13,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.ops.attention.api import backend_for, check
+from unipixel_jax.ops.attention.choice import backend_for, check
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR
@@ -38,7 +38,7 @@ class AttentionSharding:
         keys: "ring" passes the keys from chip to chip while computing and never holds them all; "gather" collects them first, in one transfer.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     batch: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     sequence: str | None = None
@@ -94,7 +94,8 @@ def _local(
     """One chip's queries [b, t, n, H] with all keys; its own are [b, s, k, H]."""
     (b, t, n, h), kh, axis = q.shape, k.shape[2], sharding.sequence
     q, k, v = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    where = platform(sharding.mesh.devices.flat[0])
+    mesh = sharding.mesh
+    where = platform(mesh.devices.flat[0] if isinstance(mesh, Mesh) else mesh.abstract_device)
 
     def attend(k: jax.Array, v: jax.Array, mask: AttnMask) -> tuple[jax.Array, jax.Array]:
         spec = Spec(b, t, k.shape[2], n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, mask.segments is not None, where)

@@ -1,0 +1,175 @@
+"""The programs of a run, lowered for chips that may not be here: a step of training, and prefill, decoding and tracking.
+
+Nothing holds numbers: weights, batch and caches are shapes with places. The shapes of a batch are those that the data pipeline makes of a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.axes import HEADS, IMAGES, Axes
+from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.mesh import OnMesh, data_shards, sharers
+from unipixel_jax.core.sharding import BATCH, mesh_axes, over_samples
+from unipixel_jax.data.assemble import Sample
+from unipixel_jax.data.batch import SINGLE, BatchArrays, collate
+from unipixel_jax.errors import UserError
+from unipixel_jax.infer.inputs import prompt_arrays
+from unipixel_jax.models.partition import partitioned
+from unipixel_jax.models.qwen_vl.cache import KVCache
+from unipixel_jax.models.sam2.tracker import TrackState
+from unipixel_jax.models.unipixel import Prompt as ModelPrompt
+from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
+from unipixel_jax.processing.batch import Prompt, prepare_picture
+from unipixel_jax.processing.media import Clip
+from unipixel_jax.train.objective import TrainBatch, TrainClips
+from unipixel_jax.train.setup import Layout
+from unipixel_jax.train.step import make_gradients, make_update
+
+T = TypeVar("T")
+
+WORD = 1
+"""Any token that stands for nothing else."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every sample holds.
+
+    Attributes:
+        frames: of its clip.
+        tokens: of its conversation, those of the clip included.
+        objects: that are segmented.
+        height, width: of the clip in pixels.
+    """
+
+    frames: int = 8
+    tokens: int = 2048
+    objects: int = 5
+    height: int = 720
+    width: int = 1280
+
+
+def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> BatchArrays:
+    """One row of a batch, as the data pipeline makes it of a black clip for such a mesh.
+
+    Raises:
+        UserError: the clip alone takes more tokens than the conversation has.
+    """
+    frames = np.zeros((workload.frames, workload.height, workload.width, 3), np.uint8)
+    clip = Clip(frames, np.arange(workload.frames), workload.frames == 1, "plan")
+    picture = prepare_picture(clip, config, sample_frames=workload.frames, dtype=np.dtype(config.dtype))
+    seen = len(picture.patches) // config.vision.merge_unit
+    words = workload.tokens - seen - workload.objects - 2
+    if words < 1:
+        least = workload.tokens + 1 - words
+        raise UserError(f"{workload.tokens} tokens do not hold a clip of {workload.frames} frames: use at least {least}, or fewer frames")
+    clip_ids = [config.vision_start_token_id, *[config.video_token_id] * seen, config.vision_end_token_id]
+    ids, side = np.asarray([*clip_ids, *[WORD] * words, *[config.seg_token_id] * workload.objects], np.int32), config.sam2.image_size
+    masks = np.zeros((workload.frames, workload.objects, side, side), bool)
+    sample = Sample(Prompt(ids, picture), ids, masks, tuple(range(workload.objects)), "plan", "plan", "plan")
+    tokens = Ladder("tokens", workload.tokens, 1.0, workload.tokens)
+    shared = sharers(mesh)
+    ladders = replace(LADDERS, batch=SINGLE, tokens=tokens, objects=Ladder("objects", shared, 1.0, 256))
+    return collate([sample], config, WORD, ladders, parts=shared if shared > 1 else None)
+
+
+def train_batch(layout: Layout, workload: Workload) -> TrainBatch:
+    """Shapes and places of a batch of such samples."""
+    row = sample_row(layout.model_config, workload, layout.mesh)
+    assert row.clips is not None, "the sample has a clip"
+    clips = TrainClips(**{name: getattr(row.clips, name) for name in TrainClips.__dataclass_fields__})
+    batch = TrainBatch(prompt_arrays(row.inputs), row.labels, row.label_weights, clips)  # type: ignore[arg-type]
+    return _rows(batch, layout.config.batch_size, layout.mesh)
+
+
+def train_programs(layout: Layout, workload: Workload) -> Mapping[str, Any]:
+    """The two programs of a step, lowered: gradients of a batch, and the update."""
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+    loss = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    own = layout.state.trained
+    return {
+        "gradients": make_gradients(layout).lower(own, layout.frozen, train_batch(layout, workload), key),
+        "update": make_update(layout).lower(layout.state, own, loss),
+    }
+
+
+def inference_programs(config: UniPixelConfig, mesh: Mesh, batch_size: int, workload: Workload, new_tokens: int = 512) -> Mapping[str, Any]:
+    """Prefill of a batch of prompts, one token of decoding, and one frame of tracking, lowered.
+
+    Args:
+        config: sizes of the model, whose weights are kept in its own dtype.
+        mesh: the chips.
+        batch_size: prompts, or clips, at a time.
+        workload: what each holds.
+        new_tokens: slots of the cache beyond the prompt.
+
+    Raises:
+        UserError: a batch that does not divide among the chips.
+    """
+    if batch_size % data_shards(mesh):
+        raise UserError(f"{batch_size} prompts do not divide among the {data_shards(mesh)} parts of the mesh {dict(mesh.shape)}: use a multiple of that")
+    dtype, text, sam = jnp.dtype(config.dtype), config.text, config.sam2
+    model = partitioned(abstract_model(config), config, mesh, dtype)
+    row = sample_row(config, workload, mesh)
+    assert row.clips is not None, "the sample has a clip"
+    prompts = _rows(prompt_arrays(row.inputs), batch_size, mesh)
+    slots = workload.tokens + new_tokens
+
+    def prefill(model: UniPixelModel, prompts: ModelPrompt) -> tuple[jax.Array, KVCache]:
+        def one(prompt: ModelPrompt) -> tuple[jax.Array, KVCache]:
+            cache = KVCache.empty(text, 1, slots, dtype)
+            states, cache = model.text.extend(model.embed(prompt, dtype), prompt.position_ids, prompt.segments, cache, 0)
+            return model.text.logits(states[:, -1]), cache
+
+        return over_samples(one)(prompts)
+
+    def decode(model: UniPixelModel, tokens: jax.Array, positions: jax.Array, caches: KVCache, at: jax.Array) -> tuple[jax.Array, KVCache]:
+        def one(token: jax.Array, position: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+            states, cache = model.text.extend(model.text.embed(token, dtype), position, jnp.ones((1, 1), jnp.int32), cache, at)
+            return model.text.logits(states[:, -1]), cache
+
+        return over_samples(one)(tokens, positions, caches)
+
+    def track(model: UniPixelModel, states: TrackState, frames: jax.Array, hidden: jax.Array) -> tuple[TrackState, jax.Array]:
+        def one(state: TrackState, frame: jax.Array, hidden: jax.Array) -> tuple[TrackState, jax.Array]:
+            state, out = model.sam2.step(state, model.sam2.encode(frame), hidden)
+            return state, out.low_res
+
+        return over_samples(one)(states, frames, hidden)
+
+    objects = row.clips.valid.shape[1]
+    cache = _rows(jax.eval_shape(lambda: KVCache.empty(text, 1, slots, dtype)), batch_size, mesh, (None, None, None, HEADS))
+    state = _rows(jax.eval_shape(lambda: TrackState.empty(sam, objects, dtype)), batch_size, mesh, (None, IMAGES))
+    one = jax.ShapeDtypeStruct
+    token, position = one((1, 1), jnp.int32), one((3, 1, 1), jnp.int32)
+    frame, hidden = one((1, sam.image_size, sam.image_size, 3), dtype), one((objects, config.sam2_hidden_tokens, sam.d_model), dtype)
+    place = partial(_rows, count=batch_size, mesh=mesh)
+    at = one((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    return {
+        "prefill": OnMesh(mesh, jax.jit(prefill)).lower(model, prompts),
+        "decode": OnMesh(mesh, jax.jit(decode, donate_argnums=3)).lower(model, place(token), place(position), cache, at),
+        "track": OnMesh(mesh, jax.jit(track, donate_argnums=1)).lower(model, state, place(frame), place(hidden)),
+    }
+
+
+def _rows(tree: T, count: int, mesh: Mesh, names: Axes = ()) -> T:
+    """Shapes and places of ``count`` samples like the arrays (or shapes) of a tree, whose dimensions have logical names where they are divided."""
+
+    def place(a: Any) -> jax.ShapeDtypeStruct:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            own = [mesh_axes(name, length) or None for name, length in zip(names[: len(a.shape)], a.shape, strict=False)]
+        return jax.ShapeDtypeStruct((count, *a.shape), a.dtype, sharding=NamedSharding(mesh, PartitionSpec(BATCH, *own)))
+
+    return jax.tree.map(place, tree)
