@@ -331,6 +331,12 @@ def test_kernels_say_what_they_cost_or_are_named():
     assert (silent.flops, silent.bytes, silent.untold) == (0, 32 + 32 + 100, ("tpu_custom_call",))
 
 
+def test_a_silent_kernel_in_a_fusion_is_named():
+    inner = '%f (a: f32[8]) -> f32[8] {\n  %a = f32[8]{0} parameter(0)\n  ROOT %k = f32[8]{0} custom-call(%a), custom_call_target="mystery"\n}\n'
+    text = module("%p = f32[8]{0} parameter(0)", "ROOT %r = f32[8]{0} fusion(%p), kind=kCustom, calls=%f", others=inner)
+    assert read_costs(text, [0]).untold == ("mystery",)
+
+
 FUSED = """
 %slice_of_stack (a: f32[10,8], i: s32[]) -> f32[8] {
   %a = f32[10,8]{1,0} parameter(0)

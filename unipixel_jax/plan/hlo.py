@@ -23,7 +23,7 @@ class Operation:
     """One instruction of the program, over all its executions.
 
     Attributes:
-        name, opcode: in the HLO text; a collective inside a fusion has a line of its own.
+        name, opcode: in the HLO text, of a custom call its target; a collective inside a fusion has a line of its own.
         op_name: where it comes from in the traced program, as "jit(step)/while/body/dot_general"; empty where XLA does not say.
         count: executions.
         flops, bytes: as in ``Costs``.
@@ -139,7 +139,7 @@ class _Reader:
             bytes_ = moved(instruction, computation, self.module)
             sent = self._collective(instruction, computation)
             if work or work is None or bytes_ or sent:
-                label = instruction.target if opcode == "custom-call" else opcode
+                label = self._silent(instruction) if work is None else instruction.target if opcode == "custom-call" else opcode
                 yield Operation(instruction.name, label, instruction.op_name, 1, work or 0.0, bytes_, sent, work is not None)
             if opcode == "fusion":
                 yield from self._inside(self.module.computations[instruction.callees[0]], chains)
@@ -154,6 +154,13 @@ class _Reader:
         inner = self.module.computations[instruction.callees[0]]
         parts = [self._flops(part, inner) for part in inner.instructions.values()]
         return None if None in parts else sum(part for part in parts if part is not None)
+
+    def _silent(self, instruction: Instruction) -> str:
+        """The first kernel that tells nothing, which may lie in a fusion."""
+        if instruction.opcode != "fusion":
+            return instruction.target
+        inner = self.module.computations[instruction.callees[0]]
+        return next(self._silent(part) for part in inner.instructions.values() if self._flops(part, inner) is None)
 
     def _inside(self, fused: Computation, chains: set[str]) -> Iterator[Operation]:
         """Collectives in a fusion. One that goes on behind other work stands in the fusions of its start, its end and of all between: a chain, counted once."""
