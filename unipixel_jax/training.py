@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unipixel_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from unipixel_jax.train.config import TrainConfig
 
 EPILOG = """After CONFIG, any field of the configuration can be given another value: --optim.learning-rate 1e-4 --data.datasets refcoco:10,mevis.
 CONFIG --help lists them. Starting the same command again goes on from the newest checkpoint. `unipixel-jax train export --help` and
@@ -47,23 +50,33 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(path: Path, overrides: list[str]) -> int:
-    """Train as a file says."""
+    """Train as a file says, together with the other processes if there are any."""
+    from unipixel_jax.core.distributed import connected
     from unipixel_jax.train.config import load_config
-    from unipixel_jax.train.loop import train
 
     config = load_config(path, overrides)
+    with connected(config.hosts):
+        _train(config)
+    return 0
+
+
+def _train(config: TrainConfig) -> None:
+    import jax
+
+    from unipixel_jax.core.distributed import barrier
+    from unipixel_jax.train.loop import train
+
     run_dir = Path(config.run_dir or f"runs/{config.name}")
     start = Path(config.start.checkpoint) if config.start.checkpoint is not None else run_dir / "start"
-    if config.start.model is not None and not start.exists():
+    if config.start.model is not None and jax.process_index() == 0 and not start.exists():
         from unipixel_jax.convert import to_jax
         from unipixel_jax.convert.random import random_source
         from unipixel_jax.infer.loading import EMBEDDED
 
         tokenizer = Path(config.start.tokenizer) if config.start.tokenizer else EMBEDDED
         to_jax.convert(random_source(config.start.model, tokenizer, config.seed), start)
+    barrier("the start")
     if not start.is_dir():
         raise UserError(f"{start} does not exist: expected a directory made by unipixel-jax convert to-jax, see docs/training.md")
     train(config, run_dir, start)
-    print(f"{run_dir}: trained. Export it with: unipixel-jax train export {run_dir} OUT", file=sys.stderr)
-    return 0
 

@@ -3,7 +3,9 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 from processes import Processes, free_port
 
@@ -124,6 +126,48 @@ def test_one_process_needs_nothing():
         assert distributed.gather("own", "a") == ["a"]
         assert distributed.largest("sizes", {"rows": 3}) == {"rows": 3}
         assert distributed.any_process("stop", True) and not distributed.any_process("stop", False)
+
+
+class Places:
+    """Stands for a sharding of rows: which rows lie on which device, of which process."""
+
+    def __init__(self, *rows_of_processes):
+        self.rows = [(process, rows) for process, devices in enumerate(rows_of_processes) for rows in devices]
+
+    def devices_indices_map(self, shape):
+        return {SimpleNamespace(process_index=process, id=number): (slice(*rows),) for number, (process, rows) in enumerate(self.rows)}
+
+
+@pytest.mark.parametrize(
+    ("rows_of_processes", "shares"),
+    [
+        ([[(0, 1), (1, 2)], [(2, 3), (3, 4)]], [(0, 2), (1, 2)]),
+        ([[(0, 1), (2, 3)], [(1, 2), (3, 4)]], [(0, 2), (1, 2)]),
+        ([[(0, 2)], [(0, 2)], [(2, 4)], [(2, 4)]], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ([[(None, None)], [(None, None)]], [(0, 1), (0, 1)]),
+    ],
+)
+def test_each_process_reads_what_its_devices_hold(monkeypatch, rows_of_processes, shares):
+    monkeypatch.setattr(jax, "process_count", lambda: len(rows_of_processes))
+    found = []
+    for process in range(len(rows_of_processes)):
+        monkeypatch.setattr(jax, "process_index", lambda own=process: own)
+        found.append(distributed.share(Places(*rows_of_processes), 4))
+    assert found == shares
+
+
+@pytest.mark.parametrize(
+    ("rows_of_processes", "message"),
+    [
+        ([[(0, 2), (1, 3)], [(2, 4)]], "some processes share a part of their rows"),
+        ([[(0, 1)], [(1, 4)]], "some processes share a part of their rows"),
+        ([[(0, 4)], []], "the mesh has devices of 1 of 2 processes"),
+    ],
+)
+def test_rows_that_cannot_be_read_by_hosts(monkeypatch, rows_of_processes, message):
+    monkeypatch.setattr(jax, "process_count", lambda: len(rows_of_processes))
+    with pytest.raises(UserError, match=message):
+        distributed.share(Places(*rows_of_processes), 4)
 
 
 def test_too_late_to_connect():

@@ -116,6 +116,8 @@ def connected(config: HostsConfig) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, UserError | KeyboardInterrupt):
             traceback.print_exc()
+        if isinstance(error, jax.errors.JaxRuntimeError):  # of a collective to which another process did not come, most likely: the watch names it
+            time.sleep(config.lost_seconds + 2 * PERIOD)
         _end("interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
     stop.set()
     jax.distributed.shutdown()

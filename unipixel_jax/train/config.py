@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.distributed import HostsConfig
 from unipixel_jax.core.mesh import MeshConfig
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.data.annotation import DrawOptions
@@ -80,6 +81,7 @@ class TrainConfig:
         optim: learning rates, decay, clipping.
         losses: weights of the mask losses.
         mesh: how the chips are arranged, all of all hosts together.
+        hosts: which processes train together.
         batch_size: samples that run together, over all hosts and devices.
         accumulation: batches whose gradients make one step.
         steps: optimisation steps; None for ``epochs``.
@@ -105,6 +107,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     losses: MaskLossWeights = field(default_factory=MaskLossWeights)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     batch_size: int = 8
     accumulation: int = 1
     steps: int | None = None
@@ -136,7 +139,9 @@ class TrainConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-PARTS: tuple[Any, ...] = (TrainConfig, StartConfig, DataConfig, OptimConfig, LoraConfig, DrawOptions, LoaderOptions, Filters, MaskLossWeights, MeshConfig)
+PARTS: tuple[Any, ...] = (
+    TrainConfig, StartConfig, DataConfig, OptimConfig, LoraConfig, DrawOptions, LoaderOptions, Filters, MaskLossWeights, MeshConfig, HostsConfig,
+)  # fmt: skip
 
 
 def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:

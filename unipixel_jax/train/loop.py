@@ -7,20 +7,23 @@ import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core import distributed
 from unipixel_jax.core.buckets import Ladder
 from unipixel_jax.core.files import replacing
-from unipixel_jax.core.mesh import OnMesh, data_shards
+from unipixel_jax.core.mesh import OnMesh, data_shards, sharers
+from unipixel_jax.core.sharding import batch_spec
 from unipixel_jax.data.batch import BatchArrays
 from unipixel_jax.data.loader import Loader
 from unipixel_jax.data.mixture import Mixture
@@ -32,8 +35,9 @@ from unipixel_jax.train.checkpoint import CHECKPOINTS, Best, Checkpoints
 from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import count_tokens, to_batch
 from unipixel_jax.train.flops import peak_flops, step_flops
+from unipixel_jax.train.interruption import Interruption
 from unipixel_jax.train.manifest import About
-from unipixel_jax.train.metrics import Watch
+from unipixel_jax.train.metrics import Unwatched, Watch
 from unipixel_jax.train.objective import LossParts
 from unipixel_jax.train.setup import Setup, TrainState, abstract_state, set_up
 from unipixel_jax.train.step import StepNumbers, add, make_gradients, make_loss, make_update, scale, step_key
@@ -48,7 +52,7 @@ BEST = Best("validation_loss", larger=False)
 
 @dataclass
 class Meter:
-    """Numbers of the steps since the last line of the log; device arrays are fetched when the line is written."""
+    """Numbers of the steps since the last line of the log; device arrays are fetched when the line is written. Counts are of this process's part."""
 
     losses: list[LossParts] = field(default_factory=list)
     numbers: list[StepNumbers] = field(default_factory=list)
@@ -58,8 +62,10 @@ class Meter:
     wait: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
-    def values(self, learning_rate: float) -> dict[str, float]:
-        """Means over the steps, and rates."""
+    def values(self, learning_rate: float, readers: int) -> dict[str, float]:
+        """Means over the steps, and rates of all processes together, of which ``readers`` read each sample. To be called by all of them."""
+        counts = [json.loads(own) for own in distributed.gather("counts", json.dumps([self.samples, self.tokens, self.flops]))]
+        samples, tokens, flops = (sum(every) / readers for every in zip(*counts, strict=True))
         mean = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.losses)
         steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.numbers)
         seconds = time.perf_counter() - self.since
@@ -76,22 +82,24 @@ class Meter:
             "grad_norm": steps.grad_norm,
             **{f"grad_norm_{name}": value for name, value in steps.group_norms.items()},
             "learning_rate": learning_rate,
-            "samples_per_second": self.samples / seconds,
-            "tokens_per_second": self.tokens / seconds,
+            "samples_per_second": samples / seconds,
+            "tokens_per_second": tokens / seconds,
             "host_wait": self.wait / seconds,
-            "model_flops_per_second": self.flops / seconds,
-            **({} if peak is None else {"mfu": self.flops / seconds / peak}),
+            "model_flops_per_second": flops / seconds,
+            **({} if peak is None else {"mfu": flops / seconds / (peak * jax.process_count())}),
         }
 
 
 def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
-    """Train, or go on training where the run directory's newest checkpoint is.
+    """Train, or go on training where the run directory's newest checkpoint is. Of several processes (core/distributed.py), all call it.
+
+    On SIGTERM or Ctrl-C in one of them, all finish the same step, save it and return.
 
     Args:
         config: of the run.
-        run_dir: for checkpoints, numbers and the configuration.
+        run_dir: for checkpoints, numbers and the configuration; a folder that all processes see.
         start: the converted directory that training starts from.
-        devices: among which batches are divided; None for all local ones.
+        devices: to train on; None for all of all processes.
 
     Returns:
         The state after the last step, which is saved.
@@ -116,15 +124,16 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
         if restored is not None:
             state = restored.state
             loader.restore(restored.data)
-        with replacing(run_dir / CONFIG) as aside:
-            aside.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
-        first = int(state.step)
-        with Watch(run_dir, config.to_json(), total, first) as watch:
-            watch.console.print(report(mixture))
+        first, writes = int(state.step), jax.process_index() == 0
+        if writes:
+            with replacing(run_dir / CONFIG) as aside:
+                aside.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
+        with Watch(run_dir, config.to_json(), total, first) if writes else Unwatched() as watch, Interruption() as interruption:
+            watch.say(report(mixture))
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
             origin = {"start": start, "model_config": model_config, "total": total}
-            return _Run(setup, tokenizer, checkpoints, loader, watch, run_dir, total, origin).steps(state, first)
+            return _Run(setup, tokenizer, checkpoints, loader, watch, interruption, run_dir, total, origin).steps(state, first)
 
 
 @dataclass
@@ -135,18 +144,26 @@ class _Run:
     tokenizer: Tokenizer
     checkpoints: Checkpoints
     loader: Loader[Any, BatchArrays]
-    watch: Watch
+    watch: Unwatched
+    interruption: Interruption
     run_dir: Path
     total: int
     origin: dict[str, Any]
 
     def steps(self, state: TrainState, first: int) -> TrainState:
-        """All steps from ``first`` on, and a last checkpoint."""
+        """All steps from ``first`` on, or those until a signal, and a last checkpoint."""
         config, setup = self.setup.config, self.setup
+        readers = jax.process_count() // _share(setup)[1]
+        ended = f"{self.run_dir}: trained. Export it with: unipixel-jax train export {self.run_dir} OUT"
         gradients, update = make_gradients(setup), make_update(setup)
         meter = Meter()
         recent: deque[tuple[int, list[BatchArrays], StepNumbers]] = deque()
         for step in range(first, self.total):
+            distributed.reach(f"step {step}")
+            if distributed.any_process("interruption", self.interruption.signal is not None):
+                self._save(step, state, recent)
+                ended = f"{self.run_dir}: stopped by a signal; step {step} of {self.total} is saved. Start the same command again to go on"
+                break
             grads: Any = None
             batches: list[BatchArrays] = []
             parts: list[LossParts] = []
@@ -173,27 +190,36 @@ class _Run:
                 self._require_finite(*recent.popleft())
             self.watch.advance(step + 1)
             if (step + 1) % config.log_every == 0 or step + 1 == self.total:
-                self.watch.write(step + 1, meter.values(float(setup.rate(step))))
+                self.watch.write(step + 1, meter.values(float(setup.rate(step)), readers))
                 meter = Meter()
             measured = {}
             if config.data.validation and ((step + 1) % config.evaluate_every == 0 or step + 1 == self.total):
+                distributed.reach(f"the validation after step {step}")
                 measured = self._validate(state)
                 self.watch.write(step + 1, measured)
                 meter = Meter()
             if (step + 1) % config.save_every == 0 or step + 1 == self.total:
-                while recent:
-                    self._require_finite(*recent.popleft())
-                self.checkpoints.save(step + 1, state, self.loader.state(), measured or None)
+                self._save(step + 1, state, recent, measured)
+        distributed.reach("the last save")
         self.checkpoints.wait()
         if self.loader.failures.counts:
             self.watch.say("replaced samples: " + ", ".join(f"{name} {count}" for name, count in self.loader.failures.counts.most_common()))
+        self.watch.say(ended)
         return state
+
+    def _save(self, step: int, state: TrainState, recent: deque[tuple[int, list[BatchArrays], StepNumbers]], measured: Mapping[str, float] = {}) -> None:
+        """Start to save a state, of which no step was left out."""
+        while recent:
+            self._require_finite(*recent.popleft())
+        distributed.reach(f"the save of step {step}")
+        self.checkpoints.save(step, state, self.loader.state(), measured or None)
 
     def _require_finite(self, step: int, batches: list[BatchArrays], numbers: StepNumbers) -> None:
         """Stop where a step's loss or gradients were not finite; its update was left out."""
         if bool(numbers.finite):
             return
-        path = self.run_dir / f"not_finite_step_{step}.pkl"
+        part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = self.run_dir / f"not_finite_step_{step}{part}.pkl"
         with replacing(path) as aside:
             aside.write_bytes(pickle.dumps({"step": step, "batches": batches, "config": self.setup.config, **self.origin}))
         names = ", ".join(f"{source} {name}" for batch in batches for source, name in batch.samples[:8])
@@ -234,6 +260,17 @@ def _mixture(config: TrainConfig, datasets: str, seed: int) -> Mixture:
 def _loader(config: TrainConfig, setup: Setup, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:
     options = replace(config.data.draw, image_size=setup.model_config.sam2.image_size)
     draw = DrawSample(tokenizer, setup.model_config, options, config.data.max_tokens, config.dtype)
-    # every number of rows that the chips can share, and none that fills up a batch of whole samples
-    rows = Ladder("rows of a batch", data_shards(setup.mesh), 1.0, max(config.batch_size, data_shards(setup.mesh)))
-    return open_loader(mixture, draw, config.data.loader, ladders=replace(config.data.ladders, batch=rows))
+    host, hosts = _share(setup)
+    # every number of rows that this host's chips can share, and none that fills up a batch of whole samples
+    shards = data_shards(setup.mesh) // hosts
+    rows = Ladder("rows of a batch", shards, 1.0, max(config.batch_size // hosts, shards))
+    ladders, shared = replace(config.data.ladders, batch=rows), sharers(setup.mesh)
+    if shared > 1:  # so that objects divide among the chips that share a sample
+        ladders = replace(ladders, objects=replace(ladders.objects, step=shared))
+    agree = partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
+    return open_loader(mixture, draw, config.data.loader, ladders=ladders, parts=shared if shared > 1 else None, host=host, hosts=hosts, agree=agree)
+
+
+def _share(setup: Setup) -> tuple[int, int]:
+    """Which part of every batch this process reads, and of how many."""
+    return distributed.share(NamedSharding(setup.mesh, batch_spec(1)), data_shards(setup.mesh))

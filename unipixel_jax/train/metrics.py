@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG = "metrics.jsonl"
@@ -19,22 +19,41 @@ SHOWN = {"loss": ".3f", "language": ".3f", "segmentation": ".3f", "seg_rate": ".
 """What the progress bar shows, and how."""
 
 
-class Watch:
-    """Writes numbers as they come. Use it as a context."""
+class Unwatched:
+    """Shows and writes nothing, as all processes but the first. Use it as a context."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing is open."""
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step."""
+
+    def say(self, line: ConsoleRenderable | str) -> None:
+        """Something to show."""
+
+
+class Watch(Unwatched):
+    """Writes numbers as they come."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], total_steps: int, first_step: int) -> None:
         """Continues the log of an interrupted run; lines of steps that are done again are dropped."""
         self._file = run_dir / LOG
         kept = [line for line in self._file.read_text().splitlines() if _step(line) <= first_step] if self._file.is_file() else []
         self._file.write_text("".join(f"{line}\n" for line in kept))
-        self.console = Console(stderr=True)
+        self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._progress.add_task("training", total=total_steps, completed=first_step)
         self._board = _tensorboard(run_dir / "tensorboard")
         self._wandb = _wandb(run_dir, config)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -62,9 +81,9 @@ class Watch:
         other = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("validation"))
         self.say(f"step {step}  {shown}{'  ' if shown and other else ''}{other}")
 
-    def say(self, line: str) -> None:
-        """Show a line above the bar."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+    def say(self, line: ConsoleRenderable | str) -> None:
+        """Show something above the bar."""
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _step(line: str) -> int:
