@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unipixel_jax.data.cli import main as data
 
         return data(argv[1:])
-    args = _parser().parse_args(argv) if argv[:1] != ["train"] else argparse.Namespace(run=_train, arguments=argv[1:], verbose=False, attention=None)
+    with_fields = {"train": _train, "plan": _plan}
+    if argv and argv[0] in with_fields:
+        args = argparse.Namespace(run=with_fields[argv[0]], arguments=argv[1:], verbose=False, attention=None)
+    else:
+        args = _parser().parse_args(argv)
     try:
         with ExitStack() as stack:
             _show_progress(args.verbose, stack)
@@ -114,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("convert", help="convert weights between torch and JAX, or say what a checkpoint holds (convert --help)", add_help=False)
     commands.add_parser("data", help="look at training data, and pack it (data --help)", add_help=False)
     commands.add_parser("train", help="train a model, or export what was trained (train --help)", add_help=False)
+    commands.add_parser("plan", help="say whether a run fits a topology, and what it costs there (plan --help)", add_help=False)
     commands.add_parser("bench", help="measure speed (bench --help)", add_help=False)
     return parser
 
@@ -245,6 +250,12 @@ def _train(args: argparse.Namespace) -> int:
     from unipixel_jax.training import main as train
 
     return train(args.arguments)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from unipixel_jax.plan.cli import main as plan
+
+    return plan(args.arguments)
 
 
 def _show_progress(verbose: bool, stack: ExitStack) -> None:

@@ -57,7 +57,7 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
         axes = variable.get_metadata()["axes"]
         spec = rules.spec(axes, value.shape, mesh)
         own = [spec[i] if i < len(spec) else None for i, name in enumerate(axes) if name != LAYERS]
-        whole = [tuple(axis for axis in entry if axis != FSDP) or None if entry else None for entry in own]
+        whole = [None if entry == FSDP else entry for entry in own]
         placed = variable.replace(jax.ShapeDtypeStruct(value.shape, dtype or value.dtype, sharding=NamedSharding(mesh, spec)))
         if VOCAB not in axes:  # what has one row for each token is never collected (losses/lm.py, ops/take.py)
             placed.set_metadata(**{WHOLE: tuple(whole), DIVIDED: tuple(own)})

@@ -5,7 +5,7 @@ Nothing holds numbers: weights, batch and caches are shapes with places. The sha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -92,21 +92,29 @@ def train_batch(layout: Layout, workload: Workload) -> TrainBatch:
     return _rows(batch, layout.config.batch_size, layout.mesh)
 
 
-def train_programs(layout: Layout, workload: Workload) -> Mapping[str, Any]:
-    """The two programs of a step, lowered: gradients of a batch, and the update."""
+def train_programs(layout: Layout, workload: Workload) -> Mapping[str, Callable[[], Any]]:
+    """Functions that lower the programs of a step: gradients of a batch, the same with nothing to segment, and the update."""
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
     loss = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     own = layout.state.trained
+
+    def gradients(segment: bool) -> Any:
+        batch = train_batch(layout, workload)
+        return make_gradients(layout).lower(own, layout.frozen, batch if segment else replace(batch, clips=None), key)
+
     return {
-        "gradients": make_gradients(layout).lower(own, layout.frozen, train_batch(layout, workload), key),
-        "update": make_update(layout).lower(layout.state, own, loss),
+        "gradients": lambda: gradients(True),
+        "language part": lambda: gradients(False),
+        "update": lambda: make_update(layout).lower(layout.state, own, loss),
     }
 
 
-def inference_programs(config: UniPixelConfig, mesh: Mesh, batch_size: int, workload: Workload, new_tokens: int = 512) -> Mapping[str, Any]:
-    """Prefill of a batch of prompts, one token of decoding, and one frame of tracking, lowered.
+def inference_programs(
+    config: UniPixelConfig, mesh: Mesh, batch_size: int, workload: Workload, new_tokens: int = 512
+) -> Mapping[str, Callable[[], Any]]:
+    """Functions that lower the prefill of a batch of prompts, one token of decoding, and one frame of tracking.
 
     Args:
         config: sizes of the model, whose weights are kept in its own dtype.
@@ -158,9 +166,9 @@ def inference_programs(config: UniPixelConfig, mesh: Mesh, batch_size: int, work
     place = partial(_rows, count=batch_size, mesh=mesh)
     at = one((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     return {
-        "prefill": OnMesh(mesh, jax.jit(prefill)).lower(model, prompts),
-        "decode": OnMesh(mesh, jax.jit(decode, donate_argnums=3)).lower(model, place(token), place(position), cache, at),
-        "track": OnMesh(mesh, jax.jit(track, donate_argnums=1)).lower(model, state, place(frame), place(hidden)),
+        "prefill": lambda: OnMesh(mesh, jax.jit(prefill)).lower(model, prompts),
+        "decode": lambda: OnMesh(mesh, jax.jit(decode, donate_argnums=3)).lower(model, place(token), place(position), cache, at),
+        "track": lambda: OnMesh(mesh, jax.jit(track, donate_argnums=1)).lower(model, state, place(frame), place(hidden)),
     }
 
 

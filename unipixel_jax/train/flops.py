@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step, for the share of the hardware's peak that is used (MFU; PaLM, arXiv 2204.02311, appendix B).
+"""Model FLOPs, for the share of the hardware's peak that is used (MFU; PaLM, arXiv 2204.02311, appendix B).
 
 Counted are the matrix products of weights and of attention, twice for a multiply-add, of what the samples need and not of padding or recomputation. A pass
 forward is one share; back through the activations another; and to the weights a third where they are trained.
@@ -6,36 +6,96 @@ forward is one share; back through the activations another; and to the weights a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 
-from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.config import Sam2Config, UniPixelConfig
 from unipixel_jax.core.chips import CHIPS
 from unipixel_jax.data.batch import BatchArrays
 
-BACKWARD = 2.0
-"""FLOPs of the backward pass in units of the forward pass, taking weights as trained; frozen ones under adapters cost half of that."""
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one pass, forward or with gradients.
+
+    Attributes:
+        language: text and vision tower.
+        sam: SAM 2, all frames and objects.
+        token: one more token of an answer; 0 with gradients.
+        frame: one frame tracked; 0 with gradients.
+    """
+
+    language: float
+    sam: float
+    token: float = 0.0
+    frame: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Both sides."""
+        return self.language + self.sam
+
+    def training(self, trained: Sequence[str]) -> Flops:
+        """Forward and backward, given the names of what is trained (train/trainable.py): frozen weights get no gradients, adapters' own are left out."""
+        everything = "all" in trained
+        return Flops((3 if everything else 2) * self.language, (3 if everything or "sam2" in trained else 2) * self.sam)
 
 
-def step_flops(config: UniPixelConfig, arrays: BatchArrays) -> float:
-    """FLOPs of one batch of language side and vision tower, forward and backward; SAM's are counted for its image encoder alone, where most of them are."""
-    tokens = arrays.inputs.segments > 0
-    lengths = tokens.sum(axis=-1).astype(np.float64)
-    text, vision, sam = config.text, config.vision, config.sam2
+def row_flops(config: UniPixelConfig, arrays: BatchArrays) -> Flops:
+    """Forward FLOPs of the samples of some rows, shared tables or not."""
+    text, vision = config.text, config.vision
+    lengths = (arrays.inputs.segments > 0).sum(axis=-1).astype(np.float64)
     layer = text.hidden_size * (2 * text.hidden_size + 2 * text.num_key_value_heads * text.head_dim + 3 * text.intermediate_size)
     weights = text.num_hidden_layers * layer + text.hidden_size * text.vocab_size
     causal = text.num_hidden_layers * text.hidden_size * float(np.sum(lengths**2))  # two products, of which the mask leaves half
-    total = 2 * weights * float(lengths.sum()) + 2 * causal
+    tokens = float(lengths.sum())
 
-    patches = float(np.sum(arrays.inputs.vision.window_table < arrays.inputs.vision.rope.shape[-2]))
+    table, frames = arrays.inputs.vision.window_table, arrays.inputs.vision.frame_table
+    none = arrays.inputs.vision.rope.shape[-2]
+    patches = float(np.sum(table < none))
     block = vision.hidden_size * (4 * vision.hidden_size + 3 * vision.intermediate_size)
     merger = vision.merge_dim * (vision.merge_dim + vision.out_hidden_size) / vision.merge_unit
-    total += 2 * patches * (vision.depth * block + merger + vision.patch_dim * vision.hidden_size)
+    seen = 2 * patches * (vision.depth * block + merger + vision.patch_dim * vision.hidden_size)
+    whole = len(vision.fullatt_block_indexes)
+    for groups, layers in ((table, vision.depth - whole), (frames, whole)):
+        seen += 4 * layers * vision.hidden_size * float(np.sum(np.sum(groups < none, axis=-1, dtype=np.float64) ** 2))
 
+    sam, frame = 0.0, 0.0
     if arrays.clips is not None:
-        blocks = sum(depth * 12 * dim**2 / 4**stage for stage, (depth, dim) in enumerate(zip(sam.stages, sam.stage_dims, strict=True)))
-        total += 2 * float(arrays.clips.counts.sum()) * (sam.image_size / 4) ** 2 * blocks
-    return total * (1 + BACKWARD)
+        counts = np.asarray(arrays.clips.counts, np.float64).reshape(-1)
+        objects = arrays.clips.valid.reshape(len(counts), -1).sum(axis=-1)
+        remembering = 0 if config.sam2_batch_mode else 1
+        frame = encode_flops(config.sam2) + float(np.mean(objects)) * object_flops(config.sam2, remembering)
+        first = encode_flops(config.sam2) + objects * object_flops(config.sam2, 0)
+        later = encode_flops(config.sam2) + objects * object_flops(config.sam2, remembering)
+        sam = float(np.sum(first + later * (counts - 1)))
+    token = 2 * weights + 4 * text.num_hidden_layers * text.hidden_size * float(np.mean(lengths))
+    return Flops(2 * weights * tokens + 2 * causal + seen, sam, token, frame)
+
+
+def encode_flops(sam: Sam2Config) -> float:
+    """Of SAM's image encoder, for one frame, without its windows' attention."""
+    blocks = sum(depth * 12 * dim**2 / 4**stage for stage, (depth, dim) in enumerate(zip(sam.stages, sam.stage_dims, strict=True)))
+    return 2 * (sam.image_size / 4) ** 2 * blocks
+
+
+def object_flops(sam: Sam2Config, remembering: int) -> float:
+    """Of one object on one frame: reading a full memory (where ``remembering`` is 1, not 0), decoding the masks, and making a memory of them.
+
+    Written per cell of the feature grid, without what is done once for a prompt's few tokens.
+    """
+    cells, d, m = sam.grid**2, sam.d_model, sam.mem_dim
+    memories = sam.num_maskmem * cells
+    own = 4 * d * d + 2 * cells * d
+    cross = 2 * d * d + sam.num_maskmem * m * d + memories * (d + m) + m * d  # values are weighted before they are projected
+    read = sam.memory_attention_layers * (own + cross + 2 * d * sam.memory_attention_ffn_dim)
+    decode = 5 * d * d + 1.5 * d * d  # keys, values and queries of five attentions between image and tokens; two transposed convolutions
+    masks = sum(9 * (wide // 4) * wide * 4**level for level, wide in ((3, 4), (2, 16), (1, 64), (0, 256)))
+    write = masks + 256 * d + d * d + sam.fuser_layers * (8 * d * d + 49 * d) + d * m
+    return 2.0 * cells * (remembering * read + decode + write)
 
 
 def peak_flops() -> float | None:

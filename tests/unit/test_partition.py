@@ -1,0 +1,80 @@
+"""Where weights lie: every weight of 3B and 7B on five meshes as recorded, and the rules on small cases."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from unipixel_jax.config import preset
+from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, VOCAB
+from unipixel_jax.core.mesh import AXES, MeshConfig, make_mesh
+from unipixel_jax.errors import UserError
+from unipixel_jax.models.partition import ELSEWHERE, check_heads, text_rules
+
+RECORDED = Path(__file__).parent / "partition"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "write_partition_specs.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("write_partition_specs", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mesh(**sizes):
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+@pytest.mark.parametrize("name", ["single", "dp-8", "fsdp-16", "fsdp_tp-16", "hybrid-32"])
+def test_every_weight_lies_where_it_did(script, size, name):
+    recorded = json.loads((RECORDED / f"{size}_{name}.json").read_text())
+    found = script.specs(size, name)
+    assert {path: spec for path, spec in found.items() if recorded.get(path) != spec} == {}
+    assert recorded.keys() == found.keys()
+
+
+def test_rules():
+    text = text_rules(preset("7b"))
+    both = mesh(fsdp=4, tensor=2)
+    assert text.spec((LAYERS, MLP, EMBED), (28, 18944, 3584), both) == PartitionSpec(None, "tensor", "fsdp")
+    assert text.spec((LAYERS, EMBED, HEADS), (28, 3584, 3584), both) == PartitionSpec(None, "fsdp", "tensor")
+    assert text.spec((VOCAB, EMBED), (512, 3584), both) == PartitionSpec(("fsdp", "tensor"))
+    assert text.spec((LAYERS, EMBED), (28, 3584), both) == PartitionSpec()  # vectors are repeated
+    assert text.spec((LAYERS, KV_HEADS, EMBED), (28, 512, 3584), mesh(tensor=8)) == PartitionSpec()  # 4 key heads
+    assert ELSEWHERE.spec((MLP, EMBED), (320, 42), mesh(fsdp=16)) == PartitionSpec("fsdp")  # 42 does not divide, 320 does
+    assert ELSEWHERE.spec((MLP, EMBED), (321, 42), mesh(fsdp=16)) == PartitionSpec()
+
+
+def test_heads_that_do_not_divide_are_refused():
+    check_heads(preset("7b"), mesh(tensor=4))
+    with pytest.raises(UserError, match=r"mesh.tensor is 3, which does not divide 28 query heads and 4 key heads: choose one of \[2, 4, 28\]"):
+        check_heads(preset("7b"), mesh(tensor=3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "fsdp_tp", "tensor": 3}, "a mesh of tensor 3 does not divide 8 chips: choose sizes whose product divides 8"),
+        ({"preset": "fsdp", "context": 16}, "a mesh of context 16 does not divide 8 chips"),
+        ({"preset": "hybrid"}, "the preset 'hybrid' needs at least 2 slices, and the devices form 1: use fsdp, or set mesh.slices"),
+        ({"preset": "fsdp", "tensor": 2}, "mesh.tensor is 2 with the preset 'fsdp': fsdp_tp needs at least 2, and the others 1"),
+        ({"preset": "dp", "slices": 2}, "mesh.slices is 2 with the preset 'dp': only hybrid tells slices apart"),
+        ({"context": 0}, "mesh.context is 0, expected at least 1"),
+    ],
+)
+def test_meshes_that_cannot_be(arguments, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(MeshConfig(**arguments), jax.devices())
+
+
+def test_sizes_of_presets():
+    assert MeshConfig("hybrid", slices=2, context=2).sizes(16) == {"data": 2, "fsdp": 4, "context": 2, "tensor": 1}
+    assert MeshConfig("dp").sizes(8) == {"data": 8, "fsdp": 1, "context": 1, "tensor": 1}
+    assert MeshConfig("fsdp_tp", tensor=2).sizes(8) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    assert MeshConfig("single").sizes(8) == {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}

@@ -1,0 +1,109 @@
+"""`unipixel-jax plan`: whether a run fits, and what it costs, before any chip is rented."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unipixel_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from unipixel_jax.config import UniPixelConfig
+    from unipixel_jax.train.config import TrainConfig
+
+EPILOG = """After CONFIG and the options, any field of the configuration can be given another value, as with `unipixel-jax train`: --batch-size 32
+--mesh.preset fsdp_tp --mesh.tensor 2 --remat full. The programs are compiled for the topology by its own compiler, on this machine, and not run: times are
+those of the roofline."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``plan`` with its arguments; returns the exit status: 0, or 1 where something does not fit.
+
+    Raises:
+        UserError: unknown topologies or programs, or what plan/plan.py refuses.
+    """
+    parser = argparse.ArgumentParser(prog="unipixel-jax plan", description="Say whether a run fits a topology, and what it costs there.", epilog=EPILOG)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
+    parser.add_argument("--topology", action="append", required=True, metavar="NAME", help="v5e:8x8, v5p-16, 2*v5e:4x4, h100:8, ...; may be repeated")
+    parser.add_argument("--programs", nargs="+", metavar="NAME", help="which programs (default: all)")
+    parser.add_argument("--model", metavar="SIZE", help="3b or 7b, or a converted directory (default: what the configuration says)")
+    parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of every clip (default: 8)")
+    parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="tokens of every conversation, the clip's included (default: 2048)")
+    parser.add_argument("--objects", type=int, default=5, metavar="N", help="objects of every clip (default: 5)")
+    parser.add_argument("--prompts", type=int, metavar="N", help="prompts answered at a time (default: one for each part of the mesh)")
+    parser.add_argument("--fit", action="store_true", help="search batch size, remat policy and mesh for the fastest plan that fits")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for a page")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and times")
+    args, fields = parser.parse_known_args(arguments)
+    try:
+        return run(args, fields)
+    except ImportError as error:
+        raise UserError(f"planning needs {error.name}: run pip install 'unipixel-jax[train,tpu]'") from error
+
+
+def run(args: argparse.Namespace, fields: list[str]) -> int:
+    """Plan as the arguments say."""
+    from rich.console import Console
+
+    from unipixel_jax.core.files import replacing
+    from unipixel_jax.plan.fit import fit
+    from unipixel_jax.plan.plan import PROGRAMS, advice, check_programs, make_plan
+    from unipixel_jax.plan.programs import Workload
+    from unipixel_jax.plan.report import MARKDOWN, plot
+    from unipixel_jax.plan.topology import open_topology
+    from unipixel_jax.train.config import load_config
+
+    programs = args.programs or PROGRAMS
+    check_programs(programs)
+    config = load_config(args.config, fields)
+    model_config = sizes(args.model, config)
+    workload = Workload(args.frames, args.tokens, args.objects)
+    topologies = [open_topology(name) for name in args.topology]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    reports, fits = [], True
+    for topology in topologies:
+        own = config
+        if args.fit:
+            own, tried = fit(config, model_config, topology, workload)
+            for report in tried:
+                memory = report.programs[0].memory
+                console.print(f"tried {report.title}: {memory.total / 2**30:.2f} GiB of {memory.capacity / 2**30:.2f}")
+        report = make_plan(own, model_config, topology, workload, programs, args.prompts)
+        reports.append(report)
+        console.print(report.table())
+        for line in advice(report, own):
+            fits = False
+            print(f"{topology.name}: {line}", file=sys.stderr)
+    if args.json is not None:
+        with replacing(args.json) as aside:
+            aside.write_text(json.dumps([report.to_json() for report in reports], indent=1) + "\n", encoding="utf-8")
+    if args.markdown is not None:
+        with replacing(args.markdown) as aside:
+            aside.write_text("\n".join([MARKDOWN, *(report.markdown_rows() for report in reports)]) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        plot(reports, args.plot)
+    return 0 if fits else 1
+
+
+def sizes(model: str | None, config: TrainConfig) -> UniPixelConfig:
+    """Sizes of the model that a run trains: of a preset or a converted directory that is named, or of what the run starts from.
+
+    Raises:
+        UserError: neither is there.
+    """
+    from unipixel_jax.config import PRESETS, UniPixelConfig
+
+    start = config.start
+    if model is None and start.model is not None:
+        return start.model
+    name = model or (start.checkpoint if start.checkpoint and Path(start.checkpoint).is_dir() else start.size)
+    if name is not None and name in PRESETS:
+        return PRESETS[name]
+    if name is None or not (Path(name) / "config.json").is_file():
+        raise UserError(f"{name or start.checkpoint} is not here, and no size is known: give --model {' or '.join(PRESETS)}, or a converted directory")
+    return UniPixelConfig.from_hf(json.loads((Path(name) / "config.json").read_text(encoding="utf-8")))

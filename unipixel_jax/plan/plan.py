@@ -1,0 +1,144 @@
+"""A plan: what each program of a run costs on a topology, as its compiler sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.mesh import data_shards
+from unipixel_jax.errors import UserError
+from unipixel_jax.models.partition import partitioned
+from unipixel_jax.models.unipixel import abstract_model
+from unipixel_jax.plan.hlo import read_costs
+from unipixel_jax.plan.memory import Memory, bytes_per_chip, read_memory, refused_for_memory
+from unipixel_jax.plan.programs import Workload, inference_programs, sample_row, train_batch, train_programs
+from unipixel_jax.plan.report import PlanReport, ProgramReport
+from unipixel_jax.plan.roofline import Roofline
+from unipixel_jax.plan.topology import Topology
+from unipixel_jax.train.config import TrainConfig
+from unipixel_jax.train.flops import row_flops
+from unipixel_jax.train.setup import lay_out
+
+STEPS = 1000
+"""Of the schedule; the programs do not depend on it."""
+GRADIENTS, LANGUAGE, UPDATE, PREFILL, DECODE, TRACK = "gradients", "language part", "update", "prefill", "decode", "track"
+PROGRAMS = (GRADIENTS, LANGUAGE, UPDATE, PREFILL, DECODE, TRACK)
+"""Gradients of a batch (a step has as many of these as the run accumulates); the same of a batch with nothing to segment; the update of the weights;
+a batch of prompts read; one token of each answer; one frame of each clip.
+"""
+
+LITTLE_EFFORT = {"exec_time_optimization_effort": -1.0}
+"""For the compiler of TPUs, which is several times faster with it, and searches less for fast schedules. What is counted here hardly depends on that
+(docs/plan.md shows both)."""
+
+
+def make_plan(
+    config: TrainConfig, model_config: UniPixelConfig, topology: Topology, workload: Workload, programs: Sequence[str] = PROGRAMS, prompts: int | None = None
+) -> PlanReport:
+    """Compile programs and count.
+
+    Args:
+        config: of the run; its mesh, batch and remat are what is planned.
+        model_config: sizes of the model.
+        topology: the chips.
+        workload: what every sample holds.
+        programs: of ``PROGRAMS``, which of them.
+        prompts: that inference answers at a time; None for one on each part of the mesh.
+
+    Raises:
+        UserError: a mesh that the chips do not form, or a batch that does not divide among them.
+    """
+    layout = lay_out(config, model_config, STEPS, topology.devices)
+    chips = layout.mesh.size
+    flops = row_flops(model_config, sample_row(model_config, workload, layout.mesh))
+    trained, frozen, optimizer = (bytes_per_chip(tree) for tree in (layout.state.trained, layout.frozen, layout.state.opt_state))
+    served = bytes_per_chip(partitioned(abstract_model(model_config), model_config, layout.mesh, jnp.dtype(model_config.dtype)))
+    rows, prompts = config.batch_size, prompts or data_shards(layout.mesh)
+    backward = flops.training(config.trained)
+    summed = float(trained) if config.accumulation > 1 else 0.0
+    weights = {"parameters": float(trained + frozen)}
+    # what lies in memory beside a program, without being its argument
+    beside: Mapping[str, Mapping[str, float]] = {
+        GRADIENTS: {"optimizer": float(optimizer), "summed gradients": summed},
+        LANGUAGE: {"optimizer": float(optimizer), "summed gradients": summed},
+        UPDATE: {"frozen parameters": float(frozen)},
+    }
+    arguments: Mapping[str, Mapping[str, float]] = MappingProxyType(
+        {
+            GRADIENTS: weights | {"batch": float(bytes_per_chip(train_batch(layout, workload)))},
+            LANGUAGE: weights,
+            UPDATE: {"parameters": float(trained), "optimizer": float(optimizer), "gradients": float(trained)},
+            **{name: {"parameters": float(served)} for name in (PREFILL, DECODE, TRACK)},
+        }
+    )
+    model_flops = {
+        GRADIENTS: rows * backward.total,
+        LANGUAGE: rows * backward.language,
+        UPDATE: 0.0,
+        PREFILL: prompts * flops.language,
+        DECODE: prompts * flops.token,
+        TRACK: prompts * flops.frame,
+    }
+    reports = []
+    lowered = {**train_programs(layout, workload), **inference_programs(model_config, layout.mesh, prompts, workload)}
+    for name, lower in lowered.items():
+        if name in programs:
+            reports.append(_compiled(name, lower, arguments[name], beside.get(name, {}), topology, model_flops[name] / chips))
+    return PlanReport(config.name, topology.name, dict(layout.mesh.shape), rows, config.remat, tuple(reports))
+
+
+def _compiled(
+    name: str, lower: Callable[[], Any], arguments: Mapping[str, float], beside: Mapping[str, float], topology: Topology, model_flops: float
+) -> ProgramReport:
+    begin = time.perf_counter()
+    lowered = lower()
+    try:
+        compiled = lowered.compile(compiler_options=LITTLE_EFFORT if topology.chip.platform == "tpu" else None)
+    except jax.errors.JaxRuntimeError as error:
+        memory = refused_for_memory(error)
+        if memory is None:
+            raise
+        return ProgramReport(name, Memory({**memory.parts, **beside}, memory.capacity), None, None, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    memory = read_memory(compiled, arguments, topology.chip)
+    costs = read_costs(compiled.as_text(), topology.slice_of, unknown_trips=1)
+    memory = replace(memory, parts={**memory.parts, **{part: size for part, size in beside.items() if size}})
+    return ProgramReport(name, memory, costs, Roofline.of(costs, topology, model_flops), seconds)
+
+
+def advice(report: PlanReport, config: TrainConfig) -> list[str]:
+    """For each program that does not fit, by how much, and what would help."""
+    lines = []
+    for program in report.programs:
+        if program.memory.fits:
+            continue
+        over = (program.memory.total - program.memory.capacity) / 2**30
+        knobs = []
+        if program.name in (GRADIENTS, LANGUAGE):
+            shards = report.mesh["data"] * report.mesh["fsdp"]
+            if config.remat != "full":
+                knobs.append("--remat full")
+            if report.batch_size > shards:
+                half = max(shards, report.batch_size // 2)
+                knobs.append(f"--batch-size {half} --accumulation {config.accumulation * report.batch_size // half}")
+            if report.mesh["fsdp"] == 1:
+                knobs.append("--mesh.preset fsdp")
+            knobs.append(f"--mesh.context {2 * report.mesh['context']}")
+        else:
+            knobs.append("fewer prompts at a time (--prompts), or --mesh.preset fsdp_tp")
+        lines.append(f"{program.name} does not fit: {over:.2f} GiB too much. More chips, or one of: {'; '.join(knobs)}")
+    return lines
+
+
+def check_programs(names: Sequence[str]) -> None:
+    """Raise a UserError unless all are names of programs."""
+    unknown = [name for name in names if name not in PROGRAMS]
+    if unknown:
+        raise UserError(f"program {unknown[0]!r} is unknown: expected some of {', '.join(PROGRAMS)}")
