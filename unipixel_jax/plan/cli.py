@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="unipixel-jax plan", description="Say whether a run fits a topology, and what it costs there.", epilog=EPILOG)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
     parser.add_argument("--topology", action="append", required=True, metavar="NAME", help="v5e:8x8, v5p-16, 2*v5e:4x4, h100:8, ...; may be repeated")
-    parser.add_argument("--programs", nargs="+", metavar="NAME", help="which programs (default: all)")
+    parser.add_argument("--programs", nargs="+", metavar="NAME", help="some of gradients, update, prefill, decode, track (default: these), 'language part'")
     parser.add_argument("--model", metavar="SIZE", help="3b or 7b, or a converted directory (default: what the configuration says)")
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of every clip (default: 8)")
     parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="tokens of every conversation, the clip's included (default: 2048)")
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace, fields: list[str]) -> int:
 
     from unipixel_jax.core.files import replacing
     from unipixel_jax.plan.fit import fit
-    from unipixel_jax.plan.plan import PROGRAMS, advice, check_programs, make_plan
+    from unipixel_jax.plan.plan import USUAL, advice, check_programs, make_plan
     from unipixel_jax.plan.programs import Workload
     from unipixel_jax.plan.report import MARKDOWN, plot
     from unipixel_jax.plan.topology import open_topology
     from unipixel_jax.train.config import load_config
 
-    programs = args.programs or PROGRAMS
+    programs = args.programs or USUAL
     check_programs(programs)
     config = load_config(args.config, fields)
     model_config = sizes(args.model, config)

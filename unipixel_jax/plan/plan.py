@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -29,10 +30,13 @@ from unipixel_jax.train.setup import lay_out
 STEPS = 1000
 """Of the schedule; the programs do not depend on it."""
 GRADIENTS, LANGUAGE, UPDATE, PREFILL, DECODE, TRACK = "gradients", "language part", "update", "prefill", "decode", "track"
-PROGRAMS = (GRADIENTS, LANGUAGE, UPDATE, PREFILL, DECODE, TRACK)
-"""Gradients of a batch (a step has as many of these as the run accumulates); the same of a batch with nothing to segment; the update of the weights;
-a batch of prompts read; one token of each answer; one frame of each clip.
+PROGRAMS = (GRADIENTS, UPDATE, PREFILL, DECODE, TRACK, LANGUAGE)
+"""Gradients of a batch (a step has as many of these as the run accumulates); the update of the weights; a batch of prompts read; one token of each answer;
+one frame of each clip; gradients of a batch with nothing to segment.
 """
+USUAL = (GRADIENTS, UPDATE, PREFILL, DECODE, TRACK)
+TOGETHER = 2
+"""Programs that are compiled at a time: a compiler uses little more than one processor, and several gigabytes."""
 
 LITTLE_EFFORT = {"exec_time_optimization_effort": -1.0}
 """For the compiler of TPUs, which is several times faster with it, and searches less for fast schedules. What is counted here hardly depends on that
@@ -40,7 +44,7 @@ LITTLE_EFFORT = {"exec_time_optimization_effort": -1.0}
 
 
 def make_plan(
-    config: TrainConfig, model_config: UniPixelConfig, topology: Topology, workload: Workload, programs: Sequence[str] = PROGRAMS, prompts: int | None = None
+    config: TrainConfig, model_config: UniPixelConfig, topology: Topology, workload: Workload, programs: Sequence[str] = USUAL, prompts: int | None = None
 ) -> PlanReport:
     """Compile programs and count.
 
@@ -86,19 +90,20 @@ def make_plan(
         DECODE: prompts * flops.token,
         TRACK: prompts * flops.frame,
     }
-    reports = []
     lowered = {**train_programs(layout, workload), **inference_programs(model_config, layout.mesh, prompts, workload)}
-    for name, lower in lowered.items():
-        if name in programs:
-            reports.append(_compiled(name, lower, arguments[name], beside.get(name, {}), topology, model_flops[name] / chips))
-    return PlanReport(config.name, topology.name, dict(layout.mesh.shape), rows, config.remat, tuple(reports))
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        reports = [
+            pool.submit(_compiled, name, lower(), arguments[name], beside.get(name, {}), topology, model_flops[name] / chips)
+            for name, lower in lowered.items()
+            if name in programs
+        ]
+        return PlanReport(config.name, topology.name, dict(layout.mesh.shape), rows, config.remat, tuple(report.result() for report in reports))
 
 
 def _compiled(
-    name: str, lower: Callable[[], Any], arguments: Mapping[str, float], beside: Mapping[str, float], topology: Topology, model_flops: float
+    name: str, lowered: Any, arguments: Mapping[str, float], beside: Mapping[str, float], topology: Topology, model_flops: float
 ) -> ProgramReport:
     begin = time.perf_counter()
-    lowered = lower()
     try:
         compiled = lowered.compile(compiler_options=LITTLE_EFFORT if topology.chip.platform == "tpu" else None)
     except jax.errors.JaxRuntimeError as error:
