@@ -2,7 +2,7 @@
 
     unipixel-jax train configs/shapes_tiny_words.py
 
-Answers, places that are pointed at, and remembered things are learned, and nothing of SAM 2 yet.
+Answers are learned, and nothing of SAM 2 yet.
 """
 
 from unipixel_jax.train.config import StartConfig, TrainConfig
@@ -12,4 +12,4 @@ from unipixel_jax.train.shapes import SHAPES_MODEL, shapes
 def get_config() -> TrainConfig:
     """The run."""
     start = StartConfig(model=SHAPES_MODEL)
-    return shapes("shapes_tiny_words", start, "shapes_words", ("all",), batch_size=32, objects=16, learning_rate=1e-3, steps=350, interval=175)
+    return shapes("shapes_tiny_words", start, "shapes_words", turns=4, learning_rate=1e-3, sam_rate=0.0, steps=300, interval=150)

@@ -1,6 +1,7 @@
 """The same batch gives the same losses and gradients however the chips are arranged."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -58,7 +59,7 @@ def config_of(start, mesh, kind):
 
 
 def one_step(start, mesh, count, kind):
-    """Losses, gradients, and the weights after two updates, on the host."""
+    """Losses and gradients of a batch, and the weights after two updates, on the host."""
     config = config_of(start, mesh, kind)
     setup = set_up(config, start, WIDE, 6, jax.devices()[:count])
     tokenizer = Tokenizer.from_directory(start)
@@ -80,14 +81,24 @@ def one_step(start, mesh, count, kind):
     return first, jax.device_get(state.trained)
 
 
-@pytest.fixture(scope="module", params=["shapes_image", "shapes_clip"])
-def whole(start, request):
-    return request.param, one_step(start, MeshConfig("single"), 1, request.param)
+@pytest.fixture(scope="module")
+def whole(start):
+    """A function from the kind of batch to the losses and gradients of one chip."""
+    return cache(lambda kind: one_step(start, MeshConfig("single"), 1, kind)[0])
 
 
-@pytest.mark.parametrize("name", [name for name in MESHES if name != "single"])
-def test_a_divided_batch_equals_a_whole_one(start, whole, name):
-    kind, (wanted, _) = whole
+QUICK = ("fsdp, 8", "fsdp_tp and context, 8")
+"""Of the normal suite, with clips that are tracked; between them they divide everything."""
+CASES = [
+    pytest.param(name, kind, marks=() if name in QUICK and kind == "shapes_clip" else pytest.mark.slow)
+    for name in MESHES
+    for kind in ("shapes_image", "shapes_clip")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case.values[0] != "single"])
+def test_a_divided_batch_equals_a_whole_one(start, whole, name, kind):
+    wanted = whole(kind)
     found, _ = one_step(start, *MESHES[name], kind)
     for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(wanted[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=BOUND, atol=1e-7)

@@ -18,8 +18,9 @@ from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION, SquareReference, locating_turn
 from unipixel_jax.processing.tokenizer import Message
 
-REMEMBER, LOCATE, POINT = 0.5, 0.15, 0.35
-"""How often a conversation begins with remembered things, a question is PixelQA's first turn, and any other question points at something."""
+REMEMBER, LOCATE, POINT, FIRST = 0.35, 0.15, 0.5, 0.6
+"""How often a conversation begins with remembered things, a question is PixelQA's first turn, any other question points at something, and a conversation
+without remembered things begins with such a question."""
 
 
 def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
@@ -33,6 +34,8 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     every = annotation.data_type == "shapes_all"
     memory = scene.masks[list(things)] if rng.random() < REMEMBER and not every else None
     questions = [find_all(scene, rng)] if every else [] if memory is None else [about(scene, things, rng)]
+    if not every and memory is None and rng.random() < FIRST:
+        questions.append(point_at(scene, rng))
     while len(questions) < options.max_turns and not every:
         questions.append(_question(scene, rng, frozenset(thing for question in questions for thing in question.segmented)))
     messages: list[Message] = []

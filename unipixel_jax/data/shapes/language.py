@@ -1,6 +1,7 @@
 """Questions about scenes of shapes, each with its one right answer.
 
-A question names things by what sets them apart; an answer always names the thing in full, just before its ``<|seg|>`` where it has one. No space stands
+A question names things by what sets them apart; an answer names the thing just before its ``<|seg|>``, with the words of a question that named it, and in
+full where the question told its place. No space stands
 between: the state that is segmented is then that of the last word, which carries its own meaning, and not that of a space.
 """
 
@@ -87,7 +88,8 @@ def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozense
             words = f"object behind the {rng.choice(names(scene, front))}"
         else:
             kind = "look"
-    return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {full_name(scene, thing)}{SEG_TOKEN}.", segmented=(thing,))
+    told = words if kind == "look" else full_name(scene, thing)
+    return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {told}{SEG_TOKEN}.", segmented=(thing,))
 
 
 def find_all(scene: Scene, rng: np.random.Generator) -> Question:

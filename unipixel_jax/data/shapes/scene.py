@@ -127,7 +127,8 @@ def _coverage(thing: Thing, frame: int) -> NDArray[np.float64]:
 
 
 def _background(rng: np.random.Generator) -> NDArray[np.float64]:
-    """A dull colour with a slope of brightness [S, S, 3]."""
-    ramp = np.linspace(-1, 1, SIDE)
-    slope = ramp * rng.uniform(-15, 15) + ramp[:, None] * rng.uniform(-15, 15)
-    return rng.uniform(70, 140) + rng.uniform(-12, 12, 3) + slope[..., None]
+    """Evening light [S, S, 3]: warmer to the right and bluer to the bottom, by amounts that vary little, so that a patch tells where it lies."""
+    ramp = np.linspace(0, 1, SIDE)
+    right, down = ramp * rng.uniform(85, 105), ramp[:, None] * rng.uniform(85, 105)
+    base = rng.uniform(55, 75)
+    return np.stack([base + right + 0 * down, np.full((SIDE, SIDE), base + 30), base + down + 0 * right], axis=-1)

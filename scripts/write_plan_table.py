@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Compile every plan of docs/plan.md and write its table and picture: scripts/write_plan_table.py [ROW ...]
+
+A row takes minutes and is kept in docs/plans/ROW.json; a row that is there is not compiled again, unless it is named. Needs the extras train, tpu and plot.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from unipixel_jax.plan.report import MARKDOWN, PlanReport, plot
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "plans"
+SEVEN, THREE = "configs/unipixel_7b_stage3.py", "configs/unipixel_3b_stage3.py"
+STEP = ["--programs", "gradients", "update"]
+LONG = ["--frames", "64", "--tokens", "32768"]
+
+
+def batch(at_once: int, samples: int = 32) -> list[str]:
+    """A step of so many samples, so many at once."""
+    return ["--batch-size", str(at_once), "--accumulation", str(samples // at_once)]
+
+
+ROWS = {
+    "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *STEP, *batch(16)],
+    "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
+    "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", "update", *batch(32)],
+    "7b_v5p-16_without_dropout": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32), "--no-dropout"],
+    "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16)],
+    "3b_v5e-8": [THREE, "--topology", "v5e-8", *STEP, *batch(8)],
+    "3b_v5e-16": [THREE, "--topology", "v5e-16", *STEP, *batch(16)],
+    "7b_v5e-256": [SEVEN, "--topology", "v5e:16x16", *STEP, *batch(256, 256)],
+    "7b_long_v5e-64": [SEVEN, "--topology", "v5e-64", "--programs", "gradients", *LONG, *batch(16), "--mesh.context", "4"],
+    "7b_inference_v5e-8": [SEVEN, "--topology", "v5e-8", "--programs", "prefill", "decode", "track", "--batch-size", "8"],
+    "7b_h100-8": [SEVEN, "--topology", "h100:8", *STEP, *batch(8)],
+}
+
+
+def main() -> int:
+    """Compile what is missing, and write the table."""
+    unknown = [name for name in sys.argv[1:] if name not in ROWS]
+    if unknown:
+        print(f"error: no row {unknown[0]!r}: expected some of {', '.join(ROWS)}", file=sys.stderr)
+        return 2
+    FOLDER.mkdir(exist_ok=True)
+    for name, arguments in ROWS.items():
+        path = FOLDER / f"{name}.json"
+        if name in sys.argv[1:] or (len(sys.argv) == 1 and not path.exists()):
+            print(f"{name}: unipixel-jax plan {' '.join(arguments)}", flush=True)
+            command = [sys.executable, "-m", "unipixel_jax.cli", "plan", *arguments, "--json", str(path)]
+            if subprocess.run(command, cwd=ROOT).returncode not in (0, 1):  # 1: it does not fit, which is a row as well
+                return 1
+    reports = [PlanReport.from_json(found) for name in ROWS if (FOLDER / f"{name}.json").exists() for found in read(name)]
+    (FOLDER / "table.md").write_text("\n".join([MARKDOWN, *(report.markdown_rows() for report in reports)]) + "\n", encoding="utf-8")
+    plot(reports, FOLDER / "table.png")
+    return 0
+
+
+def read(name: str) -> list[dict]:
+    """The reports of a row."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
