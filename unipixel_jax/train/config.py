@@ -33,11 +33,13 @@ class StartConfig:
         checkpoint: a directory made by ``unipixel-jax convert to-jax``, with what earlier stages trained merged in; None for random weights of ``model``.
         model: sizes of a model that starts from random weights; None with a checkpoint.
         tokenizer: folder of its tokenizer; None for that of the small model that ships with the package.
+        size: what the checkpoint holds ("3b" or "7b"), for those who plan without having it; None asks the directory.
     """
 
     checkpoint: str | None = None
     model: UniPixelConfig | None = None
     tokenizer: str | None = None
+    size: str | None = None
 
 
 @dataclass(frozen=True)

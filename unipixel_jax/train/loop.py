@@ -34,7 +34,7 @@ from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.checkpoint import CHECKPOINTS, Best, Checkpoints
 from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import count_tokens, to_batch
-from unipixel_jax.train.flops import peak_flops, step_flops
+from unipixel_jax.train.flops import peak_flops, row_flops
 from unipixel_jax.train.interruption import Interruption
 from unipixel_jax.train.manifest import About
 from unipixel_jax.train.metrics import Unwatched, Watch
@@ -178,7 +178,7 @@ class _Run:
                 parts.append(part)
                 meter.samples += len(arrays.samples)
                 meter.tokens += count_tokens(arrays)
-                meter.flops += step_flops(setup.model_config, arrays)
+                meter.flops += row_flops(setup.model_config, arrays).training(config.trained).total
             if config.accumulation > 1:
                 grads = scale(grads, jnp.float32(1 / config.accumulation))
             state, numbers = update(state, grads, sum((p.total for p in parts[1:]), parts[0].total))
