@@ -55,14 +55,14 @@ class Processes:
             process.kill()
             process.wait()
 
-    def wait_for(self, number: int, text: str, seconds: float = 240) -> None:
+    def wait_for(self, number: int, text: str, seconds: float = 600) -> None:
         """Return once a process has written some text."""
         end = time.monotonic() + seconds
         while not any(text in file.read_text() for file in self.files[number]):
             assert self.started[number].poll() is None and time.monotonic() < end, f"process {number} did not write {text!r}: {self._written(number)}"
             time.sleep(0.05)
 
-    def ended(self, seconds: float = 240) -> list[Ended]:
+    def ended(self, seconds: float = 600) -> list[Ended]:
         """Wait for the end of all."""
         end, when = time.monotonic() + seconds, [0.0] * len(self.started)
         while not all(when):

@@ -26,7 +26,7 @@ def pair(folder, behaviours, **changes):
 
 
 def test_what_processes_tell_each_other(tmp_path):
-    with pair(tmp_path, ["go", "go"], lost_seconds=60) as processes:
+    with pair(tmp_path, ["go", "go"], lost_seconds=600) as processes:
         ended = processes.ended()
     assert [(one.status, one.errors) for one in ended] == [(0, []), (0, [])]
     for one in ended:
@@ -101,7 +101,7 @@ def test_others_that_do_not_start(tmp_path):
 
 @pytest.mark.slow
 def test_another_number_of_processes(tmp_path):
-    with pair(tmp_path, ["go", "go"], one={"num_processes": 3}) as processes:
+    with pair(tmp_path, ["go", "go"], one={"num_processes": 3}, lost_seconds=600) as processes:
         ended = processes.ended()
     assert [one.status for one in ended] == [1, 1]
     assert any("the number of processes was told differently (2 to process 0 (" in line for one in ended for line in one.errors)

@@ -52,7 +52,7 @@ class HostsConfig:
     num_processes: int | None = None
     process_id: int | None = None
     start_seconds: int = 300
-    lost_seconds: int = 60
+    lost_seconds: int = 100
     step_seconds: int = 1800
 
     def __post_init__(self) -> None:
