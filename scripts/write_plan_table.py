@@ -14,7 +14,7 @@ from unipixel_jax.plan.report import MARKDOWN, PlanReport, plot
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "plans"
 SEVEN, THREE = "configs/unipixel_7b_stage3.py", "configs/unipixel_3b_stage3.py"
-STEP = ["--programs", "gradients", "update"]
+STEP = ["--programs", "gradients"]
 LONG = ["--frames", "64", "--tokens", "32768"]
 
 
@@ -26,7 +26,7 @@ def batch(at_once: int, samples: int = 32) -> list[str]:
 ROWS = {
     "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *STEP, *batch(16)],
     "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
-    "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", "update", *batch(32)],
+    "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32)],
     "7b_v5p-16_without_dropout": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32), "--no-dropout"],
     "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16)],
     "3b_v5e-8": [THREE, "--topology", "v5e-8", *STEP, *batch(8)],

@@ -88,9 +88,9 @@ def whole(start):
 
 
 QUICK = ("fsdp, 8", "fsdp_tp and context, 8")
-"""Of the normal suite, with clips that are tracked; between them they divide everything."""
+"""Of the normal suite, with pictures; between them they divide everything."""
 CASES = [
-    pytest.param(name, kind, marks=() if name in QUICK and kind == "shapes_clip" else pytest.mark.slow)
+    pytest.param(name, kind, marks=() if name in QUICK and kind == "shapes_image" else pytest.mark.slow)
     for name in MESHES
     for kind in ("shapes_image", "shapes_clip")
 ]

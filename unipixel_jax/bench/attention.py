@@ -238,7 +238,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
             axes.barh(places, lengths, height, label=backend)
         axes.set(xscale="log", xlabel=label, yticks=range(len(works)), yticklabels=works)
         axes.grid(axis="x", alpha=0.3)
-    np.atleast_1d(figure.axes)[0].invert_yaxis()
+    figure.axes[0].invert_yaxis()
     figure.axes[-1].legend(loc="best")
     figure.suptitle(f"Attention on {results[0].chip}")
     with replacing(path) as aside:

@@ -79,12 +79,6 @@ def mesh_axes(name: str | None, length: int) -> tuple[str, ...]:
     return axes if mesh is not None and length % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
-def chips_along(name: str, length: int) -> int:
-    """The chips that divide ``length`` entries of an activation's logical axis; 1 where none do."""
-    mesh = current_mesh()
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in mesh_axes(name, length))
-
-
 def constrain(x: R, *names: str | None) -> R:
     """Arrays placed by the logical names of their leading dimensions; the rest, and what does not divide, is not divided.
 
@@ -170,12 +164,3 @@ _collect.defvjp(_collect_forward, _collect_backward)
 def batch_spec(rank: int) -> PartitionSpec:
     """The place of an array [B, ...] of samples."""
     return PartitionSpec(BATCH, *[None] * (rank - 1))
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of the arrays (or of the shapes) of a tree on one chip."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) is not None else leaf.shape
-        total += math.prod(shape) * leaf.dtype.itemsize
-    return total

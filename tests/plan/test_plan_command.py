@@ -1,0 +1,47 @@
+"""The command, with a small model on chips that are not here."""
+
+import json
+
+import pytest
+
+from unipixel_jax.cli import main
+
+CONFIG = """
+from dataclasses import replace
+from unipixel_jax.train.config import StartConfig
+from unipixel_jax.train.shapes import SHAPES_MODEL, shapes
+
+
+def get_config():
+    run = shapes("small", StartConfig(model=SHAPES_MODEL), "shapes_image", turns=1, learning_rate=1e-3, sam_rate=1e-3, steps=10, interval=5)
+    return replace(run, remat="full")
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.mark.chips
+def test_a_batch_that_does_not_divide(config, capsys):
+    assert main(["plan", config, "--topology", "v5e:4x8"]) == 1
+    assert "a batch of 16 does not divide among the 32 parts of the mesh" in capsys.readouterr().err
+
+
+@pytest.mark.chips
+def test_plan_of_a_small_model(config, tmp_path):
+    out = tmp_path / "plan.json"
+    status = main(["plan", config, "--topology", "v5e:2x2", "--tokens", "512", "--frames", "2", "--json", str(out), "--dtype", "bfloat16"])
+    (report,) = json.loads(out.read_text())
+    programs = {program["name"]: program for program in report["programs"]}
+    assert status == 0 and list(programs) == ["gradients", "update", "prefill", "decode", "track"]
+    assert report["mesh"] == {"data": 1, "fsdp": 4, "context": 1, "tensor": 1}
+    gradients, update = programs["gradients"], programs["update"]
+    assert gradients["memory"]["fits"] and gradients["memory"]["parts"]["optimizer"] == update["memory"]["parts"]["optimizer"]
+    # everything is trained: two float32 moments for every float32 weight
+    assert 1.9 < update["memory"]["parts"]["optimizer"] / update["memory"]["parts"]["parameters"] < 2.1
+    assert gradients["costs"]["flops"] > programs["prefill"]["costs"]["flops"] > programs["decode"]["costs"]["flops"] > 0
+    assert {c["kind"] for c in gradients["costs"]["collectives"]} >= {"all-gather"}
