@@ -233,8 +233,8 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
         axes.set_axisbelow(True)
     times.tick_params(axis="y", length=0)
     for axes, side in ((memory, "left"), (times, "right")):
-        place: Any = f"outside lower {side}"
-        figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=4, frameon=False, fontsize=9)
+        outside: Any = f"outside lower {side}"
+        figure.legend(*axes.get_legend_handles_labels(), loc=outside, ncols=4, frameon=False, fontsize=9)
     memory.invert_yaxis()
     figure.suptitle(rows[0][0].title if alone else "Plans")
     with replacing(path) as aside:
