@@ -27,17 +27,15 @@ def curves(runs: list[Path], path: Path) -> None:
     figure = Figure(figsize=(12, 3), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         before = 0
-        for run in runs:
+        for number, run in enumerate(runs):
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
             size = json.loads((run / "config.json").read_text(encoding="utf-8"))["batch_size"]
             points = [(before + line["step"] * size, line[name]) for line in lines if name in line and (name != "dice" or line["dice"] > 0)]
             before += max(line["step"] for line in lines) * size
             if points:
-                axes.plot(*zip(*points, strict=True), label=run.name)
+                axes.plot(*zip(*points, strict=True), label=run.name, color=f"C{number}")
         axes.set(xlabel="samples", title=label)
-        axes.set_ylim(bottom=0)
-        if name == "language":
-            axes.set_ylim(0, 1)
+        axes.set_ylim(0, 1.05)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=100)
