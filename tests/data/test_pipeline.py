@@ -11,10 +11,10 @@ from marked_samples import TOKENIZER, write
 from unipixel_jax.config import preset
 from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.data.annotation import DrawOptions
+from unipixel_jax.data.batch import sizes_of
 from unipixel_jax.data.cli import main
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
-from unipixel_jax.data.sizes import sizes_of
 from unipixel_jax.errors import UserError
 
 CONFIG = preset("tiny")
@@ -38,6 +38,13 @@ def flat(value, name=""):
     return {name: value}
 
 
+def row(value, number):
+    """One row of a batch, by itself."""
+    if dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **{field.name: row(getattr(value, field.name), number) for field in dataclasses.fields(value)})
+    return value[number] if isinstance(value, np.ndarray) else value
+
+
 def assert_equal(ours, theirs):
     ours, theirs = flat(ours), flat(theirs)
     assert ours.keys() == theirs.keys()
@@ -56,7 +63,7 @@ def test_batches_of_every_kind(root):
     batches = take(loader, mixture.steps_per_epoch)
     assert {batch.kind for batch in batches} == {k for k in mixture.kinds if k not in mixture.left_out()}
     for batch in batches:
-        arrays, sizes = batch.arrays, sizes_of(batch.arrays)
+        arrays, sizes = batch.arrays, sizes_of(row(batch.arrays, 0))
         assert (arrays.clips is not None) == batch.kind.startswith("mem_")
         assert all(size in getattr(LADDERS, name).sizes for name, size in sizes.items()), "only sizes of the ladders, so the programs are bounded"
         assert len(arrays.samples) == 2 and abs(arrays.label_weights.sum() - 1) < 1e-5
@@ -102,8 +109,8 @@ def test_hosts_agree_on_sizes_and_share_the_batch(root):
         shapes = {name: (array.shape, theirs[name].shape) for name, array in ours.items() if isinstance(array, np.ndarray)}
         assert all(a == b for a, b in shapes.values()), shapes
         assert sorted(first.arrays.samples + second.arrays.samples) == sorted(whole.arrays.samples)
-        grown += first.arrays.inputs.input_ids.shape[1] > LADDERS.tokens.size(int(first.arrays.inputs.lengths.max()))
-        grown += second.arrays.inputs.input_ids.shape[1] > LADDERS.tokens.size(int(second.arrays.inputs.lengths.max()))
+        grown += first.arrays.inputs.input_ids.shape[-1] > LADDERS.tokens.size(int(first.arrays.inputs.lengths.max()))
+        grown += second.arrays.inputs.input_ids.shape[-1] > LADDERS.tokens.size(int(second.arrays.inputs.lengths.max()))
     assert grown, "the hosts' samples differ in size, so that agreeing matters"
 
 
