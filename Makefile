@@ -33,7 +33,7 @@ test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found
 	@.venv-newest/bin/python -m pytest -q
 
 # The compilers alone: libtpu with the tpu extra; for GPUs, JAX's plugin and ptxas without the libraries that only running needs.
-chips: .venv-chips/installed-dev,tpu  ## compile the attention kernels for TPUs and GPUs that are not here
+chips: .venv-chips/installed-dev,tpu  ## compile kernels and small plans for TPUs and GPUs that are not here
 	@.venv-chips/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach p,plugin pjrt,jax-cuda12-$(p)==$$(.venv-chips/bin/python -c 'import jax; print(jax.__version__)')) nvidia-cuda-nvcc-cu12
 	@.venv-chips/bin/python -m pytest -q -m chips
 
