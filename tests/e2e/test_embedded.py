@@ -1,8 +1,12 @@
 """The small model that ships with the package: whole, small enough, and it answers as its page says."""
 
+import re
+
 import numpy as np
+import pytest
 
 from unipixel_jax import Point, UniPixel
+from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES
 from unipixel_jax.demo import ASSETS, JOBS
 from unipixel_jax.infer.loading import EMBEDDED
 
@@ -11,14 +15,26 @@ def test_it_is_small():
     assert sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file()) < 20e6
 
 
-def test_it_names_what_it_is_asked_about():
-    model = UniPixel.from_pretrained(dtype="float32")
-    pointed = model.segment(ASSETS / "photo.png", "What is <region>?", [Point(118, 235)], max_new_tokens=24)
-    assert pointed.text == "It is a large green triangle." and not pointed.objects
+@pytest.fixture(scope="module")
+def model():
+    return UniPixel.from_pretrained(dtype="float32")
+
+
+def test_it_segments_what_it_is_asked_for(model):
     found = model.segment(ASSETS / "photo.png", JOBS[0][2], max_new_tokens=24)
     assert found.text == "It is the large blue square<|seg|>."
     (item,) = found.objects
     assert item.masks.shape == (1, 512, 512)
     square = np.zeros((512, 512), bool)
     square[285:425, 130:270] = True
-    assert item.masks[0][square].mean() > 0.5 > item.masks[0][~square].mean()
+    assert item.masks[0][square].mean() > 0.9 > 0.1 > item.masks[0][~square].mean()
+    other = model.segment(ASSETS / "photo.png", "Please segment the small red circle.", max_new_tokens=24)
+    assert other.text == "It is the small red circle<|seg|>."
+    assert other.objects[0].masks[0][square].mean() < 0.1
+
+
+def test_it_describes_what_is_pointed_at(model):
+    """Rarely the right thing (docs/tiny_model.md), but in the words it was taught."""
+    pointed = model.segment(ASSETS / "photo.png", "What is <region>?", [Point(118, 235)], max_new_tokens=24)
+    assert re.fullmatch(rf"It is a ({'|'.join(RADII)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\.", pointed.text)
+    assert not pointed.objects
