@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Compile every plan of docs/plan.md and write its table and picture: scripts/write_plan_table.py [ROW ...]
+"""Compile every plan of docs/plan.md and write its table and picture: scripts/write_plan_table.py [ROW ... | --table]
 
-A row takes minutes and is kept in docs/plans/ROW.json; a row that is there is not compiled again, unless it is named. Needs the extras train, tpu and plot.
+A row takes minutes and is kept in docs/plans/ROW.json; a row that is there is not compiled again, unless it is named. With --table nothing is compiled.
+Needs the extras train, tpu and plot.
 """
 
 import json
@@ -41,14 +42,15 @@ ROWS = {
 
 def main() -> int:
     """Compile what is missing, and write the table."""
-    unknown = [name for name in sys.argv[1:] if name not in ROWS]
+    named = sys.argv[1:]
+    unknown = [name for name in named if name not in ROWS and named != ["--table"]]
     if unknown:
         print(f"error: no row {unknown[0]!r}: expected some of {', '.join(ROWS)}", file=sys.stderr)
         return 2
     FOLDER.mkdir(exist_ok=True)
     for name, arguments in ROWS.items():
         path = FOLDER / f"{name}.json"
-        if name in sys.argv[1:] or (len(sys.argv) == 1 and not path.exists()):
+        if name in named or (not named and not path.exists()):
             print(f"{name}: unipixel-jax plan {' '.join(arguments)}", flush=True)
             command = [sys.executable, "-m", "unipixel_jax.cli", "plan", *arguments, "--json", str(path)]
             if subprocess.run(command, cwd=ROOT).returncode not in (0, 1):  # 1: it does not fit, which is a row as well
