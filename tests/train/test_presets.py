@@ -105,3 +105,15 @@ def test_a_divided_batch_equals_a_whole_one(start, whole, name, kind):
     total = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(wanted[1])))
     for path, grad in wanted[1].items():
         assert np.linalg.norm(found[1][path] - grad) <= BOUND * max(np.linalg.norm(grad), 1e-3 * total), path
+
+
+@pytest.mark.parametrize("name", ["dp, 8", "fsdp, 8", "fsdp_tp and context, 8"])
+def test_weights_are_read_and_made_the_same_bit_by_bit(start, name):
+    mesh, count = MESHES[name]
+    alone = set_up(config_of(start, MeshConfig("single"), "shapes_image"), start, WIDE, 6, jax.devices()[:1])
+    divided = set_up(config_of(start, mesh, "shapes_image"), start, WIDE, 6, jax.devices()[:count])
+    for a, b in zip(jax.tree.leaves((alone.state, alone.frozen)), jax.tree.leaves((divided.state, divided.frozen)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(divided.frozen))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(divided.frozen))
+    assert held == whole if name == "dp, 8" else held < 0.6 * whole
