@@ -3,7 +3,7 @@
 import json
 import signal
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -128,6 +128,11 @@ def test_one_process_needs_nothing():
         assert distributed.any_process("stop", True) and not distributed.any_process("stop", False)
 
 
+class Device(NamedTuple):
+    process_index: int
+    id: int
+
+
 class Places:
     """Stands for a sharding of rows: which rows lie on which device, of which process."""
 
@@ -135,7 +140,7 @@ class Places:
         self.rows = [(process, rows) for process, devices in enumerate(rows_of_processes) for rows in devices]
 
     def devices_indices_map(self, shape):
-        return {SimpleNamespace(process_index=process, id=number): (slice(*rows),) for number, (process, rows) in enumerate(self.rows)}
+        return {Device(process, number): (slice(*rows),) for number, (process, rows) in enumerate(self.rows)}
 
 
 @pytest.mark.parametrize(
