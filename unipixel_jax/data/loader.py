@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import pickle
+import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -248,7 +249,13 @@ class Loader(Generic[S, A]):
             return made.to_iter_dataset(reading)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads flags when it starts processes, and fails where no absl program has parsed them
-        return made.map(_pack).to_iter_dataset(reading).mp_prefetch(grain.MultiprocessingOptions(options.workers, options.buffer))
+        return made.map(_pack).to_iter_dataset(reading).mp_prefetch(grain.MultiprocessingOptions(options.workers, options.buffer), _ignore_signals)
+
+
+def _ignore_signals(worker: int, workers: int) -> None:
+    """Ctrl-C and schedulers signal a whole group of processes; the trainer finishes its step, for which it needs its workers, and then ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Pickler(pickle.Pickler):
