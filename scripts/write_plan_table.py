@@ -25,7 +25,7 @@ def batch(at_once: int, samples: int = 32) -> list[str]:
 
 
 ROWS = {
-    "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *STEP, *batch(16)],
+    "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *batch(16)],
     "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
     "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32)],
     "7b_v5p-16_without_dropout": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32), "--no-dropout"],

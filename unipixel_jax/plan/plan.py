@@ -82,11 +82,13 @@ def make_plan(
             **{name: {"parameters": float(served)} for name in (PREFILL, DECODE, TRACK)},
         }
     )
+    text = model_config.text
+    silent = 2.0 * text.hidden_size * text.vocab_size * (workload.tokens - 1)  # a prefill scores its last token only
     model_flops = {
         GRADIENTS: rows * backward.total,
         LANGUAGE: rows * backward.language,
         UPDATE: 0.0,
-        PREFILL: prompts * flops.language,
+        PREFILL: prompts * (flops.language - silent),
         DECODE: prompts * flops.token,
         TRACK: prompts * flops.frame,
     }
