@@ -43,9 +43,11 @@ class Processes:
         self.files = [(folder / f"{number}.out", folder / f"{number}.err") for number in range(len(commands))]
         flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
         self.started = []
+        # XLA has as many threads as this says there are processors; with fewer than collectives that run at once, these wait for each other for ever
+        given = os.environ | {"XLA_FLAGS": flags, "NPROC": "16"} | environment
         for command, (out_file, err_file) in zip(commands, self.files, strict=True):
             with out_file.open("w") as out, err_file.open("w") as err:
-                self.started.append(subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=os.environ | {"XLA_FLAGS": flags} | environment))
+                self.started.append(subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=given))
 
     def __enter__(self) -> "Processes":
         return self

@@ -11,7 +11,7 @@ import pytest
 from micro_run import micro_start
 from processes import Processes, free_port
 
-STEPS, EVERY, LOST = 30, 4, 30
+STEPS, EVERY, LOST = 16, 4, 30
 CONFIG = """
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ sys.path.insert(0, {here!r})
 from micro_run import micro_config
 
 def get_config():
-    return micro_config(Path({start!r}), steps={steps}, log_every=1, save_every={every}, batch_size=16)
+    return micro_config(Path({start!r}), steps={steps}, log_every=1, save_every={every})
 """
 
 
@@ -92,7 +92,7 @@ def test_told_to_end_and_started_again(config, undisturbed, tmp_path):
         processes.started[1].send_signal(signal.SIGTERM)
         first, told = processes.ended()
     assert (first.status, told.status) == (0, 0), first.err + told.err
-    (step,) = map(int, re.findall(r"stopped by a signal; step (\d+) of 30 is saved\. Start the same command again to go on", first.err))
+    (step,) = map(int, re.findall(r"stopped by a signal; step (\d+) of 16 is saved\. Start the same command again to go on", first.err))
     assert 3 <= step < STEPS and newest(tmp_path) == step
     assert told.err.count("SIGTERM: saving after this step") == 1
 

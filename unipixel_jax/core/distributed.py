@@ -153,7 +153,7 @@ def gather(name: str, value: str, seconds: float | None = None) -> list[str]:
         client.wait_at_barrier(name, int(1000 * seconds))
         found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(_missing(name, folder, seconds, error)) from None
+        raise UserError(_missing(client, count, name, folder, seconds, error)) from None
     return [found[process] for process in range(count)]
 
 
@@ -256,9 +256,8 @@ def _meet() -> None:
         raise UserError(f"the number of processes was told differently ({told}): give all the same hosts.num_processes")
 
 
-def _missing(name: str, folder: str, seconds: float, error: Exception) -> str:
+def _missing(client: Any, count: int, name: str, folder: str, seconds: float, error: Exception) -> str:
     """Which processes did not come to a barrier."""
-    client, _, count = _service()
     try:
         here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(folder)}
         told = [text for _, text in client.key_value_dir_get("ended/")]
