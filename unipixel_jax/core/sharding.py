@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
@@ -96,17 +95,6 @@ def constrain(x: R, *names: str | None) -> R:
         return jax.lax.with_sharding_constraint(a, PartitionSpec(*(axis or None for axis in axes)))
 
     return jax.tree.map(place, x)
-
-
-def vocabulary_mesh() -> AbstractMesh | None:
-    """The mesh that is set, if it divides the vocabulary, over ``fsdp`` and ``tensor``; else None."""
-    mesh = current_mesh()
-    return mesh if mesh is not None and mesh.shape[FSDP] * mesh.shape[TENSOR] > 1 else None
-
-
-def for_vocabulary(table: jax.Array, mesh: AbstractMesh) -> jax.Array:
-    """A table [V, D] filled up to rows that divide among the chips of ``vocabulary_mesh``."""
-    return jnp.pad(table, ((0, -table.shape[0] % (mesh.shape[FSDP] * mesh.shape[TENSOR])), (0, 0)))
 
 
 def over_samples(function: Callable[..., R]) -> Callable[..., R]:

@@ -6,10 +6,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from unipixel_jax.core.mesh import CONTEXT, DATA, FSDP, TENSOR
-from unipixel_jax.core.sharding import BATCH, for_vocabulary, vocabulary_mesh
+from unipixel_jax.core.mesh import CONTEXT, DATA
+from unipixel_jax.core.sharding import BATCH
+from unipixel_jax.ops.vocabulary import TABLE, Vocabulary
 
 
 @jax.custom_vjp
@@ -43,12 +44,11 @@ def _backward(saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[ja
 
 take_rows.defvjp(_forward, _backward)
 
-ROWS, WEIGHTS = PartitionSpec(BATCH, None, CONTEXT), PartitionSpec((FSDP, TENSOR))
+ROWS = PartitionSpec(BATCH, None, CONTEXT)
 
 
 def take_divided_rows(table: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """``table[ids]`` for a batch of samples, where the mesh that is set divides the table's rows: each chip gives what it has of all tokens. No chip ever
-    holds the table, or its gradient, whole.
+    """``table[ids]`` for a batch of samples, where the mesh that is set divides the table's rows: each chip gives what it has of all tokens (vocabulary.py).
 
     Args:
         table: [V, D].
@@ -58,40 +58,30 @@ def take_divided_rows(table: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax
     Returns:
         [R, b, T, D].
     """
-    mesh = vocabulary_mesh()
-    return take_rows(table, ids).astype(dtype) if mesh is None else _divided(mesh, dtype, for_vocabulary(table, mesh), ids)
+    vocabulary = Vocabulary.of(table)
+    return take_rows(table, ids).astype(dtype) if vocabulary.mesh is None else _divided(vocabulary, dtype, vocabulary.filled_up(table), ids)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _divided(mesh: AbstractMesh, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
+def _divided(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
     def local(table: jax.Array, ids: jax.Array) -> jax.Array:
-        here, row = _own_rows(mesh, table, ids)
-        rows = jnp.where(here[..., None], take_rows(table, row).astype(dtype), jnp.zeros((), dtype))
-        return jax.lax.psum(jax.lax.psum_scatter(rows, FSDP, tiled=True), TENSOR)
+        here, row = vocabulary.place(vocabulary.collected(ids), table.shape[0])
+        return vocabulary.summed(jnp.where(here[..., None], take_rows(table, row).astype(dtype), jnp.zeros((), dtype)))
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(WEIGHTS, ROWS), out_specs=ROWS, check_vma=False)(table, ids)
-
-
-def _divided_forward(mesh: AbstractMesh, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _divided(mesh, dtype, table, ids), (table, ids)
+    return vocabulary.run(local, (TABLE, ROWS), ROWS)(table, ids)
 
 
-def _divided_backward(mesh: AbstractMesh, dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[jax.Array, None]:
-    table, ids = saved
+def _divided_forward(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _divided(vocabulary, dtype, table, ids), (table, ids)
 
+
+def _divided_backward(vocabulary: Vocabulary, dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[jax.Array, None]:
     def local(table: jax.Array, ids: jax.Array, d_rows: jax.Array) -> jax.Array:
-        here, row = _own_rows(mesh, table, ids)
-        d_rows = jnp.where(here[..., None], jax.lax.all_gather(d_rows, FSDP, tiled=True), jnp.zeros((), dtype)).astype(table.dtype)
-        return jax.lax.psum(jnp.zeros_like(table).at[row].add(d_rows), (DATA, CONTEXT))
+        here, row = vocabulary.place(vocabulary.collected(ids), table.shape[0])
+        d_rows = jnp.where(here[..., None], vocabulary.collected(d_rows), jnp.zeros((), dtype)).astype(table.dtype)
+        return vocabulary.sum(jnp.zeros_like(table).at[row].add(d_rows), DATA, CONTEXT)
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(WEIGHTS, ROWS, ROWS), out_specs=WEIGHTS, check_vma=False)(table, ids, d_rows), None
+    return vocabulary.run(local, (TABLE, ROWS, ROWS), TABLE)(*saved, d_rows), None
 
 
 _divided.defvjp(_divided_forward, _divided_backward)
-
-
-def _own_rows(mesh: AbstractMesh, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For the tokens of all chips along ``fsdp``: whether this chip has the row, and which of its rows it is."""
-    part = jax.lax.axis_index(FSDP) * mesh.shape[TENSOR] + jax.lax.axis_index(TENSOR)
-    row = jax.lax.all_gather(ids, FSDP, tiled=True) - part * table.shape[0]
-    return (row >= 0) & (row < table.shape[0]), jnp.clip(row, 0, table.shape[0] - 1)
