@@ -38,7 +38,7 @@ def candidates(config: TrainConfig, topology: Topology) -> Iterator[TrainConfig]
 
 
 def fit(config: TrainConfig, model_config: UniPixelConfig, topology: Topology, workload: Workload, most: int = 6) -> tuple[TrainConfig, list[PlanReport]]:
-    """The plan with the shortest step by roofline, of those tried, and the reports of all, the last one first tried.
+    """The plan with the shortest step by roofline, of those tried, and the reports of all in the order of the search.
 
     The search goes from large batches to small ones and stops along each mesh where a plan fits, since a smaller batch only repeats the collectives.
 

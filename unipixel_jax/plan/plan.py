@@ -19,28 +19,37 @@ from unipixel_jax.models.partition import partitioned
 from unipixel_jax.models.unipixel import abstract_model
 from unipixel_jax.plan.hlo import read_costs
 from unipixel_jax.plan.memory import Memory, bytes_per_chip, read_memory, refused_for_memory
-from unipixel_jax.plan.programs import Workload, inference_programs, sample_row, train_batch, train_programs
+from unipixel_jax.plan.programs import (
+    DECODE,
+    GRADIENTS,
+    LANGUAGE,
+    PREFILL,
+    TRACK,
+    UPDATE,
+    Workload,
+    inference_programs,
+    rows_like,
+    sample_row,
+    train_programs,
+)
 from unipixel_jax.plan.report import PlanReport, ProgramReport
 from unipixel_jax.plan.roofline import Roofline
 from unipixel_jax.plan.topology import Topology
 from unipixel_jax.train.config import TrainConfig
+from unipixel_jax.train.feed import host_batch
 from unipixel_jax.train.flops import row_flops
 from unipixel_jax.train.setup import lay_out
 
 STEPS = 1000
 """Of the schedule; the programs do not depend on it."""
-GRADIENTS, LANGUAGE, UPDATE, PREFILL, DECODE, TRACK = "gradients", "language part", "update", "prefill", "decode", "track"
-PROGRAMS = (GRADIENTS, UPDATE, PREFILL, DECODE, TRACK, LANGUAGE)
-"""Gradients of a batch (a step has as many of these as the run accumulates); the update of the weights; a batch of prompts read; one token of each answer;
-one frame of each clip; gradients of a batch with nothing to segment.
-"""
 USUAL = (GRADIENTS, UPDATE, PREFILL, DECODE, TRACK)
+"""What is compiled unless others are named."""
+PROGRAMS = (*USUAL, LANGUAGE)
 TOGETHER = 2
 """Programs that are compiled at a time: a compiler uses little more than one processor, and several gigabytes."""
 
 LITTLE_EFFORT = {"exec_time_optimization_effort": -1.0}
-"""For the compiler of TPUs: one of SAM's stages compiled in 5 s instead of 28. It searches less for fast schedules; by how much memory and traffic differ was
-not measured."""
+"""For the compiler of TPUs, which then searches less for fast schedules; by how much memory and traffic differ was not measured."""
 
 
 def make_plan(
@@ -61,7 +70,9 @@ def make_plan(
     """
     layout = lay_out(config, model_config, STEPS, topology.devices)
     chips = layout.mesh.size
-    flops = row_flops(model_config, sample_row(model_config, workload, layout.mesh))
+    row = sample_row(model_config, workload, layout.mesh)
+    batch = rows_like(host_batch(row), config.batch_size, layout.mesh)
+    flops = row_flops(model_config, row)
     trained, frozen, optimizer = (bytes_per_chip(tree) for tree in (layout.state.trained, layout.frozen, layout.state.opt_state))
     served = bytes_per_chip(partitioned(abstract_model(model_config), model_config, layout.mesh, jnp.dtype(model_config.dtype)))
     rows, prompts = config.batch_size, prompts or data_shards(layout.mesh)
@@ -76,7 +87,7 @@ def make_plan(
     }
     arguments: Mapping[str, Mapping[str, float]] = MappingProxyType(
         {
-            GRADIENTS: weights | {"batch": float(bytes_per_chip(train_batch(layout, workload)))},
+            GRADIENTS: weights | {"batch": float(bytes_per_chip(batch))},
             LANGUAGE: weights,
             UPDATE: {"parameters": float(trained), "optimizer": float(optimizer), "gradients": float(trained)},
             **{name: {"parameters": float(served)} for name in (PREFILL, DECODE, TRACK)},
@@ -92,7 +103,7 @@ def make_plan(
         DECODE: prompts * flops.token,
         TRACK: prompts * flops.frame,
     }
-    lowered = {**train_programs(layout, workload), **inference_programs(model_config, layout.mesh, prompts, workload)}
+    lowered = {**train_programs(layout, batch), **inference_programs(model_config, layout.mesh, prompts, row)}
     with ThreadPoolExecutor(TOGETHER) as pool:
         reports = [
             pool.submit(_compiled, name, lower(), arguments[name], beside.get(name, {}), topology, model_flops[name] / chips)

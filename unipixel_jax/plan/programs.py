@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import HEADS, IMAGES, Axes
 from unipixel_jax.core.buckets import LADDERS, Ladder
-from unipixel_jax.core.mesh import OnMesh, data_shards, sharers
+from unipixel_jax.core.mesh import OnMesh, data_shards
 from unipixel_jax.core.sharding import BATCH, mesh_axes, over_samples
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.data.batch import SINGLE, BatchArrays, collate
@@ -31,12 +31,17 @@ from unipixel_jax.models.unipixel import Prompt as ModelPrompt
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
 from unipixel_jax.processing.batch import Prompt, prepare_picture
 from unipixel_jax.processing.media import Clip
-from unipixel_jax.train.objective import TrainBatch, TrainClips
+from unipixel_jax.train.feed import row_sizes
+from unipixel_jax.train.objective import TrainBatch
 from unipixel_jax.train.setup import Layout
 from unipixel_jax.train.step import make_gradients, make_update
 
 T = TypeVar("T")
 
+GRADIENTS, LANGUAGE, UPDATE, PREFILL, DECODE, TRACK = "gradients", "language part", "update", "prefill", "decode", "track"
+"""Gradients of a batch (a step has as many of these as the run accumulates); the same of a batch with nothing to segment; the update of the weights; a batch of
+prompts read; one token of each answer; one frame of each clip.
+"""
 WORD = 1
 """Any token that stands for nothing else."""
 
@@ -78,41 +83,35 @@ def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> BatchA
     masks = np.zeros((workload.frames, workload.objects, side, side), bool)
     sample = Sample(Prompt(ids, picture), ids, masks, tuple(range(workload.objects)), "plan", "plan", "plan")
     tokens = Ladder("tokens", workload.tokens, 1.0, workload.tokens)
-    shared = sharers(mesh)
-    ladders = replace(LADDERS, batch=SINGLE, tokens=tokens, objects=Ladder("objects", shared, 1.0, 256))
-    return collate([sample], config, WORD, ladders, parts=shared if shared > 1 else None)
+    ladders, parts = row_sizes(replace(LADDERS, batch=SINGLE, tokens=tokens), mesh)
+    return collate([sample], config, WORD, ladders, parts=parts)
 
 
-def train_batch(layout: Layout, workload: Workload) -> TrainBatch:
-    """Shapes and places of a batch of such samples."""
-    row = sample_row(layout.model_config, workload, layout.mesh)
-    assert row.clips is not None, "the sample has a clip"
-    clips = TrainClips(**{name: getattr(row.clips, name) for name in TrainClips.__dataclass_fields__})
-    batch = TrainBatch(prompt_arrays(row.inputs), row.labels, row.label_weights, clips)  # type: ignore[arg-type]
-    return _rows(batch, layout.config.batch_size, layout.mesh)
+def train_programs(layout: Layout, batch: TrainBatch) -> Mapping[str, Callable[[], Any]]:
+    """Functions that lower the programs of a step: gradients of a batch, the same with nothing to segment, and the update.
 
-
-def train_programs(layout: Layout, workload: Workload) -> Mapping[str, Callable[[], Any]]:
-    """Functions that lower the programs of a step: gradients of a batch, the same with nothing to segment, and the update."""
+    Args:
+        layout: of the run.
+        batch: shapes and places, from ``rows_like``.
+    """
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
     loss = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     own = layout.state.trained
 
-    def gradients(segment: bool) -> Any:
-        batch = train_batch(layout, workload)
-        return make_gradients(layout).lower(own, layout.frozen, batch if segment else replace(batch, clips=None), key)
+    def gradients(batch: TrainBatch) -> Any:
+        return make_gradients(layout).lower(own, layout.frozen, batch, key)
 
     return {
-        "gradients": lambda: gradients(True),
-        "language part": lambda: gradients(False),
-        "update": lambda: make_update(layout).lower(layout.state, own, loss),
+        GRADIENTS: lambda: gradients(batch),
+        LANGUAGE: lambda: gradients(replace(batch, clips=None)),
+        UPDATE: lambda: make_update(layout).lower(layout.state, own, loss),
     }
 
 
 def inference_programs(
-    config: UniPixelConfig, mesh: Mesh, batch_size: int, workload: Workload, new_tokens: int = 512
+    config: UniPixelConfig, mesh: Mesh, batch_size: int, row: BatchArrays, new_tokens: int = 512
 ) -> Mapping[str, Callable[[], Any]]:
     """Functions that lower the prefill of a batch of prompts, one token of decoding, and one frame of tracking.
 
@@ -120,7 +119,7 @@ def inference_programs(
         config: sizes of the model, whose weights are kept in its own dtype.
         mesh: the chips.
         batch_size: prompts, or clips, at a time.
-        workload: what each holds.
+        row: what each holds, from ``sample_row``.
         new_tokens: slots of the cache beyond the prompt.
 
     Raises:
@@ -130,10 +129,9 @@ def inference_programs(
         raise UserError(f"{batch_size} prompts do not divide among the {data_shards(mesh)} parts of the mesh {dict(mesh.shape)}: use a multiple of that")
     dtype, text, sam = jnp.dtype(config.dtype), config.text, config.sam2
     model = partitioned(abstract_model(config), config, mesh, dtype)
-    row = sample_row(config, workload, mesh)
     assert row.clips is not None, "the sample has a clip"
-    prompts = _rows(prompt_arrays(row.inputs), batch_size, mesh)
-    slots = workload.tokens + new_tokens
+    prompts = rows_like(prompt_arrays(row.inputs), batch_size, mesh)
+    slots = row.inputs.input_ids.shape[1] + new_tokens
 
     def prefill(model: UniPixelModel, prompts: ModelPrompt) -> tuple[jax.Array, KVCache]:
         def one(prompt: ModelPrompt) -> tuple[jax.Array, KVCache]:
@@ -158,21 +156,21 @@ def inference_programs(
         return over_samples(one)(states, frames, hidden)
 
     objects = row.clips.valid.shape[1]
-    cache = _rows(jax.eval_shape(lambda: KVCache.empty(text, 1, slots, dtype)), batch_size, mesh, (None, None, None, HEADS))
-    state = _rows(jax.eval_shape(lambda: TrackState.empty(sam, objects, dtype)), batch_size, mesh, (None, IMAGES))
+    cache = rows_like(jax.eval_shape(lambda: KVCache.empty(text, 1, slots, dtype)), batch_size, mesh, (None, None, None, HEADS))
+    state = rows_like(jax.eval_shape(lambda: TrackState.empty(sam, objects, dtype)), batch_size, mesh, (None, IMAGES))
     one = jax.ShapeDtypeStruct
     token, position = one((1, 1), jnp.int32), one((3, 1, 1), jnp.int32)
     frame, hidden = one((1, sam.image_size, sam.image_size, 3), dtype), one((objects, config.sam2_hidden_tokens, sam.d_model), dtype)
-    place = partial(_rows, count=batch_size, mesh=mesh)
+    place = partial(rows_like, count=batch_size, mesh=mesh)
     at = one((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     return {
-        "prefill": lambda: OnMesh(mesh, jax.jit(prefill)).lower(model, prompts),
-        "decode": lambda: OnMesh(mesh, jax.jit(decode, donate_argnums=3)).lower(model, place(token), place(position), cache, at),
-        "track": lambda: OnMesh(mesh, jax.jit(track, donate_argnums=1)).lower(model, state, place(frame), place(hidden)),
+        PREFILL: lambda: OnMesh(mesh, jax.jit(prefill)).lower(model, prompts),
+        DECODE: lambda: OnMesh(mesh, jax.jit(decode, donate_argnums=3)).lower(model, place(token), place(position), cache, at),
+        TRACK: lambda: OnMesh(mesh, jax.jit(track, donate_argnums=1)).lower(model, state, place(frame), place(hidden)),
     }
 
 
-def _rows(tree: T, count: int, mesh: Mesh, names: Axes = ()) -> T:
+def rows_like(tree: T, count: int, mesh: Mesh, names: Axes = ()) -> T:
     """Shapes and places of ``count`` samples like the arrays (or shapes) of a tree, whose dimensions have logical names where they are divided."""
 
     def place(a: Any) -> jax.ShapeDtypeStruct:

@@ -22,7 +22,7 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import distributed
 from unipixel_jax.core.buckets import Ladder
 from unipixel_jax.core.files import replacing
-from unipixel_jax.core.mesh import OnMesh, data_shards, sharers
+from unipixel_jax.core.mesh import OnMesh, data_shards
 from unipixel_jax.core.sharding import batch_spec
 from unipixel_jax.data.batch import BatchArrays
 from unipixel_jax.data.loader import Loader
@@ -33,7 +33,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.checkpoint import CHECKPOINTS, Best, Checkpoints
 from unipixel_jax.train.config import TrainConfig
-from unipixel_jax.train.feed import count_tokens, to_batch
+from unipixel_jax.train.feed import count_tokens, row_sizes, to_batch
 from unipixel_jax.train.flops import peak_flops, row_flops
 from unipixel_jax.train.interruption import Interruption
 from unipixel_jax.train.manifest import About
@@ -264,11 +264,9 @@ def _loader(config: TrainConfig, setup: Setup, mixture: Mixture, tokenizer: Toke
     # every number of rows that this host's chips can share, and none that fills up a batch of whole samples
     shards = data_shards(setup.mesh) // hosts
     rows = Ladder("rows of a batch", shards, 1.0, max(config.batch_size // hosts, shards))
-    ladders, shared = replace(config.data.ladders, batch=rows), sharers(setup.mesh)
-    if shared > 1:  # so that objects divide among the chips that share a sample
-        ladders = replace(ladders, objects=replace(ladders.objects, step=shared))
+    ladders, parts = row_sizes(replace(config.data.ladders, batch=rows), setup.mesh)
     agree = partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
-    return open_loader(mixture, draw, config.data.loader, ladders=ladders, parts=shared if shared > 1 else None, host=host, hosts=hosts, agree=agree)
+    return open_loader(mixture, draw, config.data.loader, ladders=ladders, parts=parts, host=host, hosts=hosts, agree=agree)
 
 
 def _share(setup: Setup) -> tuple[int, int]:
