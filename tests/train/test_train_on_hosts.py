@@ -54,6 +54,13 @@ def losses(folder):
     return np.array([line["loss"] for line in lines])
 
 
+def gone_on(folder, config, count=2):
+    """All losses of a run that ended early, after the same command was started again."""
+    with training(folder, config, count) as processes:
+        assert [one.status for one in processes.ended()] == [0] * count
+    return losses(folder)
+
+
 def newest(folder):
     return max(int(path.name) for path in (folder / "run" / "checkpoints").iterdir() if path.name.isdigit())
 
@@ -80,9 +87,7 @@ def test_killed_and_started_again(config, undisturbed, tmp_path):
     assert re.fullmatch(rf"error: waiting for '.*': no word from process 1 \(.*\) for {LOST} s; look there for the reason", survivor.errors[0])
     assert newest(tmp_path) >= EVERY
 
-    with training(tmp_path, config) as processes:
-        assert [one.status for one in processes.ended()] == [0, 0]
-    np.testing.assert_array_equal(losses(tmp_path), undisturbed)
+    np.testing.assert_array_equal(gone_on(tmp_path, config), undisturbed)
 
 
 @pytest.mark.slow
@@ -96,9 +101,7 @@ def test_told_to_end_and_started_again(config, undisturbed, tmp_path):
     assert 3 <= step < STEPS and newest(tmp_path) == step
     assert told.err.count("SIGTERM: saving after this step") == 1
 
-    with training(tmp_path, config) as processes:
-        assert [one.status for one in processes.ended()] == [0, 0]
-    np.testing.assert_array_equal(losses(tmp_path), undisturbed)
+    np.testing.assert_array_equal(gone_on(tmp_path, config), undisturbed)
 
 
 @pytest.mark.slow
@@ -107,6 +110,4 @@ def test_goes_on_in_one_process(config, undisturbed, tmp_path):
         processes.wait_for(0, "step 3 ")
         processes.started[0].send_signal(signal.SIGTERM)
         assert [one.status for one in processes.ended()] == [0, 0]
-    with training(tmp_path, config, count=1) as processes:
-        assert [one.status for one in processes.ended()] == [0]
-    np.testing.assert_allclose(losses(tmp_path), undisturbed, rtol=1e-4)
+    np.testing.assert_allclose(gone_on(tmp_path, config, count=1), undisturbed, rtol=1e-4)

@@ -1,16 +1,13 @@
 """Two processes write one checkpoint together; they, and others, read it back."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from pair_worker import ABOUT, SHAPES, whole
+from processes import Processes, free_port
 
 from unipixel_jax.train.checkpoint import Checkpoints
 
@@ -18,23 +15,14 @@ from unipixel_jax.train.checkpoint import Checkpoints
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The directory that two processes wrote to, and what each of them said."""
-    directory = tmp_path_factory.mktemp("pair") / "checkpoints"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    worker = Path(__file__).with_name("pair_worker.py")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    processes = [
-        subprocess.Popen([sys.executable, str(worker), str(port), str(n), str(directory)], stdout=subprocess.PIPE, text=True, env=environment) for n in (0, 1)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # nothing to do for one that has ended; one that waits for the other would never end
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0]
-    return directory, [json.loads(lines.splitlines()[-1]) for lines in said]
+    folder = tmp_path_factory.mktemp("pair")
+    directory, port = folder / "checkpoints", str(free_port())
+    worker = str(Path(__file__).with_name("pair_worker.py"))
+    flags = "--xla_force_host_platform_device_count=2"
+    with Processes(folder / "said", [[worker, port, str(n), str(directory)] for n in (0, 1)], XLA_FLAGS=flags) as processes:
+        ended = processes.ended(seconds=120)
+    assert [one.status for one in ended] == [0, 0]
+    return directory, [json.loads(one.out.splitlines()[-1]) for one in ended]
 
 
 def test_each_process_finds_its_own_part_and_the_data(pair):
