@@ -39,8 +39,8 @@ def shapes(
         datasets: what is drawn, for training and validation.
         turns: of a conversation at most.
         learning_rate: at the end of the warm-up.
-        sam_rate: of SAM 2, likewise. Its decoder normalises after each sum and does not bear the rate that the language side likes: at 1.6e-3 to 2e-3 it went
-            on segmenting everything, whatever it was asked for.
+        sam_rate: of SAM 2, likewise. Its decoder normalises after each sum and does not bear the rate that the language side likes
+            (docs/tiny_model.md).
         steps: of the run.
         interval: steps between two measurements of the validation loss, and between two checkpoints.
     """
