@@ -267,11 +267,11 @@ def _vision(
 ) -> tuple[NDArray[np.floating], VisionIndex, NDArray[np.int32], int]:
     """Patches and tables, whole or in parts; where each merged token lies among those of all parts, and the number that means none of them."""
     vision, unit = config.vision, config.vision.merge_unit
-    whole = np.concatenate(patches) if patches else np.zeros((0, vision.patch_dim), np.float32)
-    tokens = len(whole) // unit
     if parts is None:
         index = build_vision_index(grids, vision, ladders)
-        return _filled_up(whole, len(index.rope)), index, np.arange(tokens, dtype=np.int32), len(index.window_order)
+        tokens = sum(len(own) for own in patches) // unit
+        return _filled_up(patches, len(index.rope), vision.patch_dim), index, np.arange(tokens, dtype=np.int32), len(index.window_order)
+    whole = np.concatenate(patches) if patches else np.zeros((0, vision.patch_dim), np.float32)
     frames = [(1, height, width) for time, height, width in grids for _ in range(time)]  # what a frame computes does not depend on its neighbours
     ends = np.cumsum([0, *(height * width for _, height, width in frames)])
     part = np.minimum((ends[:-1] + np.diff(ends) // 2) * parts // max(int(ends[-1]), 1), parts - 1)
@@ -285,16 +285,18 @@ def _vision(
     }
     indices = [build_vision_index(share, vision, ladders.fixed(sizes)) for share in shares]
     bounds = np.concatenate([[0], np.cumsum([sum(height * width for _, height, width in share) for share in shares])])
-    cut = [_filled_up(whole[a:b], sizes["patches"]) for a, b in pairwise(bounds)]
+    cut = [_filled_up([whole[a:b]], sizes["patches"], vision.patch_dim) for a, b in pairwise(bounds)]
     each = sizes["patches"] // unit
     places = np.concatenate([p * each + np.arange((b - a) // unit) for p, (a, b) in enumerate(pairwise(bounds))]).astype(np.int32)
     stacked = {field.name: np.stack([getattr(index, field.name) for index in indices]) for field in fields(VisionIndex)}
     return np.stack(cut), VisionIndex(**stacked), places, parts * each
 
 
-def _filled_up(patches: NDArray[np.floating], length: int) -> NDArray[np.floating]:
-    out = np.zeros((length, patches.shape[1]), patches.dtype)
-    out[: len(patches)] = patches
+def _filled_up(patches: Sequence[NDArray[np.floating]], length: int, width: int) -> NDArray[np.floating]:
+    """One after the other, and zeros [length, width]; copied once."""
+    out = np.zeros((length, width), patches[0].dtype if patches else np.float32)
+    if patches:
+        np.concatenate(patches, out=out[: sum(len(own) for own in patches)])
     return out
 
 
