@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
-from unipixel_jax.data.shapes.language import Question, about, find, find_all, point_at
+from unipixel_jax.data.shapes.language import Question, about, find, point_at
 from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip
@@ -18,26 +18,27 @@ from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION, SquareReference, locating_turn
 from unipixel_jax.processing.tokenizer import Message
 
-REMEMBER, LOCATE, POINT, FIRST = 0.35, 0.15, 0.5, 0.6
+REMEMBER, LOCATE, POINT, FIRST = 0.35, 0.2, 0.4, 0.6
 """How often a conversation begins with remembered things, a question is PixelQA's first turn, any other question points at something, and a conversation
 without remembered things begins with such a question."""
 
 
 def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
-    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, or a
-    picture of which only the words are learned, or all things of which are segmented.
+    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, a picture
+    in which every question asks for a mask, or one of which only the words are learned.
     """
     if options.image_size != SIDE:
         raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")
     scene = draw_scene(rng, 1 if annotation.data_type != "shapes_clip" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
     things = _some(scene, rng)
-    every = annotation.data_type == "shapes_all"
-    memory = scene.masks[list(things)] if rng.random() < REMEMBER and not every else None
-    questions = [find_all(scene, rng)] if every else [] if memory is None else [about(scene, things, rng)]
-    if not every and memory is None and rng.random() < FIRST:
+    finding = annotation.data_type == "shapes_find"
+    memory = scene.masks[list(things)] if rng.random() < REMEMBER and not finding else None
+    questions = [] if memory is None else [about(scene, things, rng)]
+    if not finding and memory is None and rng.random() < FIRST:
         questions.append(point_at(scene, rng))
-    while len(questions) < options.max_turns and not every:
-        questions.append(_question(scene, rng, frozenset(thing for question in questions for thing in question.segmented)))
+    while len(questions) < options.max_turns:
+        done = frozenset(thing for question in questions for thing in question.segmented)
+        questions.append(_to_find(scene, rng, done) if finding else _question(scene, rng, done))
     messages: list[Message] = []
     for number, question in enumerate(questions):
         text = question.text if number or memory is None else _memory_text(memory) + question.text
@@ -77,9 +78,13 @@ def _memory_text(memory: NDArray[np.bool_]) -> str:
 
 
 def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int]) -> Question:
-    kind = rng.random()
-    if kind >= LOCATE:
-        return point_at(scene, rng) if rng.random() < POINT else find(scene, rng, done)
+    return point_at(scene, rng) if rng.random() < POINT else _to_find(scene, rng, done)
+
+
+def _to_find(scene: Scene, rng: np.random.Generator, done: frozenset[int]) -> Question:
+    """A question whose answer segments: one that names a thing, or PixelQA's first turn, which points at one or two."""
+    if rng.random() >= LOCATE:
+        return find(scene, rng, done)
     things = _some(scene, rng)
     asked = about(scene, things, rng).text
     names = [f"[{i}]" for i in range(len(things)) if f"[{i}]" in asked]

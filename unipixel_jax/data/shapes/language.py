@@ -1,7 +1,6 @@
 """Questions about scenes of shapes, each with its one right answer.
 
-A question names things by what sets them apart; an answer names the thing just before its ``<|seg|>``, with the words of a question that named it, and in
-full where the question told its place. No space stands
+A question names things by what sets them apart, and an answer repeats those words just before its ``<|seg|>``, so that they reach the mask. No space stands
 between: the state that is segmented is then that of the last word, which carries its own meaning, and not that of a space.
 """
 
@@ -88,15 +87,7 @@ def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozense
             words = f"object behind the {rng.choice(names(scene, front))}"
         else:
             kind = "look"
-    told = words if kind == "look" else full_name(scene, thing)
-    return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {told}{SEG_TOKEN}.", segmented=(thing,))
-
-
-def find_all(scene: Scene, rng: np.random.Generator) -> Question:
-    """Segment every thing, in any order."""
-    things = tuple(rng.permutation(len(scene.things)).tolist())
-    answer = " ".join(f"It is the {full_name(scene, thing)}{SEG_TOKEN}." for thing in things)
-    return Question("all", "Segment everything in this image.", answer, segmented=things)
+    return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {words}{SEG_TOKEN}.", segmented=(thing,))
 
 
 def point_at(scene: Scene, rng: np.random.Generator) -> Question:
@@ -104,7 +95,7 @@ def point_at(scene: Scene, rng: np.random.Generator) -> Question:
     thing = int(rng.integers(len(scene.things)))
     if rng.random() < 0.5:
         text = str(rng.choice(FIND)).format(REF_TOKEN)
-        return Question("point_segment", text, f"It is the {full_name(scene, thing)}{SEG_TOKEN}.", (thing,), (thing,))
+        return Question("point_segment", text, f"It is this object{SEG_TOKEN}.", (thing,), (thing,))
     return Question("point", str(rng.choice(POINT)), f"It is a {full_name(scene, thing)}.", (thing,))
 
 

@@ -127,8 +127,8 @@ def _coverage(thing: Thing, frame: int) -> NDArray[np.float64]:
 
 
 def _background(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Evening light [S, S, 3]: warmer to the right and bluer to the bottom, by amounts that vary little, so that a patch tells where it lies."""
-    ramp = np.linspace(0, 1, SIDE)
-    right, down = ramp * rng.uniform(85, 105), ramp[:, None] * rng.uniform(85, 105)
-    base = rng.uniform(55, 75)
-    return np.stack([base + right + 0 * down, np.full((SIDE, SIDE), base + 30), base + down + 0 * right], axis=-1)
+    """Evening light [S, S, 3]: a little warmer to the right and bluer to the bottom, so that a patch tells where it lies."""
+    ramp = np.linspace(-0.5, 0.5, SIDE)
+    right, down = ramp * rng.uniform(27, 33), ramp[:, None] * rng.uniform(27, 33)
+    base = rng.uniform(85, 115)
+    return np.stack([base + right + 0 * down, np.full((SIDE, SIDE), base), base + down + 0 * right], axis=-1)
