@@ -2,7 +2,8 @@
 
     unipixel-jax train configs/shapes_tiny.py
 
-`scripts/train_shapes.sh` runs both stages and measures the result. In two batches of three every question asks for a mask; the others hold all kinds of questions. docs/tiny_model.md tells how other recipes fared.
+`scripts/train_shapes.sh` runs both stages and measures the result. In two batches of three every question asks for a mask; the others hold all kinds of
+questions. docs/tiny_model.md tells how other recipes fared.
 """
 
 from unipixel_jax.train.config import StartConfig, TrainConfig

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.ops.attention import BACKENDS, AttnMask, attention, use_attention, xla_chunked
+from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention, use_attention, xla_chunked
 from unipixel_jax.ops.attention.choice import DENSE_BELOW, choose
 from unipixel_jax.ops.attention.spec import Spec
 
@@ -64,16 +64,33 @@ def small_blocks(monkeypatch):
 
 @dataclass(frozen=True)
 class Case:
-    """Arrays of one call, and who sees whom [B, T, S], written out."""
+    """Arrays of one call, who sees whom [B, T, S] and what each weight is multiplied by [B, N, T, S], written out."""
 
     arrays: tuple[np.ndarray, ...]
     mask: AttnMask
     seen: np.ndarray
     scale: float
+    dropout: WeightDropout | None
+    factors: np.ndarray
 
 
-def draw(shape, rng, causal=False, rule="all", dtype="float32"):
-    """A random case. ``rule``: "all", "segments" (some queries and keys are padding, some queries see nothing), "lengths", or "both"."""
+def factors(seeds, rate, heads, queries, keys):
+    """What dropout multiplies each weight by [B, N, T, S], from 32-bit arithmetic as its documentation has it."""
+
+    def mixed(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    seeds = seeds.astype(np.uint32).astype(np.uint64)
+    rows = np.arange(heads // seeds.shape[1] * queries, dtype=np.uint64)
+    rows = mixed((rows + seeds[..., None]) & 0xFFFFFFFF)
+    drawn = mixed((rows[..., None] + mixed(np.arange(keys, dtype=np.uint64))) & 0xFFFFFFFF) >> 8
+    return np.where(drawn >= round(rate * 2**24), 1 / (1 - rate), 0).reshape(len(seeds), heads, queries, keys)
+
+
+def draw(shape, rng, causal=False, rule="all", dtype="float32", rate=None):
+    """A random case. ``rule``: "all", "segments" (some queries and keys are padding, some queries see nothing), "lengths", or "both". ``rate``: of dropout."""
     q = rng.normal(size=(shape.batch, shape.queries, shape.heads, shape.size))
     k = rng.normal(size=(shape.batch, shape.keys, shape.key_heads, shape.size))
     v = rng.normal(size=(shape.batch, shape.keys, shape.key_heads, shape.value_size))
@@ -97,7 +114,11 @@ def draw(shape, rng, causal=False, rule="all", dtype="float32"):
         rules["kv_lengths"] = lengths
         seen &= (np.arange(shape.keys) < lengths[:, None])[:, None]
     mask = AttnMask(causal, **{name: jnp.asarray(a, jnp.int32) for name, a in rules.items()})
-    return Case(arrays, mask, seen, (2.0 if causal else 0.5) * shape.size**-0.5)
+    scale, dropout, factor = (2.0 if causal else 0.5) * shape.size**-0.5, None, np.ones((1, 1, 1, 1))
+    if rate is not None:
+        seeds = rng.integers(-(2**31), 2**31, (shape.batch, shape.key_heads))
+        dropout, factor = WeightDropout(jnp.asarray(seeds, jnp.int32), rate), factors(seeds, rate, shape.heads, shape.queries, shape.keys)
+    return Case(arrays, mask, seen, scale, dropout, factor)
 
 
 def expected(case):
@@ -111,7 +132,7 @@ def expected(case):
     best = scores.max(-1, keepdims=True)
     p = np.exp(scores - np.where(np.isfinite(best), best, 0))
     p = p / np.where(p.sum(-1, keepdims=True) == 0, 1, p.sum(-1, keepdims=True))
-    d_p = np.einsum("btnv,bsnv->bnts", weight, vv)
+    d_p = np.einsum("btnv,bsnv->bnts", weight, vv) * case.factors
     mean = (d_p * p).sum(-1, keepdims=True)
     d_scores, terms = p * (d_p - mean) * case.scale, p * (np.abs(d_p) + np.abs(mean)) * case.scale
 
@@ -120,15 +141,15 @@ def expected(case):
 
     d_q, d_q_terms = np.einsum("bnts,bsnh->btnh", d_scores, kk), np.einsum("bnts,bsnh->btnh", terms**2, kk**2)
     d_k, d_k_terms = (per_key_head(np.einsum("bnts,btnh->bsnh", *pair)) for pair in ((d_scores, q), (terms**2, q**2)))
-    d_v = per_key_head(np.einsum("bnts,btnv->bsnv", p, weight))
+    d_v = per_key_head(np.einsum("bnts,btnv->bsnv", p * case.factors, weight))
     least = [CANCELLED * np.sqrt(squares.sum()) for squares in (d_q_terms, d_k_terms)]
-    return (np.einsum("bnts,bsnv->btnv", p, vv), 0), (d_q, least[0]), (d_k, least[1]), (d_v, 0)
+    return (np.einsum("bnts,bsnv->btnv", p * case.factors, vv), 0), (d_q, least[0]), (d_k, least[1]), (d_v, 0)
 
 
 @partial(jax.jit, static_argnames=("scale", "backend"))
-def run(q, k, v, weight, mask, scale, backend):
+def run(q, k, v, weight, mask, scale, backend, dropout=None):
     """The result and the gradients; one program for each backend, shape, kind of mask, dtype and scale."""
-    out, pull = jax.vjp(lambda *a: attention(*a, mask, scale=scale, implementation=backend), q, k, v)
+    out, pull = jax.vjp(lambda *a: attention(*a, mask, scale=scale, dropout=dropout, implementation=backend), q, k, v)
     return out, *pull(weight)
 
 
@@ -140,7 +161,7 @@ def relative(ours, theirs, least):
 
 def check(backend, case, dtype="float32"):
     """The result and the gradients are within bounds, and exactly zero where nothing is seen."""
-    ours = run(*(jnp.asarray(a) for a in case.arrays), case.mask, case.scale, backend)
+    ours = run(*(jnp.asarray(a) for a in case.arrays), case.mask, case.scale, backend, case.dropout)
     theirs = expected(case)
     assert all(a.dtype == dtype for a in ours)
     blind, unseen = ~case.seen.any(2), ~case.seen.any(1)
@@ -154,18 +175,19 @@ def check(backend, case, dtype="float32"):
 
 
 cases = st.builds(
-    lambda name, seed, causal, rule: (name, seed, causal and SHAPES[name].queries == SHAPES[name].keys, rule),
+    lambda name, seed, causal, *others: (name, seed, causal and SHAPES[name].queries == SHAPES[name].keys, *others),
     st.sampled_from(sorted(SHAPES)),
     st.integers(0, 2**32 - 1),
     st.booleans(),
     st.sampled_from(("all", "segments", "lengths", "both")),
+    st.sampled_from((None, 0.1)),
 )
 quiet = partial(settings, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def check_random(backend, drawn, dtype):
-    name, seed, causal, rule = drawn
-    check(backend, draw(SHAPES[name], np.random.default_rng(seed), causal, rule, dtype), dtype)
+    name, seed, causal, rule, rate = drawn
+    check(backend, draw(SHAPES[name], np.random.default_rng(seed), causal, rule, dtype, rate), dtype)
 
 
 @backends
@@ -196,8 +218,20 @@ def test_300_random_cases(backend, dtype, drawn):
 def test_every_kind_of_mask_over_several_blocks(backend, name, rng):
     shape = SHAPES[name]
     for causal in {False, shape.queries == shape.keys}:
-        for rule in ("all", "both"):
-            check(backend, draw(shape, rng, causal, rule))
+        for rule, rate in (("all", None), ("both", None), ("all", 0.1), ("both", 0.5)):
+            check(backend, draw(shape, rng, causal, rule, rate=rate))
+
+
+def test_weights_are_dropped_at_the_rate_and_independently(rng):
+    """Of 2.6 million weights; no row, column or pair of heads is like another."""
+    kept = factors(rng.integers(-(2**31), 2**31, (2, 2)), 0.1, 4, 400, 800) > 0
+    assert abs(kept.mean() - 0.9) < 6 * 0.3 / np.sqrt(kept.size)
+    flat = (kept - 0.9).reshape(8, 400, 800) / 0.3
+    for pairs in (flat[:, 1:] * flat[:, :-1], flat[:, :, 1:] * flat[:, :, :-1], flat[1:] * flat[:-1], flat[:, 7:] * flat[:, :-7]):
+        assert abs(pairs.mean()) < 6 / np.sqrt(pairs.size)
+    for axis in (1, 2):  # the shares of rows and of columns vary as those of a fair draw
+        count = flat.shape[axis]
+        assert abs(np.mean(flat.mean(axis=axis) ** 2) * count - 1) < 0.15
 
 
 @backends
@@ -308,6 +342,8 @@ REFUSED = {
     "one segment table": ({}, {"mask": AttnMask(q_segments=jnp.ones((2, 6), jnp.int32))}, "together"),
     "segment shape": ({}, {"mask": AttnMask(q_segments=jnp.ones((2, 6), jnp.int32), kv_segments=jnp.ones((2, 5), jnp.int32))}, r"kv_segments .*\(2, 6\)"),
     "lengths": ({}, {"mask": AttnMask(kv_lengths=jnp.ones((2, 6), jnp.int32))}, r"kv_lengths has shape \(2, 6\), expected \(2,\)"),
+    "seeds": ({}, {"dropout": WeightDropout(jnp.ones((2, 3), jnp.int32), 0.1)}, r"seeds \(2, 3\) and rate 0.1, expected \(2, 4\)"),
+    "rate": ({}, {"dropout": WeightDropout(jnp.ones((2, 4), jnp.int32), 1.0)}, r"rate 1.0, expected .* in \[0, 1\)"),
     "name": ({}, {"implementation": "cuda"}, "'cuda' is unknown: expected one of xla, xla_chunked, pallas_tpu, pallas_gpu, cudnn"),
     "cudnn without a GPU": ({}, {"implementation": "cudnn"}, "'cudnn' cannot do .* cpu"),
 }

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unipixel_jax.ops.attention import AttentionSharding, AttnMask, attention, sharded_attention
+from unipixel_jax.ops.attention import AttentionSharding, AttnMask, WeightDropout, attention, sharded_attention
 
 B, T, N, K, H = 2, 64, 4, 2, 16
 
@@ -55,6 +55,16 @@ def test_divided_equals_whole(division, backend, mesh, arrays, rng):
             assert np.linalg.norm(a - b) <= 5e-6 * np.linalg.norm(b), name
 
 
+@pytest.mark.parametrize("backend", ["xla", "xla_chunked", "pallas_tpu", "pallas_gpu"])
+def test_the_same_weights_are_dropped_however_divided(backend, mesh, arrays, rng):
+    sharding = AttentionSharding(mesh, batch=("data",), heads=("tensor",))
+    dropout, mask = WeightDropout.draw(jax.random.key(3), B, K, 0.2), masks(rng)["packed"]
+    ours = grads(lambda *a: sharded_attention(*a, mask, sharding=sharding, dropout=dropout, implementation=backend), arrays)
+    whole = grads(lambda *a: attention(*a, mask, dropout=dropout, implementation="xla"), arrays)
+    for a, b in zip(ours, whole, strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
 @pytest.mark.parametrize("backend", ["pallas_tpu", "pallas_gpu"])
 @pytest.mark.parametrize("keys", ["ring", "gather"])
 def test_the_kernels_can_be_divided(backend, keys, mesh, arrays, rng):
@@ -84,5 +94,7 @@ def test_what_does_not_divide_is_refused(mesh, arrays):
         sharded_attention(q[:, :63], k, v, sharding=AttentionSharding(mesh, sequence="context"))
     with pytest.raises(ValueError, match=r"number of key heads is 1, which the 2 chips of mesh axes \('tensor',\)"):
         sharded_attention(q, k[:, :, :1], v[:, :, :1], sharding=AttentionSharding(mesh, heads=("tensor",)))
+    with pytest.raises(ValueError, match=r"dropped by their place in the whole row, which mesh axis 'context' divides"):
+        sharded_attention(q, k, v, sharding=AttentionSharding(mesh, sequence="context"), dropout=WeightDropout(jnp.ones((B, K), jnp.int32), 0.1))
     with pytest.raises(ValueError, match=r"as many queries as keys, got q \(2, 32, 4, 16\) and k \(2, 64, 2, 16\)"):
         sharded_attention(q[:, :32], k, v, AttnMask(causal=True), sharding=AttentionSharding(mesh, sequence="context"))

@@ -17,8 +17,6 @@ from unipixel_jax.models.sam2 import tracker
 from unipixel_jax.models.sam2.hiera import DROP_PATH
 from unipixel_jax.models.sam2.memory import DROPOUT
 from unipixel_jax.models.unipixel import abstract_model
-from unipixel_jax.ops.attention import AttnMask, attention
-from unipixel_jax.ops.attention.dropout import attention_with_dropout
 from unipixel_jax.ops.dropout import dropout
 
 KEY = jax.random.key(5)
@@ -129,32 +127,6 @@ def test_drop_path_drops_whole_samples_and_nothing_at_rate_zero():
     assert 16 < gone.sum() < 48
     np.testing.assert_allclose(y[~gone], 2 * np.asarray(x)[~gone], rtol=1e-6)
     assert np.array_equal(layer(x, jnp.zeros(())), x)
-
-
-@pytest.mark.parametrize("block", [3, 7, 64])
-def test_attention_with_dropout_at_rate_zero_is_attention(block, rng):
-    q, k, v = random(rng, 2, 13, 4, 8), random(rng, 2, 10, 2, 8), random(rng, 2, 10, 2, 5)
-    mask = AttnMask(q_segments=jnp.ones((2, 13), jnp.int32), kv_segments=jnp.asarray(np.stack([[1] * 6 + [0] * 4, [0] * 10]), jnp.int32))
-
-    def both(f):
-        return jax.value_and_grad(lambda args: jnp.sum(jnp.sin(f(*args))), has_aux=False)((q, k, v))
-
-    ours, grads = both(lambda q, k, v: attention_with_dropout(q, k, v, mask, KEY, 0.0, block))
-    theirs, expected = both(lambda q, k, v: attention(q, k, v, mask, implementation="xla"))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    for a, b in zip(grads, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-def test_attention_with_dropout_drops_weights():
-    """With one-hot values the output is the weights themselves: dropped at the rate, the others scaled up."""
-    q, k = jnp.zeros((1, 600, 1, 4)), jnp.zeros((1, 40, 1, 4))
-    v = jnp.eye(40)[None, :, None]
-    p = np.asarray(attention_with_dropout(q, k, v, AttnMask(), KEY, 0.1))[0, :, 0]
-    np.testing.assert_allclose(np.unique(p), [0, 1 / 40 / 0.9], atol=1e-7)
-    assert abs(np.mean(p == 0) - 0.1) < 0.01
-    # the second block of queries does not repeat the first
-    assert not np.array_equal(p[:256], p[256:512])
 
 
 def test_the_rates_are_those_of_the_reference():

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from unipixel_jax.core.chips import CHIPS, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
-from unipixel_jax.ops.attention import BACKENDS, AttnMask, attention
+from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention
 from unipixel_jax.ops.attention.spec import Spec
 
 
@@ -30,6 +30,7 @@ class Work:
 
     Attributes:
         segments: equal parts of the row that see only themselves; 0 for a mask without segments.
+        dropout: rate at which weights are dropped; None for none.
     """
 
     batch: int
@@ -41,6 +42,7 @@ class Work:
     value_size: int
     causal: bool = False
     segments: int = 0
+    dropout: float | None = None
 
     @property
     def visible(self) -> float:
@@ -70,6 +72,7 @@ WORKS = {
     "vision frames": Work(1, 8192, 8192, 16, 16, 80, 80, segments=4),
     "vision windows": Work(128, 64, 64, 16, 16, 80, 80, segments=1),
     "SAM memory": Work(1, 2304, 16192, 1, 1, 256, 64, segments=1),
+    "SAM memory, training": Work(1, 2304, 16192, 1, 1, 256, 256, segments=1, dropout=0.1),
     "Hiera map": Work(1, 2304, 2304, 8, 8, 56, 56),
     "Hiera windows": Work(16, 196, 196, 8, 8, 56, 56),
 }
@@ -135,14 +138,13 @@ def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp
 
 def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repeats: int, mesh: Any) -> Result:
     arguments = _arguments(work, dtype)
-    q, k, v, mask = arguments
-    reason = BACKENDS[result.backend].why_not(Spec.of(q, k, v, mask))
+    reason = BACKENDS[result.backend].why_not(Spec.of(*arguments))
     if reason is not None:
         return dataclasses.replace(result, refused=reason)
 
-    def call(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> Any:
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None) -> Any:
         def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, mask, implementation=result.backend)
+            return attention(q, k, v, mask, dropout=dropout, implementation=result.backend)
 
         if not backward:
             return run(q, k, v)
@@ -169,7 +171,7 @@ def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repe
     return dataclasses.replace(result, seconds=statistics.median(_clock(lambda: program(*made)) for _ in range(repeats)))
 
 
-def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask]:
+def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask, WeightDropout | None]:
     """Shapes of the call's arguments."""
     b, shape = work.batch, jax.ShapeDtypeStruct
     segments = (shape((b, work.queries), jnp.int32), shape((b, work.keys), jnp.int32)) if work.segments else (None, None)
@@ -178,10 +180,11 @@ def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask]:
         shape((b, work.keys, work.key_heads, work.head_size), dtype),
         shape((b, work.keys, work.key_heads, work.value_size), dtype),
         AttnMask(work.causal, *segments),
+        None if work.dropout is None else WeightDropout(shape((b, work.key_heads), jnp.int32), work.dropout),
     )
 
 
-def _random(arguments: tuple[Any, Any, Any, AttnMask], segments: int) -> tuple[Any, ...]:
+def _random(arguments: tuple[Any, ...], segments: int) -> tuple[Any, ...]:
     rng = np.random.default_rng(0)
 
     def fill(a: jax.ShapeDtypeStruct) -> jax.Array:

@@ -87,9 +87,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     shape = tuple(sizes.values())
     if found > 1 and sizes[DATA] % found == 0:
         within = (sizes[DATA] // found, *shape[1:])
-        array = mesh_utils.create_hybrid_device_mesh(within, (found, 1, 1, 1), devices)
+        array = mesh_utils.create_hybrid_device_mesh(within, (found, 1, 1, 1), devices, allow_split_physical_axes=True)
     elif devices[0].platform == "tpu":
-        array = mesh_utils.create_device_mesh(shape, devices)
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         array = np.array(devices).reshape(shape)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))

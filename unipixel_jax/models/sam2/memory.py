@@ -19,8 +19,7 @@ from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.models.layers import Dropout, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
-from unipixel_jax.ops.attention import AttnMask, attention
-from unipixel_jax.ops.attention.dropout import attention_with_dropout
+from unipixel_jax.ops.attention import AttnMask, WeightDropout, attention
 from unipixel_jax.ops.conv import conv, depthwise
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import axial_rope, rotate_half
@@ -136,9 +135,11 @@ class RopeAttention(nnx.Module):
         on_grid = rotate_half(k[:, : s - off_grid].reshape(o, grids, -1, 1, d), cos[None, None], sin[None, None])
         k = jnp.concatenate([jax.lax.stop_gradient(on_grid.reshape(o, -1, d)), k[:, s - off_grid :]], axis=1)
         k = k[:, :, None]
-        if self.dropout.key is not None:
-            return self.o(attention_with_dropout(q, k, self.v(values)[:, :, None], mask, self.dropout.key[...], self.dropout.rate)[:, :, 0])
-        return self.o(self.v(attention(q, k, values[:, :, None], mask, axes=(IMAGES, None, None))[:, :, 0]))
+        axes = IMAGES, None, None
+        if self.dropout.key is None:
+            return self.o(self.v(attention(q, k, values[:, :, None], mask, axes=axes)[:, :, 0]))
+        dropout = WeightDropout.draw(self.dropout.key[...], o, 1, self.dropout.rate)
+        return self.o(attention(q, k, self.v(values)[:, :, None], mask, axes=axes, dropout=dropout)[:, :, 0])
 
 
 def _halves_apart(layer: Linear, x: jax.Array) -> jax.Array:

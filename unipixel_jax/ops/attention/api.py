@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from unipixel_jax.core.axes import HEADS, Axes
 from unipixel_jax.core.sharding import current_mesh, mesh_axes
 from unipixel_jax.ops.attention.choice import backend_for, check
+from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.sharded import AttentionSharding, sharded_attention
 from unipixel_jax.ops.attention.spec import Spec
@@ -27,6 +28,7 @@ def attention(
     *,
     axes: Axes = (None, None, HEADS),
     scale: float | None = None,
+    dropout: WeightDropout | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """``softmax(q k^T * scale) v`` over the visible keys.
@@ -39,6 +41,7 @@ def attention(
         axes: logical names of q's batch, length and heads, which say how the mesh that is set divides them (core/sharding.py); what does not divide is
             repeated.
         scale: default ``H ** -0.5``.
+        dropout: of the weights, while training.
         implementation: a name in ``BACKENDS``; None takes that of ``use_attention``, or else picks by platform and shape (``choose``).
 
     Returns:
@@ -49,16 +52,16 @@ def attention(
         UserError: an unknown implementation, or one that cannot do this, with the reason.
     """
     mask = mask or AttnMask()
-    check(q, k, v, mask)
+    check(q, k, v, mask, dropout)
     if (mesh := current_mesh()) is not None:
         sharding = AttentionSharding(mesh, mesh_axes(axes[0], q.shape[0]), mesh_axes(axes[2], q.shape[2]), _sequence(axes[1], q, k))
         k, v = (_enough_heads(a, sharding) for a in (k, v))
-        return sharded_attention(q, k, v, mask, sharding=sharding, scale=scale, implementation=implementation)
-    backend = backend_for(Spec.of(q, k, v, mask), implementation)
+        return sharded_attention(q, k, v, mask, sharding=sharding, scale=scale, dropout=dropout, implementation=implementation)
+    backend = backend_for(Spec.of(q, k, v, mask, dropout), implementation)
     (b, t, n, h), (s, kh) = q.shape, k.shape[1:3]
     grouped = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4)
     scale = h**-0.5 if scale is None else scale
-    out, _ = backend.attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask.without_lengths(t, s), scale)
+    out, _ = backend.attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask.without_lengths(t, s), scale, dropout)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, v.shape[-1])
 
 

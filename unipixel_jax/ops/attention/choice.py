@@ -15,6 +15,7 @@ import jax
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import cudnn, pallas_gpu, pallas_tpu, xla, xla_chunked
+from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 
@@ -25,13 +26,13 @@ class Backend(Protocol):
     def why_not(self, spec: Spec) -> str | None:
         """Why it cannot do such a call, or None if it can."""
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+    def attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """As xla.py's: q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V] to [B, K, G, T, V] and the log-sum-exp [B, K, G, T] float32."""
 
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {"xla": xla, "xla_chunked": xla_chunked, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "cudnn": cudnn}
-)
+BACKENDS: Mapping[str, Backend] = MappingProxyType({"xla": xla, "xla_chunked": xla_chunked, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "cudnn": cudnn})
 
 CHUNK_ABOVE = 4_000_000
 """Scores per call from which blocks beat the whole matrix on a CPU: 16 MB of float32, half of a common last-level cache. Rows that are no longer
@@ -78,7 +79,7 @@ def choose(spec: Spec) -> str:
     return name
 
 
-def check(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> None:
+def check(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None = None) -> None:
     """Raise a ValueError, which names the arguments and both shapes, unless all fit together."""
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q, k and v must have 4 dimensions [batch, length, heads, size], got {q.shape}, {k.shape}, {v.shape}")
@@ -92,6 +93,8 @@ def check(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> None:
         raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if (mask.q_segments is None) != (mask.kv_segments is None):
         raise ValueError("q_segments and kv_segments must be given together")
+    if dropout is not None and (dropout.seeds.shape != (q.shape[0], k.shape[2]) or not 0 <= dropout.rate < 1):
+        raise ValueError(f"dropout has seeds {dropout.seeds.shape} and rate {dropout.rate}, expected {(q.shape[0], k.shape[2])} and a rate in [0, 1)")
     wanted = {"q_segments": q.shape[:2], "kv_segments": k.shape[:2], "kv_lengths": k.shape[:1]}
     for name, want in wanted.items():
         given = getattr(mask, name)

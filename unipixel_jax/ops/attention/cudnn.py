@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 
@@ -25,6 +26,8 @@ def why_not(spec: Spec) -> str | None:
         return f"cudnn takes bfloat16, got {jnp.dtype(spec.dtype)}"
     if spec.head_size > HEAD_SIZE_LIMIT or spec.head_size % 8:
         return f"cudnn takes head sizes that are multiples of 8 up to {HEAD_SIZE_LIMIT}, got {spec.head_size}"
+    if spec.dropout:
+        return "cudnn drops other weights than the kernels here would, and does not say which"
     if spec.value_size != spec.head_size:
         return f"cudnn takes values as wide as the heads, got head size {spec.head_size} and value size {spec.value_size}"
     if spec.segmented and (spec.queries % 2 or spec.keys % 2):
@@ -32,7 +35,7 @@ def why_not(spec: Spec) -> str | None:
     return None
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
     """As xla.py's, but for the log-sum-exp.
 
     Args:

@@ -1,59 +1,54 @@
-"""Attention whose weights are dropped at random, as SAM 2's memory attention is trained. No kernel does that, so it is written out here, a block of
-queries at a time; the scores of a block are computed again in the backward pass, so that the whole matrix never exists.
+"""Which attention weights are dropped while training, told by a hash of where a weight stands.
 
-B batch, T query length, S key length, N query heads, K key heads, H head size, V value size.
+Nothing is drawn and stored: whoever needs a weight's fate computes it again, the backward pass as well, from a seed and the weight's row and column. So every
+backend drops the same weights, however it cuts the scores into blocks, and kernels never write a matrix of scores.
+
+B batch, T query length, S key length, K key heads, G query heads per key head.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import jax
 import jax.numpy as jnp
 
-from unipixel_jax.ops.attention.choice import check
-from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
-from unipixel_jax.ops.dropout import dropout
 
-Q_BLOCK = 256
-"""Queries at a time: with the 16,192 memory tokens of five objects at 768 pixels, 83 MB of scores."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WeightDropout:
+    """Dropout of softmax's weights, as torch's ``scaled_dot_product_attention`` has it with ``dropout_p``.
 
-
-def attention_with_dropout(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, key: jax.Array, rate: float, block: int = Q_BLOCK) -> jax.Array:
-    """``dropout(softmax(q k^T / sqrt(H))) v`` over the visible keys, as torch's ``scaled_dot_product_attention`` with ``dropout_p``.
-
-    Args:
-        q: [B, T, N, H], float32 or bfloat16.
-        k: [B, S, K, H], q's dtype.
-        v: [B, S, K, V], q's dtype.
-        mask: who sees whom.
-        key: a scalar key.
-        rate: probability with which a weight becomes zero.
-        block: queries at a time.
-
-    Returns:
-        [B, T, N, V] in q's dtype; zero in rows with no visible key.
-
-    Raises:
-        ValueError: shapes or dtypes that do not fit together.
+    Attributes:
+        seeds: [B, K] int32.
+        rate: probability with which a weight becomes zero, in [0, 1); what stays is divided by ``1 - rate``.
     """
-    check(q, k, v, mask)
-    (b, t, n, h), (s, kh) = q.shape, k.shape[1:3]
-    mask, block = mask.without_lengths(t, s), min(block, t)
-    blocks = -(-t // block)
-    grouped = jnp.pad(q, ((0, 0), (0, blocks * block - t), (0, 0), (0, 0))).reshape(b, blocks, block, kh, n // kh, h)
-    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-    @jax.checkpoint
-    def rows(one: tuple[jax.Array, jax.Array]) -> jax.Array:
-        number, q = one
-        logits = scores(q, keys, h**-0.5)
-        visible = mask.visible(jnp.minimum(number * block + jnp.arange(block), t - 1), jnp.arange(s))
-        if visible is not None:
-            logits = jnp.where(visible, logits, HIDDEN)
-        p = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), FLOOR)))
-        total = jnp.sum(p, axis=-1, keepdims=True)
-        p = dropout(p / jnp.where(total == 0, 1.0, total), jax.random.fold_in(key, number), rate)
-        return weighted(p, values).astype(q.dtype)
+    seeds: jax.Array
+    rate: float = field(metadata={"static": True})
 
-    out = jax.lax.map(rows, (jnp.arange(blocks), grouped.transpose(1, 0, 3, 4, 2, 5)))
-    return out.transpose(1, 0, 4, 2, 3, 5).reshape(b, blocks * block, n, v.shape[-1])[:, :t]
+    @staticmethod
+    def draw(key: jax.Array, batch: int, key_heads: int, rate: float) -> WeightDropout:
+        """Seeds from a scalar key."""
+        return WeightDropout(jax.lax.bitcast_convert_type(jax.random.bits(key, (batch, key_heads)), jnp.int32), rate)
+
+    def thin(self, weights: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        """Weights [B, K, G, t, s] of rows [G, t] (``g * T + i`` for query i of head g) and columns [s] (keys), some dropped, the others scaled up."""
+        return thinned(weights, self.rate, self.seeds[:, :, None, None, None], rows[None, None, :, :, None], columns[None, None, None, None])
+
+
+def thinned(weights: jax.Array, rate: float, seed: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Weights, some dropped and the others scaled up. ``seed``, ``rows`` and ``columns`` are int32, of the weights' rank, and broadcast to their shape.
+
+    The hash is computed by 32-bit integer operations that TPUs and GPUs have for whole vectors; most of it on single rows and columns.
+    """
+    drawn = _mixed(_mixed(rows + seed) + _mixed(columns))
+    kept = jax.lax.shift_right_logical(drawn, 8) >= round(rate * 2**24)
+    return jnp.where(kept, weights * (1 / (1 - rate)), 0.0)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A permutation of int32 whose every output bit hangs on every input bit (C. Wellons' ``lowbias32``, nullprogram.com/blog/2018/07/31)."""
+    x = (x ^ jax.lax.shift_right_logical(x, 16)) * 0x7FEB352D
+    x = (x ^ jax.lax.shift_right_logical(x, 15)) * (0x846CA68B - 2**32)
+    return x ^ jax.lax.shift_right_logical(x, 16)

@@ -21,6 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from unipixel_jax.ops.attention.dropout import WeightDropout, thinned
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN
@@ -84,7 +85,7 @@ def block_sizes(device_kind: str, head_size: int, value_size: int, queries: int,
     return BlockSizes(*(Blocks(min(b.queries, _widened(queries)), min(b.keys, _widened(keys)), b.warps, b.stages) for b in sizes))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
     """As xla.py's, with its own gradient.
 
     Args:
@@ -93,28 +94,29 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
         v: [B, K, S, V], q's dtype.
         mask: who sees whom.
         scale: of the scores.
+        dropout: of the weights; the log-sum-exp knows nothing of it.
 
     Returns:
         [B, K, G, T, V] in q's dtype, zero in rows with no visible key; the log of each row's sum of exponentials [B, K, G, T] float32, ``FLOOR`` there.
     """
-    return _attend(q, k, v, mask, float(scale))
+    return _attend(q, k, v, mask, dropout, float(scale))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
-    return _launch(_forward_kernel, q, k, v, mask, scale)
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float) -> tuple[jax.Array, jax.Array]:
+    return _launch(_forward_kernel, q, k, v, mask, dropout, scale)
 
 
-def _attend_fwd(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[Any, tuple[Any, ...]]:
-    out, lse = _launch(_forward_kernel, q, k, v, mask, scale)
-    return (out, lse), (q, k, v, mask, out, lse)
+def _attend_fwd(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float) -> tuple[Any, tuple[Any, ...]]:
+    out, lse = _launch(_forward_kernel, q, k, v, mask, dropout, scale)
+    return (out, lse), (q, k, v, mask, dropout, out, lse)
 
 
 def _attend_bwd(scale: float, saved: tuple[Any, ...], d_results: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    (q, k, v, mask, out, lse), (d_out, d_lse) = saved, d_results
+    (q, k, v, mask, dropout, out, lse), (d_out, d_lse) = saved, d_results
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     rows = d_out, lse, delta
-    return *_launch(_dq_kernel, q, k, v, mask, scale, *rows), *_launch(_dkv_kernel, q, k, v, mask, scale, *rows), None
+    return *_launch(_dq_kernel, q, k, v, mask, dropout, scale, *rows), *_launch(_dkv_kernel, q, k, v, mask, dropout, scale, *rows), None, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
@@ -144,6 +146,7 @@ class Plan:
     value_size: int
     causal: bool
     scale: float
+    rate: float
     block: Blocks
 
     @property
@@ -176,12 +179,22 @@ class Plan:
         return Segments(*mask.segments, jnp.argsort(~live, axis=-1, stable=True).astype(jnp.int32), jnp.sum(live, axis=-1, dtype=jnp.int32))
 
 
-def _launch(kernel: Callable[..., None], q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, *rows: jax.Array) -> Any:
+def _launch(
+    kernel: Callable[..., None],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: AttnMask,
+    dropout: WeightDropout | None,
+    scale: float,
+    *rows: jax.Array,
+) -> Any:
     """Compiled where the program is lowered for CUDA, interpreted where it is lowered for a CPU. ``rows``: d_out, lse, delta of the backward kernels."""
     (b, kh, g, t, h), (s, w) = q.shape, v.shape[2:]
     name = kernel.__name__.strip("_").removesuffix("_kernel")
     block = getattr(block_sizes(device_kind(), h, w, t, s, q.dtype), name)
-    plan = Plan(t, s, h, w, mask.causal, scale, block)
+    plan = Plan(t, s, h, w, mask.causal, scale, 0.0 if dropout is None else dropout.rate, block)
+    seeds = None if dropout is None else dropout.seeds[:, :, None]
     segments = plan.segments(mask, by_key=name == "dkv")
 
     def of_queries(*width: int) -> pl.BlockSpec:
@@ -197,7 +210,7 @@ def _launch(kernel: Callable[..., None], q: jax.Array, k: jax.Array, v: jax.Arra
     }[name]
     varying = jax.typeof(q).manual_axis_type
     out_shape = tuple(jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying) for _, shape, dtype in outputs)
-    args = (q, k, v, segments, *rows)
+    args = (q, k, v, segments, seeds, *rows)
     scores = b * kh * g * plan.pairs
     moved = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves((args, out_shape)))
 
@@ -210,6 +223,7 @@ def _launch(kernel: Callable[..., None], q: jax.Array, k: jax.Array, v: jax.Arra
                 of_keys(h),
                 of_keys(w),
                 segments and Segments(*(_share(1, *a.shape[1:]) for a in segments)),
+                None if seeds is None else _share(2, 1),
                 *((of_queries(w), of_queries(), of_queries()) if rows else ()),
             ),
             out_specs=tuple(spec for spec, _, _ in outputs),
@@ -233,7 +247,7 @@ def _widened(size: int) -> int:
     return max(16, pl.next_power_of_2(size))
 
 
-def _forward_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | None, out_ref: Any, lse_ref: Any, *, plan: Plan) -> None:
+def _forward_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | None, seed: Any, out_ref: Any, lse_ref: Any, *, plan: Plan) -> None:
     """A program has one block of queries of one head."""
     g, i = pl.program_id(2), pl.program_id(3)
     rows, here, inside = _block(i, plan.block.queries, plan.queries)
@@ -249,7 +263,9 @@ def _forward_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | Non
         keep = jnp.exp2(best - new_best)
         weights = jnp.exp2(scores - new_best[:, None])
         v = _load(v_ref.at[there], exists, plan.value_size)
-        return new_best, total * keep + jnp.sum(weights, axis=1), out * keep[:, None] + _dot(weights.astype(v.dtype), v)
+        new_total = total * keep + jnp.sum(weights, axis=1)
+        weights = _thinned(weights, plan, seed, g, rows[:, None], cols[None])
+        return new_best, new_total, out * keep[:, None] + _dot(weights.astype(v.dtype), v)
 
     size = plan.block.queries
     start = jnp.full((size,), FLOOR, jnp.float32), jnp.zeros((size,), jnp.float32), jnp.zeros((size, out_ref.shape[-1]), jnp.float32)
@@ -261,7 +277,7 @@ def _forward_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | Non
 
 
 def _dq_kernel(
-    q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | None, d_out_ref: Any, lse_ref: Any, delta_ref: Any, d_q_ref: Any, *, plan: Plan
+    q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | None, seed: Any, d_out_ref: Any, lse_ref: Any, delta_ref: Any, d_q_ref: Any, *, plan: Plan
 ) -> None:
     """A program has one block of queries of one head."""
     g, i = pl.program_id(2), pl.program_id(3)
@@ -275,7 +291,8 @@ def _dq_kernel(
         scores = _dot(q, k.T) * (plan.scale * LOG2_E)
         if masked:
             scores = _hide(scores, plan, segments, rows[:, None], here, cols[None], there)
-        d_scores = jnp.exp2(scores - lse[:, None]) * (_dot(d_out, v.T) - delta[:, None])
+        d_weights = _thinned(_dot(d_out, v.T), plan, seed, g, rows[:, None], cols[None])
+        d_scores = jnp.exp2(scores - lse[:, None]) * (d_weights - delta[:, None])
         return d_q + _dot(d_scores.astype(k.dtype), k)
 
     d_q = _walk(_key_runs(plan, i, segments), visit, jnp.zeros(q.shape, jnp.float32))
@@ -283,7 +300,18 @@ def _dq_kernel(
 
 
 def _dkv_kernel(
-    q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | None, d_out_ref: Any, lse_ref: Any, delta_ref: Any, d_k_ref: Any, d_v_ref: Any, *, plan: Plan
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    segments: Segments | None,
+    seed: Any,
+    d_out_ref: Any,
+    lse_ref: Any,
+    delta_ref: Any,
+    d_k_ref: Any,
+    d_v_ref: Any,
+    *,
+    plan: Plan,
 ) -> None:
     """A program has one block of keys, for all the query heads that share them. Scores lie as [keys, queries], so no weights need transposing."""
     j = pl.program_id(2)
@@ -299,7 +327,8 @@ def _dkv_kernel(
         if masked:
             scores = _hide(scores, plan, segments, rows[None], there, cols[:, None], here)
         weights = jnp.exp2(scores - lse[None])
-        d_scores = weights * (_dot(v, d_out.T) - delta[None])
+        d_scores = weights * (_thinned(_dot(v, d_out.T), plan, seed, g, rows[None], cols[:, None]) - delta[None])
+        weights = _thinned(weights, plan, seed, g, rows[None], cols[:, None])
         return d_k + _dot(d_scores.astype(q.dtype), q), d_v + _dot(weights.astype(v.dtype), d_out)
 
     runs = _query_runs(plan, j, segments)
@@ -342,6 +371,11 @@ def _hide(scores: jax.Array, plan: Plan, segments: Segments | None, rows: jax.Ar
         q_ids, kv_ids = segments.queries[row_slice].reshape(rows.shape), segments.keys[col_slice].reshape(cols.shape)
         seen &= (q_ids == kv_ids) & (kv_ids != 0)
     return jnp.where(seen, scores, HIDDEN)
+
+
+def _thinned(weights: jax.Array, plan: Plan, seed: Any, g: Any, rows: jax.Array, cols: jax.Array) -> jax.Array:
+    """Weights after dropout, if there is any; ``rows`` and ``cols`` as in ``_hide``."""
+    return weights if seed is None else thinned(weights, plan.rate, seed[...][:, None], g * plan.queries + rows, cols)
 
 
 def _key_runs(plan: Plan, i: Any, segments: Segments | None) -> tuple[tuple[Any, Any, bool], ...]:

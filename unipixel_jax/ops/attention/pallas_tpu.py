@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from unipixel_jax.ops.attention.dropout import WeightDropout, thinned
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN
@@ -62,7 +63,7 @@ class BlockSizes:
     kv_back: int
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
     """As xla.py's, with its own gradient.
 
     Args:
@@ -71,6 +72,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
         v: [B, K, S, V], q's dtype.
         mask: who sees whom.
         scale: of the scores.
+        dropout: of the weights; the log-sum-exp knows nothing of it.
 
     Returns:
         [B, K, G, T, V] in q's dtype, zero in rows with no visible key; the log of each row's sum of exponentials [B, K, G, T] float32, ``FLOOR`` there.
@@ -79,12 +81,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     segments = mask.segments
     if segments is not None:
         segments = segments[0], jnp.where(segments[1] == 0, NOBODY, segments[1])
+    seeds, rate = (None, 0.0) if dropout is None else (dropout.seeds[:, :, None, None], dropout.rate)
     if mask.causal:
-        return _flash(q, k, v, segments, True, float(scale))
+        return _flash(q, k, v, segments, seeds, True, float(scale), rate)
     # where the place of a query does not matter, the heads of a group are more queries of one head, and its keys are read once for all of them
     if segments is not None:
         segments = jnp.tile(segments[0], (1, g)), segments[1]
-    out, lse = _flash(q.reshape(b, kh, 1, g * t, h), k, v, segments, False, float(scale))
+    out, lse = _flash(q.reshape(b, kh, 1, g * t, h), k, v, segments, seeds, False, float(scale), rate)
     return out.reshape(b, kh, g, t, v.shape[-1]), lse.reshape(b, kh, g, t)
 
 
@@ -194,6 +197,7 @@ class _Job:
         tk: keys per block.
         causal: as in AttnMask.
         scale: what turns products into base-2 scores.
+        rate: of the dropout of weights.
         by_keys: as in `_block_list`. The heads of a group are then the innermost loop, else an outer one.
     """
 
@@ -202,6 +206,7 @@ class _Job:
     tk: int
     causal: bool
     scale: float
+    rate: float
     by_keys: bool
 
     def shape(self, layout: str) -> tuple[int, ...]:
@@ -218,10 +223,21 @@ class _Job:
         return jnp.pad(a, [(0, to - size) for to, size in zip(self.shape(layout), a.shape, strict=True)], **how)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One step of a grid: what to do (flags), for which head of the group, with which blocks of queries and of keys; int32 scalars."""
+
+    flags: jax.Array
+    head: jax.Array
+    i: jax.Array
+    j: jax.Array
+
+
 def _call(
     kernel: Callable[..., None],
     job: _Job,
     segments: tuple[jax.Array, jax.Array] | None,
+    seeds: jax.Array | None,
     inputs: Sequence[tuple[str, jax.Array]],
     outputs: Sequence[tuple[str, Any]],
     scratch: Sequence[str],
@@ -230,9 +246,10 @@ def _call(
     """Runs a kernel over the list of blocks.
 
     Args:
-        kernel: its body, given the job, the flags, the blocks of queries and of keys, then references to segments (or None), inputs, outputs, scratch.
+        kernel: its body, given the job, the step, then references to segments and seeds (or None), inputs, outputs, scratch.
         job: sizes.
         segments: q_segments [B, T] and kv_segments [B, S], or None.
+        seeds: of the dropout [B, K, 1, 1] int32, or None.
         inputs: a layout and an array of unpadded length, each.
         outputs: a layout and a dtype, each.
         scratch: layouts, all float32.
@@ -242,6 +259,8 @@ def _call(
         The outputs, with padded length.
     """
     inputs = [(layout, job.pad(layout, a)) for layout, a in inputs]
+    if seeds is not None:
+        inputs = [("bk11", seeds), *inputs]
     if segments is not None:
         q_segments = job.pad("bt", segments[0], mode="edge")
         kv_segments = job.pad("bs", segments[1], constant_values=NOBODY)
@@ -270,10 +289,12 @@ def _call(
 
     def body(table: Any, *refs: Any) -> None:
         i, j, flags = entry(pl.program_id(0), pl.program_id(2 if job.by_keys else 3), table)
+        head = pl.program_id(3 if job.by_keys else 2)
         if job.by_keys:
-            head = pl.program_id(3)
             flags = flags & ~jnp.where(head == 0, 0, FIRST) & ~jnp.where(head == heads - 1, 0, LAST)
-        kernel(job, flags, i, j, *(refs if segments is not None else (None, None, *refs)))
+        given = iter(refs)
+        optional = [next(given) if there else None for there in (segments is not None, segments is not None, seeds is not None)]
+        kernel(job, _Step(flags, head, i, j), *optional, *given)
 
     batch = job.sizes["b"] * job.sizes["k"] * heads
     visited = "t" if job.by_keys else "s"
@@ -322,20 +343,29 @@ def _dot(a: jax.Array, b: jax.Array, over: tuple[tuple[int], tuple[int]]) -> jax
     return jax.lax.dot_general(a, b, (over, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
-def _scores(job: _Job, masked: bool, i: jax.Array, j: jax.Array, q_segments: Any, kv_segments: Any, q: Any, k: Any) -> jax.Array:
+def _scores(job: _Job, step: _Step, masked: bool, q_segments: Any, kv_segments: Any, q: Any, k: Any) -> jax.Array:
     """Base-2 scores of a block, [tk, tq] float32; HIDDEN where a query must not see a key."""
     scores = _dot(k[...], q[...], NT) * job.scale
     if not masked:
         return scores
-    key = j * job.tk + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    key = step.j * job.tk + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     rules = []
     if q_segments is not None:
         rules.append(q_segments[...] == kv_segments[...].T)
     elif job.sizes["s"] % job.tk:
         rules.append(key < job.sizes["s"])
     if job.causal:
-        rules.append(key <= i * job.tq + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1))
+        rules.append(key <= step.i * job.tq + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1))
     return jnp.where(reduce(jnp.logical_and, rules), scores, HIDDEN)
+
+
+def _thinned(job: _Job, step: _Step, seed: Any, weights: jax.Array) -> jax.Array:
+    """Weights [tk, tq] after dropout, if there is any."""
+    if seed is None:
+        return weights
+    rows = step.head * job.sizes["t"] + step.i * job.tq + jax.lax.broadcasted_iota(jnp.int32, (1, job.tq), 1)
+    columns = step.j * job.tk + jax.lax.broadcasted_iota(jnp.int32, (job.tk, 1), 0)
+    return thinned(weights, job.rate, seed[...], rows, columns)
 
 
 def _visit(job: _Job, flags: jax.Array, segments: Any, visit: Callable[[bool], None]) -> None:
@@ -345,72 +375,72 @@ def _visit(job: _Job, flags: jax.Array, segments: Any, visit: Callable[[bool], N
         pl.when(flags & (LIVE | MASKED) == LIVE | MASKED)(lambda: visit(True))
 
 
-def _attention_forward(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *refs: Any) -> None:
+def _attention_forward(job: _Job, step: _Step, *refs: Any) -> None:
     """The output and the logsumexp of a block of queries, its keys visited in turn."""
-    q_segments, kv_segments, q, k, v_turned, out, lse, best, total, acc = refs
+    q_segments, kv_segments, seed, q, k, v_turned, out, lse, best, total, acc = refs
 
-    @pl.when(flags & FIRST != 0)
+    @pl.when(step.flags & FIRST != 0)
     def _() -> None:
         best[...] = jnp.full(best.shape, FLOOR, jnp.float32)
         total[...] = jnp.zeros(total.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
     def visit(masked: bool) -> None:
-        scores = _scores(job, masked, i, j, q_segments, kv_segments, q, k)
+        scores = _scores(job, step, masked, q_segments, kv_segments, q, k)
         new_best = jnp.maximum(best[...], jnp.max(scores, axis=0, keepdims=True))
         p = jnp.exp2(scores - new_best)
         keep = jnp.exp2(best[...] - new_best)
         best[...] = new_best
         total[...] = total[...] * keep + jnp.sum(p, axis=0, keepdims=True)
-        acc[...] = acc[...] * keep + _dot(v_turned[...], p.astype(v_turned.dtype), NN)
+        acc[...] = acc[...] * keep + _dot(v_turned[...], _thinned(job, step, seed, p).astype(v_turned.dtype), NN)
 
-    _visit(job, flags, q_segments, visit)
+    _visit(job, step.flags, q_segments, visit)
 
-    @pl.when(flags & LAST != 0)
+    @pl.when(step.flags & LAST != 0)
     def _() -> None:
         divisor = jnp.where(total[...] == 0, 1.0, total[...])
         out[...] = (acc[...] / divisor).T.astype(out.dtype)
         lse[...] = jnp.where(total[...] == 0, FLOOR, best[...] / LOG2E + jnp.log(divisor))
 
 
-def _attention_dq(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *refs: Any) -> None:
+def _attention_dq(job: _Job, step: _Step, *refs: Any) -> None:
     """The gradient of a block of queries."""
-    q_segments, kv_segments, q, k, k_turned, v, d_out, lse, delta, d_q, acc = refs
+    q_segments, kv_segments, seed, q, k, k_turned, v, d_out, lse, delta, d_q, acc = refs
 
-    @pl.when(flags & FIRST != 0)
+    @pl.when(step.flags & FIRST != 0)
     def _() -> None:
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
     def visit(masked: bool) -> None:
-        p = jnp.exp2(_scores(job, masked, i, j, q_segments, kv_segments, q, k) - lse[...])
-        d_scores = p * (_dot(v[...], d_out[...], NT) - delta[...])
+        p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
+        d_scores = p * (_thinned(job, step, seed, _dot(v[...], d_out[...], NT)) - delta[...])
         acc[...] += _dot(k_turned[...], d_scores.astype(k_turned.dtype), NN)
 
-    _visit(job, flags, q_segments, visit)
+    _visit(job, step.flags, q_segments, visit)
 
-    @pl.when(flags & LAST != 0)
+    @pl.when(step.flags & LAST != 0)
     def _() -> None:
         d_q[...] = (acc[...] * (job.scale / LOG2E)).T.astype(d_q.dtype)
 
 
-def _attention_dkv(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *refs: Any) -> None:
+def _attention_dkv(job: _Job, step: _Step, *refs: Any) -> None:
     """The gradients of a block of keys and of its values, over the queries of all heads of the group."""
-    q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, acc_k, acc_v = refs
+    q_segments, kv_segments, seed, q, k, v, d_out, lse, delta, d_k, d_v, acc_k, acc_v = refs
 
-    @pl.when(flags & FIRST != 0)
+    @pl.when(step.flags & FIRST != 0)
     def _() -> None:
         acc_k[...] = jnp.zeros(acc_k.shape, jnp.float32)
         acc_v[...] = jnp.zeros(acc_v.shape, jnp.float32)
 
     def visit(masked: bool) -> None:
-        p = jnp.exp2(_scores(job, masked, i, j, q_segments, kv_segments, q, k) - lse[...])
-        acc_v[...] += _dot(p.astype(d_out.dtype), d_out[...], NN)
-        d_scores = p * (_dot(v[...], d_out[...], NT) - delta[...])
+        p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
+        acc_v[...] += _dot(_thinned(job, step, seed, p).astype(d_out.dtype), d_out[...], NN)
+        d_scores = p * (_thinned(job, step, seed, _dot(v[...], d_out[...], NT)) - delta[...])
         acc_k[...] += _dot(d_scores.astype(q.dtype), q[...], NN)
 
-    _visit(job, flags, q_segments, visit)
+    _visit(job, step.flags, q_segments, visit)
 
-    @pl.when(flags & LAST != 0)
+    @pl.when(step.flags & LAST != 0)
     def _() -> None:
         d_k[...] = (acc_k[...] * (job.scale / LOG2E)).astype(d_k.dtype)
         d_v[...] = acc_v[...].astype(d_v.dtype)
@@ -419,18 +449,22 @@ def _attention_dkv(job: _Job, flags: jax.Array, i: jax.Array, j: jax.Array, *ref
 # ------------------------------------------------------------------------------------------------------------------------- value and gradients
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _flash(q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float) -> tuple[jax.Array, jax.Array]:
-    return _flash_forward(q, k, v, segments, causal, scale)[0]
+Pair = tuple[jax.Array, jax.Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, segments: Pair | None, seeds: jax.Array | None, causal: bool, scale: float, rate: float) -> Pair:
+    return _flash_forward(q, k, v, segments, seeds, causal, scale, rate)[0]
 
 
 def _flash_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array, jax.Array] | None, causal: bool, scale: float
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: Pair | None, seeds: jax.Array | None, causal: bool, scale: float, rate: float
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
     out, lse = _call(
         _attention_forward,
-        _job(q, k, v, causal, scale, back=False, by_keys=False),
+        _job(q, k, v, causal, scale, rate, back=False, by_keys=False),
         segments,
+        seeds,
         [("bkgth", q), ("bksh", k), ("bkvs", v.swapaxes(2, 3))],
         [("bkgtv", q.dtype), ("bkg1t", jnp.float32)],
         ["1t", "1t", "vt"],
@@ -438,11 +472,11 @@ def _flash_forward(
     )
     t = q.shape[3]
     out, lse = out[:, :, :, :t], lse[:, :, :, 0, :t]
-    return (out, lse), (q, k, v, segments, out, lse)
+    return (out, lse), (q, k, v, segments, seeds, out, lse)
 
 
-def _flash_backward(causal: bool, scale: float, saved: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    q, k, v, segments, out, lse = saved
+def _flash_backward(causal: bool, scale: float, rate: float, saved: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    q, k, v, segments, seeds, out, lse = saved
     d_out, d_lse = cotangents
     h, w = q.shape[-1], v.shape[-1]
     # a score moves its row's log-sum-exp by its probability, as it moves the output by that times (v - output)
@@ -450,8 +484,9 @@ def _flash_backward(causal: bool, scale: float, saved: tuple[Any, ...], cotangen
     rows = [("bkgtv", d_out), ("bkg1t", (lse * LOG2E)[:, :, :, None]), ("bkg1t", delta[:, :, :, None])]
     (d_q,) = _call(
         _attention_dq,
-        _job(q, k, v, causal, scale, back=True, by_keys=False),
+        _job(q, k, v, causal, scale, rate, back=True, by_keys=False),
         segments,
+        seeds,
         [("bkgth", q), ("bksh", k), ("bkhs", k.swapaxes(2, 3)), ("bksv", v), *rows],
         [("bkgth", q.dtype)],
         ["ht"],
@@ -459,21 +494,22 @@ def _flash_backward(causal: bool, scale: float, saved: tuple[Any, ...], cotangen
     )
     d_k, d_v = _call(
         _attention_dkv,
-        _job(q, k, v, causal, scale, back=True, by_keys=True),
+        _job(q, k, v, causal, scale, rate, back=True, by_keys=True),
         segments,
+        seeds,
         [("bkgth", q), ("bksh", k), ("bksv", v), *rows],
         [("bksh", k.dtype), ("bksv", v.dtype)],
         ["sh", "sv"],
         products=2 * h + 2 * w,
     )
-    return d_q[:, :, :, : q.shape[3]], d_k[:, :, : k.shape[2]], d_v[:, :, : k.shape[2]], None
+    return d_q[:, :, :, : q.shape[3]], d_k[:, :, : k.shape[2]], d_v[:, :, : k.shape[2]], None, None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def _job(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float, *, back: bool, by_keys: bool) -> _Job:
+def _job(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float, rate: float, *, back: bool, by_keys: bool) -> _Job:
     sizes = dict(zip("bkgth", q.shape, strict=True)) | {"s": k.shape[2], "v": v.shape[3], "1": 1}
     blocks = block_sizes(device_kind(), max(sizes["h"], sizes["v"]), sizes["t"], sizes["s"], q.dtype)
     tq, tk = (blocks.q_back, blocks.kv_back) if back else (blocks.q, blocks.kv)
-    return _Job(sizes, tq, tk, causal, scale * LOG2E, by_keys)
+    return _Job(sizes, tq, tk, causal, scale * LOG2E, rate, by_keys)

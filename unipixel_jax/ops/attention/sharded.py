@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention.choice import backend_for, check
+from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR
@@ -53,6 +54,7 @@ def sharded_attention(
     *,
     sharding: AttentionSharding,
     scale: float | None = None,
+    dropout: WeightDropout | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """``attention`` of whole arrays, divided over a mesh. Arguments and result as there.
@@ -60,25 +62,28 @@ def sharded_attention(
     A causal mask with a divided sequence needs as many queries as keys.
 
     Raises:
-        ValueError: as there, or a length that its mesh axes do not divide.
+        ValueError: as there, a length that its mesh axes do not divide, or dropout with a divided sequence.
         UserError: cuDNN with a divided sequence.
     """
     mask = mask or AttnMask()
-    check(q, k, v, mask)
+    check(q, k, v, mask, dropout)
     _check_division(q, k, sharding, mask.causal)
     if sharding.sequence is not None and implementation == "cudnn":
         raise UserError("cudnn does not give the log-sum-exp by which parts of a divided sequence are joined: take pallas_gpu")
+    if sharding.sequence is not None and dropout is not None:
+        raise ValueError(f"weights are dropped by their place in the whole row, which mesh axis {sharding.sequence!r} divides: divide other axes")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     mask = mask.without_lengths(q.shape[1], k.shape[1])
     rows = PartitionSpec(sharding.batch, sharding.sequence)
     data = PartitionSpec(sharding.batch, sharding.sequence, sharding.heads)
+    seeds = PartitionSpec(sharding.batch, sharding.heads)
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None) -> jax.Array:
-        return _local(q, k, v, segments, mask.causal, scale, implementation, sharding)
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None, dropout: WeightDropout | None) -> jax.Array:
+        return _local(q, k, v, segments, dropout, mask.causal, scale, implementation, sharding)
 
     # the kernels do not say which of their results vary along which axis, so that cannot be checked
-    run = jax.shard_map(local, mesh=sharding.mesh, in_specs=(data, data, data, rows), out_specs=data, check_vma=False)
-    return run(q, k, v, mask.segments)
+    run = jax.shard_map(local, mesh=sharding.mesh, in_specs=(data, data, data, rows, seeds), out_specs=data, check_vma=False)
+    return run(q, k, v, mask.segments, dropout)
 
 
 def _local(
@@ -86,6 +91,7 @@ def _local(
     k: jax.Array,
     v: jax.Array,
     segments: Segments | None,
+    dropout: WeightDropout | None,
     causal: bool,
     scale: float,
     implementation: str | None,
@@ -98,8 +104,8 @@ def _local(
     where = platform(mesh.devices.flat[0] if isinstance(mesh, Mesh) else mesh.abstract_device)
 
     def attend(k: jax.Array, v: jax.Array, mask: AttnMask) -> tuple[jax.Array, jax.Array]:
-        spec = Spec(b, t, k.shape[2], n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, mask.segments is not None, where)
-        out, lse = backend_for(spec, implementation).attend(q, k, v, mask, scale)
+        spec = Spec(b, t, k.shape[2], n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, mask.segments is not None, where, dropout is not None)
+        out, lse = backend_for(spec, implementation).attend(q, k, v, mask, scale, dropout)
         return out.astype(jnp.float32), lse
 
     if axis is None:

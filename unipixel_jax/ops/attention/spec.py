@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.platform import platform
 
@@ -17,6 +18,7 @@ class Spec:
     batch, queries, keys, heads, key_heads, head_size, value_size: the sizes B, T, S, N, K, H, V of ``attention``.
     dtype: of queries, keys, values and result.
     causal, segmented: what the mask has.
+    dropout: whether weights are dropped.
     platform: "cpu", "gpu" or "tpu".
     """
 
@@ -31,13 +33,14 @@ class Spec:
     causal: bool
     segmented: bool
     platform: str
+    dropout: bool = False
 
     @staticmethod
-    def of(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> Spec:
+    def of(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None = None) -> Spec:
         """The specification of a call with these arguments, for the platform of the mesh or else the default one."""
         (b, t, n, h), (s, kh) = q.shape, k.shape[1:3]
         segmented = mask.segments is not None or mask.kv_lengths is not None
-        return Spec(b, t, s, n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, segmented, platform())
+        return Spec(b, t, s, n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, segmented, platform(), dropout is not None)
 
     @property
     def scores(self) -> int:
@@ -45,7 +48,9 @@ class Spec:
         return self.batch * self.heads * self.queries * self.keys
 
     def __str__(self) -> str:
-        mask = " and ".join(name for name, given in (("causal", self.causal), ("segments", self.segmented)) if given) or "all visible"
+        mask = (
+            " and ".join(name for name, given in (("causal", self.causal), ("segments", self.segmented), ("dropout", self.dropout)) if given) or "all visible"
+        )
         return (
             f"{self.batch} x {self.queries} queries x {self.keys} keys, {self.heads} heads on {self.key_heads}, size {self.head_size}, "
             f"{self.dtype.name}, {mask}, {self.platform}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 
@@ -37,7 +38,7 @@ def weighted(p: jax.Array, v: jax.Array) -> jax.Array:
     return out.reshape(b, kh, g, t, v.shape[-1])
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
     """Attention and the log of each row's sum of exponentials, by which parts over different keys can be joined.
 
     Args:
@@ -46,16 +47,20 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
         v: [B, K, S, V].
         mask: who sees whom.
         scale: of the scores.
+        dropout: of the weights; the log-sum-exp knows nothing of it.
 
     Returns:
         [B, K, G, T, V] in q's dtype, zero in rows with no visible key; [B, K, G, T] float32, ``FLOOR`` there.
     """
     logits = scores(q, k, scale)
-    visible = mask.visible(jnp.arange(q.shape[3]), jnp.arange(k.shape[2]))
+    g, t, s = logits.shape[2:]
+    visible = mask.visible(jnp.arange(t), jnp.arange(s))
     if visible is not None:
         logits = jnp.where(visible, logits, HIDDEN)
     best = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), FLOOR))
     p = jnp.exp(logits - best)
     total = jnp.sum(p, axis=-1, keepdims=True)
     total = jnp.where(total == 0, 1.0, total)
+    if dropout is not None:
+        p = dropout.thin(p, jnp.arange(g * t).reshape(g, t), jnp.arange(s))
     return (weighted(p, v) / total).astype(q.dtype), (best + jnp.log(total))[..., 0]

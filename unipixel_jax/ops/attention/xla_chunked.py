@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
@@ -22,6 +23,7 @@ Q_BLOCK, KV_BLOCK = 768, 768
 """Block lengths; of eight pairs tried on SAM 2's memory attention the fastest, with few and with all memories there. 768 divides its grid of 2,304."""
 
 State = tuple[jax.Array, ...]
+Drop = tuple[WeightDropout, jax.Array]
 
 
 def why_not(spec: Spec) -> str | None:
@@ -29,9 +31,10 @@ def why_not(spec: Spec) -> str | None:
     return None
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array]:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
     """As in xla.py: [B, K, G, T, V] in q's dtype, and the log-sum-exp [B, K, G, T] float32."""
     (b, kh, g, t, _), s = q.shape, k.shape[2]
+    rows = jnp.arange(g * t).reshape(g, t)
     tq, tk = block_length(t, Q_BLOCK), block_length(s, KV_BLOCK)
     pad_t, pad_s = -t % tq, -s % tk
     mask = mask.padded(b, t, s, pad_t, pad_s)
@@ -40,7 +43,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     live = mask.live_blocks(tq, tk, t + pad_t, s + pad_s)
     q_blocks = q.reshape(b, kh, g, -1, tq, q.shape[-1]).transpose(3, 0, 1, 2, 4, 5)
     k_blocks, v_blocks = (a.reshape(b, kh, -1, tk, a.shape[-1]).transpose(2, 0, 1, 3, 4) for a in (k, v))
-    out, lse = _attend(q_blocks, k_blocks, v_blocks, mask, None if live is None else jnp.any(live, axis=0), scale)
+    drop = None if dropout is None else (dropout, jnp.pad(rows, ((0, 0), (0, pad_t))).reshape(g, -1, tq).swapaxes(0, 1))
+    out, lse = _attend(q_blocks, k_blocks, v_blocks, mask, None if live is None else jnp.any(live, axis=0), drop, scale)
     out = out.transpose(1, 2, 3, 0, 4, 5).reshape(b, kh, g, -1, v.shape[-1])
     return out[:, :, :, :t], lse.transpose(1, 2, 3, 0, 4).reshape(b, kh, g, -1)[..., :t]
 
@@ -51,9 +55,11 @@ def block_length(length: int, largest: int) -> int:
     return -(-length // (8 * blocks)) * 8
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.Array | None, scale: float) -> tuple[jax.Array, jax.Array]:
-    """q [I, B, K, G, t, H], k [J, B, K, s, H], v [J, B, K, s, V], live [I, J] to [I, B, K, G, t, V] in q's dtype and [I, B, K, G, t] float32."""
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.Array | None, drop: Drop | None, scale: float) -> tuple[jax.Array, jax.Array]:
+    """q [I, B, K, G, t, H], k [J, B, K, s, H], v [J, B, K, s, V], live [I, J], and the rows of the weights to drop [I, G, t] to [I, B, K, G, t, V] in q's
+    dtype and [I, B, K, G, t] float32.
+    """
     (n_q, b, kh, g, tq, _), (n_kv, width) = q.shape, (v.shape[0], v.shape[-1])
 
     def row(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -65,7 +71,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.
             new_best = jnp.maximum(best, jnp.max(logits, axis=-1, keepdims=True))
             p = jnp.exp(logits - new_best)
             keep = jnp.exp(best - new_best)
-            return new_best, total * keep + jnp.sum(p, axis=-1, keepdims=True), out * keep + weighted(p, v[j])
+            return new_best, total * keep + jnp.sum(p, axis=-1, keepdims=True), out * keep + weighted(_thinned(p, drop, i, j), v[j])
 
         start = (
             jnp.full((b, kh, g, tq, 1), FLOOR, jnp.float32),
@@ -79,13 +85,13 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.
     return jax.lax.map(row, (jnp.arange(n_q), q))
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.Array | None, scale: float) -> tuple[Any, Any]:
-    out, lse = _attend(q, k, v, mask, live, scale)
-    return (out, lse), (q, k, v, mask, live, out, lse)
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, live: jax.Array | None, drop: Drop | None, scale: float) -> tuple[Any, Any]:
+    out, lse = _attend(q, k, v, mask, live, drop, scale)
+    return (out, lse), (q, k, v, mask, live, drop, out, lse)
 
 
 def _backward(scale: float, saved: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
-    q, k, v, mask, live, out, lse = saved
+    q, k, v, mask, live, drop, out, lse = saved
     d_out, d_lse = cotangents
     # the softmax's derivative is p * (d_p - sum(p * d_p)), and that sum is the product of the result with its cotangent
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
@@ -96,16 +102,16 @@ def _backward(scale: float, saved: tuple, cotangents: tuple[jax.Array, jax.Array
         def visit(i: jax.Array, state: State) -> State:
             d_q, d_k, d_v = state
             p = jnp.exp(_logits(q[i], k_block, mask, i, j, scale) - lse[i][..., None])
-            d_scores = p * (scores(d_out[i], v_block, 1.0) - delta[i][..., None]) * scale
+            d_scores = p * (_thinned(scores(d_out[i], v_block, 1.0), drop, i, j) - delta[i][..., None]) * scale
             d_q = d_q.at[i].add(weighted(d_scores, k_block))
-            return d_q, d_k + _over_queries(d_scores, q[i]), d_v + _over_queries(p, d_out[i])
+            return d_q, d_k + _over_queries(d_scores, q[i]), d_v + _over_queries(_thinned(p, drop, i, j), d_out[i])
 
         start = (d_q, jnp.zeros(k_block.shape, jnp.float32), jnp.zeros(v_block.shape, jnp.float32))
         d_q, d_k, d_v = jax.lax.fori_loop(0, q.shape[0], _where_live(visit, live, lambda i: (i, j)), start)
         return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
 
     d_q, (d_k, d_v) = jax.lax.scan(column, jnp.zeros(q.shape, jnp.float32), (jnp.arange(k.shape[0]), k, v))
-    return d_q.astype(q.dtype), d_k, d_v, None, None
+    return d_q.astype(q.dtype), d_k, d_v, None, None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -117,6 +123,14 @@ def _logits(q: jax.Array, k: jax.Array, mask: AttnMask, i: jax.Array, j: jax.Arr
     logits = scores(q, k, scale)
     visible = mask.visible(i * tq + jnp.arange(tq), j * tk + jnp.arange(tk))
     return logits if visible is None else jnp.where(visible, logits, HIDDEN)
+
+
+def _thinned(p: jax.Array, drop: Drop | None, i: jax.Array, j: jax.Array) -> jax.Array:
+    """Numbers of block i of the queries and block j of the keys [B, K, G, t, s], zero where the weight is dropped, the others scaled up."""
+    if drop is None:
+        return p
+    dropout, rows = drop
+    return dropout.thin(p, rows[i], j * p.shape[-1] + jnp.arange(p.shape[-1]))
 
 
 def _over_queries(p: jax.Array, x: jax.Array) -> jax.Array:
