@@ -1,15 +1,21 @@
 """The drawn world: masks are what is seen, questions have one answer, and conversations fit what they hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from unipixel_jax.data.annotation import DrawOptions
+from unipixel_jax.data.assemble import prepare
+from unipixel_jax.data.batch import collate_rows
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.shapes.language import about, at_side, find, full_name, names
 from unipixel_jax.data.shapes.scene import COLOURS, SIDE, VISIBLE, draw_scene
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
+from unipixel_jax.infer.loading import EMBEDDED
+from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN, Tokenizer
+from unipixel_jax.train.shapes import SHAPES_MODEL
 
 OPTIONS = DrawOptions(sample_frames=(3, 3), max_turns=4, image_size=SIDE)
 
@@ -89,3 +95,19 @@ def test_same_numbers_same_scene():
 def test_other_size_is_refused():
     with pytest.raises(UserError, match="shapes are drawn 128 pixels wide, the model's SAM reads 768"):
         draw(open_source("shapes_image", ".")[0], DrawOptions(image_size=768), np.random.default_rng(0))
+
+
+def test_rows_with_more_answers_than_are_trained_on_fill_one_batch():
+    """Conversations of 4 to 8 masks, of which 3 are drawn, lie in arrays of 3 or 4 objects, at the positions of those drawn."""
+    config, tokenizer = replace(SHAPES_MODEL, sample_objects=3), Tokenizer.from_directory(EMBEDDED)
+    source, samples = open_source("shapes_find", "nowhere"), []
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        samples.append(prepare(draw(source[number], OPTIONS, rng), tokenizer, config, rng))
+    counts = {int(np.sum(sample.prompt.input_ids == config.seg_token_id)) for sample in samples}
+    assert min(counts) == 4 and max(counts) > 4
+    batch = collate_rows(samples, [[i] for i in range(12)], 12, config, tokenizer.pad_id)
+    assert batch.clips.valid.sum() == 36 and batch.clips.masks.shape[3] <= 4
+    for row in range(12):
+        at = batch.clips.seg_positions[row, 0, batch.clips.valid[row, 0]]
+        assert np.all(batch.inputs.input_ids[row, 0, at + 1] == config.seg_token_id)

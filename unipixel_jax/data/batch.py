@@ -44,7 +44,7 @@ class BatchArrays:
     """Rows on the host; ``collate_rows`` puts R in front of every shape.
 
     Attributes:
-        inputs: the conversations.
+        inputs: the conversations; ``seg_positions`` those of ``clips``.
         labels: [B, L] int32.
         label_weights: [B, L] float32, in a batch summing to 1: every sample counts the same, and every label of a sample, as with the reference's
             micro-batches of one sample.
@@ -86,7 +86,9 @@ def collate(
         raise UserError(f"a batch mixes samples with and without masks ({', '.join(sorted({s.data_type for s in samples}))}): group them by data type")
     rows = rows or [[i] for i in range(len(samples))]
     samples = [samples[i] for row in rows for i in row]
-    inputs = collate_prompts([sample.prompt for sample in samples], config, pad_id, ladders, per_row=[len(row) for row in rows], parts=parts)
+    # the conversation may hold more <|seg|> than are trained on; only the latter's positions go on
+    sizes = replace(ladders, objects=LADDERS.objects)
+    inputs = collate_prompts([sample.prompt for sample in samples], config, pad_id, sizes, per_row=[len(row) for row in rows], parts=parts)
     shape = inputs.input_ids.shape
     labels = np.full(shape, IGNORE_INDEX, np.int32)
     weights = np.zeros(shape, np.float32)
@@ -99,6 +101,7 @@ def collate(
             labels[row, place] = sample.labels
             weights[row, place][counted] = 1 / (max(counted.sum(), 1) * len(samples))
     clips = None if samples[0].masks is None else _clips(samples, inputs.seg_positions, config, ladders)
+    inputs = replace(inputs, seg_positions=np.zeros((shape[0], 0), np.int32) if clips is None else clips.seg_positions)
     return BatchArrays(inputs, labels, weights, clips, tuple((sample.source, sample.name) for sample in samples))
 
 
@@ -158,7 +161,7 @@ def sizes_of(arrays: BatchArrays) -> dict[str, int]:
         "windows": inputs.vision.window_table.shape[-2],
         "grid_frames": inputs.vision.frame_table.shape[-2],
         "frames": 1 if clips is None else clips.frames.shape[1],
-        "objects": max(inputs.seg_positions.shape[1], 0 if clips is None else clips.masks.shape[2]),
+        "objects": inputs.seg_positions.shape[1],
         "references": len(inputs.references.frames),
         "memories": inputs.memory_rows.shape[0],
         "memory_tokens": inputs.memory_rows.shape[1],
