@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(runs, undisturbed, tmp_
     generator = np.random.default_rng(5)
     kills, ended, places = 0, 0, set()
     directory = tmp_path / "run0"
-    while kills < KILLS // 2 or complete(directory):
+    while kills < KILLS // 2 or not ended or complete(directory):
         last = max(complete(directory), default=0)
         if kills >= KILLS // 2:
             status, log = runs.run(directory)

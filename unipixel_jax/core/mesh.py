@@ -95,6 +95,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1 << 20}
+"""XLA would multiply by divided weights piece by piece while the pieces come by (windowed einsum), and so read or write the large array, the activations,
+once for every piece. With a threshold that nothing reaches it gathers weights first. docs/plan.md has the difference.
+"""
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
+    """What ``jax.jit`` is to hand the compiler of a mesh's chips."""
+    return TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+
+
 @dataclass(frozen=True)
 class OnMesh:
     """A compiled function (``jax.jit``) of a mesh: traced, lowered and called with that mesh set."""

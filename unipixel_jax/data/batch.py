@@ -161,10 +161,10 @@ def sizes_of(arrays: BatchArrays) -> dict[str, int]:
         "windows": inputs.vision.window_table.shape[-2],
         "grid_frames": inputs.vision.frame_table.shape[-2],
         "frames": 1 if clips is None else clips.frames.shape[1],
-        "objects": inputs.seg_positions.shape[1],
         "references": len(inputs.references.frames),
         "memories": inputs.memory_rows.shape[0],
         "memory_tokens": inputs.memory_rows.shape[1],
+        **({} if clips is None else {"objects": clips.masks.shape[2]}),
     }
 
 

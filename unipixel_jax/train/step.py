@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.core.dropout import with_keys
-from unipixel_jax.core.mesh import OnMesh
+from unipixel_jax.core.mesh import OnMesh, compiler_options
 from unipixel_jax.train.objective import LossParts, TrainBatch, batch_objective
 from unipixel_jax.train.setup import Layout, TrainState, places
 from unipixel_jax.train.trainable import groups
@@ -43,7 +43,8 @@ def make_gradients(setup: Layout) -> OnMesh:
         (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(own)
         return grads, parts
 
-    return OnMesh(setup.mesh, jax.jit(gradients, out_shardings=(places(setup.state.trained), NamedSharding(setup.mesh, PartitionSpec()))))
+    out = (places(setup.state.trained), NamedSharding(setup.mesh, PartitionSpec()))
+    return OnMesh(setup.mesh, jax.jit(gradients, out_shardings=out, compiler_options=compiler_options(setup.mesh)))
 
 
 def make_loss(setup: Layout) -> OnMesh:
@@ -53,7 +54,7 @@ def make_loss(setup: Layout) -> OnMesh:
     def loss(own: nnx.State, rest: nnx.State, batch: TrainBatch) -> LossParts:
         return batch_objective(setup.merge(own, rest), batch, jnp.dtype(config.dtype), config.losses, "none")[1]
 
-    return OnMesh(setup.mesh, jax.jit(loss, out_shardings=NamedSharding(setup.mesh, PartitionSpec())))
+    return OnMesh(setup.mesh, jax.jit(loss, out_shardings=NamedSharding(setup.mesh, PartitionSpec()), compiler_options=compiler_options(setup.mesh)))
 
 
 def make_update(setup: Layout) -> OnMesh:
