@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
+from jax.sharding import NamedSharding, PartitionSpec
 from plan_programs import BF16, Small, mesh_of, mlp, product, single, train_step
 
 from unipixel_jax.core.chips import CHIPS, compile_mesh
+from unipixel_jax.core.mesh import MeshConfig, compiler_options, make_mesh
 from unipixel_jax.plan.hlo import read_costs
 from unipixel_jax.plan.memory import ARGUMENTS, NEEDED, RESULTS, bytes_per_chip, read_memory, refused_for_memory, usable
 from unipixel_jax.plan.topology import SHAPES, open_topology
@@ -192,3 +194,19 @@ def test_what_the_compiler_refuses(chip):
 def test_what_does_not_fit_a_gpu_compiles_all_the_same():
     memory = read_memory(single(compile_mesh("h100"), lambda x: x + 1, (60 * 2**20, 1024)), {}, CHIPS["h100"])
     assert not memory.fits
+
+
+@pytest.mark.parametrize("name", ["v5e:8x8", "v5p:4x4x4"])
+def test_meshes_may_split_the_axes_of_a_pod(name):
+    mesh = make_mesh(MeshConfig("fsdp", context=4), open_topology(name).devices)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": len(open_topology(name).devices) // 4, "context": 4, "tensor": 1}
+
+
+def test_the_compiler_takes_what_it_is_handed():
+    """An option that it does not know is an error."""
+    mesh = compile_mesh("v5e")
+    options = compiler_options(mesh)
+    assert options
+    a = jax.ShapeDtypeStruct((128, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    jax.jit(lambda a: a @ a, compiler_options=options).lower(a).compile()
+    assert compiler_options(jax.make_mesh((1,), ("x",))) is None
