@@ -180,7 +180,7 @@ def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask, W
         shape((b, work.keys, work.key_heads, work.head_size), dtype),
         shape((b, work.keys, work.key_heads, work.value_size), dtype),
         AttnMask(work.causal, *segments),
-        None if work.dropout is None else WeightDropout(shape((b, work.key_heads), jnp.int32), work.dropout),
+        None if work.dropout is None else WeightDropout(shape((b, work.key_heads), jnp.int32), work.dropout),  # type: ignore[arg-type]
     )
 
 
