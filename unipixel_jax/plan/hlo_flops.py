@@ -16,7 +16,7 @@ from unipixel_jax.plan.hlo_text import Array, Computation, Instruction
 NO_KERNELS = frozenset({
     "AllocateBuffer", "AsyncCollectiveStart", "AsyncCollectiveDone", "AssumeGatherIndicesInBound", "ConcatBitcast", "SliceToDynamic", "PadToStatic",
     "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "MoveToHost", "MoveToDevice", "X64Combine", "X64SplitLow", "X64SplitHigh", "TopK", "ApproxTopK",
-    "PartialReduce", "annotate_device_placement", "LayoutConstraint", "GatherScatterIndicesBitpacked",
+    "PartialReduce", "annotate_device_placement", "LayoutConstraint", "GatherScatterIndicesBitpacked", "PrepareAsyncCallStart", "PrepareAsyncCallDone",
 })  # fmt: skip
 """Custom calls that do not use the matrix units, or hardly."""
 
