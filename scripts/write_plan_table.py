@@ -28,7 +28,6 @@ ROWS = {
     "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *batch(16)],
     "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
     "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32)],
-    "7b_v5p-16_without_dropout": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32), "--no-dropout"],
     "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16)],
     "3b_v5e-8": [THREE, "--topology", "v5e-8", *STEP, *batch(8)],
     "3b_v5e-16": [THREE, "--topology", "v5e-16", *STEP, *batch(16)],
