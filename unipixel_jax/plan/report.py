@@ -195,6 +195,7 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
         UserError: matplotlib is not installed.
     """
     try:
+        from matplotlib import color_sequences
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("a plot needs matplotlib: pip install 'unipixel-jax[plot]'") from None
@@ -205,6 +206,7 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
     memory, times = figure.subplots(1, 2, sharey=True)
     places = range(len(rows))
 
+    memory.set_prop_cycle(color=color_sequences["tab20"])
     parts = dict.fromkeys(name for _, program in rows for name in program.memory.parts)
     starts = [0.0] * len(rows)
     largest = max(program.memory.total for _, program in rows) / GIB
