@@ -27,5 +27,6 @@ training=$!
 while kill -0 "$training" 2>/dev/null; do wait "$training"; done # the trap interrupts a wait
 wait "$training"
 status=$?
-if [ $told = yes ] && [ $status -eq 0 ]; then status=143; fi
+# -1: bash now and then loses the status of a child that ends while the trap runs. The same command goes on, or fails again and tells.
+if [ $told = yes ] && { [ $status -eq 0 ] || [ $status -eq -1 ]; }; then status=143; fi
 exit $status
