@@ -97,8 +97,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
 
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1 << 20}
 """XLA would multiply by divided weights piece by piece while the pieces come by (windowed einsum), and so read or write the large array, the activations,
-once for every piece. With a threshold that nothing reaches it gathers weights first. docs/plan.md has the difference.
-"""
+once for every piece. With a threshold that nothing reaches it gathers weights first."""
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
