@@ -8,7 +8,6 @@ B images, h and w height and width of the map, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -90,8 +89,9 @@ class Block(nnx.Module):
         shortcut = max_pool2(self.proj(y))
         return self._feed_forward(shortcut + self.drop1(self.attn(y, size, pool=True), drop_path), drop_path)
 
-    def __call__(self, x: jax.Array, whole: jax.Array | bool, drop_path: jax.Array, size: int) -> jax.Array:
-        """Any other block: windows of ``size``, or the whole map where ``whole`` says so, an array where the blocks of a stage differ."""
+    def __call__(self, x: jax.Array, size: int, whole: jax.Array | None, drop_path: jax.Array) -> jax.Array:
+        """Any other block: windows of ``size``, 0 for the whole map; the whole map as well where the boolean ``whole``, if given, is true."""
+        y = self.norm1(x)
 
         def in_windows(y: jax.Array) -> jax.Array:
             return self.attn(y, size, pool=False)
@@ -99,8 +99,8 @@ class Block(nnx.Module):
         def at_once(y: jax.Array) -> jax.Array:
             return self.attn(y, 0, pool=False)
 
-        attend = partial(jax.lax.cond, whole, at_once, in_windows) if not isinstance(whole, bool) else at_once if whole else in_windows
-        return self._feed_forward(x + self.drop1(attend(self.norm1(x)), drop_path), drop_path)
+        y = in_windows(y) if whole is None else jax.lax.cond(whole, at_once, in_windows, y)
+        return self._feed_forward(x + self.drop1(y, drop_path), drop_path)
 
     def _feed_forward(self, x: jax.Array, drop_path: float | jax.Array) -> jax.Array:
         return x + self.drop2(self.mlp(self.norm2(x)), drop_path)
@@ -126,11 +126,12 @@ class Stage(nnx.Module):
             x = self.entry.enter(x, self.drop_path[0], self.entry_size)
         if self.blocks is None:
             return x
-        alike = len(set(self.whole)) == 1  # then the other kind of attention need not be compiled
+        # where all blocks are alike, the other kind of attention is not even compiled
+        size, differ = (0 if all(self.whole) else self.size), len(set(self.whole)) > 1
 
         def step(block: Block, x: jax.Array, own: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             whole, drop_path = own
-            return block(x, self.whole[0] if alike else whole, drop_path, self.size), None
+            return block(x, size, whole if differ else None, drop_path), None
 
         own = np.asarray(self.whole), np.asarray(self.drop_path[-len(self.whole) :], np.float32)
         return stacking.run(step, self.blocks, x, own, remat)[0]

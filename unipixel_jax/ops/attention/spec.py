@@ -48,9 +48,8 @@ class Spec:
         return self.batch * self.heads * self.queries * self.keys
 
     def __str__(self) -> str:
-        mask = (
-            " and ".join(name for name, given in (("causal", self.causal), ("segments", self.segmented), ("dropout", self.dropout)) if given) or "all visible"
-        )
+        parts = {"causal": self.causal, "segments": self.segmented, "dropout": self.dropout}
+        mask = " and ".join(name for name, given in parts.items() if given) or "all visible"
         return (
             f"{self.batch} x {self.queries} queries x {self.keys} keys, {self.heads} heads on {self.key_heads}, size {self.head_size}, "
             f"{self.dtype.name}, {mask}, {self.platform}"
