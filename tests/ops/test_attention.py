@@ -377,3 +377,13 @@ def test_a_backend_says_why_it_cannot(name):
     assert BACKENDS[name].why_not(spec) is None
     reason = BACKENDS[name].why_not(replace(spec, **CANNOT[name]))
     assert reason and issubclass(UserError, ValueError)
+
+
+def test_cudnn_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    def missing(*_, **__):
+        raise RuntimeError("cuDNN not found.")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
+    q, kv = jnp.zeros((1, 2, 1, 4, 8), jnp.bfloat16), jnp.zeros((1, 2, 4, 8), jnp.bfloat16)
+    with pytest.raises(UserError, match="pip install nvidia-cudnn-cu12"):
+        BACKENDS["cudnn"].attend(q, kv, kv, AttnMask(), 1.0)

@@ -11,7 +11,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.plan import fit as search
 from unipixel_jax.plan.cli import main, sizes
 from unipixel_jax.plan.memory import Memory
-from unipixel_jax.plan.plan import GRADIENTS, PREFILL, _lowered, advice, check_programs
+from unipixel_jax.plan.plan import GRADIENTS, PREFILL, advice, check_programs
 from unipixel_jax.plan.programs import Workload, sample_row
 from unipixel_jax.plan.report import PlanReport, ProgramReport
 from unipixel_jax.plan.roofline import Roofline
@@ -103,11 +103,3 @@ def test_unknown_names():
         check_programs(["training"])
     with pytest.raises(UserError, match=r"topology 'v5e:5x5' is unknown: .*v5e:\{1x1,2x2"):
         main(["configs/unipixel_7b_stage3.py", "--topology", "v5e:5x5"])
-
-
-def test_a_library_that_jax_misses_is_named_with_what_installs_it():
-    def lower():
-        raise RuntimeError("cuDNN not found.")
-
-    with pytest.raises(UserError, match="pip install nvidia-cudnn-cu12"):
-        _lowered(lower)

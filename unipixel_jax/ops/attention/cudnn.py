@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
@@ -48,18 +49,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     Returns:
         [B, K, G, T, H] bfloat16, zero in rows with no visible key; [B, K, G, T] NaN, because JAX gives cuDNN's log-sum-exp rounded to bfloat16 and
         without a gradient: who joins parts by it must see that it is not there.
+
+    Raises:
+        UserError: cuDNN is not installed.
     """
     (b, kh, g, t, h), s = q.shape, k.shape[2]
     seen = None if mask.segments is None else mask.visible(jnp.arange(t), jnp.arange(s))
-    out = jax.nn.dot_product_attention(
-        q.reshape(b, kh * g, t, h).swapaxes(1, 2),
-        k.swapaxes(1, 2),
-        v.swapaxes(1, 2),
-        mask=None if seen is None else seen[:, :, 0],
-        scale=scale,
-        is_causal=mask.causal,
-        implementation="cudnn",
-    )
+    try:
+        out = jax.nn.dot_product_attention(
+            q.reshape(b, kh * g, t, h).swapaxes(1, 2),
+            k.swapaxes(1, 2),
+            v.swapaxes(1, 2),
+            mask=None if seen is None else seen[:, :, 0],
+            scale=scale,
+            is_causal=mask.causal,
+            implementation="cudnn",
+        )
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        raise UserError("cuDNN is not here: pip install nvidia-cudnn-cu12 (enough to plan without a card)") from None
     out = out.swapaxes(1, 2).reshape(q.shape)
     if seen is not None:
         # cuDNN spreads a row that sees nothing over keys that it must not see
