@@ -1,9 +1,9 @@
-"""The small model that ships with the package, second of two stages: words and masks together.
+"""The small model that ships with the package, last of three stages: everything together.
 
     unipixel-jax train configs/shapes_tiny.py
 
-`scripts/train_shapes.sh` runs both stages and measures the result. In two batches of three every question asks for a mask; the others hold all kinds of
-questions. docs/tiny_model.md tells how other recipes fared.
+`scripts/train_shapes.sh` runs all stages and measures the result. A quarter of the batches is words alone, a quarter asks for things by name, and half hold all
+kinds of questions.
 """
 
 from unipixel_jax.train.config import StartConfig, TrainConfig
@@ -12,5 +12,6 @@ from unipixel_jax.train.shapes import shapes
 
 def get_config() -> TrainConfig:
     """The run."""
-    start = StartConfig(checkpoint="runs/shapes_tiny_words/model")
-    return shapes("shapes_tiny", start, "shapes_find:2,shapes_image", turns=4, learning_rate=6e-4, sam_rate=5e-4, steps=2000, interval=500)
+    start = StartConfig(checkpoint="runs/shapes_tiny_language/model")
+    datasets = "shapes_words:1,shapes_find:1,shapes_image:2"
+    return shapes("shapes_tiny", start, datasets, trained=("all",), learning_rate=1e-3, steps=700, interval=350)

@@ -16,7 +16,7 @@ from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
 
 ASSETS = Path(__file__).resolve().parent.parent / "unipixel_jax" / "assets"
 SEED = 31_000_000
-PHOTO_SCALE, CLIP_SCALE = 4, 2
+PHOTO_SIDE, CLIP_SIDE = 320, 256
 CLIP_FRAMES, FRAME_MILLISECONDS = 8, 160
 PHOTO = {"large blue square", "small red circle", "large green triangle"}
 CLIP = {"small yellow circle", "large purple square"}
@@ -32,20 +32,20 @@ def first_scene(wanted: set[str], frames: int) -> Scene:
     raise SystemExit(f"no scene shows {wanted}")
 
 
-def enlarged(frame: np.ndarray, scale: int) -> Image.Image:
-    """A frame as a picture of a multiple of its size."""
-    return Image.fromarray(frame).resize((SIDE * scale, SIDE * scale), Image.Resampling.BICUBIC)
+def enlarged(frame: np.ndarray, side: int) -> Image.Image:
+    """A frame as a larger picture."""
+    return Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def main() -> None:
     """Write both."""
     photo = first_scene(PHOTO, 1)
-    enlarged(photo.frames[0], PHOTO_SCALE).save(ASSETS / "photo.png", optimize=True)
+    enlarged(photo.frames[0], PHOTO_SIDE).save(ASSETS / "photo.png", optimize=True)
     clip = first_scene(CLIP, CLIP_FRAMES)
-    pictures = [enlarged(frame, CLIP_SCALE).quantize(64, Image.Quantize.MEDIANCUT) for frame in clip.frames]
+    pictures = [enlarged(frame, CLIP_SIDE).quantize(64, Image.Quantize.MEDIANCUT) for frame in clip.frames]
     pictures[0].save(ASSETS / "clip.gif", save_all=True, append_images=pictures[1:], duration=FRAME_MILLISECONDS, loop=0)
-    for name, scene, scale in (("photo", photo, PHOTO_SCALE), ("clip", clip, CLIP_SCALE)):
-        print(name, [(full_name(scene, i), (scene.centres[i] * scale).round().tolist()) for i in range(len(scene.things))])
+    for name, scene, side in (("photo", photo, PHOTO_SIDE), ("clip", clip, CLIP_SIDE)):
+        print(name, [(full_name(scene, i), (scene.centres[i] * side / SIDE).round().tolist()) for i in range(len(scene.things))])
 
 
 if __name__ == "__main__":

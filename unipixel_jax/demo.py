@@ -14,7 +14,7 @@ ASSETS = Path(__file__).parent / "assets"
 JOBS = (
     ("photo.png", "photo", "Please segment the large blue square.", ()),
     ("photo.png", "circle", "Please segment the small red circle.", ()),
-    ("photo.png", "", "What is <region>?", (Point(118, 235),)),
+    ("photo.png", "", "What is <region>?", (Point(74, 147),)),
     ("clip.gif", "clip", "Please segment the yellow circle.", ()),
 )
 """Media, name of the overlay ("" for none), words, and what is pointed at."""

@@ -14,7 +14,7 @@ from unipixel_jax.data.shapes.scene import COLOURS, SIDE, VISIBLE, draw_scene
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import EMBEDDED
-from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN, Tokenizer
+from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, SEG_TOKEN, Tokenizer
 from unipixel_jax.train.shapes import SHAPES_MODEL
 
 OPTIONS = DrawOptions(sample_frames=(3, 3), max_turns=4, image_size=SIDE)
@@ -60,9 +60,8 @@ def test_answers_are_right(scenes):
     for scene in scenes * 5:
         question = find(scene, rng)
         (thing,) = question.segmented
-        told = question.answer.removeprefix("It is the ").removesuffix(f"{SEG_TOKEN}.")
-        assert f"the {told}" in question.text
-        assert question.kind != "look" or told in names(scene, thing)
+        assert question.answer == f"It is the {full_name(scene, thing)}{SEG_TOKEN}."
+        assert question.kind != "look" or any(f"the {name}" in question.text for name in names(scene, thing))
         if question.kind == "behind":
             assert scene.covered[thing].max() > 0
         pair = (0, 1)
@@ -82,9 +81,27 @@ def test_conversations_fit_what_they_hold(name):
         answers = "".join(m["content"] for m in example.messages if m["role"] == "assistant")
         words = answers + "".join(m["content"] if isinstance(m["content"], str) else m["content"][1]["text"] for m in example.messages if m["role"] == "user")
         assert words.count(REF_TOKEN) == len(example.references)
+        assert name == "shapes_clip" or words.count(MEM_TOKEN) == (0 if example.memory is None else len(example.memory))
         assert name != "shapes_find" or answers.count(SEG_TOKEN) >= OPTIONS.max_turns
         assert len(example.clip.frames) == (3 if name == "shapes_clip" else 1)
         assert example.masks is None if name == "shapes_words" else answers.count(SEG_TOKEN) == len(example.masks)
+
+
+def test_each_turn_lists_what_it_remembers_and_its_answer_is_about_that():
+    """Where only words are learned: the memory of every description is the mask of the thing described."""
+    source, described = open_source("shapes_words", "nowhere"), 0
+    for number in range(40):
+        example = draw(source[number], OPTIONS, np.random.default_rng(number))
+        at = 0
+        for asked, told in zip(example.messages[::2], example.messages[1::2], strict=True):
+            text = asked["content"] if isinstance(asked["content"], str) else asked["content"][1]["text"]
+            listed, at = text.count(MEM_TOKEN), at + text.count(MEM_TOKEN)
+            if listed == 1 and told["content"].startswith("It is a "):
+                colour = told["content"].split()[4]
+                shown = example.clip.frames[0][example.memory[at - 1, 0]].mean(axis=0)
+                assert np.abs(shown - COLOURS[colour]).max() < 50
+                described += 1
+    assert described > 20
 
 
 def test_same_numbers_same_scene():
@@ -98,14 +115,14 @@ def test_other_size_is_refused():
 
 
 def test_rows_with_more_answers_than_are_trained_on_fill_one_batch():
-    """Conversations of 4 to 8 masks, of which 3 are drawn, lie in arrays of 3 or 4 objects, at the positions of those drawn."""
+    """Conversations of 4 to 6 masks, of which 3 are drawn, lie in arrays of 3 or 4 objects, at the positions of those drawn."""
     config, tokenizer = replace(SHAPES_MODEL, sample_objects=3), Tokenizer.from_directory(EMBEDDED)
     source, samples = open_source("shapes_find", "nowhere"), []
     for number in range(12):
         rng = np.random.default_rng(number)
-        samples.append(prepare(draw(source[number], OPTIONS, rng), tokenizer, config, rng))
+        samples.append(prepare(draw(source[number], replace(OPTIONS, max_turns=4 + number % 3), rng), tokenizer, config, rng))
     counts = {int(np.sum(sample.prompt.input_ids == config.seg_token_id)) for sample in samples}
-    assert min(counts) == 4 and max(counts) > 4
+    assert counts == {4, 5, 6}
     batch = collate_rows(samples, [[i] for i in range(12)], 12, config, tokenizer.pad_id)
     assert batch.clips.valid.sum() == 36 and batch.clips.masks.shape[3] <= 4
     for row in range(12):

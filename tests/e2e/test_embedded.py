@@ -24,17 +24,17 @@ def test_it_segments_what_it_is_asked_for(model):
     found = model.segment(ASSETS / "photo.png", JOBS[0][2], max_new_tokens=24)
     assert found.text == "It is the large blue square<|seg|>."
     (item,) = found.objects
-    assert item.masks.shape == (1, 512, 512)
-    square = np.zeros((512, 512), bool)
-    square[285:425, 130:270] = True
+    assert item.masks.shape == (1, 320, 320)
+    square = np.zeros((320, 320), bool)
+    square[185:262, 82:168] = True
     assert item.masks[0][square].mean() > 0.9 > 0.1 > item.masks[0][~square].mean()
-    other = model.segment(ASSETS / "photo.png", "Please segment the small red circle.", max_new_tokens=24)
+    other = model.segment(ASSETS / "photo.png", JOBS[1][2], max_new_tokens=24)
     assert other.text == "It is the small red circle<|seg|>."
     assert other.objects[0].masks[0][square].mean() < 0.1
 
 
 def test_it_describes_what_is_pointed_at(model):
-    """Rarely the right thing (docs/tiny_model.md), but in the words it was taught."""
-    pointed = model.segment(ASSETS / "photo.png", "What is <region>?", [Point(118, 235)], max_new_tokens=24)
+    """About half the time the right thing (docs/tiny_model.md), and in the words it was taught."""
+    pointed = model.segment(ASSETS / "photo.png", "What is <region>?", [Point(74, 147)], max_new_tokens=24)
     assert re.fullmatch(rf"It is a ({'|'.join(RADII)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\.", pointed.text)
     assert not pointed.objects

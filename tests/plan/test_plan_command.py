@@ -13,7 +13,7 @@ from unipixel_jax.train.shapes import SHAPES_MODEL, shapes
 
 
 def get_config():
-    run = shapes("small", StartConfig(model=SHAPES_MODEL), "shapes_image", turns=1, learning_rate=1e-3, sam_rate=1e-3, steps=10, interval=5)
+    run = shapes("small", StartConfig(model=SHAPES_MODEL), "shapes_image", trained=("all",), learning_rate=1e-3, steps=10, interval=5)
     return replace(run, remat="full")
 """
 
@@ -28,7 +28,7 @@ def config(tmp_path):
 @pytest.mark.chips
 def test_a_batch_that_does_not_divide(config, capsys):
     assert main(["plan", config, "--topology", "v5e:4x8"]) == 1
-    assert "a batch of 16 does not divide among the 32 parts of the mesh" in capsys.readouterr().err
+    assert "a batch of 8 does not divide among the 32 parts of the mesh" in capsys.readouterr().err
 
 
 @pytest.mark.chips

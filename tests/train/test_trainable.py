@@ -45,6 +45,7 @@ def test_each_name_trains_what_the_reference_does(model, part, expected):
 def test_whole_towers(model):
     assert names_of(model, "sam2") == {n for n in NAMES.values() if n.startswith("sam2.") and not n.endswith("pe_matrix")}
     assert names_of(model, "ref_enc") == {n for n in NAMES.values() if n.startswith("ref_encoder.") and not n.endswith("pe_matrix")}
+    assert names_of(micro_model(), "vision", "text") == {n for n in NAMES.values() if n.startswith(("vision.", "text."))}
     assert names_of(micro_model(), "all") == {n for path, n in NAMES.items() if path[-1] not in CONSTANTS}
     assert names_of(model, "seg", "lora") == names_of(model, "seg") | names_of(model, "lora")
 

@@ -12,7 +12,7 @@ from unipixel_jax.config import preset
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, VOCAB
 from unipixel_jax.core.mesh import AXES, MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
-from unipixel_jax.models.partition import ELSEWHERE, check_heads, text_rules
+from unipixel_jax.models.partition import ELSEWHERE, TABLES, check_heads, text_rules
 
 RECORDED = Path(__file__).parent / "partition"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_partition_specs.py"
@@ -44,11 +44,22 @@ def test_rules():
     both = mesh(fsdp=4, tensor=2)
     assert text.spec((LAYERS, MLP, EMBED), (28, 18944, 3584), both) == PartitionSpec(None, "tensor", "fsdp")
     assert text.spec((LAYERS, EMBED, HEADS), (28, 3584, 3584), both) == PartitionSpec(None, "fsdp", "tensor")
-    assert text.spec((VOCAB, EMBED), (512, 3584), both) == PartitionSpec(("fsdp", "tensor"))
+    assert TABLES.spec((VOCAB, EMBED), (512, 3584), both) == PartitionSpec(("fsdp", "tensor"))
     assert text.spec((LAYERS, EMBED), (28, 3584), both) == PartitionSpec()  # vectors are repeated
     assert text.spec((LAYERS, KV_HEADS, EMBED), (28, 512, 3584), mesh(tensor=8)) == PartitionSpec()  # 4 key heads
     assert ELSEWHERE.spec((MLP, EMBED), (320, 42), mesh(fsdp=16)) == PartitionSpec("fsdp")  # 42 does not divide, 320 does
     assert ELSEWHERE.spec((MLP, EMBED), (321, 42), mesh(fsdp=16)) == PartitionSpec()
+
+
+def test_chips_that_share_a_sample_divide_its_weights():
+    text, shared = text_rules(preset("7b")), mesh(fsdp=2, context=8)
+    assert text.spec((LAYERS, MLP, EMBED), (28, 18944, 3584), shared) == PartitionSpec(None, None, ("fsdp", "context"))
+    assert text.spec((LAYERS, EMBED, HEADS), (28, 3584, 3584), mesh(fsdp=4, context=2, tensor=2)) == PartitionSpec(None, ("fsdp", "context"), "tensor")
+    assert ELSEWHERE.spec((MLP, EMBED), (32, 1280), shared) == PartitionSpec(None, ("fsdp", "context"))
+    assert ELSEWHERE.spec((MLP, EMBED), (30, 42), shared) == PartitionSpec(None, "fsdp")  # 16 does not divide either, 2 does
+    assert ELSEWHERE.spec((MLP, EMBED), (32, 1280), mesh(context=8)) == PartitionSpec(None, "context")
+    assert TABLES.spec((VOCAB, EMBED), (512, 3584), shared) == PartitionSpec("fsdp")
+    assert TABLES.spec((VOCAB, EMBED), (512, 3584), mesh(context=8)) == PartitionSpec()
 
 
 def test_heads_that_do_not_divide_are_refused():

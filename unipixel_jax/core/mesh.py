@@ -19,7 +19,8 @@ from unipixel_jax.errors import UserError
 
 DATA, FSDP, CONTEXT, TENSOR = "data", "fsdp", "context", "tensor"
 AXES = (DATA, FSDP, CONTEXT, TENSOR)
-"""Mesh axes. Samples are divided over ``data`` and ``fsdp``, over the latter weights as well; chips along ``context`` and ``tensor`` share samples."""
+"""Mesh axes. Samples are divided over ``data`` and ``fsdp``, over the latter weights as well; chips along ``context`` and ``tensor`` share samples, and
+weights are divided over them too."""
 Preset = Literal["single", "dp", "fsdp", "fsdp_tp", "hybrid"]
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import jax
@@ -33,13 +34,13 @@ class Rules:
     """How weights are divided.
 
     Attributes:
-        prefer: for each mesh axis the logical axes that it may divide, best first; each weight takes the first that it has, that divides, and that no
-            other mesh axis has taken.
-        together: logical axes that several mesh axes may divide at once.
+        prefer: for each group of mesh axes the logical axes that it may divide, best first; each weight takes the first that it has, that divides, and that
+            no other mesh axis has taken. Where the whole group divides none of them, the group without its last axis is tried.
+        together: logical axes that several groups may divide at once.
         units: for logical axes that fall into whole units (heads), how many there are: a mesh axis divides the units, not only the numbers.
     """
 
-    prefer: Mapping[str, tuple[str, ...]]
+    prefer: Mapping[tuple[str, ...], tuple[str, ...]]
     together: tuple[str, ...] = ()
     units: Mapping[str, int] = field(default_factory=dict)
 
@@ -53,15 +54,22 @@ class Rules:
         """
         placed: dict[int, tuple[str, ...]] = {}
         if sum(name != LAYERS for name in axes) >= 2:
-            for mesh_axis, names in self.prefer.items():
-                fits = [i for name in names for i, own in enumerate(axes) if own == name and self._fits(name, shape[i], placed.get(i, ()), mesh_axis, mesh)]
-                if mesh.shape[mesh_axis] > 1 and fits:
-                    placed[fits[0]] = (*placed.get(fits[0], ()), mesh_axis)
+            for group, names in self.prefer.items():
+                several = tuple(axis for axis in group if mesh.shape[axis] > 1)
+                tries = (
+                    (i, several[:end])
+                    for end in range(len(several), 0, -1)
+                    for name in names
+                    for i, own in enumerate(axes)
+                    if own == name and self._fits(name, shape[i], placed.get(i, ()), several[:end], mesh)
+                )
+                for i, fitting in islice(tries, 1):
+                    placed[i] = (*placed.get(i, ()), *fitting)
         last = max(placed, default=-1)
         return PartitionSpec(*(placed.get(i) for i in range(last + 1)))
 
-    def _fits(self, name: str, length: int, taken: tuple[str, ...], mesh_axis: str, mesh: Mesh | AbstractMesh) -> bool:
-        size = math.prod(mesh.shape[axis] for axis in (*taken, mesh_axis))
+    def _fits(self, name: str, length: int, taken: tuple[str, ...], more: tuple[str, ...], mesh: Mesh | AbstractMesh) -> bool:
+        size = math.prod(mesh.shape[axis] for axis in (*taken, *more))
         return (not taken or name in self.together) and self.units.get(name, length) % size == 0 and length % size == 0
 
 
@@ -114,8 +122,8 @@ WHOLE, DIVIDED = "whole", "divided"
 
 
 def collected(module: M) -> M:
-    """The same weights with what is divided along ``fsdp`` collected, for use; their gradients go back divided. Weights of stacked layers are left as they
-    are, and so is what has no place.
+    """The same weights with what is divided along ``fsdp`` and ``context`` collected, for use; their gradients go back divided. Weights of stacked layers
+    are left as they are, and so is what has no place.
 
     Without, XLA may take it that activations are cheaper to move, and moves them in every product.
     """

@@ -46,6 +46,13 @@ def unstack(blocks: M) -> nnx.List:
     return nnx.List([jax.tree.map(lambda a, i=i: a[i], blocks) for i in range(n)])
 
 
+def unstack_layers(*owners: Any) -> None:
+    """Turn the stacked layers of modules into lists, in place: the form that runs fastest on a CPU."""
+    for owner in owners:
+        if owner.blocks is not None:
+            owner.blocks = unstack(owner.blocks)
+
+
 def length(blocks: nnx.Module) -> int:
     """How many layers a stacked module or an unstacked list holds."""
     return len(blocks) if isinstance(blocks, nnx.List) else jax.tree.leaves(blocks)[0].shape[0]

@@ -1,8 +1,8 @@
 """How well a model does on scenes of shapes it has never seen: through the same calls that users make, with questions of one turn.
 
 Measured are the mean IoU of masks asked for in words in pictures, J (mean IoU over frames) in clips, the IoU with the right object when another is named,
-and the shares of right answers about things that are pointed at, and about one or two remembered things (PixelQA). An answer is right if it is the expected
-one word for word.
+and the shares of right answers about things that are pointed at (asked at once, or after remembering them), and about one or two remembered things
+(PixelQA). An answer is right if it is the expected one word for word.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unipixel_jax.data.roles.shapes import refer
 from unipixel_jax.data.shapes.language import FIND, POINT, Question, about, find, full_name
 from unipixel_jax.data.shapes.scene import Scene, draw_scene
 from unipixel_jax.infer.prediction import Prediction
-from unipixel_jax.infer.predictor import UniPixel
+from unipixel_jax.infer.predictor import DESCRIBE, UniPixel
 from unipixel_jax.processing.prompts import REGION, Box, Point, Reference
 from unipixel_jax.processing.tokenizer import REF_TOKEN
 
@@ -58,7 +58,7 @@ def judge(model: UniPixel, pictures: int, clips: int, seed: int = SEED) -> Itera
         scene = draw_scene(rng)
         yield _found(model, "picture_iou", scene, find(scene, rng))
         yield _wrong(model, scene, rng)
-        yield _pointed(model, scene, rng)
+        yield from _pointed(model, scene, rng)
         yield _asked(model, scene, rng)
     for number in range(clips):
         rng = np.random.default_rng([seed, 2, number])
@@ -99,14 +99,15 @@ def _wrong(model: UniPixel, scene: Scene, rng: np.random.Generator) -> Judged:
     return Judged("wrong_prompt_iou", "look", score, scene, text, prediction, right)
 
 
-def _pointed(model: UniPixel, scene: Scene, rng: np.random.Generator) -> Judged:
-    """Describe a thing that is pointed at or boxed."""
+def _pointed(model: UniPixel, scene: Scene, rng: np.random.Generator) -> Iterator[Judged]:
+    """Have a thing that is pointed at or boxed described: at once, and as PixelQA does, which segments it, remembers that, and describes what it remembers."""
     thing = int(rng.integers(len(scene.things)))
-    reference = _reference(scene, thing, rng)
-    text = str(rng.choice(POINT)).replace(REF_TOKEN, REGION)
-    prediction = model.segment(scene.frames, text, [reference], max_new_tokens=MAX_NEW_TOKENS)
-    right = prediction.text == f"It is a {full_name(scene, thing)}."
-    return Judged("reference_right", "box" if isinstance(reference, Box) else "point", float(right), scene, text, prediction, None)
+    reference, text = _reference(scene, thing, rng), str(rng.choice(POINT)).replace(REF_TOKEN, REGION)
+    kind, right = "box" if isinstance(reference, Box) else "point", f"It is a {full_name(scene, thing)}."
+    at_once = model.segment(scene.frames, text, [reference], max_new_tokens=MAX_NEW_TOKENS)
+    yield Judged("reference_right", kind, float(at_once.text == right), scene, text, at_once, None)
+    remembered = model.describe(scene.frames, reference, max_new_tokens=MAX_NEW_TOKENS)
+    yield Judged("remembered_right", kind, float(remembered.text == right), scene, DESCRIBE, remembered, None)
 
 
 def _asked(model: UniPixel, scene: Scene, rng: np.random.Generator) -> Judged:

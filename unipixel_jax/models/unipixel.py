@@ -7,7 +7,6 @@ B batch, T tokens, D language width, d SAM width, M merged vision tokens, E refe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import CHANNELS, EMBED, SEQUENCE
 from unipixel_jax.core.params import abstract, declare, unit_normal, xavier
 from unipixel_jax.core.sharding import constrain, over_images
-from unipixel_jax.core.stacking import Remat, unstack
+from unipixel_jax.core.stacking import Remat, unstack_layers
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, gelu
 from unipixel_jax.models.qwen_vl.text import TextModel
 from unipixel_jax.models.qwen_vl.vision import VisionTables, VisionTower
@@ -154,10 +153,7 @@ def abstract_model(config: UniPixelConfig) -> UniPixelModel:
 
 def unstack_towers(model: UniPixelModel) -> None:
     """Turn every stacked tower into a list of layers, in place: the form that runs fastest on a CPU (see core/stacking.py)."""
-    owners: tuple[Any, ...] = (model.text, model.vision, model.sam2.memory_attention, *model.sam2.hiera.stages)
-    for owner in owners:
-        if owner.blocks is not None:
-            owner.blocks = unstack(owner.blocks)
+    unstack_layers(model.text, model.vision, model.sam2.memory_attention, *model.sam2.hiera.stages)
 
 
 def with_config(model: UniPixelModel, config: UniPixelConfig) -> UniPixelModel:

@@ -6,17 +6,19 @@ B samples, T tokens, F frames, O objects, S side of SAM's square image, D langua
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.sharding import collected, over_samples
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
 from unipixel_jax.models.sam2.neck import FrameFeatures
-from unipixel_jax.models.sam2.tracker import TrackOutput
+from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput
 from unipixel_jax.models.unipixel import Prompt, UniPixelModel
 from unipixel_jax.ops.resize import resize_bilinear
 from unipixel_jax.ops.take import take_divided_rows
@@ -79,6 +81,13 @@ class LossParts:
     segmentation: jax.Array
     masks: MaskLosses
     seg_rate: jax.Array
+
+
+class Segments(Protocol):
+    """What has a SAM 2, and says how clips are segmented."""
+
+    sam2: Sam2
+    config: UniPixelConfig
 
 
 def batch_objective(
@@ -147,7 +156,7 @@ def _total(
     return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, seg_rate)
 
 
-def clip_losses(model: UniPixelModel, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
+def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
     """Mask losses, means over samples and frames; ``tokens`` are the objects' hidden tokens [B, O, H, d]."""
     samples, length = clips.frames.shape[:2]
     features = model.sam2.encode(clips.frames.reshape(-1, *clips.frames.shape[2:]).astype(dtype), remat)

@@ -1,6 +1,7 @@
-"""The optimizer: AdamW as torch's, with the clipping, schedule and learning rates of the reference's trainer.
+"""The optimizer: AdamW as torch's, with the clipping, schedule and learning rates of the reference's trainer; or Muon, for a training from nothing.
 
-Sources: torch.optim.AdamW; torch.nn.utils.clip_grad_norm_; transformers' get_cosine_schedule_with_warmup; unipixel/train/custom_trainer.py.
+Sources: torch.optim.AdamW; torch.nn.utils.clip_grad_norm_; transformers' get_cosine_schedule_with_warmup; unipixel/train/custom_trainer.py; for Muon,
+arXiv 2502.16982.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.trainable import Group
+from unipixel_jax.train.trainable import Group, matrices
+
+MUON_RMS = 0.2
+"""Root mean square of a matrix's update, before the learning rate: about Adam's, so that the same rates and decay serve (arXiv 2502.16982, section 2.2)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class OptimConfig:
         b1, b2, eps: Adam's.
         clip_norm: largest norm of all gradients together; None does not clip.
         warmup_ratio: share of all steps in which the rate rises from 0, rounded up to whole steps.
+        matrices: "muon" turns the momentum of every matrix (train/trainable.py, ``matrices``) into the nearest orthogonal one, which leaves plateaus
+            of a training from nothing sooner; all other weights keep Adam. "adam", the reference's, is for everything.
     """
 
     learning_rate: float = 2e-5
@@ -41,6 +48,7 @@ class OptimConfig:
     eps: float = 1e-8
     clip_norm: float | None = 1.0
     warmup_ratio: float = 0.03
+    matrices: Literal["adam", "muon"] = "adam"
 
     def __post_init__(self) -> None:
         rates = (self.learning_rate, self.lora_lr, self.sam_encoder_lr, self.sam_decoder_lr)
@@ -51,6 +59,7 @@ class OptimConfig:
             "eps": (self.eps > 0, "above 0"),
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "above 0, or None for no clipping"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "within [0, 1]"),
+            "matrices": (self.matrices in ("adam", "muon"), "adam or muon"),
         }
         for what, (right, expected) in checks.items():
             if not right:
@@ -62,26 +71,26 @@ class OptimConfig:
         return self.learning_rate if own is None else own
 
 
-def make_optimizer(config: OptimConfig, groups: Any, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, owners: Any, total_steps: int) -> optax.GradientTransformation:
     """AdamW over all trained weights with one state; the groups differ in learning rate and decay only.
 
     Args:
         config: see OptimConfig.
-        groups: a tree like the trained weights, with a ``Group`` for each array (train/trainable.py, ``groups``).
+        owners: a tree like the trained weights, with a ``Group`` for each array (train/trainable.py, ``groups``).
         total_steps: after which the learning rate is 0.
 
     Raises:
         UserError: ``total_steps`` below 1.
     """
     factor = _factor(config, total_steps)
-    decays = jax.tree.map(lambda group: group.decays, groups)
+    decays = jax.tree.map(lambda group: group.decays, owners)
 
     def own_rates(updates: Any, params: Any = None) -> Any:
-        return jax.tree.map(lambda update, group: update * config.rate_of(group), updates, groups)
+        return jax.tree.map(lambda update, group: update * config.rate_of(group), updates, owners)
 
     return optax.chain(
         optax.identity() if config.clip_norm is None else _clip(config.clip_norm),
-        _adam(config),
+        _direction(config),
         optax.add_decayed_weights(config.weight_decay, decays),
         optax.stateless(own_rates),
         optax.scale_by_learning_rate(factor),
@@ -118,15 +127,41 @@ def _factor(config: OptimConfig, total_steps: int) -> Callable[[jax.Array | int]
     return factor
 
 
-def _adam(config: OptimConfig) -> optax.GradientTransformation:
-    """optax's Adam, which has torch's epsilon; it raises a float to an integer power, which JAX's strict mode refuses."""
+def _direction(config: OptimConfig) -> optax.GradientTransformation:
+    """Where each weight should go. optax's Adam has torch's epsilon."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.matrices == "adam":
+        return _plain_promotion(adam)
+    muon = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices), optax.stateless(_alike))
+
+    def which(params: Any) -> Any:
+        return jax.tree.map(lambda axes: "adam" if axes is None else "muon", matrices(params), is_leaf=_is_axes)
+
+    return _plain_promotion(optax.partition({"adam": adam, "muon": muon}, which))
+
+
+def _is_axes(value: Any) -> bool:
+    return value is None or isinstance(value, MuonDimensionNumbers)
+
+
+def _alike(updates: Any, params: Any = None) -> Any:
+    """Orthogonal matrices [..., out, in] or [out, in, height, width], scaled to entries of one size whatever their shape."""
+
+    def scaled(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
+        rows, columns = update.shape[axes.output_axis], math.prod(update.shape[axis] for axis in axes.reduction_axis)
+        return update * (MUON_RMS * math.sqrt(max(rows, columns)))
+
+    return jax.tree.map(scaled, updates, matrices(updates))
+
+
+def _plain_promotion(transformation: Any) -> optax.GradientTransformation:
+    """optax raises floats to integer powers, which JAX's strict mode refuses."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):
-            return adam.update(updates, state, params)
+            return transformation.update(updates, state, params)
 
-    return optax.GradientTransformation(adam.init, update)
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def _clip(largest: float) -> optax.GradientTransformation:

@@ -126,10 +126,11 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
     everywhere = NamedSharding(mesh, PartitionSpec())
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda a, weight: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding),
+        lambda a, weight: a if _not_here(a) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding),
         jax.eval_shape(optimizer.init, own),
         own,
         transform_non_params=lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
+        is_leaf=_not_here,
     )
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     state = TrainState(step, own, opt_state)
@@ -179,6 +180,11 @@ def _adapters(layout: Layout, wanted: dict[Any, jax.ShapeDtypeStruct]) -> dict[A
         return {path: made[path].astype(place.dtype) for path, place in wanted.items()}
 
     return jax.jit(make, out_shardings=places(wanted))()
+
+
+def _not_here(a: Any) -> bool:
+    """True where a part of the optimizer that is for some weights only has nothing."""
+    return isinstance(a, optax.MaskedNode)
 
 
 def places(tree: Any) -> Any:

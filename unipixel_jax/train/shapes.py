@@ -1,4 +1,6 @@
-"""The runs that make the small model which ships with the package (docs/tiny_model.md); configs/ has a file for each of its two stages."""
+"""The runs that make the small model which ships with the package (docs/tiny_model.md); configs/ has a file for each but the first, which is
+scripts/teach_towers.py.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from unipixel_jax.train.optim import OptimConfig
 
 SHAPES_MODEL = UniPixelConfig(
     vision=VisionConfig(
-        depth=3, hidden_size=96, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=28, window_size=336, fullatt_block_indexes=(2,)
+        depth=3, hidden_size=96, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=20, window_size=320, fullatt_block_indexes=(2,)
     ),
     text=TextConfig(
         vocab_size=520, hidden_size=128, intermediate_size=352, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=4, mrope_section=(4, 6, 6),
-        rope_theta=10.0,
+        rope_theta=10_000.0,
     ),
     sam2=Sam2Config(
         image_size=128, embed_dim=32, num_heads=1, stages=(1, 1, 2, 1), global_att_blocks=(3,), window_spec=(8, 4, 8, 4),
@@ -27,20 +29,21 @@ SHAPES_MODEL = UniPixelConfig(
     sam2_batch_mode=True, dtype="bfloat16",
 )  # fmt: skip
 
+TURNS, TOKENS = 4, 256
+"""Of a conversation, at most."""
+LOSSES = MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True)
+"""With the reference's weights (focal 100) a model that starts from nothing ends with empty masks."""
 
-def shapes(
-    name: str, start: StartConfig, datasets: str, *, turns: int, learning_rate: float, sam_rate: float, steps: int, interval: int
-) -> TrainConfig:
-    """A run on drawn scenes, 16 a step, in which everything is trained.
+
+def shapes(name: str, start: StartConfig, datasets: str, *, trained: tuple[str, ...], learning_rate: float, steps: int, interval: int) -> TrainConfig:
+    """A run on drawn scenes, 8 a step.
 
     Args:
         name: of the run.
         start: where its weights come from.
         datasets: what is drawn, for training and validation.
-        turns: of a conversation at most.
+        trained: parts of the model (train/trainable.py).
         learning_rate: at the end of the warm-up.
-        sam_rate: of SAM 2, likewise. Its decoder normalises after each sum and does not bear the rate that the language side likes
-            (docs/tiny_model.md).
         steps: of the run.
         interval: steps between two measurements of the validation loss, and between two checkpoints.
     """
@@ -50,30 +53,31 @@ def shapes(
         data=DataConfig(
             datasets=datasets,
             validation=datasets,
-            draw=DrawOptions(sample_frames=(4, 4), max_turns=turns),
+            draw=DrawOptions(sample_frames=(4, 4), max_turns=TURNS),
             loader=LoaderOptions(workers=0, threads=1, buffer=32),
+            max_tokens=TOKENS,
             # every size is fixed, so that pictures compile one program
             ladders=Ladders(
-                tokens=Ladder("prompt tokens", 72, 1.0, 4096),
-                patches=Ladder("image patches", 144, 1.0, 1 << 16),
+                tokens=Ladder("prompt tokens", TOKENS, 1.0, TOKENS),
+                patches=Ladder("image patches", 256, 1.0, 1 << 16),
                 windows=Ladder("attention windows", 1, 1.0, 1 << 12),
                 grid_frames=Ladder("pairs of frames", 1, 1.0, 1 << 12),
                 objects=Ladder("objects", 4, 2, 64),
                 references=Ladder("points and boxes", 8, 2, 1024),
-                memories=Ladder("memory tokens", 4, 2, 1024),
+                memories=Ladder("memory tokens", 8, 2, 1024),
             ),
         ),
-        trained=("all",),
-        optim=OptimConfig(learning_rate, sam_encoder_lr=sam_rate, sam_decoder_lr=sam_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04),
-        losses=MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True),
-        batch_size=16,
+        trained=trained,
+        optim=OptimConfig(learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, matrices="muon"),
+        losses=LOSSES,
+        batch_size=8,
         sample_objects=4,
         steps=steps,
         dtype="float32",
         remat="none",
         dropout=False,
         sam2_batch_mode=True,
-        log_every=25,
+        log_every=50,
         evaluate_every=interval,
         save_every=interval,
     )

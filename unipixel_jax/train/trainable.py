@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from optax.contrib import MuonDimensionNumbers
 
 from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.errors import UserError
@@ -21,6 +22,8 @@ PARTS: Mapping[str, tuple[KeyPath, ...]] = {
     "msk": (("msk_proj",),),
     "seg": (("seg_head",),),
     "sam2": (("sam2",),),
+    "vision": (("vision",),),
+    "text": (("text",),),
     LORA: (),
     ALL: ((),),
 }
@@ -89,6 +92,20 @@ def group_of(path: KeyPath) -> Group:
 def groups(params: Any) -> Any:
     """A tree like ``params`` (an ``nnx.State``, nested dictionaries or a module) with each array's ``Group`` in its place."""
     return jax.tree_util.tree_map_with_path(lambda keys, _: group_of(_key_path(keys)), params)
+
+
+def matrices(params: Any) -> Any:
+    """A tree like ``params`` that says which arrays are matrices of products, and along which axes: linear layers [..., out, in], each layer of a stack by
+    itself, and convolutions [out, in, height, width] over more than one input; None for tables of embeddings and everything else.
+    """
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: _matrix(_key_path(keys), leaf), params)
+
+
+def _matrix(path: KeyPath, leaf: Any) -> MuonDimensionNumbers | None:
+    own = leaf.ndim - ("blocks" in path)
+    if path[-1] != "weight" or path[:2] in PARTS["embedding"] or own not in (2, 4) or leaf.shape[1 - own] == 1:
+        return None
+    return MuonDimensionNumbers(tuple(range(1 - own, 0)), -own)
 
 
 def _rate(path: KeyPath) -> str:

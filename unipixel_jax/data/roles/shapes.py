@@ -1,7 +1,7 @@
 """A conversation about a scene of shapes: several questions of all kinds, whose answers name, segment, or compare.
 
-The first question may follow the list of one or two remembered things, as in the second turn of PixelQA; another may be PixelQA's first turn, which
-segments things that are pointed at.
+A question may follow the list of one or two remembered things, as in the second turn of PixelQA; another may be PixelQA's first turn, which segments things
+that are pointed at.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
-from unipixel_jax.data.shapes.language import Question, about, find, point_at
+from unipixel_jax.data.shapes.language import Question, about, describe, find, point_at
 from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip
@@ -18,30 +18,28 @@ from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION, SquareReference, locating_turn
 from unipixel_jax.processing.tokenizer import Message
 
-REMEMBER, LOCATE, POINT, FIRST = 0.35, 0.2, 0.4, 0.6
-"""How often a conversation begins with remembered things, a question is PixelQA's first turn, any other question points at something, and a conversation
-without remembered things begins with such a question."""
+MEMORIES, REMEMBER, POINT, LOCATE = 0.4, 0.25, 0.4, 0.3
+"""How often a conversation of which only words are learned is about remembered things in all its turns; how often another begins with such things; how often a
+question points at something, and how often any other, where masks are learned, is PixelQA's first turn."""
+
+Turn = tuple[tuple[int, ...], Question]
+"""The things that a turn lists as remembered, none in most, and its question."""
 
 
 def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
     """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, a picture
-    in which every question asks for a mask, or one of which only the words are learned.
+    in which every question names a thing to segment, or one of which only words are learned.
     """
     if options.image_size != SIDE:
         raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")
-    scene = draw_scene(rng, 1 if annotation.data_type != "shapes_clip" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
-    things = _some(scene, rng)
-    finding = annotation.data_type == "shapes_find"
-    memory = scene.masks[list(things)] if rng.random() < REMEMBER and not finding else None
-    questions = [] if memory is None else [about(scene, things, rng)]
-    if not finding and memory is None and rng.random() < FIRST:
-        questions.append(point_at(scene, rng))
-    while len(questions) < options.max_turns:
-        done = frozenset(thing for question in questions for thing in question.segmented)
-        questions.append(_to_find(scene, rng, done) if finding else _question(scene, rng, done))
+    kind = annotation.data_type
+    scene = draw_scene(rng, 1 if kind != "shapes_clip" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
+    turns = _conversation(scene, kind, options.max_turns, rng)
+    questions = [question for _, question in turns]
+    remembered = [thing for things, _ in turns for thing in things]
     messages: list[Message] = []
-    for number, question in enumerate(questions):
-        text = question.text if number or memory is None else _memory_text(memory) + question.text
+    for number, (things, question) in enumerate(turns):
+        text = (_memory_text(scene.masks[list(things)]) if things else "") + question.text
         messages.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}] if number == 0 else text})
         messages.append({"role": "assistant", "content": question.answer})
     segmented = [thing for question in questions for thing in question.segmented]
@@ -49,11 +47,29 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
         annotation=annotation,
         messages=tuple(messages),
         clip=Clip(scene.frames, np.arange(len(scene.frames)), len(scene.frames) == 1, annotation.name),
-        masks=None if annotation.data_type == "shapes_words" else scene.masks[segmented],
+        masks=None if kind == "shapes_words" else scene.masks[segmented],
         references=tuple(refer(scene, thing, rng) for question in questions for thing in question.referred),
-        memory=memory,
+        memory=scene.masks[remembered] if remembered else None,
         sample_frames=options.sample_frames[1],
     )
+
+
+def _conversation(scene: Scene, kind: str, count: int, rng: np.random.Generator) -> list[Turn]:
+    """Turns of a conversation, ``count`` of them. One that is about remembered things alone begins with any questions about some, and goes on with a
+    description of each, of which there may be fewer; the other way round, the answers could be read off.
+    """
+    if kind == "shapes_words" and rng.random() < MEMORIES:
+        some = [_some(scene, rng) for _ in range(count // 2)]
+        each = rng.permutation(len(scene.things))[: count - count // 2].tolist()
+        return [*((things, about(scene, things, rng)) for things in some), *(((thing,), describe(scene, thing, rng)) for thing in each)]
+    turns: list[Turn] = []
+    if kind not in ("shapes_words", "shapes_find") and rng.random() < REMEMBER:
+        things = _some(scene, rng)
+        turns.append((things, about(scene, things, rng)))
+    while len(turns) < count:
+        done = frozenset(thing for _, question in turns for thing in question.segmented)
+        turns.append(((), find(scene, rng, done) if kind == "shapes_find" else _question(scene, rng, done, kind != "shapes_words")))
+    return turns
 
 
 def refer(scene: Scene, thing: int, rng: np.random.Generator) -> SquareReference:
@@ -77,13 +93,13 @@ def _memory_text(memory: NDArray[np.bool_]) -> str:
     return memory_prefix(pairs, frames)
 
 
-def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int]) -> Question:
-    return point_at(scene, rng) if rng.random() < POINT else _to_find(scene, rng, done)
-
-
-def _to_find(scene: Scene, rng: np.random.Generator, done: frozenset[int]) -> Question:
-    """A question whose answer segments: one that names a thing, or PixelQA's first turn, which points at one or two."""
-    if rng.random() >= LOCATE:
+def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int], masks: bool) -> Question:
+    """Any question but those about remembered things; where ``masks`` are learned, PixelQA's first turn, which segments one or two things that are pointed
+    at, is among them.
+    """
+    if rng.random() < POINT:
+        return point_at(scene, rng, masks)
+    if not masks or rng.random() >= LOCATE:
         return find(scene, rng, done)
     things = _some(scene, rng)
     asked = about(scene, things, rng).text

@@ -1,7 +1,7 @@
 """Questions about scenes of shapes, each with its one right answer.
 
-A question names things by what sets them apart, and an answer repeats those words just before its ``<|seg|>``, so that they reach the mask. No space stands
-between: the state that is segmented is then that of the last word, which carries its own meaning, and not that of a space.
+A question names things by what sets them apart, and an answer gives the full name just before its ``<|seg|>``, so that words reach the mask that mean the same
+in every scene. No space stands between: the state that is segmented is then that of the last word, which carries its own meaning, and not that of a space.
 """
 
 from __future__ import annotations
@@ -87,16 +87,21 @@ def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozense
             words = f"object behind the {rng.choice(names(scene, front))}"
         else:
             kind = "look"
-    return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {words}{SEG_TOKEN}.", segmented=(thing,))
+    return Question(str(kind), str(rng.choice(FIND)).format(f"the {words}"), f"It is the {full_name(scene, thing)}{SEG_TOKEN}.", segmented=(thing,))
 
 
-def point_at(scene: Scene, rng: np.random.Generator) -> Question:
-    """Describe, or segment, a thing that is pointed at."""
+def point_at(scene: Scene, rng: np.random.Generator, masks: bool) -> Question:
+    """Describe, or, if ``masks``, perhaps segment, a thing that is pointed at."""
     thing = int(rng.integers(len(scene.things)))
-    if rng.random() < 0.5:
+    if masks and rng.random() < 0.5:
         text = str(rng.choice(FIND)).format(REF_TOKEN)
         return Question("point_segment", text, f"It is this object{SEG_TOKEN}.", (thing,), (thing,))
     return Question("point", str(rng.choice(POINT)), f"It is a {full_name(scene, thing)}.", (thing,))
+
+
+def describe(scene: Scene, thing: int, rng: np.random.Generator, number: int = 0) -> Question:
+    """What a remembered thing is, which is called by its number."""
+    return Question("what", str(rng.choice(REGION)).format(f"[{number}]"), f"It is a {full_name(scene, thing)}.")
 
 
 def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator) -> Question:
@@ -104,7 +109,7 @@ def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator) -> Qu
     chosen = int(rng.integers(len(things)))
     thing = scene.things[things[chosen]]
     single = (
-        Question("what", str(rng.choice(REGION)).format(f"[{chosen}]"), f"It is a {full_name(scene, things[chosen])}."),
+        describe(scene, things[chosen], rng, chosen),
         Question("colour", f"What colour is [{chosen}]?", f"[{chosen}] is {thing.colour}."),
         Question("shape", f"What shape is [{chosen}]?", f"[{chosen}] is a {thing.shape}."),
     )

@@ -127,8 +127,8 @@ def _coverage(thing: Thing, frame: int) -> NDArray[np.float64]:
 
 
 def _background(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Evening light [S, S, 3]: a little warmer to the right and bluer to the bottom, so that a patch tells where it lies."""
+    """Dusk [S, S, 3], darker than every colour: a little warmer to the right and bluer to the bottom, so that a patch tells where it lies."""
     ramp = np.linspace(-0.5, 0.5, SIDE)
     right, down = ramp * rng.uniform(27, 33), ramp[:, None] * rng.uniform(27, 33)
-    base = rng.uniform(85, 115)
+    base = rng.uniform(20, 35)
     return np.stack([base + right + 0 * down, np.full((SIDE, SIDE), base), base + down + 0 * right], axis=-1)
