@@ -11,11 +11,11 @@ from unipixel_jax.convert import to_jax
 from unipixel_jax.convert.random import random_source
 from unipixel_jax.convert.trained import merged_source, open_trained
 from unipixel_jax.infer.loading import EMBEDDED
-from unipixel_jax.train.shapes import LOSSES, SHAPES_MODEL
+from unipixel_jax.train.shapes import LOSSES, SHAPES_MODEL, from_nothing
 from unipixel_jax.train.towers import Lesson, teach
 
-SIGHT = Lesson(steps=1200, batch_size=16, learning_rate=6e-3)
-SEGMENTING = Lesson(steps=600, batch_size=16, learning_rate=1e-3)
+SIGHT = Lesson(steps=1200, batch_size=16, optim=from_nothing(6e-3))
+SEGMENTING = Lesson(steps=600, batch_size=16, optim=from_nothing(1e-3))
 SEED = 0
 
 

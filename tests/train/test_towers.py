@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES, SIDE, draw_sc
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import abstract_model
 from unipixel_jax.train import towers
-from unipixel_jax.train.shapes import SHAPES_MODEL
+from unipixel_jax.train.shapes import SHAPES_MODEL, from_nothing
 from unipixel_jax.train.towers import Lesson, Sight, Sights, teach
 
 SMALL = dataclasses.replace(
@@ -24,7 +25,7 @@ SMALL = dataclasses.replace(
 def test_a_token_shows_the_thing_that_covers_it():
     side = towers._side(SHAPES_MODEL)
     for seed in range(10):
-        patches, under, looks, centres, shown = towers._sights(SHAPES_MODEL, np.random.default_rng(seed))
+        patches, under, looks, centres, shown = towers._sights(SHAPES_MODEL, None, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
         scene = draw_scene(rng, int(rng.integers(1, 3)))
         count = len(scene.things)
@@ -46,8 +47,8 @@ def test_a_token_shows_the_thing_that_covers_it():
 def test_the_vision_tower_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(towers, "LOG_EVERY", 10)
     tables = towers._tables(SMALL)
-    draw = towers._Draw(SMALL, towers._sights)
-    towers._teach(Sight(SMALL, nnx.Rngs(1)), Lesson(30, 8, 6e-3), tmp_path, 1, draw, lambda model, batch: model.loss(Sights(*batch), tables))
+    draw = partial(towers._sights, SMALL)
+    towers._teach(Sight(SMALL, nnx.Rngs(1)), Lesson(30, 8, from_nothing(6e-3)), tmp_path, 1, draw, lambda model, batch: model.loss(Sights(*batch), tables))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30]
     assert lines[2]["loss"] < 0.85 * lines[0]["loss"]
@@ -56,7 +57,8 @@ def test_the_vision_tower_learns(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_both_towers_come_out_whole(tmp_path):
-    arrays = teach(SMALL, tmp_path, Lesson(2, 2, 1e-3), Lesson(2, 2, 1e-3), MaskLossWeights(mask=5.0), seed=1)
+    lesson = Lesson(2, 2, from_nothing(1e-3))
+    arrays = teach(SMALL, tmp_path, lesson, lesson, MaskLossWeights(mask=5.0), seed=1)
     wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL))) if path[0] in ("vision", "sam2")}
     assert {path: array.shape for path, array in arrays.items()} == wanted
     assert all(np.isfinite(array).all() for array in arrays.values())

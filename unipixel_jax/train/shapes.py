@@ -35,6 +35,11 @@ LOSSES = MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidat
 """With the reference's weights (focal 100) a model that starts from nothing ends with empty masks."""
 
 
+def from_nothing(learning_rate: float) -> OptimConfig:
+    """Of all stages, which differ in the rate at the end of the warm-up."""
+    return OptimConfig(learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, matrices="muon")
+
+
 def shapes(name: str, start: StartConfig, datasets: str, *, trained: tuple[str, ...], learning_rate: float, steps: int, interval: int) -> TrainConfig:
     """A run on drawn scenes, 8 a step.
 
@@ -68,7 +73,7 @@ def shapes(name: str, start: StartConfig, datasets: str, *, trained: tuple[str, 
             ),
         ),
         trained=trained,
-        optim=OptimConfig(learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, matrices="muon"),
+        optim=from_nothing(learning_rate),
         losses=LOSSES,
         batch_size=8,
         sample_objects=4,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from unipixel_jax.core.stacking import unstack_layers
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.loader import Loader, LoaderOptions
 from unipixel_jax.data.pipeline import open_mixture
-from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES, SIDE, draw_scene
+from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES, SIDE, Scene, draw_scene
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights
 from unipixel_jax.models.layers import Linear
 from unipixel_jax.models.qwen_vl.vision import VisionTables, VisionTower
@@ -65,12 +66,12 @@ class Lesson:
     Attributes:
         steps: of the optimizer.
         batch_size: B.
-        learning_rate: of Muon and, for what is no matrix, of Adam.
+        optim: learning rate and the like.
     """
 
     steps: int
     batch_size: int
-    learning_rate: float
+    optim: OptimConfig
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +123,7 @@ class Sight(nnx.Module):
         self.side = _side(config)
 
     def loss(self, batch: Sights, tables: VisionTables) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss, and how often each question is answered right."""
+        """The loss, and it again with how often each question is answered right."""
         unstack_layers(self.vision)
         tokens, merger_input = jax.vmap(lambda patches: self.vision(patches, tables))(batch.patches)
         mean = jnp.einsum("bom,bmd->bod", batch.under, merger_input) / jnp.maximum(jnp.sum(batch.under, axis=2, keepdims=True), 1.0)
@@ -139,7 +140,7 @@ class Sight(nnx.Module):
         off = jnp.sum(jnp.abs(things[..., -2:] - batch.centres), axis=-1)
         centre = jnp.sum(off * there) / jnp.sum(there)
         total = sum((loss for loss, _ in asked.values()), CENTRE_WEIGHT * centre)
-        return total, {name: right for name, (_, right) in asked.items()} | {"thing_centre": centre}
+        return total, {"loss": total, "thing_centre": centre} | {name: right for name, (_, right) in asked.items()}
 
 
 class Named(nnx.Module):
@@ -176,10 +177,10 @@ def teach(config: UniPixelConfig, run_dir: Path, sight: Lesson, segmenting: Less
     """
     tables = _tables(config)
     looked = _teach(
-        Sight(config, nnx.Rngs(seed)), sight, run_dir / "vision", seed, _Draw(config, _sights), lambda model, batch: model.loss(Sights(*batch), tables)
+        Sight(config, nnx.Rngs(seed)), sight, run_dir / "vision", seed, partial(_sights, config), lambda model, batch: model.loss(Sights(*batch), tables)
     )
     segmented = _teach(
-        Named(config, nnx.Rngs(seed)), segmenting, run_dir / "sam2", seed, _Draw(config, _targets), lambda model, batch: _parts(model, batch, weights)
+        Named(config, nnx.Rngs(seed)), segmenting, run_dir / "sam2", seed, partial(_targets, config), lambda model, batch: _parts(model, batch, weights)
     )
     found: dict[KeyPath, np.ndarray] = {}
     for name, tower in {"vision": looked.vision, "sam2": segmented.sam2}.items():
@@ -189,7 +190,7 @@ def teach(config: UniPixelConfig, run_dir: Path, sight: Lesson, segmenting: Less
 
 def _parts(model: Named, batch: Sequence[jax.Array], weights: MaskLossWeights) -> tuple[jax.Array, dict[str, jax.Array]]:
     total, losses = model.loss(Targets(*batch), weights)
-    return total, {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
+    return total, {"loss": total} | {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
 
 
 def _teach(
@@ -203,12 +204,11 @@ def _teach(
     """The model after a lesson."""
     parts: tuple[Any, ...] = nnx.split(model, trained(("all",)), ...)
     graph, own, rest = parts
-    options = OptimConfig(lesson.learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, matrices="muon")
-    optimizer = make_optimizer(options, groups(own), lesson.steps)
+    optimizer = make_optimizer(lesson.optim, groups(own), lesson.steps)
 
     @jax.jit
     def step(own: nnx.State, state: optax.OptState, batch: Any) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
-        grads, numbers = jax.grad(_with_loss(lambda own: loss(nnx.merge(graph, own, rest), batch)), has_aux=True)(own)
+        grads, numbers = jax.grad(lambda own: loss(nnx.merge(graph, own, rest), batch), has_aux=True)(own)
         changes, state = optimizer.update(grads, state, own)
         return optax.apply_updates(own, changes), state, numbers
 
@@ -227,16 +227,6 @@ def _teach(
     return nnx.merge(graph, own, rest)
 
 
-def _with_loss(loss: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]]) -> Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]]:
-    """The loss itself among the numbers."""
-
-    def both(own: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        total, numbers = loss(own)
-        return total, {"loss": total} | numbers
-
-    return both
-
-
 def _choose(logits: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean cross-entropy and share of right answers over those that are not -1."""
     counts = (right >= 0).astype(jnp.float32)
@@ -249,22 +239,11 @@ def _questions(what: str, logits: Sequence[jax.Array], looks: jax.Array) -> dict
     return {f"{what}_{name}": _choose(own, looks[..., i]) for i, (name, own) in enumerate(zip(("size", "colour", "shape"), logits, strict=True))}
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """Draws one picture for a tower."""
-
-    config: UniPixelConfig
-    make: Callable[[UniPixelConfig, np.random.Generator], tuple[NDArray[Any], ...]]
-
-    def __call__(self, annotation: Annotation, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
-        return self.make(self.config, rng)
-
-
 def _together(samples: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
     return tuple(np.stack(arrays) for arrays in zip(*samples, strict=True))
 
 
-def _sights(config: UniPixelConfig, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+def _sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
     """The arrays of ``Sights`` for one picture, or for two frames of a clip, which the tower reads together."""
     scene = draw_scene(rng, int(rng.integers(1, 3)))
     count, side = len(scene.things), _side(config)
@@ -276,14 +255,14 @@ def _sights(config: UniPixelConfig, rng: np.random.Generator) -> tuple[NDArray[A
     return patches, _filled(under, 0), _filled(looks, -1), _filled((scene.centres / SIDE).astype(np.float32), 0), shown
 
 
-def _targets(config: UniPixelConfig, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+def _targets(config: UniPixelConfig, annotation: Annotation, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
     """The arrays of ``Targets`` for one picture."""
     scene = draw_scene(rng)
     frames = square_frames(scene.frames, config.sam2.image_size)
     return frames[0], _filled(_looks(scene), -1), _filled(scene.masks[:, 0], False), _filled(np.ones(len(scene.things), bool), False)
 
 
-def _looks(scene: Any) -> NDArray[np.int32]:
+def _looks(scene: Scene) -> NDArray[np.int32]:
     return np.array([[choices.index(word) for choices, word in zip(LOOKS, (t.size, t.colour, t.shape), strict=True)] for t in scene.things], np.int32)
 
 
