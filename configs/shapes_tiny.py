@@ -1,9 +1,8 @@
-"""The small model that ships with the package, last of three stages: everything together.
+"""The small model that ships with the package, after the lessons of its parts: everything together.
 
     unipixel-jax train configs/shapes_tiny.py
 
-`scripts/train_shapes.sh` runs all stages and measures the result. A quarter of the batches is words alone, a quarter asks for things by name, and half hold all
-kinds of questions.
+`scripts/train_shapes.sh` gives the lessons, runs this and measures the result. Half of the batches are pictures, a quarter clips, a quarter words alone.
 """
 
 from unipixel_jax.train.config import StartConfig, TrainConfig
@@ -12,6 +11,6 @@ from unipixel_jax.train.shapes import shapes
 
 def get_config() -> TrainConfig:
     """The run."""
-    start = StartConfig(checkpoint="runs/shapes_tiny_language/model")
-    datasets = "shapes_words:1,shapes_find:1,shapes_image:2"
-    return shapes("shapes_tiny", start, datasets, trained=("all",), learning_rate=1e-3, steps=700, interval=350)
+    start = StartConfig(checkpoint="runs/shapes_tiny_lessons/model")
+    datasets = "shapes_image:2,shapes_clip:1,shapes_words:1"
+    return shapes("shapes_tiny", start, datasets, trained=("all",), learning_rate=1e-4, steps=100, interval=100)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draw the pictures of docs/tiny_model.md: scripts/draw_tiny_model.py RUN [RUN ...]
+"""Draw the pictures of docs/tiny_model.md: scripts/draw_tiny_model.py LESSONS RUN
 
-The curves are those of the training runs (their folders, in order); the sheet shows the first questions of `unipixel-jax eval shapes` about masks, good and
-bad, with what the model that ships with the package answers. Needs the extra plot.
+The curves are those of the lessons and of the run after them (their folders); the sheet shows the first questions of `unipixel-jax eval shapes` about masks,
+good and bad, with what the model that ships with the package answers. Needs the extra plot.
 """
 
 import json
@@ -16,28 +16,36 @@ from matplotlib.figure import Figure
 from unipixel_jax.eval.shapes import judge
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.infer.predictor import UniPixel
+from unipixel_jax.train.shapes import COURSE
 
 DOCS = Path(__file__).parent.parent / "docs"
-CURVES = {"language": "language loss, a token", "dice": "dice loss", "seg_rate": "share of <|seg|> said"}
 SHOWN = 12
+PANELS = {
+    "sight": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "thing_shape", "pointed_row")),
+    "places segmenting run": ("dice loss", ("dice",)),
+    "telling relations pointing run": ("language loss, a token", ("language",)),
+    "telling relations pointing": ("error of the codes before <|seg|>", ("code",)),
+}
+"""Title of a picture of some lessons, one after the other, and the numbers that it shows."""
 
 
-def curves(runs: list[Path], path: Path) -> None:
-    """Losses of the training scenes, run after run, over the samples seen."""
-    figure = Figure(figsize=(12, 3), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+def curves(lessons: Path, run: Path, path: Path) -> None:
+    """Numbers of the training scenes over the scenes seen."""
+    figure = Figure(figsize=(14, 3), layout="constrained")
+    for axes, (folders, (title, names)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         before = 0
-        for number, run in enumerate(runs):
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-            size = json.loads((run / "config.json").read_text(encoding="utf-8"))["batch_size"]
-            points = [(before + line["step"] * size, line[name]) for line in lines if name in line and (name != "dice" or line["dice"] > 0)]
+        for folder in folders.split():
+            where = run if folder == "run" else lessons / folder
+            lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            size = json.loads((run / "config.json").read_text(encoding="utf-8"))["batch_size"] if folder == "run" else getattr(COURSE, folder).batch_size
+            for name in names:
+                points = [(before + line["step"] * size, line[name]) for line in lines if line.get(name)]
+                axes.plot(*zip(*points, strict=True), label=name if len(names) > 1 else "all together" if folder == "run" else folder)
             before += max(line["step"] for line in lines) * size
-            if points:
-                axes.plot(*zip(*points, strict=True), label=run.name, color=f"C{number}")
-        axes.set(xlabel="samples", title=label)
+        axes.set(xlabel="scenes", title=title)
         axes.set_ylim(0, 1.05)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
+        axes.legend(fontsize=7)
     figure.savefig(path, dpi=100)
 
 
@@ -60,10 +68,10 @@ def sheet(path: Path) -> None:
 
 def main() -> int:
     """Draw both."""
-    if len(sys.argv) < 2:
+    if len(sys.argv) != 3:
         print(__doc__, file=sys.stderr)
         return 2
-    curves([Path(run) for run in sys.argv[1:]], DOCS / "tiny_curves.png")
+    curves(Path(sys.argv[1]), Path(sys.argv[2]), DOCS / "tiny_curves.png")
     sheet(DOCS / "tiny_sheet.png")
     return 0
 

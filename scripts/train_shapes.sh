@@ -4,11 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 command=${UNIPIXEL_JAX:-.venv/bin/unipixel-jax}
 assets=unipixel_jax/assets/shapes_tiny
-"$(dirname "$command")/python" scripts/teach_towers.py runs/shapes_tiny_towers
-for stage in shapes_tiny_language shapes_tiny; do
-    "$command" train "configs/$stage.py"
-    "$command" train export "runs/$stage" "runs/$stage/model" --force
-done
+"$(dirname "$command")/python" scripts/teach_shapes.py runs/shapes_tiny_lessons
+"$command" train configs/shapes_tiny.py
+"$command" train export runs/shapes_tiny runs/shapes_tiny/model --force
 rm -rf "$assets"
 cp -r runs/shapes_tiny/model "$assets"
 "$command" eval shapes --json docs/shapes_tiny.json

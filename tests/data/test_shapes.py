@@ -73,7 +73,7 @@ def test_answers_are_right(scenes):
     assert kinds >= {"look", "side", "behind", "left", "larger", "same_colour", "same_shape", "what", "colour", "shape"}
 
 
-@pytest.mark.parametrize("name", ["shapes_image", "shapes_find", "shapes_clip", "shapes_words"])
+@pytest.mark.parametrize("name", ["shapes_image", "shapes_clip", "shapes_words"])
 def test_conversations_fit_what_they_hold(name):
     source = open_source(name, "nowhere")
     for number in range(20):
@@ -82,7 +82,7 @@ def test_conversations_fit_what_they_hold(name):
         words = answers + "".join(m["content"] if isinstance(m["content"], str) else m["content"][1]["text"] for m in example.messages if m["role"] == "user")
         assert words.count(REF_TOKEN) == len(example.references)
         assert name == "shapes_clip" or words.count(MEM_TOKEN) == (0 if example.memory is None else len(example.memory))
-        assert name != "shapes_find" or answers.count(SEG_TOKEN) >= OPTIONS.max_turns
+        assert name != "shapes_clip" or len(example.messages) == 4
         assert len(example.clip.frames) == (3 if name == "shapes_clip" else 1)
         assert example.masks is None if name == "shapes_words" else answers.count(SEG_TOKEN) == len(example.masks)
 
@@ -115,16 +115,16 @@ def test_other_size_is_refused():
 
 
 def test_rows_with_more_answers_than_are_trained_on_fill_one_batch():
-    """Conversations of 4 to 6 masks, of which 3 are drawn, lie in arrays of 3 or 4 objects, at the positions of those drawn."""
+    """Conversations of many masks, of which 3 at most are drawn, lie in arrays of 3 or 4 objects, at the positions of those drawn."""
     config, tokenizer = replace(SHAPES_MODEL, sample_objects=3), Tokenizer.from_directory(EMBEDDED)
-    source, samples = open_source("shapes_find", "nowhere"), []
+    source, samples = open_source("shapes_image", "nowhere"), []
     for number in range(12):
         rng = np.random.default_rng(number)
         samples.append(prepare(draw(source[number], replace(OPTIONS, max_turns=4 + number % 3), rng), tokenizer, config, rng))
-    counts = {int(np.sum(sample.prompt.input_ids == config.seg_token_id)) for sample in samples}
-    assert counts == {4, 5, 6}
+    counts = [int(np.sum(sample.prompt.input_ids == config.seg_token_id)) for sample in samples]
+    assert max(counts) > 4
     batch = collate_rows(samples, [[i] for i in range(12)], 12, config, tokenizer.pad_id)
-    assert batch.clips.valid.sum() == 36 and batch.clips.masks.shape[3] <= 4
+    assert batch.clips.valid.sum() == sum(min(count, 3) for count in counts) and batch.clips.masks.shape[3] <= 4
     for row in range(12):
         at = batch.clips.seg_positions[row, 0, batch.clips.valid[row, 0]]
         assert np.all(batch.inputs.input_ids[row, 0, at + 1] == config.seg_token_id)

@@ -1,6 +1,4 @@
-"""The runs that make the small model which ships with the package (docs/tiny_model.md); configs/ has a file for each but the first, which is
-scripts/teach_towers.py.
-"""
+"""The lessons and the run that make the small model which ships with the package (docs/tiny_model.md): scripts/teach_shapes.py and configs/shapes_tiny.py."""
 
 from __future__ import annotations
 
@@ -10,6 +8,8 @@ from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.train.config import DataConfig, StartConfig, TrainConfig
+from unipixel_jax.train.lessons.course import Course
+from unipixel_jax.train.lessons.teaching import Lesson
 from unipixel_jax.train.optim import OptimConfig
 
 SHAPES_MODEL = UniPixelConfig(
@@ -36,8 +36,40 @@ LOSSES = MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidat
 
 
 def from_nothing(learning_rate: float) -> OptimConfig:
-    """Of all stages, which differ in the rate at the end of the warm-up."""
+    """Of the lessons and of the run, which differ in the rate at the end of the warm-up."""
     return OptimConfig(learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, matrices="muon")
+
+
+COURSE = Course(
+    sight=Lesson(steps=1200, batch_size=16, optim=from_nothing(6e-3)),
+    places=Lesson(steps=300, batch_size=16, optim=from_nothing(1e-3)),
+    segmenting=Lesson(steps=1400, batch_size=16, optim=from_nothing(1e-3)),
+    telling=Lesson(steps=5000, batch_size=8, optim=from_nothing(2e-3)),
+    relations=Lesson(steps=2200, batch_size=8, optim=from_nothing(7e-4)),
+    pointing=Lesson(steps=1300, batch_size=8, optim=from_nothing(5e-4)),
+)
+"""What every part learns before all are trained together."""
+
+
+def conversations(datasets: str) -> DataConfig:
+    """Drawn conversations of one size, for training and validation, so that pictures compile one program."""
+    return DataConfig(
+        datasets=datasets,
+        validation=datasets,
+        draw=DrawOptions(sample_frames=(4, 4), max_turns=TURNS, image_size=SHAPES_MODEL.sam2.image_size),
+        loader=LoaderOptions(workers=0, threads=1, buffer=32),
+        max_tokens=TOKENS,
+        ladders=Ladders(
+            batch=Ladder("conversations", 8, 1.0, 64),
+            tokens=Ladder("prompt tokens", TOKENS, 1.0, TOKENS),
+            patches=Ladder("image patches", 256, 1.0, 1 << 16),
+            windows=Ladder("attention windows", 1, 1.0, 1 << 12),
+            grid_frames=Ladder("pairs of frames", 1, 1.0, 1 << 12),
+            objects=Ladder("objects", 4, 2, 64),
+            references=Ladder("points and boxes", 8, 2, 1024),
+            memories=Ladder("memory tokens", 8, 2, 1024),
+        ),
+    )
 
 
 def shapes(name: str, start: StartConfig, datasets: str, *, trained: tuple[str, ...], learning_rate: float, steps: int, interval: int) -> TrainConfig:
@@ -55,23 +87,7 @@ def shapes(name: str, start: StartConfig, datasets: str, *, trained: tuple[str, 
     return TrainConfig(
         name=name,
         start=start,
-        data=DataConfig(
-            datasets=datasets,
-            validation=datasets,
-            draw=DrawOptions(sample_frames=(4, 4), max_turns=TURNS),
-            loader=LoaderOptions(workers=0, threads=1, buffer=32),
-            max_tokens=TOKENS,
-            # every size is fixed, so that pictures compile one program
-            ladders=Ladders(
-                tokens=Ladder("prompt tokens", TOKENS, 1.0, TOKENS),
-                patches=Ladder("image patches", 256, 1.0, 1 << 16),
-                windows=Ladder("attention windows", 1, 1.0, 1 << 12),
-                grid_frames=Ladder("pairs of frames", 1, 1.0, 1 << 12),
-                objects=Ladder("objects", 4, 2, 64),
-                references=Ladder("points and boxes", 8, 2, 1024),
-                memories=Ladder("memory tokens", 8, 2, 1024),
-            ),
-        ),
+        data=conversations(datasets),
         trained=trained,
         optim=from_nothing(learning_rate),
         losses=LOSSES,

@@ -6,6 +6,9 @@ that are pointed at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,23 +21,49 @@ from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION, SquareReference, locating_turn
 from unipixel_jax.processing.tokenizer import Message
 
-MEMORIES, REMEMBER, POINT, LOCATE = 0.4, 0.25, 0.4, 0.3
-"""How often a conversation of which only words are learned is about remembered things in all its turns; how often another begins with such things; how often a
-question points at something, and how often any other, where masks are learned, is PixelQA's first turn."""
+MEMORIES, REMEMBER = 0.4, 0.25
+"""How often a conversation of which only words are learned is about remembered things in all its turns; how often another begins with such things."""
+CLIP_TURNS = 2
+"""Turns of a conversation about a clip, at most, whose frames take the room of the others."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How often what is asked.
+
+    Attributes:
+        point: a question points at something.
+        locate: any other, where masks are learned, is PixelQA's first turn.
+        find: shares of the ways to ask for a thing (data/shapes/language.py), with more of the harder ones than users are taken to ask for.
+        single: a question about two remembered things is about one of them.
+    """
+
+    point: float = 0.4
+    locate: float = 0.3
+    find: tuple[float, float, float] = (0.4, 0.35, 0.25)
+    single: float = 0.35
+
+
+EVEN = Mix()
 
 Turn = tuple[tuple[int, ...], Question]
 """The things that a turn lists as remembered, none in most, and its question."""
 
 
 def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
-    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, a picture
-    in which every question names a thing to segment, or one of which only words are learned.
+    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, or a
+    picture of which only words are learned.
     """
     if options.image_size != SIDE:
         raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")
     kind = annotation.data_type
     scene = draw_scene(rng, 1 if kind != "shapes_clip" else int(rng.integers(options.sample_frames[0], options.sample_frames[1] + 1)))
-    turns = _conversation(scene, kind, options.max_turns, rng)
+    turns = conversation(scene, options.max_turns if kind != "shapes_clip" else min(options.max_turns, CLIP_TURNS), rng, masks=kind != "shapes_words")
+    return example_of(annotation, scene, turns, options, rng, masks=kind != "shapes_words")
+
+
+def example_of(annotation: Annotation, scene: Scene, turns: Sequence[Turn], options: DrawOptions, rng: np.random.Generator, *, masks: bool) -> Example:
+    """The conversation of ``turns`` about a scene, with or without ``masks`` to learn from."""
     questions = [question for _, question in turns]
     remembered = [thing for things, _ in turns for thing in things]
     messages: list[Message] = []
@@ -42,45 +71,50 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
         text = (_memory_text(scene.masks[list(things)]) if things else "") + question.text
         messages.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}] if number == 0 else text})
         messages.append({"role": "assistant", "content": question.answer})
-    segmented = [thing for question in questions for thing in question.segmented]
     return Example(
         annotation=annotation,
         messages=tuple(messages),
         clip=Clip(scene.frames, np.arange(len(scene.frames)), len(scene.frames) == 1, annotation.name),
-        masks=None if kind == "shapes_words" else scene.masks[segmented],
+        masks=scene.masks[[thing for question in questions for thing in question.segmented]] if masks else None,
         references=tuple(refer(scene, thing, rng) for question in questions for thing in question.referred),
         memory=scene.masks[remembered] if remembered else None,
         sample_frames=options.sample_frames[1],
     )
 
 
-def _conversation(scene: Scene, kind: str, count: int, rng: np.random.Generator) -> list[Turn]:
-    """Turns of a conversation, ``count`` of them. One that is about remembered things alone begins with any questions about some, and goes on with a
-    description of each, of which there may be fewer; the other way round, the answers could be read off.
+def conversation(scene: Scene, count: int, rng: np.random.Generator, *, masks: bool, mix: Mix = EVEN) -> list[Turn]:
+    """Turns of a conversation, ``count`` of them, with ``masks`` to learn or words only. One that is about remembered things alone begins with any questions
+    about some, and goes on with a description of each, of which there may be fewer; the other way round, the answers could be read off.
     """
-    if kind == "shapes_words" and rng.random() < MEMORIES:
+    if not masks and rng.random() < MEMORIES:
         some = [_some(scene, rng) for _ in range(count // 2)]
         each = rng.permutation(len(scene.things))[: count - count // 2].tolist()
-        return [*((things, about(scene, things, rng)) for things in some), *(((thing,), describe(scene, thing, rng)) for thing in each)]
+        return [*((things, about(scene, things, rng, mix.single)) for things in some), *(((thing,), describe(scene, thing, rng)) for thing in each)]
     turns: list[Turn] = []
-    if kind not in ("shapes_words", "shapes_find") and rng.random() < REMEMBER:
+    if masks and rng.random() < REMEMBER:
         things = _some(scene, rng)
-        turns.append((things, about(scene, things, rng)))
+        turns.append((things, about(scene, things, rng, mix.single)))
     while len(turns) < count:
         done = frozenset(thing for _, question in turns for thing in question.segmented)
-        turns.append(((), find(scene, rng, done) if kind == "shapes_find" else _question(scene, rng, done, kind != "shapes_words")))
+        turns.append(((), _question(scene, rng, done, masks, mix)))
     return turns
 
 
 def refer(scene: Scene, thing: int, rng: np.random.Generator) -> SquareReference:
     """A point inside a thing, or a box around it, on one of the frames."""
     frame = int(rng.integers(len(scene.frames)))
-    rows, columns = np.nonzero(scene.masks[thing, frame])
     if rng.random() < 0.5:
-        at = int(rng.integers(len(rows)))
-        return SquareReference(np.array([[columns[at], rows[at]]], np.float32), frame)
+        return SquareReference(point_inside(scene, thing, frame, rng)[None], frame)
+    rows, columns = np.nonzero(scene.masks[thing, frame])
     corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]]) + rng.uniform(-2, 2, (2, 2))
     return SquareReference(np.clip(corners, 0, SIDE).astype(np.float32), frame)
+
+
+def point_inside(scene: Scene, thing: int, frame: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A point of a thing (x, y), in pixels."""
+    rows, columns = np.nonzero(scene.masks[thing, frame])
+    at = int(rng.integers(len(rows)))
+    return np.array([columns[at], rows[at]], np.float32)
 
 
 def _memory_text(memory: NDArray[np.bool_]) -> str:
@@ -93,14 +127,14 @@ def _memory_text(memory: NDArray[np.bool_]) -> str:
     return memory_prefix(pairs, frames)
 
 
-def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int], masks: bool) -> Question:
+def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int], masks: bool, mix: Mix) -> Question:
     """Any question but those about remembered things; where ``masks`` are learned, PixelQA's first turn, which segments one or two things that are pointed
     at, is among them.
     """
-    if rng.random() < POINT:
+    if rng.random() < mix.point:
         return point_at(scene, rng, masks)
-    if not masks or rng.random() >= LOCATE:
-        return find(scene, rng, done)
+    if not masks or rng.random() >= mix.locate:
+        return find(scene, rng, done, mix.find)
     things = _some(scene, rng)
     asked = about(scene, things, rng).text
     names = [f"[{i}]" for i in range(len(things)) if f"[{i}]" in asked]

@@ -6,6 +6,7 @@ in every scene. No space stands between: the state that is segmented is then tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ SIDES = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommos
 """Words for the ends of the picture: the axis, and the sign by which the thing at that end has the smallest coordinate."""
 MARGIN = 8.0
 """Pixels by which a thing must be further out than the next to be called the leftmost, or to lie further left."""
+ASKED = (0.55, 0.25, 0.2)
+"""Shares of the three ways to ask for a thing."""
 FIND = ("Segment {}.", "Please segment {}.", "Can you segment {} in this image?", "Where is {}? Please respond with the segmentation mask.", "Find {}.")
 POINT = (f"What is {REF_TOKEN}?", f"Describe {REF_TOKEN}.", f"Please describe {REF_TOKEN} in detail.")
 REGION = ("What is {}?", "Describe {}.", "Please describe {} in detail.")
@@ -68,9 +71,11 @@ def at_side(scene: Scene, word: str, shape: str | None) -> int | None:
     return order[0]
 
 
-def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozenset()) -> Question:
-    """Segment a thing by its look, by its place, or by what lies in front of it; by its look, one that is not ``done`` if there is one."""
-    kind = rng.choice(("look", "side", "behind"), p=(0.55, 0.25, 0.2))
+def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozenset(), shares: Sequence[float] = ASKED) -> Question:
+    """Segment a thing by its look, by its place, or by what lies in front of it (``shares`` of the three, of which the latter two are not always possible);
+    by its look, one that is not ``done`` if there is one.
+    """
+    kind = rng.choice(("look", "side", "behind"), p=shares)
     thing = int(rng.choice([i for i in range(len(scene.things)) if i not in done] or len(scene.things)))
     words = str(rng.choice(names(scene, thing)))
     if kind == "side":
@@ -104,17 +109,17 @@ def describe(scene: Scene, thing: int, rng: np.random.Generator, number: int = 0
     return Question("what", str(rng.choice(REGION)).format(f"[{number}]"), f"It is a {full_name(scene, thing)}.")
 
 
-def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator) -> Question:
-    """A question about one thing called [0], or about two called [0] and [1] (PixelQA)."""
+def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator, single: float = 0.35) -> Question:
+    """A question about one thing called [0], or about two called [0] and [1] (PixelQA), of which a share of ``single`` is about one of them."""
     chosen = int(rng.integers(len(things)))
     thing = scene.things[things[chosen]]
-    single = (
+    one = (
         describe(scene, things[chosen], rng, chosen),
         Question("colour", f"What colour is [{chosen}]?", f"[{chosen}] is {thing.colour}."),
         Question("shape", f"What shape is [{chosen}]?", f"[{chosen}] is a {thing.shape}."),
     )
-    if len(things) == 1 or rng.random() < 0.35:
-        return single[int(rng.integers(len(single)))]
+    if len(things) == 1 or rng.random() < single:
+        return one[int(rng.integers(len(one)))]
     first, second = (scene.things[i] for i in things)
     gap = scene.centres[things[0], 0] - scene.centres[things[1], 0]
     kinds = ["same_colour", "same_shape", *(["larger"] if first.size != second.size else []), *(["left"] if abs(gap) >= MARGIN else [])]

@@ -1,6 +1,4 @@
-"""Endless sources of scenes of coloured shapes (data/shapes/): pictures, clips, pictures in which every question asks for a mask, and pictures of
-which only words are learned. Nothing is read from disk.
-"""
+"""Endless sources of scenes of coloured shapes (data/shapes/): pictures, clips, and pictures of which only words are learned. Nothing is read from disk."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 
 from unipixel_jax.data.annotation import Annotation
 
-SHAPES = ("shapes_words", "shapes_find", "shapes_image", "shapes_clip")
+SHAPES = ("shapes_words", "shapes_image", "shapes_clip")
 EPOCH = 1 << 16
 """Samples that count as one epoch; every one is drawn anew."""
 

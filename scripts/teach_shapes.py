@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Teach the parts of the small model one by one, the first stage of docs/tiny_model.md: scripts/teach_shapes.py RUN
+
+Each lesson's numbers and weights go to a folder of RUN, and the whole model to RUN/model. Called again it goes on with the lesson that is not finished.
+"""
+
+import sys
+from pathlib import Path
+
+from unipixel_jax.convert import to_jax
+from unipixel_jax.convert.random import random_source
+from unipixel_jax.convert.trained import merged_source, open_trained
+from unipixel_jax.infer.loading import EMBEDDED
+from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.train.lessons.course import take
+from unipixel_jax.train.shapes import COURSE, LOSSES, SHAPES_MODEL, conversations
+
+SEED = 0
+
+
+def main(run: Path) -> None:
+    """From nothing to a directory that training starts from."""
+    taught = take(COURSE, SHAPES_MODEL, Tokenizer.from_directory(EMBEDDED), conversations("shapes_image"), LOSSES, run, SEED)
+    start = run / "start"
+    to_jax.convert(random_source(SHAPES_MODEL, EMBEDDED, SEED), start, force=True)
+    to_jax.convert(merged_source(open_trained(start, taught, None), str(run)), run / "model", force=True)
+    print(f"{run / 'model'}: every part has had its lesson, SAM 2's memory is random")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,138 @@
+"""The lessons of the small model: what is asked of its parts is right, they learn, and a course is taken once."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from unipixel_jax.data.annotation import Annotation
+from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES, SIDE, draw_scene
+from unipixel_jax.infer.loading import EMBEDDED
+from unipixel_jax.models.sam2.position import fourier
+from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
+from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.train.lessons import course, teaching
+from unipixel_jax.train.lessons.looks import LOOKS, THINGS, prompt_code
+from unipixel_jax.train.lessons.segmenting import draw_targets
+from unipixel_jax.train.lessons.sight import SHOWN, Sight, collate_sights, draw_sights, side_of, tables_of
+from unipixel_jax.train.lessons.teaching import Lesson, teach
+from unipixel_jax.train.lessons.telling import DrawTold, collate_told, telling_loss
+from unipixel_jax.train.shapes import LOSSES, SHAPES_MODEL, conversations, from_nothing
+
+SMALL = dataclasses.replace(
+    SHAPES_MODEL,
+    vision=dataclasses.replace(SHAPES_MODEL.vision, depth=2, hidden_size=32, intermediate_size=32, fullatt_block_indexes=(1,)),
+    text=dataclasses.replace(SHAPES_MODEL.text, num_hidden_layers=1),
+    sam2=dataclasses.replace(SHAPES_MODEL.sam2, embed_dim=8, d_model=64, mem_dim=16, memory_attention_ffn_dim=32),
+)
+DATA = conversations("shapes_image")
+ANYTHING = Annotation("shapes_image", "shapes_image", "shapes", None, (), "0")
+
+
+def test_a_token_shows_the_thing_that_covers_it():
+    side = side_of(SHAPES_MODEL)
+    cell = SIDE // side
+    for seed in range(10):
+        drawn = draw_sights(SHAPES_MODEL, ANYTHING, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        scene = draw_scene(rng, int(rng.integers(1, 3)))
+        count = len(scene.things)
+        assert drawn["patches"].shape[0] == 4 * side**2 and drawn["under"].shape == (THINGS, side**2)
+        for number, (thing, known) in enumerate(zip(scene.things, drawn["things"], strict=False)):
+            assert [tuple(RADII)[known[0]], tuple(COLOURS)[known[1]], SHAPES[known[2]]] == [thing.size, thing.colour, thing.shape]
+            assert np.array_equal(known[3:], (thing.centres[0][::-1] // cell).astype(int))
+            row, column = drawn["pointed"][number] * cell
+            near = np.zeros((SIDE, SIDE), bool)
+            near[max(row - cell, 0) : row + 2 * cell, max(column - cell, 0) : column + 2 * cell] = True
+            assert np.any(near & scene.masks[number].any(axis=0)), "a reference lies on its thing"
+        assert np.all(drawn["things"][count:] == -1) and np.all(drawn["pointed"][count:] == -1) and np.all(drawn["under"][count:] == side**2)
+        for token in range(side**2):
+            row, column = np.array(divmod(token, side)) * cell
+            part = scene.masks[:, 0, row : row + cell, column : column + cell].mean(axis=(1, 2))
+            wanted = drawn["things"][part.argmax()][:3] if part.max() >= SHOWN else [-1, -1, -1]
+            assert np.array_equal(drawn["shown"][token], [*wanted, *divmod(token, side)])
+
+
+def test_a_code_adds_up_words_and_a_place():
+    matrix = jax.random.normal(jax.random.key(0), (2, 32))
+    at, nowhere, silent = jnp.array([0.25, 0.75]), jnp.array([-1.0, -1.0]), jnp.array([-1, -1, -1])
+    np.testing.assert_allclose(prompt_code(silent, at, matrix), fourier(at, matrix), rtol=1e-6)
+    assert not np.any(prompt_code(silent, nowhere, matrix))
+    words = {prompt_code(jnp.array(look), nowhere, matrix).tobytes() for look in np.ndindex(*map(len, LOOKS))}
+    assert len(words) == np.prod([len(choices) for choices in LOOKS])
+    look = jnp.array([1, 4, 2])
+    np.testing.assert_allclose(prompt_code(look, at, matrix), prompt_code(look, nowhere, matrix) + fourier(at, matrix), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("silent", [0.0, 1.0])
+def test_a_prompt_says_the_place_of_its_thing(silent):
+    off = []
+    for seed in range(20):
+        frame, look, at, masks, valid = draw_targets(SHAPES_MODEL, silent, ANYTHING, np.random.default_rng(seed))
+        scene = draw_scene(np.random.default_rng(seed))
+        count = len(scene.things)
+        assert frame.shape == (SIDE, SIDE, 3) and np.array_equal(masks[:count], scene.masks[:, 0]) and valid.sum() == count
+        assert np.all(look[:count] == -1) if silent else np.all(look[:count] >= 0)
+        there = at[:count, 0] >= 0
+        off += (at[:count] * SIDE - scene.centres)[there].tolist()
+    assert np.abs(np.mean(off, axis=0)).max() < 2 and 3 < np.std(off) < 10
+
+
+def test_the_code_stands_where_the_name_was_said():
+    tokenizer = Tokenizer.from_directory(EMBEDDED)
+    samples = [DrawTold(tokenizer, SHAPES_MODEL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(16)]
+    batch = collate_told(SHAPES_MODEL, tokenizer.pad_id, DATA.ladders, samples)
+    named = 0
+    for ids, at, look in zip(np.asarray(batch.rows.prompt.input_ids)[:, 0], batch.at, batch.looks, strict=True):
+        assert np.sum(ids == SHAPES_MODEL.seg_token_id) == np.sum(look[:, 0] >= 0)
+        for position, words in zip(at[look[:, 0] >= 0], look[look[:, 0] >= 0], strict=True):
+            assert ids[position + 1] == SHAPES_MODEL.seg_token_id
+            said = tokenizer.decode(ids[: position + 1].tolist())
+            name = " ".join(choices[number] for choices, number in zip(LOOKS, words, strict=True))
+            assert said.endswith((f"It is the {name}", "It is this object", "[0] ", "[1] ")), said[-60:]
+            named += said.endswith(name)
+    assert named >= 5
+
+
+def test_the_vision_tower_learns(tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "LOG_EVERY", 10)
+    tables = tables_of(SMALL)
+    model = Sight(SMALL, nnx.Rngs(1))
+    lesson = Lesson(30, 8, from_nothing(6e-3))
+    draw = partial(draw_sights, SMALL)
+    teach(model, lambda path, _: path[0] in ("vision", "tell"), lesson, tmp_path, 1, draw, collate_sights, lambda m, b: m.loss(tables, b))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert lines[2]["loss"] < 0.85 * lines[0]["loss"]
+    assert lines[2]["token_colour"] > lines[0]["token_colour"]
+
+
+def test_silence_costs_the_whole_code():
+    tokenizer = Tokenizer.from_directory(EMBEDDED)
+    samples = [DrawTold(tokenizer, SMALL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(8)]
+    model = UniPixelModel(SMALL, nnx.Rngs(0))
+    model.seg_head.mlp.fc2.weight.set_value(jnp.zeros_like(model.seg_head.mlp.fc2.weight[...]))
+    _, numbers = telling_loss(model, jax.tree.map(jnp.asarray, collate_told(SMALL, tokenizer.pad_id, DATA.ladders, samples)))
+    np.testing.assert_allclose(numbers["code"], 1.0, rtol=1e-5)
+    assert numbers["language"] > 1
+
+
+@pytest.mark.slow
+def test_a_course_is_taken_once(tmp_path):
+    lesson = Lesson(2, 8, from_nothing(1e-3))
+    short = course.Course(*[lesson] * 6)
+    tokenizer = Tokenizer.from_directory(EMBEDDED)
+    taught = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
+    wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL)))}
+    assert {path: array.shape for path, array in taught.items()} == wanted
+    assert all(np.isfinite(array).all() for array in taught.values())
+    (tmp_path / "pointing" / "weights.npz").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/weights.npz")}
+    again = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
+    assert len(before) == 5 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert all(np.array_equal(again[path], array) for path, array in taught.items())

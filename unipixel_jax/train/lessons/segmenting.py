@@ -1,0 +1,66 @@
+"""SAM 2 alone: the mask of a thing whose prompt is its code, of which the words or the place may be missing.
+
+B pictures, O things of a picture (padded), S side of the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.core.stacking import unstack_layers
+from unipixel_jax.data.annotation import Annotation
+from unipixel_jax.data.roles.shapes import point_inside
+from unipixel_jax.data.shapes.scene import SIDE, draw_scene
+from unipixel_jax.losses.mask import MaskLossWeights
+from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.processing.square import square_frames
+from unipixel_jax.train.lessons.looks import filled, looks, prompt_code
+from unipixel_jax.train.objective import TrainClips, clip_losses
+from unipixel_jax.train.trainable import CONSTANTS
+
+NO_PLACE, ANYWHERE = 0.1, 0.3
+"""How often a prompt says no place, and how often the place is any point of the thing instead of its centre."""
+PARTS = (("sam2", "hiera"), ("sam2", "neck"), ("sam2", "mask_decoder"), ("sam2", "prompt_encoder"))
+OFF = (3.0, 3.0, 3.0, 9.0)
+"""Standard deviations of a place's error in pixels, one of which is drawn: small ones of a language side that has looked, a large one of a thing that moves."""
+
+
+def draw_targets(config: UniPixelConfig, silent: float, annotation: Annotation, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+    """Of one picture, with a share of ``silent`` prompts that say no words: frame [S, S, 3], looks [O, 3], places [O, 2], masks [O, S, S] and which things
+    are there [O].
+    """
+    scene = draw_scene(rng)
+    frames = square_frames(scene.frames, config.sam2.image_size)
+    look, count = looks(scene), len(scene.things)
+    inside = np.stack([point_inside(scene, thing, 0, rng) for thing in range(count)])
+    at = np.where(rng.random((count, 1)) < ANYWHERE, inside, scene.centres + rng.normal(size=(count, 2)) * rng.choice(OFF, (count, 1)))
+    said = rng.random((count, 1))
+    look = np.where(said < silent, -1, look).astype(np.int32)
+    at = np.where(said > 1 - NO_PLACE, -1, np.clip(at / SIDE, 0, 1)).astype(np.float32)
+    return frames[0], filled(look, -1), filled(at, -1), filled(scene.masks[:, 0], False), filled(np.ones(count, bool), False)
+
+
+def learns(path: KeyPath, value: Any) -> bool:
+    """All of SAM 2 but its memory, which a single picture does not need, and the position code's random frequencies."""
+    return path[:2] in PARTS and path[-1] not in CONSTANTS
+
+
+def segmenting_loss(weights: MaskLossWeights, model: UniPixelModel, batch: Sequence[jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The mask loss; and it again with its parts."""
+    frames, look, at, masks, valid = batch
+    unstack_layers(*model.sam2.hiera.stages)
+    prompts = prompt_code(look, at, model.sam2.prompt_encoder.pe_matrix[...])
+    count = frames.shape[0]
+    clips = TrainClips(frames[:, None], jnp.ones(count, jnp.int32), look[..., 0], masks[:, None], valid)
+    losses = clip_losses(model, prompts[:, :, None], clips, frames.dtype, weights, "none")
+    total = losses.total(weights)
+    return total, {"loss": total} | {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}

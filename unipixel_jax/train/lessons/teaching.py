@@ -1,0 +1,113 @@
+"""A lesson: some parts of the model learn from drawn scenes what a loss of the lesson's own asks for.
+
+B scenes of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from numpy.typing import NDArray
+
+from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.data.annotation import Annotation
+from unipixel_jax.data.loader import Loader, LoaderOptions
+from unipixel_jax.data.pipeline import open_mixture
+from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.train.metrics import Watch
+from unipixel_jax.train.optim import OptimConfig, make_optimizer
+from unipixel_jax.train.trainable import Predicate, groups
+
+LOG_EVERY = 50
+
+M = TypeVar("M", bound=UniPixelModel)
+Weights = dict[KeyPath, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How long and how fast.
+
+    Attributes:
+        steps: of the optimizer.
+        batch_size: B.
+        optim: learning rate and the like.
+    """
+
+    steps: int
+    batch_size: int
+    optim: OptimConfig
+
+
+def teach(
+    model: M,
+    parts: Predicate,
+    lesson: Lesson,
+    run_dir: Path,
+    seed: int,
+    draw: Callable[[Annotation, np.random.Generator], Any],
+    collate: Callable[[Sequence[Any]], Any],
+    loss: Callable[[M, Any], tuple[jax.Array, dict[str, jax.Array]]],
+) -> M:
+    """The model after a lesson.
+
+    Args:
+        model: before.
+        parts: which weights learn.
+        lesson: how long and how fast.
+        run_dir: for the numbers, as those of a run.
+        seed: of the scenes.
+        draw: makes a sample of an annotation that says nothing.
+        collate: makes arrays of samples.
+        loss: of such arrays, and numbers to watch.
+    """
+    split: tuple[Any, ...] = nnx.split(model, parts, ...)
+    graph, own, rest = split
+    optimizer = make_optimizer(lesson.optim, groups(own), lesson.steps)
+
+    @jax.jit
+    def step(own: nnx.State, state: optax.OptState, batch: Any) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
+        grads, numbers = jax.grad(lambda own: loss(nnx.merge(graph, own, rest), batch), has_aux=True)(own)
+        changes, state = optimizer.update(grads, state, own)
+        return optax.apply_updates(own, changes), state, numbers
+
+    state, recent = optimizer.init(own), []
+    run_dir.mkdir(parents=True, exist_ok=True)
+    mixture = open_mixture("shapes_image", run_dir, lesson.batch_size, seed)
+    loader: Loader[Any, Any] = Loader(mixture, draw, collate, LoaderOptions(workers=0, threads=1, buffer=32))
+    with loader, Watch(run_dir, {}, lesson.steps, 0) as watch:
+        for number in range(1, lesson.steps + 1):
+            own, state, numbers = step(own, state, next(loader).arrays)
+            recent.append(numbers)
+            watch.advance(number)
+            if number % LOG_EVERY == 0 or number == lesson.steps:
+                watch.write(number, jax.tree.map(lambda *a: float(np.mean(np.stack(a))), *recent))
+                recent = []
+    return nnx.merge(graph, own, rest)
+
+
+def weights_of(model: nnx.Module) -> Weights:
+    """All weights on the host, by path."""
+    return {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model))}  # type: ignore[misc]
+
+
+def give(model: UniPixelModel, weights: Weights) -> None:
+    """Put weights into a model in place; those that it does not have are passed over."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    for path, leaf in flat:
+        if path in weights:
+            leaf.set_value(jnp.asarray(weights[path]))  # type: ignore[index]
+    nnx.update(model, nnx.from_flat_state(flat))
+
+
+def stacked(samples: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
+    """Samples' arrays with B in front."""
+    return tuple(np.stack(arrays) for arrays in zip(*samples, strict=True))

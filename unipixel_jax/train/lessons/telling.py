@@ -1,0 +1,107 @@
+"""The language side alone: conversations about scenes, in which seg_head is to say the code of what each ``<|seg|>`` stands for. SAM 2 is not needed.
+
+R conversations, K masks of a conversation (padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.buckets import Ladders
+from unipixel_jax.data.annotation import Annotation
+from unipixel_jax.data.assemble import Sample, prepare
+from unipixel_jax.data.batch import collate_rows
+from unipixel_jax.data.roles.shapes import EVEN, Mix, conversation, example_of
+from unipixel_jax.data.shapes.scene import SIDE, draw_scene
+from unipixel_jax.errors import UserError
+from unipixel_jax.losses.lm import next_token_loss
+from unipixel_jax.models.unipixel import Prompt, UniPixelModel, unstack_towers
+from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.train.config import DataConfig
+from unipixel_jax.train.feed import host_batch
+from unipixel_jax.train.lessons.looks import filled, looks, prompt_code
+from unipixel_jax.train.objective import TrainBatch
+
+WORDS = 0.4
+"""How often a conversation is one of which only words are learned (data/roles/shapes.py)."""
+CODE = 1.0
+"""Weight of the codes' error, which is 1 for silence, beside the language loss."""
+MASKS = 8
+"""K."""
+RELATIONS = Mix(point=0.25, locate=0.2, find=(0.25, 0.35, 0.4), single=0.15)
+"""More of what needs two things to be looked at."""
+POINTING = Mix(point=0.5, locate=0.3, find=(0.3, 0.3, 0.4), single=0.2)
+"""More of what is pointed at."""
+
+
+@dataclass(frozen=True)
+class DrawTold:
+    """Draws conversations."""
+
+    tokenizer: Tokenizer
+    config: UniPixelConfig
+    data: DataConfig
+    mix: Mix = EVEN
+
+    def __call__(self, annotation: Annotation, rng: np.random.Generator) -> tuple[Sample, NDArray[np.int32], NDArray[np.float32]]:
+        """A sample, and the looks [K, 3] and places [K, 2] of what it segments."""
+        scene, options, limit = draw_scene(rng), self.data.draw, self.data.max_tokens
+        turns = conversation(scene, options.max_turns, rng, masks=rng.random() >= WORDS, mix=self.mix)
+        sample = prepare(example_of(annotation, scene, turns, options, rng, masks=False), self.tokenizer, self.config, rng)
+        if limit is not None and sample.tokens > limit:
+            raise UserError(f"{sample.tokens} tokens, expected at most {limit}")
+        segmented = [thing for _, question in turns for thing in question.segmented]
+        places = (scene.centres / SIDE).astype(np.float32)
+        return sample, filled(looks(scene)[segmented], -1, MASKS), filled(places[segmented], -1, MASKS)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Told:
+    """Attributes:
+    rows: the conversations.
+    at: [R, K] int32, the positions just before each ``<|seg|>``.
+    looks: [R, K, 3] int32; -1 for padding.
+    places: [R, K, 2] float32; -1 for padding.
+    """
+
+    rows: TrainBatch
+    at: jax.Array
+    looks: jax.Array
+    places: jax.Array
+
+
+def collate_told(
+    config: UniPixelConfig, pad_id: int, ladders: Ladders, samples: Sequence[tuple[Sample, NDArray[np.int32], NDArray[np.float32]]]
+) -> Told:
+    """One conversation a row."""
+    arrays = collate_rows([sample for sample, _, _ in samples], [[i] for i in range(len(samples))], len(samples), config, pad_id, ladders)
+    ids = arrays.inputs.input_ids[:, 0]
+    at = np.stack([filled(np.flatnonzero(row[1:] == config.seg_token_id).astype(np.int32), 0, MASKS) for row in ids])
+    return Told(host_batch(arrays), at, np.stack([look for _, look, _ in samples]), np.stack([place for _, _, place in samples]))  # type: ignore[arg-type]
+
+
+def telling_loss(model: UniPixelModel, batch: Told) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Language loss and the codes' mean squared error, relative to a code's mean square."""
+    unstack_towers(model)
+    embedded = model.text.embed(batch.rows.prompt.input_ids, jnp.float32)
+
+    def one(x: jax.Array, prompt: Prompt) -> jax.Array:
+        return model.text(model.fill(x, prompt), prompt.position_ids, prompt.segments)[0]
+
+    hidden = jax.vmap(one)(embedded, batch.rows.prompt)
+    normed = model.text.norm(hidden)
+    language, seg_rate = next_token_loss(normed, model.text.head_weight, batch.rows.labels[:, 0], batch.rows.label_weights[:, 0], model.config.seg_token_id)
+    said = model.seg_head(jnp.take_along_axis(hidden, batch.at[..., None], axis=1))[:, :, 0]
+    meant = prompt_code(batch.looks, batch.places, model.sam2.prompt_encoder.pe_matrix[...])
+    there = (batch.looks[..., 0] >= 0)[..., None].astype(jnp.float32)
+    code = jnp.sum(jnp.square(said - meant) * there) / jnp.maximum(jnp.sum(jnp.square(meant) * there), 1.0)
+    total = language + CODE * code
+    return total, {"loss": total, "language": language, "code": code, "seg_rate": seg_rate}
