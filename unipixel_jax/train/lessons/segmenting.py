@@ -30,6 +30,7 @@ from unipixel_jax.train.trainable import CONSTANTS
 NO_PLACE, ANYWHERE = 0.1, 0.3
 """How often a prompt says no place, and how often the place is any point of the thing instead of its centre."""
 PARTS = (("sam2", "hiera"), ("sam2", "neck"), ("sam2", "mask_decoder"), ("sam2", "prompt_encoder"))
+"""What learns: all that a single picture needs."""
 OFF = (3.0, 3.0, 3.0, 9.0)
 """Standard deviations of a place's error in pixels, one of which is drawn: small ones of a language side that has looked, a large one of a thing that moves."""
 
