@@ -13,4 +13,4 @@ def get_config() -> TrainConfig:
     """The run."""
     start = StartConfig(checkpoint="runs/shapes_tiny_lessons/model")
     datasets = "shapes_image:2,shapes_clip:1,shapes_words:1"
-    return shapes("shapes_tiny", start, datasets, trained=("all",), learning_rate=1e-4, steps=100, interval=100)
+    return shapes("shapes_tiny", start, datasets, learning_rate=1e-4, steps=100, interval=100)

@@ -7,6 +7,7 @@ good and bad, with what the model that ships with the package answers. Needs the
 
 import json
 import sys
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
@@ -22,8 +23,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 SHOWN = 12
 PANELS = {
     "sight": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "thing_shape", "pointed_row")),
-    "places segmenting run": ("dice loss", ("dice",)),
-    "telling relations pointing run": ("language loss, a token", ("language",)),
+    "places segmenting all_together": ("dice loss", ("dice",)),
+    "telling relations pointing all_together": ("language loss, a token", ("language",)),
     "telling relations pointing": ("error of the codes before <|seg|>", ("code",)),
 }
 """Title of a picture of some lessons, one after the other, and the numbers that it shows."""
@@ -31,16 +32,17 @@ PANELS = {
 
 def curves(lessons: Path, run: Path, path: Path) -> None:
     """Numbers of the training scenes over the scenes seen."""
+    sources = {lesson.name: (lessons / lesson.name, getattr(COURSE, lesson.name).batch_size) for lesson in fields(COURSE)}
+    sources["all_together"] = (run, json.loads((run / "config.json").read_text(encoding="utf-8"))["batch_size"])
     figure = Figure(figsize=(14, 3), layout="constrained")
     for axes, (folders, (title, names)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         before = 0
         for folder in folders.split():
-            where = run if folder == "run" else lessons / folder
+            where, size = sources[folder]
             lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-            size = json.loads((run / "config.json").read_text(encoding="utf-8"))["batch_size"] if folder == "run" else getattr(COURSE, folder).batch_size
             for name in names:
                 points = [(before + line["step"] * size, line[name]) for line in lines if line.get(name)]
-                axes.plot(*zip(*points, strict=True), label=name if len(names) > 1 else "all together" if folder == "run" else folder)
+                axes.plot(*zip(*points, strict=True), label=name if len(names) > 1 else folder)
             before += max(line["step"] for line in lines) * size
         axes.set(xlabel="scenes", title=title)
         axes.set_ylim(0, 1.05)

@@ -14,7 +14,7 @@ from unipixel_jax.train.shapes import SHAPES_MODEL, shapes
 
 
 def get_config():
-    run = shapes("small", StartConfig(model=SHAPES_MODEL), "shapes_image", trained=("all",), learning_rate=1e-3, steps=10, interval=5)
+    run = shapes("small", StartConfig(model=SHAPES_MODEL), "shapes_image", learning_rate=1e-3, steps=10, interval=5)
     return replace(run, remat="full", optim=OptimConfig(1e-3))
 """
 

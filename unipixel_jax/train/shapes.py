@@ -72,14 +72,13 @@ def conversations(datasets: str) -> DataConfig:
     )
 
 
-def shapes(name: str, start: StartConfig, datasets: str, *, trained: tuple[str, ...], learning_rate: float, steps: int, interval: int) -> TrainConfig:
-    """A run on drawn scenes, 8 a step.
+def shapes(name: str, start: StartConfig, datasets: str, *, learning_rate: float, steps: int, interval: int) -> TrainConfig:
+    """A run on drawn scenes, 8 a step, in which everything is trained.
 
     Args:
         name: of the run.
         start: where its weights come from.
         datasets: what is drawn, for training and validation.
-        trained: parts of the model (train/trainable.py).
         learning_rate: at the end of the warm-up.
         steps: of the run.
         interval: steps between two measurements of the validation loss, and between two checkpoints.
@@ -88,7 +87,7 @@ def shapes(name: str, start: StartConfig, datasets: str, *, trained: tuple[str, 
         name=name,
         start=start,
         data=conversations(datasets),
-        trained=trained,
+        trained=("all",),
         optim=from_nothing(learning_rate),
         losses=LOSSES,
         batch_size=8,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
-from unipixel_jax.data.shapes.language import Question, about, describe, find, point_at
+from unipixel_jax.data.shapes.language import SINGLE, Question, about, describe, find, point_at
 from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip
@@ -41,7 +41,7 @@ class Mix:
     point: float = 0.4
     locate: float = 0.3
     find: tuple[float, float, float] = (0.4, 0.35, 0.25)
-    single: float = 0.35
+    single: float = SINGLE
 
 
 EVEN = Mix()

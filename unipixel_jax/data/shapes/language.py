@@ -20,6 +20,8 @@ MARGIN = 8.0
 """Pixels by which a thing must be further out than the next to be called the leftmost, or to lie further left."""
 ASKED = (0.55, 0.25, 0.2)
 """Shares of the three ways to ask for a thing."""
+SINGLE = 0.35
+"""How often a question about two remembered things is about one of them."""
 FIND = ("Segment {}.", "Please segment {}.", "Can you segment {} in this image?", "Where is {}? Please respond with the segmentation mask.", "Find {}.")
 POINT = (f"What is {REF_TOKEN}?", f"Describe {REF_TOKEN}.", f"Please describe {REF_TOKEN} in detail.")
 REGION = ("What is {}?", "Describe {}.", "Please describe {} in detail.")
@@ -109,7 +111,7 @@ def describe(scene: Scene, thing: int, rng: np.random.Generator, number: int = 0
     return Question("what", str(rng.choice(REGION)).format(f"[{number}]"), f"It is a {full_name(scene, thing)}.")
 
 
-def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator, single: float = 0.35) -> Question:
+def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator, single: float = SINGLE) -> Question:
     """A question about one thing called [0], or about two called [0] and [1] (PixelQA), of which a share of ``single`` is about one of them."""
     chosen = int(rng.integers(len(things)))
     thing = scene.things[things[chosen]]
