@@ -13,7 +13,10 @@ from unipixel_jax.losses.lm import IGNORE, next_token_loss
 from unipixel_jax.ops.take import take_divided_rows, take_rows
 
 ROWS, TOKENS, WIDTH, VOCABULARY, WATCHED = 8, 20, 16, 61, 7
-MESHES = [MeshConfig("dp"), MeshConfig("fsdp"), MeshConfig("hybrid", slices=2), MeshConfig("fsdp_tp", tensor=2), MeshConfig("fsdp_tp", tensor=2, context=2)]
+MESHES = [
+    *(MeshConfig("dp"), MeshConfig("fsdp"), MeshConfig("hybrid", slices=2), MeshConfig("fsdp_tp", tensor=2)),
+    *(MeshConfig("fsdp_tp", tensor=2, context=2), MeshConfig("fsdp", context=4), MeshConfig("dp", context=2)),
+]
 
 
 @pytest.fixture

@@ -58,8 +58,8 @@ def test_chips_that_share_a_sample_divide_its_weights():
     assert ELSEWHERE.spec((MLP, EMBED), (32, 1280), shared) == PartitionSpec(None, ("fsdp", "context"))
     assert ELSEWHERE.spec((MLP, EMBED), (30, 42), shared) == PartitionSpec(None, "fsdp")  # 16 does not divide either, 2 does
     assert ELSEWHERE.spec((MLP, EMBED), (32, 1280), mesh(context=8)) == PartitionSpec(None, "context")
-    assert TABLES.spec((VOCAB, EMBED), (512, 3584), shared) == PartitionSpec("fsdp")
-    assert TABLES.spec((VOCAB, EMBED), (512, 3584), mesh(context=8)) == PartitionSpec()
+    assert TABLES.spec((VOCAB, EMBED), (512, 3584), shared) == PartitionSpec(("fsdp", "context"))
+    assert TABLES.spec((VOCAB, EMBED), (510, 3584), shared) == PartitionSpec(None, ("fsdp", "context"))
 
 
 def test_heads_that_do_not_divide_are_refused():

@@ -21,6 +21,8 @@ DATA, FSDP, CONTEXT, TENSOR = "data", "fsdp", "context", "tensor"
 AXES = (DATA, FSDP, CONTEXT, TENSOR)
 """Mesh axes. Samples are divided over ``data`` and ``fsdp``, over the latter weights as well; chips along ``context`` and ``tensor`` share samples, and
 weights are divided over them too."""
+WEIGHTS = (FSDP, CONTEXT)
+"""Along these together matrices are divided."""
 Preset = Literal["single", "dp", "fsdp", "fsdp_tp", "hybrid"]
 
 

@@ -109,7 +109,7 @@ def _backward(vocabulary: Vocabulary, watched: int, chunk: int, saved: Any, give
 
         pieces = [_cut(a, chunk, fill) for a, fill in ((x, 0), (targets, IGNORE), (shares, 0), (lse, 0))]
         d_head, d_x = jax.lax.scan(part, jnp.zeros(head.shape, jnp.float32), tuple(pieces))
-        return d_x.reshape(-1, x.shape[-1])[: targets.size].reshape(x.shape), vocabulary.sum(d_head, DATA, CONTEXT).astype(head.dtype)
+        return d_x.reshape(-1, x.shape[-1])[: targets.size].reshape(x.shape), vocabulary.sum(d_head, DATA).astype(head.dtype)
 
     run = vocabulary.run(local, (ROWS, TABLE, ROWS, ROWS, ROWS, PartitionSpec()), (ROWS, TABLE))
     d_x, d_head = run(x, head, targets, shares, lse, given[0])

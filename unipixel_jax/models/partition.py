@@ -1,7 +1,7 @@
 """Which of UniPixel's weights are divided over which chips.
 
-Along ``fsdp`` and ``context`` together every matrix is divided, to be collected where it is used; the tables of the vocabulary, which are never collected
-(ops/vocabulary.py), along ``fsdp`` alone. Along ``tensor`` only the language model is, by heads, feed-forward columns and vocabulary (Megatron-LM,
+Along ``fsdp`` and ``context`` together every matrix is divided, to be collected where it is used, but for the tables of the vocabulary, which are never
+collected (ops/vocabulary.py). Along ``tensor`` only the language model is, by heads, feed-forward columns and vocabulary (Megatron-LM,
 arXiv 1909.08053); there the other towers divide their images instead of their weights, since those are small and their images many.
 """
 
@@ -16,17 +16,16 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, PATCH, VOCAB
-from unipixel_jax.core.mesh import CONTEXT, FSDP, TENSOR
+from unipixel_jax.core.mesh import TENSOR, WEIGHTS
 from unipixel_jax.core.sharding import DIVIDED, WHOLE, Rules
 from unipixel_jax.core.stacking import is_variable
 from unipixel_jax.errors import UserError
 
 M = TypeVar("M", bound=nnx.Module)
 
-COLLECTED = (FSDP, CONTEXT)
-ELSEWHERE = Rules({COLLECTED: (EMBED, MLP, HEADS, PATCH)})
+ELSEWHERE = Rules({WEIGHTS: (EMBED, MLP, HEADS, PATCH)})
 """For all towers but the language model."""
-TABLES = Rules({(FSDP,): (VOCAB, EMBED), (TENSOR,): (VOCAB,)}, (VOCAB,))
+TABLES = Rules({WEIGHTS: (VOCAB, EMBED), (TENSOR,): (VOCAB,)}, (VOCAB,))
 """For what has a row for each token."""
 
 
@@ -34,7 +33,7 @@ def text_rules(config: UniPixelConfig) -> Rules:
     """For the language model, its tables aside. Key heads that do not divide are repeated (ops/attention/sharded.py)."""
     text = config.text
     return Rules(
-        {COLLECTED: (EMBED, MLP, HEADS, KV_HEADS), (TENSOR,): (MLP, HEADS, KV_HEADS)},
+        {WEIGHTS: (EMBED, MLP, HEADS, KV_HEADS), (TENSOR,): (MLP, HEADS, KV_HEADS)},
         units={HEADS: text.num_attention_heads, KV_HEADS: text.num_key_value_heads},
     )
 
@@ -60,7 +59,7 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
         rules = TABLES if VOCAB in axes else text if getattr(path[0], "name", getattr(path[0], "key", None)) == "text" else ELSEWHERE
         spec = rules.spec(axes, value.shape, mesh)
         own = [spec[i] if i < len(spec) else None for i, name in enumerate(axes) if name != LAYERS]
-        whole = [None if entry in COLLECTED or entry == COLLECTED else entry for entry in own]
+        whole = [None if entry in WEIGHTS or entry == WEIGHTS else entry for entry in own]
         placed = variable.replace(jax.ShapeDtypeStruct(value.shape, dtype or value.dtype, sharding=NamedSharding(mesh, spec)))
         if rules is not TABLES:
             placed.set_metadata(**{WHOLE: tuple(whole), DIVIDED: tuple(own)})

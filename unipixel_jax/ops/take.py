@@ -79,7 +79,7 @@ def _divided_backward(vocabulary: Vocabulary, dtype: jnp.dtype, saved: tuple[jax
     def local(table: jax.Array, ids: jax.Array, d_rows: jax.Array) -> jax.Array:
         here, row = vocabulary.place(vocabulary.collected(ids), table.shape[0])
         d_rows = jnp.where(here[..., None], vocabulary.collected(d_rows), jnp.zeros((), dtype)).astype(table.dtype)
-        return vocabulary.sum(jnp.zeros_like(table).at[row].add(d_rows), DATA, CONTEXT)
+        return vocabulary.sum(jnp.zeros_like(table).at[row].add(d_rows), DATA)
 
     return vocabulary.run(local, (TABLE, ROWS, ROWS), TABLE)(*saved, d_rows), None
 

@@ -7,6 +7,7 @@ V rows of the table, v of them on this chip, n tokens of this chip, N of all chi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from unipixel_jax.core.mesh import FSDP, TENSOR
+from unipixel_jax.core.mesh import TENSOR, WEIGHTS
 from unipixel_jax.core.sharding import current_mesh
 
-TABLE = PartitionSpec((FSDP, TENSOR))
+DIVIDING = (*WEIGHTS, TENSOR)
+"""Along these chips divide tables; along ``tensor`` they hold the same tokens, along the others they hold other ones."""
+TABLE = PartitionSpec(DIVIDING)
 """The place of a table."""
 
 
@@ -39,33 +42,33 @@ class Vocabulary:
     def of(cls, table: jax.Array) -> Vocabulary:
         """That of a table [V, D], on the mesh that is set."""
         mesh = current_mesh()
-        return cls(mesh if mesh is not None and mesh.shape[FSDP] * mesh.shape[TENSOR] > 1 else None, table.shape[0])
+        return cls(mesh if mesh is not None and _parts(mesh) > 1 else None, table.shape[0])
 
     def filled_up(self, table: jax.Array) -> jax.Array:
         """The table with rows added until they divide."""
         if self.mesh is None:
             return table
-        return jnp.pad(table, ((0, -table.shape[0] % (self.mesh.shape[FSDP] * self.mesh.shape[TENSOR])), (0, 0)))
+        return jnp.pad(table, ((0, -table.shape[0] % _parts(self.mesh)), (0, 0)))
 
     def run(self, function: Callable[..., Any], ins: tuple[PartitionSpec, ...], outs: Any) -> Callable[..., Any]:
         """The function on every chip, of its part of the arrays."""
         return function if self.mesh is None else jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
 
     def collected(self, x: jax.Array) -> jax.Array:
-        """Of tokens [n, ...], those of all chips that divide the table and hold other samples: [N, ...]."""
-        return x if self.mesh is None else jax.lax.all_gather(x, FSDP, tiled=True)
+        """Of tokens [n, ...], those of all chips that divide the table and hold other tokens: [N, ...]."""
+        return x if self.mesh is None else jax.lax.all_gather(x, WEIGHTS, tiled=True)
 
     def summed(self, x: jax.Array) -> jax.Array:
         """Of what each chip's rows give for all tokens [N, ...], the sums for this chip's: [n, ...]."""
-        return x if self.mesh is None else jax.lax.psum(jax.lax.psum_scatter(x, FSDP, tiled=True), TENSOR)
+        return x if self.mesh is None else jax.lax.psum(jax.lax.psum_scatter(x, WEIGHTS, tiled=True), TENSOR)
 
     def largest(self, x: jax.Array) -> jax.Array:
         """Of what each chip's rows give for all tokens, the largest."""
-        return x if self.mesh is None else jax.lax.pmax(x, (FSDP, TENSOR))
+        return x if self.mesh is None else jax.lax.pmax(x, DIVIDING)
 
     def own(self, x: jax.Array, count: int) -> jax.Array:
         """Of what is known for all tokens [N, ...], this chip's ``count``."""
-        return x if self.mesh is None else jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(FSDP) * count, count)
+        return x if self.mesh is None else jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(WEIGHTS) * count, count)
 
     def sum(self, x: jax.Array, *axes: str) -> jax.Array:
         """Over mesh axes."""
@@ -73,11 +76,14 @@ class Vocabulary:
 
     def first(self, count: int) -> jax.Array | int:
         """The number of the first of this chip's ``count`` rows."""
-        if self.mesh is None:
-            return 0
-        return (jax.lax.axis_index(FSDP) * self.mesh.shape[TENSOR] + jax.lax.axis_index(TENSOR)) * count
+        return 0 if self.mesh is None else jax.lax.axis_index(DIVIDING) * count
 
     def place(self, ids: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         """Whether each token's row is among this chip's ``count``, and which of them it is (any where it is not)."""
         row = ids - self.first(count)
         return (row >= 0) & (row < count), jnp.clip(row, 0, count - 1)
+
+
+def _parts(mesh: AbstractMesh) -> int:
+    """Of a table."""
+    return math.prod(mesh.shape[axis] for axis in DIVIDING)
