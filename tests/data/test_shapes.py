@@ -10,7 +10,7 @@ from unipixel_jax.data.assemble import prepare
 from unipixel_jax.data.batch import collate_rows
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.shapes.language import about, at_side, find, full_name, names
-from unipixel_jax.data.shapes.scene import COLOURS, SIDE, VISIBLE, draw_scene
+from unipixel_jax.data.shapes.scene import COLOURS, SHAPES, SIDE, VISIBLE, draw_scene
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import EMBEDDED
@@ -56,7 +56,6 @@ def test_leftmost_is_leftmost(scenes):
 
 def test_answers_are_right(scenes):
     rng = np.random.default_rng(0)
-    kinds = set()
     for scene in scenes * 5:
         question = find(scene, rng)
         (thing,) = question.segmented
@@ -66,10 +65,25 @@ def test_answers_are_right(scenes):
             assert scene.covered[thing].max() > 0
         pair = (0, 1)
         asked = about(scene, pair, rng)
-        kinds |= {question.kind, asked.kind}
         if asked.kind == "left":
             left = int(np.argmin(scene.centres[list(pair), 0]))
             assert asked.answer == f"[{left}] is further left."
+        if asked.kind in ("same_colour", "same_shape"):
+            looks = [getattr(scene.things[i], asked.kind.removeprefix("same_")) for i in pair]
+            words = asked.answer.replace(":", "").replace(",", "").replace(".", "").split()
+            assert [word for word in words if word in (*COLOURS, *SHAPES)] == looks
+            assert words[-1] == ("yes" if looks[0] == looks[1] else "no")
+
+
+def test_things_are_alike_about_as_often_as_not():
+    rng = np.random.default_rng(0)
+    answers = [question.answer for _ in range(600) if (question := about(draw_scene(rng), (0, 1), rng)).kind.startswith("same_")]
+    assert 0.35 < np.mean([answer.endswith("yes.") for answer in answers]) < 0.6, len(answers)
+
+
+def test_every_question_is_asked(scenes):
+    rng = np.random.default_rng(0)
+    kinds = {question.kind for scene in scenes * 5 for question in (find(scene, rng), about(scene, (0, 1), rng))}
     assert kinds >= {"look", "side", "behind", "left", "larger", "same_colour", "same_shape", "what", "colour", "shape"}
 
 

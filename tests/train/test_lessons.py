@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import time
 from functools import partial
 
 import jax
@@ -12,6 +14,7 @@ from flax import nnx
 
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES, SIDE, draw_scene
+from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.models.sam2.position import fourier
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
@@ -54,8 +57,11 @@ def test_a_token_shows_the_thing_that_covers_it():
         for token in range(side**2):
             row, column = np.array(divmod(token, side)) * cell
             part = scene.masks[:, 0, row : row + cell, column : column + cell].mean(axis=(1, 2))
-            wanted = drawn["things"][part.argmax()][:3] if part.max() >= SHOWN else [-1, -1, -1]
-            assert np.array_equal(drawn["shown"][token], [*wanted, *divmod(token, side)])
+            wanted, behind = [-1, -1, -1], scene.behind(int(part.argmax()))
+            if part.max() >= SHOWN:
+                wanted = drawn["things"][part.argmax()][:3]
+            hidden = drawn["things"][behind[0]][:3] if part.max() >= SHOWN and len(behind) == 1 else [-1, -1, -1]
+            assert np.array_equal(drawn["shown"][token], [*wanted, *divmod(token, side), *hidden])
 
 
 def test_a_code_adds_up_words_and_a_place():
@@ -122,17 +128,25 @@ def test_silence_costs_the_whole_code():
     assert numbers["language"] > 1
 
 
+def test_one_side_that_fails_stops_the_other():
+    start = time.monotonic()
+    with pytest.raises(UserError, match="a lesson ended with an error"):
+        course._side_by_side(partial(time.sleep, 600), partial(sys.exit, 3))
+    assert time.monotonic() - start < 300
+    course._side_by_side(partial(time.sleep, 0), partial(time.sleep, 0))
+
+
 @pytest.mark.slow
 def test_a_course_is_taken_once(tmp_path):
     lesson = Lesson(2, 8, from_nothing(1e-3))
-    short = course.Course(*[lesson] * 6)
+    short = course.Course(*[lesson] * 5)
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     taught = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL)))}
     assert {path: array.shape for path, array in taught.items()} == wanted
     assert all(np.isfinite(array).all() for array in taught.values())
-    (tmp_path / "pointing" / "weights.npz").unlink()
+    (tmp_path / "relations" / "weights.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/weights.npz")}
     again = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
-    assert len(before) == 5 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert all(np.array_equal(again[path], array) for path, array in taught.items())

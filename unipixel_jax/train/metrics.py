@@ -49,7 +49,8 @@ class Watch(Unwatched):
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._progress.add_task("training", total=total_steps, completed=first_step)
+        self._name = run_dir.name
+        self._task = self._progress.add_task(self._name, total=total_steps, completed=first_step)
         self._board = _tensorboard(run_dir / "tensorboard")
         self._wandb = _wandb(run_dir, config)
 
@@ -79,7 +80,7 @@ class Watch(Unwatched):
             self._wandb.log(dict(values), step=step)
         shown = "  ".join(f"{name} {values[name]:{form}}" for name, form in SHOWN.items() if name in values)
         other = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("validation"))
-        self.say(f"step {step}  {shown}{'  ' if shown and other else ''}{other}")
+        self.say(f"{self._name}: step {step}  {shown}{'  ' if shown and other else ''}{other}")
 
     def say(self, line: ConsoleRenderable | str) -> None:
         """Show something above the bar."""

@@ -29,7 +29,7 @@ SHAPES_MODEL = UniPixelConfig(
     sam2_batch_mode=True, dtype="bfloat16",
 )  # fmt: skip
 
-TURNS, TOKENS = 4, 256
+TURNS, TOKENS = 4, 280
 """Of a conversation, at most."""
 LOSSES = MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True)
 """With the reference's weights (focal 100) a model that starts from nothing ends with empty masks."""
@@ -41,12 +41,11 @@ def from_nothing(learning_rate: float) -> OptimConfig:
 
 
 COURSE = Course(
-    sight=Lesson(steps=1200, batch_size=16, optim=from_nothing(6e-3)),
+    sight=Lesson(steps=1400, batch_size=16, optim=from_nothing(6e-3)),
+    telling=Lesson(steps=4500, batch_size=8, optim=from_nothing(2e-3)),
+    relations=Lesson(steps=4000, batch_size=8, optim=from_nothing(7e-4)),
     places=Lesson(steps=300, batch_size=16, optim=from_nothing(1e-3)),
-    segmenting=Lesson(steps=1400, batch_size=16, optim=from_nothing(1e-3)),
-    telling=Lesson(steps=5000, batch_size=8, optim=from_nothing(2e-3)),
-    relations=Lesson(steps=2200, batch_size=8, optim=from_nothing(7e-4)),
-    pointing=Lesson(steps=1300, batch_size=8, optim=from_nothing(5e-4)),
+    segmenting=Lesson(steps=3000, batch_size=16, optim=from_nothing(1e-3)),
 )
 """What every part learns before all are trained together."""
 

@@ -21,8 +21,6 @@ from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION, SquareReference, locating_turn
 from unipixel_jax.processing.tokenizer import Message
 
-MEMORIES, REMEMBER = 0.4, 0.25
-"""How often a conversation of which only words are learned is about remembered things in all its turns; how often another begins with such things."""
 CLIP_TURNS = 2
 """Turns of a conversation about a clip, at most, whose frames take the room of the others."""
 
@@ -35,12 +33,18 @@ class Mix:
         point: a question points at something.
         locate: any other, where masks are learned, is PixelQA's first turn.
         find: shares of the ways to ask for a thing (data/shapes/language.py), with more of the harder ones than users are taken to ask for.
+        memories: a conversation of which only words are learned is about remembered things in all its turns.
+        remember: a conversation with masks begins with remembered things.
+        pair: two things are remembered, instead of one.
         single: a question about two remembered things is about one of them.
     """
 
     point: float = 0.4
     locate: float = 0.3
     find: tuple[float, float, float] = (0.4, 0.35, 0.25)
+    memories: float = 0.5
+    remember: float = 0.3
+    pair: float = 0.7
     single: float = SINGLE
 
 
@@ -86,13 +90,13 @@ def conversation(scene: Scene, count: int, rng: np.random.Generator, *, masks: b
     """Turns of a conversation, ``count`` of them, with ``masks`` to learn or words only. One that is about remembered things alone begins with any questions
     about some, and goes on with a description of each, of which there may be fewer; the other way round, the answers could be read off.
     """
-    if not masks and rng.random() < MEMORIES:
-        some = [_some(scene, rng) for _ in range(count // 2)]
+    if not masks and rng.random() < mix.memories:
+        some = [_some(scene, rng, mix) for _ in range(count // 2)]
         each = rng.permutation(len(scene.things))[: count - count // 2].tolist()
         return [*((things, about(scene, things, rng, mix.single)) for things in some), *(((thing,), describe(scene, thing, rng)) for thing in each)]
     turns: list[Turn] = []
-    if masks and rng.random() < REMEMBER:
-        things = _some(scene, rng)
+    if masks and rng.random() < mix.remember:
+        things = _some(scene, rng, mix)
         turns.append((things, about(scene, things, rng, mix.single)))
     while len(turns) < count:
         done = frozenset(thing for _, question in turns for thing in question.segmented)
@@ -135,7 +139,7 @@ def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int], mask
         return point_at(scene, rng, masks)
     if not masks or rng.random() >= mix.locate:
         return find(scene, rng, done, mix.find)
-    things = _some(scene, rng)
+    things = _some(scene, rng, mix)
     asked = about(scene, things, rng).text
     names = [f"[{i}]" for i in range(len(things)) if f"[{i}]" in asked]
     for name in names:
@@ -144,6 +148,6 @@ def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int], mask
     return Question("locate", *locating_turn(asked, len(names)), referred, referred)
 
 
-def _some(scene: Scene, rng: np.random.Generator) -> tuple[int, ...]:
+def _some(scene: Scene, rng: np.random.Generator, mix: Mix) -> tuple[int, ...]:
     """One or two things, in any order."""
-    return tuple(rng.permutation(len(scene.things))[: int(rng.integers(1, 3))].tolist())
+    return tuple(rng.permutation(len(scene.things))[: 1 + int(rng.random() < mix.pair)].tolist())

@@ -2,6 +2,7 @@
 
 A question names things by what sets them apart, and an answer gives the full name just before its ``<|seg|>``, so that words reach the mask that mean the same
 in every scene. No space stands between: the state that is segmented is then that of the last word, which carries its own meaning, and not that of a space.
+Whether two things are alike is said after what each is, so that words are compared and not two looks at a picture.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ ASKED = (0.55, 0.25, 0.2)
 """Shares of the three ways to ask for a thing."""
 SINGLE = 0.35
 """How often a question about two remembered things is about one of them."""
+ALIKE, DIFFERENT = 4.0, 0.5
+"""Weights of the question whether two things have the same colour or shape, beside 1 of the others: as many answers are yes as no."""
 FIND = ("Segment {}.", "Please segment {}.", "Can you segment {} in this image?", "Where is {}? Please respond with the segmentation mask.", "Find {}.")
 POINT = (f"What is {REF_TOKEN}?", f"Describe {REF_TOKEN}.", f"Please describe {REF_TOKEN} in detail.")
 REGION = ("What is {}?", "Describe {}.", "Please describe {} in detail.")
@@ -124,12 +127,14 @@ def about(scene: Scene, things: tuple[int, ...], rng: np.random.Generator, singl
         return one[int(rng.integers(len(one)))]
     first, second = (scene.things[i] for i in things)
     gap = scene.centres[things[0], 0] - scene.centres[things[1], 0]
-    kinds = ["same_colour", "same_shape", *(["larger"] if first.size != second.size else []), *(["left"] if abs(gap) >= MARGIN else [])]
-    kind = str(rng.choice(kinds))
+    alike = {f"same_{what}": getattr(first, what) == getattr(second, what) for what in ("colour", "shape")}
+    weights = {kind: ALIKE if yes else DIFFERENT for kind, yes in alike.items()}
+    weights |= {"larger": float(first.size != second.size), "left": float(abs(gap) >= MARGIN)}
+    kind = str(rng.choice(tuple(weights), p=np.array(tuple(weights.values())) / sum(weights.values())))
     if kind == "larger":
         return Question(kind, "Which is larger, [0] or [1]?", f"[{int(first.size == 'small')}] is larger.")
     if kind == "left":
         return Question(kind, "Which is further left, [0] or [1]?", f"[{int(gap > 0)}] is further left.")
     what = kind.removeprefix("same_")
-    same = getattr(first, what) == getattr(second, what)
-    return Question(kind, f"Do [0] and [1] have the same {what}?", "Yes." if same else "No.")
+    named = [thing.colour if what == "colour" else f"a {thing.shape}" for thing in (first, second)]
+    return Question(kind, f"Do [0] and [1] have the same {what}?", f"[0] is {named[0]}, [1] is {named[1]}: {'yes' if alike[kind] else 'no'}.")

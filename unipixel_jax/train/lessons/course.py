@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.files import replacing
 from unipixel_jax.data.roles.shapes import EVEN, Mix
+from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.tokenizer import Tokenizer
@@ -21,11 +25,11 @@ from unipixel_jax.train.config import DataConfig
 from unipixel_jax.train.lessons.segmenting import draw_targets, learns, segmenting_loss
 from unipixel_jax.train.lessons.sight import Sight, collate_sights, draw_sights, tables_of
 from unipixel_jax.train.lessons.teaching import Lesson, Weights, give, stacked, teach, weights_of
-from unipixel_jax.train.lessons.telling import POINTING, RELATIONS, DrawTold, collate_told, telling_loss
-from unipixel_jax.train.trainable import trained
+from unipixel_jax.train.lessons.telling import RELATIONS, DrawTold, collate_told, telling_loss
+from unipixel_jax.train.trainable import Predicate, trained
 
-AGAIN = ("vision", "text", "msk", "seg")
-"""Parts that learn in conversations once the language model can speak."""
+KEPT = "weights.npz"
+"""What a lesson taught, in its folder."""
 SILENT = 0.25
 """Share of prompts without words, once SAM 2 has learned to find a place."""
 
@@ -34,23 +38,22 @@ SILENT = 0.25
 class Course:
     """Attributes:
     sight: of the vision tower and all that brings something into the language model's space.
-    places: of SAM 2, which begins with prompts that only say a place: with words it would never look at the place.
-    segmenting: of SAM 2, with words.
     telling: of the language model and seg_head.
     relations: of them, the vision tower and the memory projection: more of the questions for which two things have to be looked at.
-    pointing: of the same: more of the questions that point.
+    places: of SAM 2, which begins with prompts that only say a place: with words it would never look at the place.
+    segmenting: of SAM 2, with words.
     """
 
     sight: Lesson
-    places: Lesson
-    segmenting: Lesson
     telling: Lesson
     relations: Lesson
-    pointing: Lesson
+    places: Lesson
+    segmenting: Lesson
 
 
 def take(course: Course, config: UniPixelConfig, tokenizer: Tokenizer, data: DataConfig, losses: MaskLossWeights, run_dir: Path, seed: int) -> Weights:
-    """Take a course from nothing. What a lesson taught is kept in ``run_dir``, and a course that was interrupted goes on with the lesson that it was in.
+    """Take a course from nothing: the language side and SAM 2, which do not need each other, in a process each with half of the cores. What a lesson
+    taught is kept in ``run_dir``, and a course that was interrupted goes on with the lessons that it was in.
 
     Args:
         course: how long each lesson is, and how fast.
@@ -63,7 +66,21 @@ def take(course: Course, config: UniPixelConfig, tokenizer: Tokenizer, data: Dat
 
     Returns:
         All of the model's weights, by path.
+
+    Raises:
+        UserError: a side ended with an error, which it has printed; the other is stopped.
     """
+    language = partial(teach_language, course, config, tokenizer, data, run_dir, seed)
+    sam2 = partial(teach_sam2, course, config, losses, run_dir, seed)
+    _side_by_side(language, sam2)
+    model = UniPixelModel(config, nnx.Rngs(seed))
+    for lesson in fields(course):
+        give(model, _kept(run_dir / lesson.name))
+    return weights_of(model, lambda *_: True)
+
+
+def teach_language(course: Course, config: UniPixelConfig, tokenizer: Tokenizer, data: DataConfig, run_dir: Path, seed: int) -> None:
+    """The lessons of the vision tower and the language model, as of ``take``."""
     model = UniPixelModel(config, nnx.Rngs(seed))
 
     def sight(directory: Path) -> Weights:
@@ -73,37 +90,67 @@ def take(course: Course, config: UniPixelConfig, tokenizer: Tokenizer, data: Dat
             eyes, lambda path, value: path[0] == "tell" or parts(path, value), course.sight, directory, seed, draw, collate_sights,
             lambda eyes, batch: eyes.loss(tables, batch),
         )  # fmt: skip
-        return weights_of(eyes)
+        return weights_of(eyes, parts)
 
-    def segmenting(lesson: Lesson, silent: float, seed: int, directory: Path) -> Weights:
-        return weights_of(teach(model, learns, lesson, directory, seed, partial(draw_targets, config, silent), stacked, partial(segmenting_loss, losses)))
-
-    def telling(lesson: Lesson, mix: Mix, parts: tuple[str, ...], seed: int, directory: Path) -> Weights:
+    def telling(lesson: Lesson, mix: Mix, parts: Predicate, seed: int, directory: Path) -> Weights:
         draw = DrawTold(tokenizer, config, data, mix)
         collate = partial(collate_told, config, tokenizer.pad_id, data.ladders)
-        return weights_of(teach(model, trained(parts), lesson, directory, seed, draw, collate, telling_loss))
+        return weights_of(teach(model, parts, lesson, directory, seed, draw, collate, telling_loss), parts)
 
-    lessons: dict[str, Callable[[Path], Weights]] = {
-        "sight": sight,
-        "places": partial(segmenting, course.places, 1.0, seed),
-        "segmenting": partial(segmenting, course.segmenting, SILENT, seed + 1),
-        "telling": partial(telling, course.telling, EVEN, ("text", "seg"), seed),
-        "relations": partial(telling, course.relations, RELATIONS, AGAIN, seed + 1),
-        "pointing": partial(telling, course.pointing, POINTING, AGAIN, seed + 2),
-    }
-    for name, lesson in lessons.items():
-        give(model, _once(run_dir / name, lesson))
-    return weights_of(model)
+    give(model, _once(run_dir / "sight", sight))
+    give(model, _once(run_dir / "telling", partial(telling, course.telling, EVEN, trained(("text", "seg")), seed)))
+    _once(run_dir / "relations", partial(telling, course.relations, RELATIONS, trained(("vision", "text", "msk", "seg")), seed + 1))
+
+
+def teach_sam2(course: Course, config: UniPixelConfig, losses: MaskLossWeights, run_dir: Path, seed: int) -> None:
+    """The lessons of SAM 2, as of ``take``."""
+    model = UniPixelModel(config, nnx.Rngs(seed))
+
+    def segmenting(lesson: Lesson, silent: float, seed: int, directory: Path) -> Weights:
+        draw = partial(draw_targets, config, silent)
+        return weights_of(teach(model, learns, lesson, directory, seed, draw, stacked, partial(segmenting_loss, losses)), learns)
+
+    give(model, _once(run_dir / "places", partial(segmenting, course.places, 1.0, seed)))
+    _once(run_dir / "segmenting", partial(segmenting, course.segmenting, SILENT, seed + 1))
+
+
+def _side_by_side(*sides: Callable[[], None]) -> None:
+    """Teach all in processes of their own; if one fails, the others are stopped."""
+    start = multiprocessing.get_context("spawn").Process
+    processes = [start(target=_on_its_cores, args=(number, len(sides), side), daemon=True) for number, side in enumerate(sides)]
+    for process in processes:
+        process.start()
+    try:
+        while (running := [process.sentinel for process in processes if process.is_alive()]) and not any(process.exitcode for process in processes):
+            wait(running)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    if any(process.exitcode for process in processes):
+        raise UserError("a lesson ended with an error, which stands above: what was learned before is kept, and the same command goes on from there")
+
+
+def _on_its_cores(number: int, count: int, side: Callable[[], None]) -> None:
+    """Teach a side on its share of the cores that this process may use; where a system cannot be told, on all."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::count] or cores)
+    side()
 
 
 def _once(directory: Path, lesson: Callable[[Path], Weights]) -> Weights:
     """What a lesson taught, which is not taken again if it was taken before."""
-    kept = directory / "weights.npz"
+    kept = directory / KEPT
     if not kept.is_file():
         named = {"/".join(map(str, path)): array for path, array in lesson(directory).items()}
         with replacing(kept) as path, path.open("wb") as file:
             np.savez(file, **named)  # type: ignore[arg-type]
-    with np.load(kept) as arrays:
+    return _kept(directory)
+
+
+def _kept(directory: Path) -> Weights:
+    with np.load(directory / KEPT) as arrays:
         return {_path(name): arrays[name] for name in arrays.files}
 
 

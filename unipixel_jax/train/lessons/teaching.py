@@ -94,9 +94,9 @@ def teach(
     return nnx.merge(graph, own, rest)
 
 
-def weights_of(model: nnx.Module) -> Weights:
-    """All weights on the host, by path."""
-    return {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model))}  # type: ignore[misc]
+def weights_of(model: nnx.Module, parts: Predicate) -> Weights:
+    """Some of a model's weights on the host, by path."""
+    return {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model, parts))}  # type: ignore[misc]
 
 
 def give(model: UniPixelModel, weights: Weights) -> None:

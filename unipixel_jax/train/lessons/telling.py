@@ -29,16 +29,14 @@ from unipixel_jax.train.feed import host_batch
 from unipixel_jax.train.lessons.looks import filled, looks, prompt_code
 from unipixel_jax.train.objective import TrainBatch
 
-WORDS = 0.4
+WORDS = 0.5
 """How often a conversation is one of which only words are learned (data/roles/shapes.py)."""
 CODE = 1.0
 """Weight of the codes' error, which is 1 for silence, beside the language loss."""
 MASKS = 8
 """K."""
-RELATIONS = Mix(point=0.25, locate=0.2, find=(0.25, 0.35, 0.4), single=0.15)
-"""More of what needs two things to be looked at."""
-POINTING = Mix(point=0.5, locate=0.3, find=(0.3, 0.3, 0.4), single=0.2)
-"""More of what is pointed at."""
+RELATIONS = Mix(point=0.4, locate=0.25, find=(0.15, 0.35, 0.5), memories=0.6, remember=0.4, pair=0.8, single=0.15)
+"""More of what needs two things to be looked at, and of what is pointed at."""
 
 
 @dataclass(frozen=True)
