@@ -22,7 +22,7 @@ from unipixel_jax.train.shapes import COURSE
 DOCS = Path(__file__).parent.parent / "docs"
 SHOWN = 12
 PANELS = {
-    "sight": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "token_behind_colour", "thing_shape", "pointed_row")),
+    "sight": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "thing_shape", "pointed_row")),
     "places segmenting all_together": ("dice loss", ("dice",)),
     "telling relations all_together": ("language loss, a token", ("language",)),
     "telling relations": ("error of the codes before <|seg|>", ("code",)),

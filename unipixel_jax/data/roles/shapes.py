@@ -42,9 +42,9 @@ class Mix:
     point: float = 0.4
     locate: float = 0.3
     find: tuple[float, float, float] = (0.4, 0.35, 0.25)
-    memories: float = 0.5
-    remember: float = 0.3
-    pair: float = 0.7
+    memories: float = 0.4
+    remember: float = 0.25
+    pair: float = 0.5
     single: float = SINGLE
 
 

@@ -1,6 +1,5 @@
 """The vision tower and all that brings something into the language model's space: pictures, points, boxes and remembered things. Each of their tokens learns to
-tell what it stands for to one linear layer, the same for all of them, so that alike means alike whatever it comes from. A picture's token also tells what
-lies behind the thing that it shows.
+tell what it stands for to one linear layer, the same for all of them, so that alike means alike whatever it comes from.
 
 B pictures, O things of a picture (padded), E references (one a thing), M merged tokens, G side of their grid.
 """
@@ -46,8 +45,7 @@ class Sights:
 
     Attributes:
         patches: [B, P, patch_dim] float32.
-        shown: [B, M, 8] int32: size, colour and shape of the thing that a token shows, -1 for none; its row and its column; size, colour and shape of
-            the one thing that lies behind that which it shows, -1 if there is not exactly one.
+        shown: [B, M, 5] int32: size, colour and shape of the thing that a token shows, -1 for none; its row and its column.
         under: [B, O, M] int32, the tokens that a thing touches, filled up with M.
         things: [B, O, 5] int32: size, colour, shape, row and column of a thing; -1 for padding.
         references: a point or a box for each thing; every array with B in front.
@@ -67,7 +65,7 @@ class Sight(UniPixelModel):
 
     def __init__(self, config: UniPixelConfig, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs)
-        self.counts = (*map(len, LOOKS), side_of(config), side_of(config), *map(len, LOOKS))
+        self.counts = (*map(len, LOOKS), side_of(config), side_of(config))
         self.tell = Linear(config.text.hidden_size, sum(self.counts), (None, None), rngs)
 
     def loss(self, tables: VisionTables, batch: Sights) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -80,7 +78,7 @@ class Sight(UniPixelModel):
 
         tokens, things, pointed = jax.vmap(one)(batch.patches, batch.under, batch.references)
         asked = {
-            **self._asked("token", tokens, batch.shown, ("size", "colour", "shape", "row", "column", "behind_size", "behind_colour", "behind_shape")),
+            **self._asked("token", tokens, batch.shown, ("size", "colour", "shape", "row", "column")),
             **self._asked("thing", things, batch.things, ("size", "colour", "shape", "row", "column")),
             **self._asked("pointed", pointed, jnp.pad(batch.pointed, ((0, 0), (0, 0), (3, 0)), constant_values=-1), ("", "", "", "row", "column")),
         }
@@ -89,7 +87,7 @@ class Sight(UniPixelModel):
 
     def _asked(self, what: str, x: jax.Array, right: jax.Array, names: Sequence[str]) -> dict[str, tuple[jax.Array, jax.Array]]:
         answers = jnp.split(self.tell(x), np.cumsum(self.counts)[:-1], axis=-1)
-        return {f"{what}_{name}": _choose(own, right[..., i]) for i, (name, own) in enumerate(zip(names, answers, strict=False)) if name}
+        return {f"{what}_{name}": _choose(own, right[..., i]) for i, (name, own) in enumerate(zip(names, answers, strict=True)) if name}
 
 
 def _choose(logits: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -107,8 +105,7 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
     patches, grid = patchify(language_frames(scene.frames, len(scene.frames), config.vision.merge_size), config.vision)
     look = looks(scene)
     cover = scene.masks[:, 0].reshape(count, side, SIDE // side, side, SIDE // side).mean(axis=(2, 4)).reshape(count, -1)
-    behind = np.stack([look[back[0]] if len(back := scene.behind(thing)) == 1 else np.full(len(LOOKS), -1) for thing in range(count)])
-    seen, shows = cover.max(axis=0)[:, None] >= SHOWN, cover.argmax(axis=0)
+    shown = np.where(cover.max(axis=0)[:, None] >= SHOWN, look[cover.argmax(axis=0)], -1)
     rows, columns = np.divmod(np.arange(side**2), side)
     touched = memory_grid(scene.masks, grid, config.vision)[0].reshape(count, -1)
     under = np.where(touched, np.arange(side**2), side**2).astype(np.int32)
@@ -117,9 +114,7 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
     things = np.concatenate([look, _cells(scene.centres, side)], axis=1)
     return {
         "patches": patches,
-        "shown": np.concatenate(
-            [np.where(seen, look[shows], -1), rows[:, None], columns[:, None], np.where(seen, behind[shows], -1)], axis=1
-        ).astype(np.int32),
+        "shown": np.concatenate([shown, rows[:, None], columns[:, None]], axis=1).astype(np.int32),
         "under": filled(under, side**2),
         "things": filled(things.astype(np.int32), -1),
         "references": reference_table([(reference, config.vision.temporal_patch_size) for reference in references], Ladder("", THINGS, 1.0, THINGS)),

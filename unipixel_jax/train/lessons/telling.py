@@ -29,7 +29,7 @@ from unipixel_jax.train.feed import host_batch
 from unipixel_jax.train.lessons.looks import filled, looks, prompt_code
 from unipixel_jax.train.objective import TrainBatch
 
-WORDS = 0.5
+WORDS = 0.4
 """How often a conversation is one of which only words are learned (data/roles/shapes.py)."""
 CODE = 1.0
 """Weight of the codes' error, which is 1 for silence, beside the language loss."""
