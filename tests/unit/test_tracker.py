@@ -1,6 +1,7 @@
 """The tracker: one step is a clip, a stream, several objects; its state never grows."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from micro_models import MICRO, copied, micro_model, random
 
+from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.models.sam2.tracker import MAX_POINTERS, NO_OBJECT
 
 F32 = jnp.dtype("float32")
@@ -62,6 +64,19 @@ def streamed(sam2, features, hidden, count, length=None):
 def assert_close(ours, theirs):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=CLOSE, rtol=CLOSE)
+
+
+def test_chips_divide_frames_that_do_not_divide(clip):
+    """Seven frames on four chips that share them: two each, and the same features."""
+    images = random(np.random.default_rng(3), 7, 32, 32, 3)
+    alone = programs()[0](clip[0], images)
+    with jax.set_mesh(make_mesh(MeshConfig("dp", context=4), jax.devices()[:4])):
+        encode = jax.jit(lambda s, x: s.encode(x))
+        divided, text = encode(clip[0], images), encode.lower(clip[0], images).compile().as_text()
+    for a, b in zip(jax.tree.leaves(divided), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    images_of = {int(count) for count in re.findall(r"f32\[(\d+),\d+,\d+,\d+\]\S* convolution\(", text)}
+    assert images_of == {2}, images_of
 
 
 def test_streaming_equals_the_clip(clip):

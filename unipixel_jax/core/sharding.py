@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
@@ -103,6 +104,13 @@ def constrain(x: R, *names: str | None) -> R:
         return jax.lax.with_sharding_constraint(a, PartitionSpec(*(axis or None for axis in axes)))
 
     return jax.tree.map(place, x)
+
+
+def filled_up(x: jax.Array, name: str) -> jax.Array:
+    """Zeros added to the leading dimension, a logical axis of an activation, until the mesh that is set divides it."""
+    mesh = current_mesh()
+    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ACTIVATIONS[name])
+    return jnp.pad(x, ((0, -x.shape[0] % parts), *((0, 0),) * (x.ndim - 1)))
 
 
 def over_samples(function: Callable[..., R]) -> Callable[..., R]:
