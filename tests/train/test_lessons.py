@@ -1,5 +1,6 @@
 """The lessons of the small model: what is asked of its parts is right, they learn, and a course is taken once."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -24,7 +25,7 @@ from unipixel_jax.train.lessons.looks import LOOKS, THINGS, prompt_code
 from unipixel_jax.train.lessons.segmenting import draw_targets
 from unipixel_jax.train.lessons.sight import SHOWN, Sight, collate_sights, draw_sights, side_of, tables_of
 from unipixel_jax.train.lessons.teaching import Lesson, teach
-from unipixel_jax.train.lessons.telling import DrawTold, collate_told, telling_loss
+from unipixel_jax.train.lessons.telling import COMPARING, VERDICT, DrawTold, collate_told, telling_loss, verdicts
 from unipixel_jax.train.shapes import LOSSES, SHAPES_MODEL, conversations, from_nothing
 
 SMALL = dataclasses.replace(
@@ -89,7 +90,7 @@ def test_a_prompt_says_the_place_of_its_thing(silent):
 def test_the_code_stands_where_the_name_was_said():
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     samples = [DrawTold(tokenizer, SHAPES_MODEL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(16)]
-    batch = collate_told(SHAPES_MODEL, tokenizer.pad_id, DATA.ladders, samples)
+    batch = collate_told(SHAPES_MODEL, tokenizer.pad_id, DATA.ladders, {}, samples)
     named = 0
     for ids, at, look in zip(np.asarray(batch.rows.prompt.input_ids)[:, 0], batch.at, batch.looks, strict=True):
         assert np.sum(ids == SHAPES_MODEL.seg_token_id) == np.sum(look[:, 0] >= 0)
@@ -115,12 +116,28 @@ def test_the_vision_tower_learns(tmp_path, monkeypatch):
     assert lines[2]["token_colour"] > lines[0]["token_colour"]
 
 
+def test_a_verdict_counts_more():
+    tokenizer = Tokenizer.from_directory(EMBEDDED)
+    samples, counts = [], verdicts(tokenizer)
+    for seed in range(16):
+        with contextlib.suppress(UserError):  # a few are too long
+            samples.append(DrawTold(tokenizer, SMALL, DATA, COMPARING)(ANYTHING, np.random.default_rng(seed)))
+    plain, counted = (collate_told(SMALL, tokenizer.pad_id, DATA.ladders, c, samples).rows for c in ({}, counts))
+    learned, labels = plain.label_weights > 0, np.asarray(plain.labels)
+    ratio, verdict = counted.label_weights / np.where(learned, plain.label_weights, 1.0), learned & np.isin(labels, list(counts))
+    before = labels[np.roll(verdict, -1, axis=-1)]
+    assert sum(tokenizer.decode([token]) == ":" for token in before.tolist()) >= 3
+    assert {tokenizer.decode([token]) for token in before.tolist()} <= {":", "]"}
+    np.testing.assert_allclose(ratio[verdict], VERDICT, rtol=1e-6)
+    np.testing.assert_allclose(ratio[learned & ~verdict], 1.0, rtol=1e-6)
+
+
 def test_silence_costs_the_whole_code():
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     samples = [DrawTold(tokenizer, SMALL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(8)]
     model = UniPixelModel(SMALL, nnx.Rngs(0))
     model.seg_head.mlp.fc2.weight.set_value(jnp.zeros_like(model.seg_head.mlp.fc2.weight[...]))
-    _, numbers = telling_loss(model, jax.tree.map(jnp.asarray, collate_told(SMALL, tokenizer.pad_id, DATA.ladders, samples)))
+    _, numbers = telling_loss(model, jax.tree.map(jnp.asarray, collate_told(SMALL, tokenizer.pad_id, DATA.ladders, {}, samples)))
     np.testing.assert_allclose(numbers["code"], 1.0, rtol=1e-5)
     assert numbers["language"] > 1
 
@@ -136,14 +153,14 @@ def test_one_side_that_fails_stops_the_other():
 @pytest.mark.slow
 def test_a_course_is_taken_once(tmp_path):
     lesson = Lesson(2, 8, from_nothing(1e-3))
-    short = course.Course(*[lesson] * 5)
+    short = course.Course(*[lesson] * 6)
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     taught = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL)))}
     assert {path: array.shape for path, array in taught.items()} == wanted
     assert all(np.isfinite(array).all() for array in taught.values())
-    (tmp_path / "relations" / "weights.npz").unlink()
+    (tmp_path / "comparing" / "weights.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/weights.npz")}
     again = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
-    assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(before) == 5 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert all(np.array_equal(again[path], array) for path, array in taught.items())

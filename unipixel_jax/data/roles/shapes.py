@@ -36,6 +36,7 @@ class Mix:
         memories: a conversation of which only words are learned is about remembered things in all its turns.
         remember: a conversation with masks begins with remembered things.
         pair: two things are remembered, instead of one.
+        words: a conversation is one of which only words are learned, where data sets do not say so.
         single: a question about two remembered things is about one of them.
     """
 
@@ -45,6 +46,7 @@ class Mix:
     memories: float = 0.4
     remember: float = 0.25
     pair: float = 0.5
+    words: float = 0.4
     single: float = SINGLE
 
 

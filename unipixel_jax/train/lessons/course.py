@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing.connection import wait
@@ -25,7 +25,7 @@ from unipixel_jax.train.config import DataConfig
 from unipixel_jax.train.lessons.segmenting import draw_targets, learns, segmenting_loss
 from unipixel_jax.train.lessons.sight import Sight, collate_sights, draw_sights, tables_of
 from unipixel_jax.train.lessons.teaching import Lesson, Weights, give, stacked, teach, weights_of
-from unipixel_jax.train.lessons.telling import RELATIONS, DrawTold, collate_told, telling_loss
+from unipixel_jax.train.lessons.telling import COMPARING, RELATIONS, DrawTold, collate_told, telling_loss, verdicts
 from unipixel_jax.train.trainable import Predicate, trained
 
 KEPT = "weights.npz"
@@ -40,6 +40,7 @@ class Course:
     sight: of the vision tower and all that brings something into the language model's space.
     telling: of the language model and seg_head.
     relations: of them, the vision tower and the memory projection: more of the questions for which two things have to be looked at.
+    comparing: of the same: more of the questions about two remembered things, and the yes or no of their answers counts more.
     places: of SAM 2, which begins with prompts that only say a place: with words it would never look at the place.
     segmenting: of SAM 2, with words.
     """
@@ -47,6 +48,7 @@ class Course:
     sight: Lesson
     telling: Lesson
     relations: Lesson
+    comparing: Lesson
     places: Lesson
     segmenting: Lesson
 
@@ -92,14 +94,16 @@ def teach_language(course: Course, config: UniPixelConfig, tokenizer: Tokenizer,
         )  # fmt: skip
         return weights_of(eyes, parts)
 
-    def telling(lesson: Lesson, mix: Mix, parts: Predicate, seed: int, directory: Path) -> Weights:
+    def telling(lesson: Lesson, mix: Mix, counts: Mapping[int, float], parts: Predicate, seed: int, directory: Path) -> Weights:
         draw = DrawTold(tokenizer, config, data, mix)
-        collate = partial(collate_told, config, tokenizer.pad_id, data.ladders)
+        collate = partial(collate_told, config, tokenizer.pad_id, data.ladders, counts)
         return weights_of(teach(model, parts, lesson, directory, seed, draw, collate, telling_loss), parts)
 
     give(model, _once(run_dir / "sight", sight))
-    give(model, _once(run_dir / "telling", partial(telling, course.telling, EVEN, trained(("text", "seg")), seed)))
-    _once(run_dir / "relations", partial(telling, course.relations, RELATIONS, trained(("vision", "text", "msk", "seg")), seed + 1))
+    together = trained(("vision", "text", "msk", "seg"))
+    give(model, _once(run_dir / "telling", partial(telling, course.telling, EVEN, {}, trained(("text", "seg")), seed)))
+    give(model, _once(run_dir / "relations", partial(telling, course.relations, RELATIONS, {}, together, seed + 1)))
+    _once(run_dir / "comparing", partial(telling, course.comparing, COMPARING, verdicts(tokenizer), together, seed + 2))
 
 
 def teach_sam2(course: Course, config: UniPixelConfig, losses: MaskLossWeights, run_dir: Path, seed: int) -> None:

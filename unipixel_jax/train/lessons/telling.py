@@ -5,7 +5,7 @@ R conversations, K masks of a conversation (padded).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -29,14 +29,16 @@ from unipixel_jax.train.feed import host_batch
 from unipixel_jax.train.lessons.looks import filled, looks, prompt_code
 from unipixel_jax.train.objective import TrainBatch
 
-WORDS = 0.4
-"""How often a conversation is one of which only words are learned (data/roles/shapes.py)."""
 CODE = 1.0
 """Weight of the codes' error, which is 1 for silence, beside the language loss."""
 MASKS = 8
 """K."""
 RELATIONS = Mix(point=0.4, locate=0.25, find=(0.15, 0.35, 0.5), memories=0.6, remember=0.4, pair=0.8, single=0.15)
 """More of what needs two things to be looked at, and of what is pointed at."""
+COMPARING = Mix(point=0.3, locate=0.15, find=(0.1, 0.3, 0.6), memories=0.7, remember=0.5, pair=0.9, single=0.1, words=0.5)
+"""More of what is remembered in pairs, and of what lies behind."""
+VERDICT = 10.0
+"""How many times more the tokens count that begin a yes and a no, where comparing is taught: few among many, they are not learned otherwise."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class DrawTold:
     def __call__(self, annotation: Annotation, rng: np.random.Generator) -> tuple[Sample, NDArray[np.int32], NDArray[np.float32]]:
         """A sample, and the looks [K, 3] and places [K, 2] of what it segments."""
         scene, options, limit = draw_scene(rng), self.data.draw, self.data.max_tokens
-        turns = conversation(scene, options.max_turns, rng, masks=rng.random() >= WORDS, mix=self.mix)
+        turns = conversation(scene, options.max_turns, rng, masks=rng.random() >= self.mix.words, mix=self.mix)
         sample = prepare(example_of(annotation, scene, turns, options, rng, masks=False), self.tokenizer, self.config, rng)
         if limit is not None and sample.tokens > limit:
             raise UserError(f"{sample.tokens} tokens, expected at most {limit}")
@@ -76,11 +78,22 @@ class Told:
     places: jax.Array
 
 
+def verdicts(tokenizer: Tokenizer) -> Mapping[int, float]:
+    """The tokens that begin a yes and a no, and how much they count; that of a no, a space, also stands between a thing's number and its ``<|seg|>``."""
+    return {tokenizer.backend.encode(f": {word}", add_special_tokens=False).ids[1]: VERDICT for word in ("yes", "no")}
+
+
 def collate_told(
-    config: UniPixelConfig, pad_id: int, ladders: Ladders, samples: Sequence[tuple[Sample, NDArray[np.int32], NDArray[np.float32]]]
+    config: UniPixelConfig,
+    pad_id: int,
+    ladders: Ladders,
+    counts: Mapping[int, float],
+    samples: Sequence[tuple[Sample, NDArray[np.int32], NDArray[np.float32]]],
 ) -> Told:
-    """One conversation a row."""
+    """One conversation a row; ``counts`` says for some tokens how many times more they count than others."""
     arrays = collate_rows([sample for sample, _, _ in samples], [[i] for i in range(len(samples))], len(samples), config, pad_id, ladders)
+    for token, count in counts.items():
+        arrays.label_weights[arrays.labels == token] *= count
     ids = arrays.inputs.input_ids[:, 0]
     at = np.stack([filled(np.flatnonzero(row[1:] == config.seg_token_id).astype(np.int32), 0, MASKS) for row in ids])
     return Told(host_batch(arrays), at, np.stack([look for _, look, _ in samples]), np.stack([place for _, _, place in samples]))  # type: ignore[arg-type]
