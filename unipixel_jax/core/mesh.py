@@ -6,14 +6,14 @@ Every mesh has the same four axes, most of them often of size 1, so that one tab
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from unipixel_jax.errors import UserError
 
@@ -126,11 +126,16 @@ class OnMesh:
             return self.function.lower(*arguments)
 
 
+def chips_along(mesh: Mesh | AbstractMesh, axes: Iterable[str]) -> int:
+    """Chips along some axes together."""
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def data_shards(mesh: Mesh) -> int:
     """Parts into which the samples of a batch are divided."""
-    return mesh.shape[DATA] * mesh.shape[FSDP]
+    return chips_along(mesh, (DATA, FSDP))
 
 
 def sharers(mesh: Mesh) -> int:
     """Chips that share a sample."""
-    return mesh.shape[CONTEXT] * mesh.shape[TENSOR]
+    return chips_along(mesh, (CONTEXT, TENSOR))

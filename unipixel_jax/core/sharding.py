@@ -5,8 +5,7 @@ Nothing here knows a model. Without a mesh (``jax.set_mesh``), everything is lef
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -18,7 +17,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from unipixel_jax.core.axes import HEADS, IMAGES, LAYERS, SEQUENCE, Axes
-from unipixel_jax.core.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR
+from unipixel_jax.core.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR, chips_along
 
 R = TypeVar("R")
 M = TypeVar("M")
@@ -70,7 +69,7 @@ class Rules:
         return PartitionSpec(*(placed.get(i) for i in range(last + 1)))
 
     def _fits(self, name: str, length: int, taken: tuple[str, ...], more: tuple[str, ...], mesh: Mesh | AbstractMesh) -> bool:
-        size = math.prod(mesh.shape[axis] for axis in (*taken, *more))
+        size = chips_along(mesh, (*taken, *more))
         return (not taken or name in self.together) and self.units.get(name, length) % size == 0 and length % size == 0
 
 
@@ -84,7 +83,7 @@ def mesh_axes(name: str | None, length: int) -> tuple[str, ...]:
     """The axes of the mesh that is set which divide ``length`` entries of an activation's logical axis; none where they do not."""
     mesh = current_mesh()
     axes = () if mesh is None or name is None else tuple(axis for axis in ACTIVATIONS[name] if mesh.shape[axis] > 1)
-    return axes if mesh is not None and length % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+    return axes if mesh is not None and length % chips_along(mesh, axes) == 0 else ()
 
 
 def constrain(x: R, *names: str | None) -> R:
@@ -106,10 +105,10 @@ def constrain(x: R, *names: str | None) -> R:
     return jax.tree.map(place, x)
 
 
-def filled_up(x: jax.Array, name: str) -> jax.Array:
-    """Zeros added to the leading dimension, a logical axis of an activation, until the mesh that is set divides it."""
+def filled_up(x: jax.Array, axes: Iterable[str]) -> jax.Array:
+    """Zeros added to the leading dimension until it divides along some axes of the mesh that is set."""
     mesh = current_mesh()
-    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ACTIVATIONS[name])
+    parts = 1 if mesh is None else chips_along(mesh, axes)
     return jnp.pad(x, ((0, -x.shape[0] % parts), *((0, 0),) * (x.ndim - 1)))
 
 

@@ -7,7 +7,6 @@ V rows of the table, v of them on this chip, n tokens of this chip, N of all chi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from unipixel_jax.core.mesh import TENSOR, WEIGHTS
-from unipixel_jax.core.sharding import current_mesh
+from unipixel_jax.core.mesh import TENSOR, WEIGHTS, chips_along
+from unipixel_jax.core.sharding import current_mesh, filled_up
 
 DIVIDING = (*WEIGHTS, TENSOR)
 """Along these chips divide tables; along ``tensor`` they hold the same tokens, along the others they hold other ones."""
@@ -42,13 +41,11 @@ class Vocabulary:
     def of(cls, table: jax.Array) -> Vocabulary:
         """That of a table [V, D], on the mesh that is set."""
         mesh = current_mesh()
-        return cls(mesh if mesh is not None and _parts(mesh) > 1 else None, table.shape[0])
+        return cls(mesh if mesh is not None and chips_along(mesh, DIVIDING) > 1 else None, table.shape[0])
 
     def filled_up(self, table: jax.Array) -> jax.Array:
         """The table with rows added until they divide."""
-        if self.mesh is None:
-            return table
-        return jnp.pad(table, ((0, -table.shape[0] % _parts(self.mesh)), (0, 0)))
+        return filled_up(table, DIVIDING)
 
     def run(self, function: Callable[..., Any], ins: tuple[PartitionSpec, ...], outs: Any) -> Callable[..., Any]:
         """The function on every chip, of its part of the arrays."""
@@ -82,8 +79,3 @@ class Vocabulary:
         """Whether each token's row is among this chip's ``count``, and which of them it is (any where it is not)."""
         row = ids - self.first(count)
         return (row >= 0) & (row < count), jnp.clip(row, 0, count - 1)
-
-
-def _parts(mesh: AbstractMesh) -> int:
-    """Of a table."""
-    return math.prod(mesh.shape[axis] for axis in DIVIDING)
