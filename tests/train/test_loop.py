@@ -7,13 +7,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from micro_run import micro_config, micro_start
+from micro_run import MODEL, micro_config, micro_start
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.train import loop
 from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
-from unipixel_jax.train.step import step_key
+from unipixel_jax.train.setup import lay_out, set_up
+from unipixel_jax.train.step import make_gradients, step_key
 from unipixel_jax.train.stored import named_leaves
 
 
@@ -31,6 +32,11 @@ def straight(start, tmp_path_factory):
 
 def weights(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.trained)]
+
+
+def held_bytes():
+    """Of all arrays on the devices."""
+    return sum(array.nbytes for array in jax.live_arrays() if not array.is_deleted())
 
 
 def numbers(run):
@@ -54,7 +60,13 @@ def test_resumed_is_bit_equal(start, straight, tmp_path):
         patch.setattr(loop, "step_key", stopping_before(4))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path, start, jax.devices()[:1])
-    resumed = weights(train(config, tmp_path, start, jax.devices()[:1]))
+    held, other = [], held_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "step_key", lambda *a: (held.append(held_bytes() - other), step_key(*a))[1])
+        state = train(config, tmp_path, start, jax.devices()[:1])
+    resumed = weights(state)
+    # at the first step: weights and two moments, and nothing of them twice
+    assert held[0] < 1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert all(np.array_equal(a, b) for a, b in zip(resumed, straight[1], strict=True))
     assert [line["step"] for line in numbers(tmp_path)] == [2, 4, 6]
 
@@ -81,11 +93,17 @@ def test_two_devices_give_the_same_losses(start, straight, tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_accumulated_batches_are_averaged(start, tmp_path):
-    """Two batches of four in a step are the next eight samples."""
-    state = train(micro_config(start, batch_size=4, accumulation=2, steps=2), tmp_path, start, jax.devices()[:1])
-    assert int(state.step) == 2
-    assert numbers(tmp_path)[-1]["step"] == 2
+def test_accumulated_batches_are_averaged(start, tmp_path, monkeypatch):
+    """The same batch once or twice in a step is the same step."""
+    real, first = loop.to_batch, []
+    monkeypatch.setattr(loop, "to_batch", lambda arrays, mesh: first[0] if first else (first.append(real(arrays, mesh)), first[0])[1])
+    config = micro_config(start, batch_size=4, steps=2, dropout=False)
+    once, twice = (train(replace(config, accumulation=count), tmp_path / str(count), start, jax.devices()[:1]) for count in (1, 2))
+    assert int(once.step) == int(twice.step) == 2
+    for a, b in zip(numbers(tmp_path / "1"), numbers(tmp_path / "2"), strict=True):
+        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-6)
+    for a, b in zip(weights(once), weights(twice), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
 
 
 def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
@@ -98,12 +116,20 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(loop, "to_batch", spoiled)
     with pytest.raises(UserError, match=r"step 2: the loss or its gradients are not finite; samples: shapes_image"):
-        train(micro_config(start, save_every=1), tmp_path, start, jax.devices()[:1])
+        train(micro_config(start, save_every=1000), tmp_path, start, jax.devices()[:1])
     (saved,) = tmp_path.glob("not_finite_step_2.pkl")
-    assert len(pickle.loads(saved.read_bytes())["batches"]) == 1
+    (arrays,) = pickle.loads(saved.read_bytes())["batches"]
     lines = list(reproduce(tmp_path, saved))
-    assert lines[0] == "step 2 with the weights of step 2"
-    assert any(line.startswith("batch 0: loss") for line in lines)
+    assert lines[0] == "step 2, with the weights that it met"
+    # the same loss as of a run that was stopped before that step; only the weights of its batch were spoiled
+    monkeypatch.undo()
+    before = train(micro_config(start, steps=2), tmp_path / "before", start, jax.devices()[:1])
+    setup = set_up(lay_out(micro_config(start), MODEL, 6, jax.devices()[:1]), start, before)
+    _, parts = make_gradients(setup)(before.trained, setup.frozen, real(arrays, setup.mesh), step_key(0, 2, 0))
+    assert lines[1].startswith(f"batch 0: loss {float(parts.total):.4g}")
+    (tmp_path / "not_finite_step_2").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="expected the folder with the weights of step 2"):
+        list(reproduce(tmp_path, saved))
 
 
 def test_batch_that_does_not_divide(start, tmp_path):

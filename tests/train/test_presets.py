@@ -15,7 +15,7 @@ from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
 from unipixel_jax.models.lora import LoraConfig
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.feed import to_batch
-from unipixel_jax.train.setup import set_up
+from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, make_update, step_key
 
 TEXT = replace(MODEL.text, num_attention_heads=4, num_key_value_heads=2, hidden_size=32, intermediate_size=32)
@@ -61,7 +61,7 @@ def config_of(start, mesh, kind):
 def one_step(start, mesh, count, kind):
     """Losses and gradients of a batch, and the weights after two updates, on the host."""
     config = config_of(start, mesh, kind)
-    setup = set_up(config, start, WIDE, 6, jax.devices()[:count])
+    setup = set_up(lay_out(config, WIDE, 6, jax.devices()[:count]), start)
     tokenizer = Tokenizer.from_directory(start)
     shared = sharers(setup.mesh)
     rows = Ladder("rows", data_shards(setup.mesh), 1.0, 8)
@@ -110,8 +110,8 @@ def test_a_divided_batch_equals_a_whole_one(start, whole, name, kind):
 @pytest.mark.parametrize("name", ["dp, 8", "fsdp, 8", "fsdp_tp and context, 8"])
 def test_weights_are_read_and_made_the_same_bit_by_bit(start, name):
     mesh, count = MESHES[name]
-    alone = set_up(config_of(start, MeshConfig("single"), "shapes_image"), start, WIDE, 6, jax.devices()[:1])
-    divided = set_up(config_of(start, mesh, "shapes_image"), start, WIDE, 6, jax.devices()[:count])
+    alone = set_up(lay_out(config_of(start, MeshConfig("single"), "shapes_image"), WIDE, 6, jax.devices()[:1]), start)
+    divided = set_up(lay_out(config_of(start, mesh, "shapes_image"), WIDE, 6, jax.devices()[:count]), start)
     for a, b in zip(jax.tree.leaves((alone.state, alone.frozen)), jax.tree.leaves((divided.state, divided.frozen)), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(divided.frozen))

@@ -184,14 +184,19 @@ def restore(path: Path, abstract: Mapping[Any, Any]) -> dict[Any, Any]:
     return _like(abstract, _nested(restore_leaves(path, dict(_flat(abstract)))))
 
 
-def restore_leaves(path: Path, abstract: Mapping[KeyPath, Any]) -> dict[KeyPath, jax.Array]:
+def restore_leaves(path: Path, abstract: Mapping[KeyPath, Any], unread: Mapping[KeyPath, Any] = {}) -> dict[KeyPath, jax.Array]:
     """As `restore`, with every leaf under its path. Each process reads what its own devices hold, and casts it piece by piece.
+
+    Args:
+        path: a directory written by `save`.
+        abstract: what to read.
+        unread: the model's other leaves, which must be there too.
 
     Raises:
         UserError: see `restore`.
     """
     stored = read(path)
-    _require_same_shapes(path, abstract, stored)
+    _require_same_shapes(path, {**abstract, **unread}, stored)
     return {key: _restored(stored[key], leaf) for key, leaf in abstract.items()}
 
 

@@ -29,7 +29,7 @@ ROWS = PartitionSpec(BATCH, CONTEXT)
 
 def next_token_loss(
     normed: jax.Array, head: jax.Array, labels: jax.Array, weights: jax.Array, watched: int = 0, chunk: int = CHUNK
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Weighted cross-entropy of predicting ``labels[t + 1]`` from position t, over the labels that are not ``IGNORE``.
 
     Args:
@@ -41,14 +41,13 @@ def next_token_loss(
         chunk: tokens at a time, at most; the result does not depend on it but for rounding.
 
     Returns:
-        float32 scalar; and, of the labels that are ``watched``, the share that the model would say itself, 1 where there are none.
+        float32 scalar; and how many of the labels that are ``watched`` the model would say itself, and how many there are (float32 scalars).
     """
     vocabulary = Vocabulary.of(head)
     targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
     shares = jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
     loss, said = _loss(vocabulary, watched, chunk, normed, vocabulary.filled_up(head), targets, shares)
-    count = jnp.sum(targets == watched)
-    return loss, jnp.where(count > 0, said / jnp.maximum(count, 1).astype(jnp.float32), 1.0)
+    return loss, (said, jnp.sum(targets == watched).astype(jnp.float32))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

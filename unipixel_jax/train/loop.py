@@ -6,9 +6,8 @@ import json
 import logging
 import pickle
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from unipixel_jax.data.mixture import Mixture
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
 from unipixel_jax.data.report import report
 from unipixel_jax.errors import UserError
+from unipixel_jax.losses.mask import MaskLosses
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.checkpoint import CHECKPOINTS, Best, Checkpoints
 from unipixel_jax.train.config import TrainConfig
@@ -39,7 +39,7 @@ from unipixel_jax.train.interruption import Interruption
 from unipixel_jax.train.manifest import About
 from unipixel_jax.train.metrics import Unwatched, Watch
 from unipixel_jax.train.objective import LossParts
-from unipixel_jax.train.setup import Setup, TrainState, abstract_state, set_up
+from unipixel_jax.train.setup import Layout, Setup, TrainState, lay_out, set_up
 from unipixel_jax.train.step import StepNumbers, add, make_gradients, make_loss, make_update, scale, step_key
 
 log = logging.getLogger(__name__)
@@ -66,19 +66,11 @@ class Meter:
         """Means over the steps, and rates of all processes together, of which ``readers`` read each sample. To be called by all of them."""
         counts = [json.loads(own) for own in distributed.gather("counts", json.dumps([self.samples, self.tokens, self.flops]))]
         samples, tokens, flops = (sum(every) / readers for every in zip(*counts, strict=True))
-        mean = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.losses)
         steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.numbers)
         seconds = time.perf_counter() - self.since
         peak = peak_flops()
         return {
-            "loss": mean.total,
-            "language": mean.language,
-            "segmentation": mean.segmentation,
-            "mask": mean.masks.mask,
-            "dice": mean.masks.dice,
-            "iou": mean.masks.iou,
-            "object": mean.masks.object,
-            "seg_rate": mean.seg_rate,
+            **_means(self.losses),
             "grad_norm": steps.grad_norm,
             **{f"grad_norm_{name}": value for name, value in steps.group_norms.items()},
             "learning_rate": learning_rate,
@@ -88,6 +80,18 @@ class Meter:
             "model_flops_per_second": flops / seconds,
             **({} if peak is None else {"mfu": flops / seconds / (peak * jax.process_count())}),
         }
+
+
+def _means(losses: Sequence[LossParts]) -> dict[str, float]:
+    """Means over batches: of the mask losses over those that segment, of ``<|seg|>`` over all there were; what there was none of is left out."""
+    losses = jax.device_get(losses)
+    mean = jax.tree.map(lambda *a: float(np.mean(a)), *losses)
+    segmenting, segs = [one for one in losses if one.clips], sum(float(one.segs) for one in losses)
+    found = {"loss": mean.total, "language": mean.language}
+    if segmenting:
+        masks = jax.tree.map(lambda *a: float(np.mean(a)), *segmenting)
+        found |= {"segmentation": masks.segmentation, **{field.name: getattr(masks.masks, field.name) for field in fields(MaskLosses)}}
+    return found | ({"seg_rate": sum(float(one.seg_said) for one in losses) / segs} if segs else {})
 
 
 def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
@@ -112,19 +116,18 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     tokenizer.check(model_config)
     mixture = _mixture(config, config.data.datasets, config.seed)
     total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
-    setup = set_up(config, start, model_config, total, devices)
-    about = About.of(config.to_json(), setup.model_config, config.trained, config.lora, start)
+    layout = lay_out(config, model_config, total, devices or jax.devices())
+    about = About.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
         Checkpoints(run_dir / CHECKPOINTS, about, config.keep, BEST if config.data.validation else None) as checkpoints,
-        _loader(config, setup, mixture, tokenizer) as loader,
+        _loader(config, layout, mixture, tokenizer) as loader,
     ):
-        state = setup.state
-        restored = checkpoints.restore(abstract_state(state))
+        restored = checkpoints.restore(layout.state)
         if restored is not None:
-            state = restored.state
             loader.restore(restored.data)
-        first, writes = int(state.step), jax.process_index() == 0
+        setup = set_up(layout, start, None if restored is None else restored.state)
+        first, writes = int(setup.state.step), jax.process_index() == 0
         if writes:
             with replacing(run_dir / CONFIG) as aside:
                 aside.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -133,7 +136,21 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
             origin = {"start": start, "model_config": model_config, "total": total}
-            return _Run(setup, tokenizer, checkpoints, loader, watch, interruption, run_dir, total, origin).steps(state, first)
+            return _Run(setup, tokenizer, about, checkpoints, loader, watch, interruption, run_dir, total, origin).steps(first)
+
+
+def not_finite(step: int) -> str:
+    """The name of what is kept of a step whose loss or gradients were not finite."""
+    return f"not_finite_step_{step}"
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A step that was started, and what may not have been looked at."""
+
+    step: int
+    batches: list[BatchArrays]
+    numbers: StepNumbers
 
 
 @dataclass
@@ -142,6 +159,7 @@ class _Run:
 
     setup: Setup
     tokenizer: Tokenizer
+    about: About
     checkpoints: Checkpoints
     loader: Loader[Any, BatchArrays]
     watch: Unwatched
@@ -150,18 +168,18 @@ class _Run:
     total: int
     origin: dict[str, Any]
 
-    def steps(self, state: TrainState, first: int) -> TrainState:
+    def steps(self, first: int) -> TrainState:
         """All steps from ``first`` on, or those until a signal, and a last checkpoint."""
-        config, setup = self.setup.config, self.setup
+        config, setup, state = self.setup.config, self.setup, self.setup.state
         readers = jax.process_count() // _share(setup)[1]
         ended = f"{self.run_dir}: trained. Export it with: unipixel-jax train export {self.run_dir} OUT"
         gradients, update = make_gradients(setup), make_update(setup)
         meter = Meter()
-        recent: deque[tuple[int, list[BatchArrays], StepNumbers]] = deque()
+        last: _Done | None = None
         for step in range(first, self.total):
             distributed.reach(f"step {step}")
             if distributed.any_process("interruption", self.interruption.signal is not None):
-                self._save(step, state, recent)
+                self._save(step, state, last)
                 ended = f"{self.run_dir}: stopped by a signal; step {step} of {self.total} is saved. Start the same command again to go on"
                 break
             grads: Any = None
@@ -174,6 +192,7 @@ class _Run:
                 key = step_key(config.seed, step, number)
                 grad, part = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), key)
                 grads = grad if grads is None else add(grads, grad)
+                del grad  # would be kept beside the sum while the next batch's are computed
                 batches.append(arrays)
                 parts.append(part)
                 meter.samples += len(arrays.samples)
@@ -181,13 +200,13 @@ class _Run:
                 meter.flops += row_flops(setup.model_config, arrays).training(config.trained).total
             if config.accumulation > 1:
                 grads = scale(grads, jnp.float32(1 / config.accumulation))
+            # looking at a step's numbers waits for it, while the next one's gradients are computed
+            self._require_finite(last, state)
             state, numbers = update(state, grads, sum((p.total for p in parts[1:]), parts[0].total))
+            del grads
             meter.losses += parts
             meter.numbers.append(numbers)
-            recent.append((step, batches, numbers))
-            # looking at a step's numbers waits for it, so the host stays a step ahead
-            while len(recent) > 1:
-                self._require_finite(*recent.popleft())
+            last = _Done(step, batches, numbers)
             self.watch.advance(step + 1)
             if (step + 1) % config.log_every == 0 or step + 1 == self.total:
                 self.watch.write(step + 1, meter.values(float(setup.rate(step)), readers))
@@ -199,7 +218,7 @@ class _Run:
                 self.watch.write(step + 1, measured)
                 meter = Meter()
             if (step + 1) % config.save_every == 0 or step + 1 == self.total:
-                self._save(step + 1, state, recent, measured)
+                self._save(step + 1, state, last, measured)
         distributed.reach("the last save")
         self.checkpoints.wait()
         if self.loader.failures.counts:
@@ -207,25 +226,28 @@ class _Run:
         self.watch.say(ended)
         return state
 
-    def _save(self, step: int, state: TrainState, recent: deque[tuple[int, list[BatchArrays], StepNumbers]], measured: Mapping[str, float] = {}) -> None:
+    def _save(self, step: int, state: TrainState, last: _Done | None, measured: Mapping[str, float] = {}) -> None:
         """Start to save a state, of which no step was left out."""
-        while recent:
-            self._require_finite(*recent.popleft())
+        self._require_finite(last, state)
         distributed.reach(f"the save of step {step}")
         self.checkpoints.save(step, state, self.loader.state(), measured or None)
 
-    def _require_finite(self, step: int, batches: list[BatchArrays], numbers: StepNumbers) -> None:
-        """Stop where a step's loss or gradients were not finite; its update was left out."""
-        if bool(numbers.finite):
+    def _require_finite(self, last: _Done | None, state: TrainState) -> None:
+        """Stop where a step's loss or gradients were not finite; its update was left out, so that ``state`` has the weights that it met."""
+        if last is None or bool(last.numbers.finite):
             return
+        weights = self.run_dir / not_finite(last.step)
         part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
-        path = self.run_dir / f"not_finite_step_{step}{part}.pkl"
+        path = weights.with_name(f"{weights.name}{part}.pkl")
         with replacing(path) as aside:
-            aside.write_bytes(pickle.dumps({"step": step, "batches": batches, "config": self.setup.config, **self.origin}))
-        names = ", ".join(f"{source} {name}" for batch in batches for source, name in batch.samples[:8])
+            aside.write_bytes(pickle.dumps({"step": last.step, "batches": last.batches, "config": self.setup.config, **self.origin}))
+        with Checkpoints(weights, self.about, keep=1) as checkpoints:
+            checkpoints.save(last.step, state, self.loader.state())
+        names = ", ".join(f"{source} {name}" for batch in last.batches for source, name in batch.samples[:8])
         raise UserError(
-            f"step {step}: the loss or its gradients are not finite; samples: {names}. The batch is saved as {path} (reproduce with: unipixel-jax train "
-            f"reproduce {self.run_dir} {path}); lower the learning rate, or leave the sample out, and start again to go on from the last checkpoint"
+            f"step {last.step}: the loss or its gradients are not finite; samples: {names}. The batch is saved as {path}, the weights beside it (reproduce "
+            f"with: unipixel-jax train reproduce {self.run_dir} {path}); lower the learning rate, or leave the sample out, and start again to go on from the "
+            "last checkpoint"
         )
 
     @cached_property
@@ -244,8 +266,7 @@ class _Run:
         setup, config = self.setup, self.setup.config
         with _loader(config, setup, self._held_out, self.tokenizer) as loader:
             found = [self._loss(state.trained, setup.frozen, to_batch(batch.arrays, setup.mesh)) for batch in _take(loader, config.data.validation_batches)]
-        mean = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *found)
-        return {"validation_loss": mean.total, "validation_language": mean.language, "validation_dice": mean.masks.dice, "validation_seg_rate": mean.seg_rate}
+        return {f"validation_{name}": value for name, value in _means(found).items()}
 
 
 def _take(loader: Loader[Any, BatchArrays], count: int) -> Iterator[Any]:
@@ -257,7 +278,7 @@ def _mixture(config: TrainConfig, datasets: str, seed: int) -> Mixture:
     return open_mixture(datasets, config.data.root, config.batch_size, seed, filters=config.data.filters)
 
 
-def _loader(config: TrainConfig, setup: Setup, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:
+def _loader(config: TrainConfig, setup: Layout, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:
     options = replace(config.data.draw, image_size=setup.model_config.sam2.image_size)
     draw = DrawSample(tokenizer, setup.model_config, options, config.data.max_tokens, config.dtype)
     host, hosts = _share(setup)
@@ -269,6 +290,6 @@ def _loader(config: TrainConfig, setup: Setup, mixture: Mixture, tokenizer: Toke
     return open_loader(mixture, draw, config.data.loader, ladders=ladders, parts=parts, host=host, hosts=hosts, agree=agree)
 
 
-def _share(setup: Setup) -> tuple[int, int]:
+def _share(setup: Layout) -> tuple[int, int]:
     """Which part of every batch this process reads, and of how many."""
     return distributed.share(NamedSharding(setup.mesh, batch_spec(1)), data_shards(setup.mesh))

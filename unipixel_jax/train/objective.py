@@ -66,21 +66,25 @@ class TrainBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossParts:
-    """float32 scalars, all means over samples (and frames).
+    """float32 scalars; losses are means over samples (and frames).
 
     Attributes:
         total: ``language`` + ``segmentation``.
         language: next-token loss.
         segmentation: weighted sum of ``masks``.
         masks: its unweighted parts.
-        seg_rate: share of the answers' ``<|seg|>`` tokens that the model would say itself, given all before; 1 where there are none.
+        clips: how many samples segment something.
+        segs: how many ``<|seg|>`` tokens the answers have.
+        seg_said: how many of them the model would say itself, given all before.
     """
 
     total: jax.Array
     language: jax.Array
     segmentation: jax.Array
     masks: MaskLosses
-    seg_rate: jax.Array
+    clips: jax.Array
+    segs: jax.Array
+    seg_said: jax.Array
 
 
 class Segments(Protocol):
@@ -113,7 +117,7 @@ def batch_objective(
         counted = jnp.any(batch.clips.valid, axis=(1, 2)).astype(jnp.float32)
         masks = jax.tree.map(lambda a: jnp.sum(a * counted) / jnp.maximum(jnp.sum(counted), 1.0), masks)
     normed, labels, shares = (a.reshape(-1, *a.shape[2:]) for a in (normed, batch.labels, batch.label_weights))
-    return _total(model, normed, labels, shares, masks, weights)
+    return _total(model, normed, labels, shares, batch.clips, masks, weights)
 
 
 def objective(
@@ -129,7 +133,7 @@ def objective(
         remat: what the backward pass computes again (core/stacking.py).
     """
     normed, masks = _outputs(model, batch, model.text.embed(batch.prompt.input_ids, dtype), weights, remat)
-    return _total(model, normed, batch.labels, batch.label_weights, masks, weights)
+    return _total(model, normed, batch.labels, batch.label_weights, batch.clips, masks, weights)
 
 
 def _outputs(model: UniPixelModel, batch: TrainBatch, x: jax.Array, weights: MaskLossWeights, remat: Remat) -> tuple[jax.Array, MaskLosses | None]:
@@ -147,13 +151,20 @@ def _outputs(model: UniPixelModel, batch: TrainBatch, x: jax.Array, weights: Mas
 
 
 def _total(
-    model: UniPixelModel, normed: jax.Array, labels: jax.Array, label_weights: jax.Array, masks: MaskLosses | None, weights: MaskLossWeights
+    model: UniPixelModel,
+    normed: jax.Array,
+    labels: jax.Array,
+    label_weights: jax.Array,
+    clips: TrainClips | None,
+    masks: MaskLosses | None,
+    weights: MaskLossWeights,
 ) -> tuple[jax.Array, LossParts]:
-    language, seg_rate = next_token_loss(normed, model.text.head_weight, labels, label_weights, model.config.seg_token_id)
+    language, (seg_said, segs) = next_token_loss(normed, model.text.head_weight, labels, label_weights, model.config.seg_token_id)
     zero = jnp.zeros((), jnp.float32)
     masks = MaskLosses(zero, zero, zero, zero) if masks is None else masks
     segmentation = masks.total(weights)
-    return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, seg_rate)
+    segmenting = zero if clips is None else jnp.sum(jnp.any(clips.valid, axis=-1)).astype(jnp.float32)
+    return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, segmenting, segs, seg_said)
 
 
 def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:

@@ -11,35 +11,41 @@ import jax
 import numpy as np
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.checkpoint import CHECKPOINTS, Checkpoints
+from unipixel_jax.train.checkpoint import Checkpoints
 from unipixel_jax.train.feed import to_batch
+from unipixel_jax.train.loop import not_finite
 from unipixel_jax.train.manifest import About
-from unipixel_jax.train.setup import abstract_state, set_up
+from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, step_key
 from unipixel_jax.train.stored import named_leaves
 
 
 def reproduce(run_dir: Path, file: Path) -> Iterator[str]:
-    """Compute a saved step's losses and gradients again, with the weights of the newest checkpoint; yields lines to show.
+    """Compute a saved step's losses and gradients again, with the weights that it met; yields lines to show.
 
     Args:
         run_dir: the directory of the run.
         file: ``not_finite_step_N.pkl`` from it. It is a pickle: open only files that you made.
 
     Raises:
-        UserError: the file cannot be read, or the run's checkpoints do not belong to it.
+        UserError: the file or the weights beside it cannot be read.
     """
     try:
         saved: dict[str, Any] = pickle.loads(file.read_bytes())
         config, step, batches, start = saved["config"], saved["step"], saved["batches"], saved["start"]
     except (OSError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}): expected the file that a stopped run named") from error
-    setup = set_up(config, start, saved["model_config"], saved["total"])
-    about = About.of(config.to_json(), setup.model_config, config.trained, config.lora, start)
-    with Checkpoints(run_dir / CHECKPOINTS, about, config.keep) as checkpoints:
-        restored = checkpoints.restore(abstract_state(setup.state))
-    state = setup.state if restored is None else restored.state
-    yield f"step {step} with the weights of step {int(state.step)}"
+    layout = lay_out(config, saved["model_config"], saved["total"], jax.devices())
+    about = About.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
+    weights = run_dir / not_finite(step)
+    if not weights.is_dir():
+        raise UserError(f"{weights} is not there: expected the folder with the weights of step {step}, which lies in the run's directory")
+    with Checkpoints(weights, about, keep=1) as checkpoints:
+        restored = checkpoints.restore(layout.state)
+    if restored is None:
+        raise UserError(f"{weights} holds no complete checkpoint: the run was ended while it saved the weights of step {step}")
+    setup, state = set_up(layout, start, restored.state), restored.state
+    yield f"step {step}, with the weights that it met"
     gradients = make_gradients(setup)
     for number, arrays in enumerate(batches):
         grads, parts = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), step_key(config.seed, step, number))

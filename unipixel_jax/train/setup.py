@@ -137,41 +137,42 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
     return Layout(config, model_config, state, rest, graph, optimizer, schedule(config.optim, total_steps), mesh)
 
 
-def set_up(config: TrainConfig, start: Path, model_config: UniPixelConfig, total_steps: int, devices: Sequence[jax.Device] | None = None) -> Setup:
+def set_up(layout: Layout, start: Path, state: TrainState | None = None) -> Setup:
     """Read the weights, each chip's part into its place.
 
     Args:
-        config: of the run.
-        start: a converted directory.
-        model_config: its sizes.
-        total_steps: of the whole training.
-        devices: to train on; None for all of all hosts.
+        layout: the places.
+        start: a converted directory of that model.
+        state: where a run goes on, from its checkpoint: then only frozen weights are read, and nothing is ever there twice.
 
     Raises:
-        UserError: the directory does not fit, or see ``lay_out``.
+        UserError: the directory does not fit.
     """
-    layout = lay_out(config, model_config, total_steps, devices or jax.devices())
-    own, rest = _filled(layout, start)
-    begin = jax.jit(lambda own: (jnp.zeros((), jnp.int32), layout.optimizer.init(own)), out_shardings=places((layout.state.step, layout.state.opt_state)))
-    step, opt_state = begin(own)
+    if state is None:
+        own, rest = _filled(layout, start, layout.state.trained, layout.frozen, unread=nnx.State({}))
+        begin = jax.jit(lambda own: (jnp.zeros((), jnp.int32), layout.optimizer.init(own)), out_shardings=places((layout.state.step, layout.state.opt_state)))
+        step, opt_state = begin(own)
+        state = TrainState(step, own, opt_state)
+    else:
+        (rest,) = _filled(layout, start, layout.frozen, unread=layout.state.trained)
     fields = {field.name: getattr(layout, field.name) for field in dataclasses.fields(Layout)}
-    return Setup(**fields | {"state": TrainState(step, own, opt_state), "frozen": rest})
+    return Setup(**fields | {"state": state, "frozen": rest})
 
 
-def _filled(layout: Layout, start: Path) -> tuple[nnx.State, nnx.State]:
-    """Trained and frozen weights: those of a converted directory, and fresh adapters, which it has none of."""
-    parts: list[dict[Any, Any]] = [dict(nnx.to_flat_state(state)) for state in (layout.state.trained, layout.frozen)]
+def _filled(layout: Layout, start: Path, *states: nnx.State, unread: nnx.State) -> list[nnx.State]:
+    """Weights for all places but those ``unread``: those of a converted directory, and fresh adapters, which it has none of."""
+    parts: list[dict[Any, Any]] = [dict(nnx.to_flat_state(state)) for state in states]
     wanted: dict[Any, Any] = {path: leaf.get_value() for part in parts for path, leaf in part.items()}
     fresh = {path: leaf for path, leaf in wanted.items() if path[-1] in ADAPTERS}
-    values = restore_leaves(start / PARAMS, {path: leaf for path, leaf in wanted.items() if path not in fresh}) | _adapters(layout, fresh)
-    own, rest = (nnx.from_flat_state({path: leaf.replace(values[path]) for path, leaf in part.items()}) for part in parts)
-    return own, rest
+    others: dict[Any, Any] = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(unread) if path[-1] not in ADAPTERS}
+    values = restore_leaves(start / PARAMS, {path: leaf for path, leaf in wanted.items() if path not in fresh}, others) | _adapters(layout, fresh)
+    return [nnx.from_flat_state({path: leaf.replace(values[path]) for path, leaf in part.items()}) for part in parts]
 
 
 def _adapters(layout: Layout, wanted: dict[Any, jax.ShapeDtypeStruct]) -> dict[Any, jax.Array]:
     """Fresh adapters, each chip's part made in its place; the numbers do not depend on the mesh."""
     lora = layout.config.lora
-    if lora is None:
+    if lora is None or not wanted:
         return {}
 
     def make() -> dict[Any, jax.Array]:
@@ -190,8 +191,3 @@ def _not_here(a: Any) -> bool:
 def places(tree: Any) -> Any:
     """The shardings of a tree of arrays, or of shapes that know their places."""
     return jax.tree.map(lambda a: a.sharding, tree)
-
-
-def abstract_state(state: TrainState) -> Any:
-    """Shapes, dtypes and places of a state's arrays, to restore a checkpoint into."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
