@@ -23,7 +23,7 @@ lint: .venv/installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-# From PyPI, which on Linux means a CUDA build of several gigabytes; the tests need only its CPU side. Install a smaller torch into
+# From pip's default index, which on Linux means a CUDA build of several gigabytes; the tests need only its CPU side. Install a smaller torch into
 # .venv-parity first and pip leaves it alone.
 parity: .venv-parity/installed-dev,parity  ## add torch, and compare with it live
 	@.venv-parity/bin/python -m pytest -q -m torch

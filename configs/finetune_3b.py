@@ -1,4 +1,4 @@
-"""Fine-tune UniPixel-3B on your own pictures or clips, on a TPU or GPU.
+"""Fine-tune UniPixel-3B on your own pictures, on a TPU or GPU.
 
     unipixel-jax train configs/finetune_3b.py --start.checkpoint UniPixel-3B-jax --data.datasets PICTURES
 

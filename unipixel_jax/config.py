@@ -138,7 +138,18 @@ _SAM2_FILES = {"sam2.1_hiera_t": "tiny", "sam2.1_hiera_s": "small", "sam2.1_hier
 
 @dataclass(frozen=True)
 class UniPixelConfig:
-    """The whole model: sizes, the ids of the tokens with a meaning of their own, and the reference's switches."""
+    """The whole model: sizes, the ids of the tokens with a meaning of their own, and the reference's switches.
+
+    Attributes:
+        vision: the vision tower.
+        text: the language model.
+        sam2: SAM 2.1.
+        sam2_config: the reference's name of SAM's configuration, which a torch checkpoint keeps.
+        sam2_hidden_tokens: that ``seg_head`` makes for each ``<|seg|>``.
+        sam2_batch_mode: segment every frame by itself instead of tracking.
+        sample_objects: of a training sample, at most; -1 for all.
+        dtype: of the checkpoint's weights.
+    """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -24,7 +24,7 @@ class SegmentedObject:
 
     Attributes:
         masks: bool [F, H, W].
-        scores: how good each mask is by the model's own estimate [F], float32.
+        scores: probability that the object is present times the predicted IoU [F], float32; 1 for masks that the user gave.
         span: first character of its ``<|seg|>`` in the answer's text and the one after the last; none if the ``<|seg|>`` stood in the prompt.
     """
 

@@ -88,6 +88,9 @@ class UniPixel:
             sample_frames: how many frames of a clip to take at most.
             max_new_tokens: where an answer is cut off.
 
+        Returns:
+            The answer; ``objects`` holds those of ``<|seg|>`` in the prompt first, then those of the answer.
+
         Raises:
             UserError: media that cannot be read, an empty prompt, or references that do not fit.
         """
@@ -139,7 +142,7 @@ class UniPixel:
         return replace(answer, objects=(*objects, *answer.objects))
 
     def describe(self, media: Media, reference: Point | Box | Mask, **options: Any) -> Prediction:
-        """Describe one object: ``ask`` with a request for a description. ``options`` as there."""
+        """Describe one object: ``ask`` with a request for a description. ``options``, result and errors as there."""
         return self.ask(media, DESCRIBE, [reference], **options)
 
     def _look(self, media: Media, sample_frames: int) -> tuple[Clip, batch.Picture]:

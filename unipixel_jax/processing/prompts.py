@@ -25,7 +25,9 @@ _POINT, _NOTHING, _CORNERS = 1, -1, (2, 3)
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a picture: pixels from the left and from the top, and the frame (counted among the frames that were taken of a clip)."""
+    """A place in a picture: pixels from the left and from the top, and the frame (counted among the frames that were taken of a clip). One that lies outside
+    is refused with a UserError when it is used.
+    """
 
     x: float
     y: float
@@ -34,7 +36,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in a picture: left, top, right and bottom in pixels, and the frame (counted among the frames that were taken of a clip)."""
+    """A rectangle in a picture: left, top, right and bottom in pixels, and the frame (counted among the frames that were taken of a clip). One that reaches
+    outside is refused with a UserError when it is used.
+    """
 
     x0: float
     y0: float

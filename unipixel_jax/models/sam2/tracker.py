@@ -134,6 +134,9 @@ class Sam2(nnx.Module):
             features: of this frame: each array [1, ...] shared by the objects, or [O, ...].
             hidden: [O, H, D] the objects' hidden tokens (from seg_head); they prompt frame 0 and are ignored later.
             training: keep the logits of absent objects, as the reference does while training.
+
+        Returns:
+            The next state, and the frame's masks and scores.
         """
         objects, first = hidden.shape[0], state.frame == 0
         low = features.low
