@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS
+from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.inputs import to_prompt
@@ -51,19 +52,23 @@ class UniPixel:
     seed: int = 0
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path = EMBEDDED, dtype: Any = None, sampling: Sampling = Sampling()) -> UniPixel:
+    def from_pretrained(
+        cls, directory: str | Path = EMBEDDED, dtype: Any = None, sampling: Sampling = Sampling(), mesh: MeshConfig | None = None
+    ) -> UniPixel:
         """Load a directory that ``unipixel-jax convert to-jax`` wrote.
 
         Args:
             directory: its path; the small model that ships with the package where none is given.
             dtype: "float32" or "bfloat16" to cast the weights and compute in; None keeps the checkpoint's own.
             sampling: how tokens are drawn.
+            mesh: how all chips of this machine share the work; None uses one.
 
         Raises:
-            UserError: not such a directory; the message says how to make one.
+            UserError: not such a directory; the message says how to make one. Or a mesh that the chips do not form, or that does not divide the heads.
         """
         with _stage("loading"):
-            return cls(load(directory, None if dtype is None else jnp.dtype(dtype)).for_inference(), sampling)
+            chips = None if mesh is None else make_mesh(mesh, jax.local_devices())
+            return cls(load(directory, None if dtype is None else jnp.dtype(dtype), chips).for_inference(), sampling)
 
     @property
     def config(self) -> UniPixelConfig:
@@ -189,7 +194,7 @@ class UniPixel:
         inputs = batch.collate([prompt], self.config, loaded.tokenizer.pad_id)
         length = inputs.input_ids.shape[1]
         seg_positions = _wide(inputs.seg_positions, length)
-        with _stage("answering"):
+        with _stage("answering"), loaded.on_mesh():
             generation = generate(
                 loaded.model,
                 to_prompt(inputs),
@@ -220,7 +225,7 @@ class UniPixel:
         self, clip: Clip, picture: batch.Picture, hidden: NDArray[Any], spans: Sequence[tuple[int, int] | None]
     ) -> list[SegmentedObject]:
         assert picture.frames is not None
-        with _stage(f"segmenting {len(hidden)} objects in {len(picture.frames)} frames"):
+        with _stage(f"segmenting {len(hidden)} objects in {len(picture.frames)} frames"), self.loaded.on_mesh():
             found = clip_logits(self.loaded.model, picture.frames, hidden, self.loaded.dtype)
         objects = []
         for number, span in enumerate(spans):
