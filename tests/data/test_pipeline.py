@@ -156,6 +156,11 @@ def test_data_commands_refuse_in_one_line(root, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: there is no source 'nonsense'")
     assert main(["pack", "osprey_conversation:3", "--root", str(root), "--out", str(tmp_path)]) == 1
     assert "samples are packed once" in capsys.readouterr().err
+    write("osprey_conversation", tmp_path)
+    (tmp_path / "osprey/Osprey-724K/osprey_conversation.json").write_text('[{"id": 1}]')
+    assert main(["check", "osprey_conversation", "--root", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: osprey_conversation (train): 'conversations' is missing in ") and shown.count("\n") == 1
 
 
 def test_pixels_in_bfloat16_are_what_the_model_would_round_them_to(root):
