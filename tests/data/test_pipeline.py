@@ -1,6 +1,7 @@
 """The whole pipeline on small data sets: from names to arrays, on one host and on several, in threads and in processes."""
 
 import dataclasses
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from marked_samples import TOKENIZER, write
 
+from unipixel_jax.cli import main as command
 from unipixel_jax.config import preset
 from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.data.annotation import DrawOptions
@@ -161,6 +163,16 @@ def test_data_commands_refuse_in_one_line(root, tmp_path, capsys):
     assert main(["check", "osprey_conversation", "--root", str(tmp_path)]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: osprey_conversation (train): 'conversations' is missing in ") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(("missing", "loaded"), [("grain", ("cli", "pipeline", "loader")), ("tensorflow_datasets", ("tfds.builder",))])
+def test_data_commands_without_the_extra(root, tmp_path, capsys, monkeypatch, missing, loaded):
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in loaded:
+        monkeypatch.delitem(sys.modules, f"unipixel_jax.data.{name}", raising=False)
+    assert command(["data", "pack", "osprey_conversation", "--root", str(root), "--out", str(tmp_path / "shards")]) == 1
+    assert capsys.readouterr().err == f"error: looking at training data needs {missing}: run pip install 'unipixel-jax[train]'\n"
+    assert not (tmp_path / "shards").exists()
 
 
 def test_pixels_in_bfloat16_are_what_the_model_would_round_them_to(root):
