@@ -17,6 +17,8 @@ from unipixel_jax.data.batch import sizes_of
 from unipixel_jax.data.cli import main
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
+from unipixel_jax.data.sources import open_source
+from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 
 CONFIG = preset("tiny")
@@ -151,6 +153,27 @@ def test_data_pack_writes_what_training_reads(root, tmp_path, capsys):
     ours, theirs = (take(open_loader(mixture, DRAW, LoaderOptions(workers=0)), 4) for mixture in (packed, original))
     for one, other in zip(ours, theirs, strict=True):
         assert_equal(one, other)
+
+
+def test_what_is_packed_with_filters_takes_the_same_again(root, tmp_path):
+    name, filters = f"tfds:packed/{TALK}", Filters(max_frames=500, max_seconds=300, max_words=2)
+    options = ["--max-frames", "500", "--max-seconds", "300", "--max-words", "2"]
+    assert main(["pack", TALK, "--root", str(root), "--out", str(tmp_path), *options]) == 0
+    packed, original = open_mixture(name, tmp_path, 1, filters=filters), open_source(TALK, root, filters=filters)
+    assert [packed.annotation(i).name for i in range(len(packed))] == [original[i].name for i in range(len(original))]
+    assert 0 < len(packed) < len(open_source(TALK, root))
+    assert len(open_source(name, tmp_path)) == len(packed), "without a word about filters, it is what it is"
+    with pytest.raises(UserError, match=r"packed with the filters max_frames 500, max_words 2, max_seconds 300\.0, asked for are the filters max_words 3;"):
+        open_mixture(name, tmp_path, 1, filters=Filters(max_words=3))
+    with pytest.raises(UserError, match="asked for are the filters none;"):
+        open_mixture(name, tmp_path, 1, filters=Filters())
+
+
+def test_what_is_packed_without_filters_takes_none(root, tmp_path):
+    assert main(["pack", TALK, "--root", str(root), "--out", str(tmp_path)]) == 0
+    assert len(open_source(f"tfds:packed/{TALK}", tmp_path, filters=Filters())) == len(open_source(TALK, root))
+    with pytest.raises(UserError, match="packed with the filters none, asked for are the filters max_words 2; expected the same"):
+        open_source(f"tfds:packed/{TALK}", tmp_path, filters=Filters(max_words=2))
 
 
 def test_data_commands_refuse_in_one_line(root, tmp_path, capsys):

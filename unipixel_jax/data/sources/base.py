@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -42,6 +42,10 @@ class Filters:
         """Whether a sample with so many frames, words and seconds stays; what is not told is not looked at."""
         limits = ((frames, self.min_frames, self.max_frames), (words, self.min_words, self.max_words), (seconds, self.min_seconds, self.max_seconds))
         return not any(value is not None and ((low is not None and value < low) or (high is not None and value > high)) for value, low, high in limits)
+
+    def __str__(self) -> str:
+        """The limits that are set: "max_frames 500, max_words 200"."""
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value is not None) or "none"
 
 
 Loader: TypeAlias = Callable[[Path, str, Filters], Sequence[Annotation]]
