@@ -17,7 +17,6 @@ from PIL import Image
 
 from unipixel_jax.errors import UserError
 
-
 _opened: ContextVar[list[Path] | None] = ContextVar("_opened", default=None)
 
 

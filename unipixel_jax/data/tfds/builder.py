@@ -76,7 +76,7 @@ def config_name(source: str) -> str:
     return re.sub(r"[^\w.+-]", "_", source)
 
 
-def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: Filters = Filters()) -> Path:
+def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: Filters | None = None) -> Path:
     """Write a source as ``OUT/packed/NAME/VERSION``.
 
     Args:
@@ -84,7 +84,7 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: F
         split: the name of the split that they become.
         out: the folder of data sets, ``data_dir`` of tensorflow-datasets.
         failed: called for every sample that cannot be read and is left out.
-        filters: with which the source was opened; whoever opens what is packed can ask for these alone.
+        filters: with which the source was opened, None for none; whoever opens what is packed can ask for these alone.
 
     Returns:
         The folder of the data set.
@@ -93,7 +93,7 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: F
         UserError: it is there already, or no sample can be read.
     """
     tfds.disable_progress_bar()
-    builder = Packed(source, split, failed, filters, data_dir=str(out))
+    builder = Packed(source, split, failed, filters or Filters(), data_dir=str(out))
     folder = Path(str(builder.data_path))
     if folder.exists():
         raise UserError(f"{folder} exists: remove it to pack {source.name} again, or choose another folder")
