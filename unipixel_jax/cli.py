@@ -42,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return bench(argv[1:])
     if argv[:1] == ["data"]:
-        from unipixel_jax.data.cli import main as data
+        try:
+            from unipixel_jax.data.cli import main as data
 
-        return data(argv[1:])
+            return data(argv[1:])
+        except ImportError as error:
+            return _fail(f"looking at training data needs {error.name}: run pip install 'unipixel-jax[train]'", verbose=False)
     with_fields = {"train": _train, "plan": _plan}
     if argv and argv[0] in with_fields:
         args = argparse.Namespace(run=with_fields[argv[0]], arguments=argv[1:], verbose=False, attention=None)

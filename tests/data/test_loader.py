@@ -128,8 +128,26 @@ def test_a_state_of_other_data_is_refused():
     state = loader().state()
     with pytest.raises(UserError, match="batch_size: 4 before, 8 now"):
         loader(batch_size=8).restore(state)
-    with pytest.raises(UserError, match=r'sources: .*"repeat": 2.* before, .*"repeat": 1.* now'):
+    with pytest.raises(UserError, match=r"sources: a:2 of \d+ samples before, a:1 of \d+ samples now"):
         Loader(Mixture([Part(p.source) for p in PARTS], 4), draw, collate).restore(state)
+
+
+def test_a_state_of_the_same_sources_in_another_order_is_refused():
+    state = json.loads(json.dumps(loader().state()))
+    with pytest.raises(UserError, match=r"\(order of the sources: a:2 of \d+ samples, b:1 .* before, b:1 .*, a:2 of \d+ samples now\)"):
+        Loader(Mixture(PARTS[::-1], 4), draw, collate).restore(state)
+
+
+def test_a_state_that_holds_the_sources_by_name_is_read():
+    """As checkpoints did before, in the order of the mixture."""
+    state = loader().state()
+    by_name = {source.pop("name"): source for source in state["mixture"]["sources"]}
+    state = json.loads(json.dumps({"step": 3, "mixture": {**state["mixture"], "sources": by_name}}))
+    going = loader()
+    going.restore(state)
+    assert going.step == 3
+    with pytest.raises(UserError, match="order of the sources"):
+        Loader(Mixture(PARTS[::-1], 4), draw, collate).restore(state)
 
 
 def test_what_fails_is_replaced_by_its_kind_counted_and_told(caplog):

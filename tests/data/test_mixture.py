@@ -123,6 +123,16 @@ def test_all_of_a_kind_are_tried_before_one_is_tried_again(rng):
     assert mixed.annotation(mixed.another(tried, rng)).source == "b"
 
 
+def test_a_fingerprint_tells_whatever_changes_the_order():
+    mixed, parts = mixture(), [Part(A, 2), Part(B), Part(C)]
+    assert mixed.changes(mixture().fingerprint()) == []
+    other = Mixture([parts[1], parts[0], parts[2]], 4)
+    assert other.batch(0).tolist() != mixed.batch(0).tolist()
+    for changed in (other, mixture(seed=1), mixture(batch_size=2), Mixture(parts[:2], 4), Mixture([Part(A), *parts[1:]], 4)):
+        assert changed.fingerprint() != mixed.fingerprint() and len(changed.changes(mixed.fingerprint())) == 1
+    assert Mixture(parts[:2], 4).changes(mixed.fingerprint()) == ["sources: c:1 of 3 samples before, nothing now"]
+
+
 def test_refusals():
     with pytest.raises(UserError, match="no data sets"):
         Mixture([], 4)

@@ -1,6 +1,7 @@
 """The whole pipeline on small data sets: from names to arrays, on one host and on several, in threads and in processes."""
 
 import dataclasses
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from marked_samples import TOKENIZER, write
 
+from unipixel_jax.cli import main as command
 from unipixel_jax.config import preset
 from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.data.annotation import DrawOptions
@@ -15,6 +17,8 @@ from unipixel_jax.data.batch import sizes_of
 from unipixel_jax.data.cli import main
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
+from unipixel_jax.data.sources import open_source
+from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 
 CONFIG = preset("tiny")
@@ -151,11 +155,47 @@ def test_data_pack_writes_what_training_reads(root, tmp_path, capsys):
         assert_equal(one, other)
 
 
+def test_what_is_packed_with_filters_takes_the_same_again(root, tmp_path):
+    name, filters = f"tfds:packed/{TALK}", Filters(max_frames=500, max_seconds=300, max_words=2)
+    options = ["--max-frames", "500", "--max-seconds", "300", "--max-words", "2"]
+    assert main(["pack", TALK, "--root", str(root), "--out", str(tmp_path), *options]) == 0
+    packed, original = open_mixture(name, tmp_path, 1, filters=filters), open_source(TALK, root, filters=filters)
+    assert [packed.annotation(i).name for i in range(len(packed))] == [original[i].name for i in range(len(original))]
+    assert 0 < len(packed) < len(open_source(TALK, root))
+    assert len(open_source(name, tmp_path)) == len(packed), "without a word about filters, it is what it is"
+    with pytest.raises(UserError, match=r"packed with the filters max_frames 500, max_words 2, max_seconds 300\.0, asked for are the filters max_words 3;"):
+        open_mixture(name, tmp_path, 1, filters=Filters(max_words=3))
+    with pytest.raises(UserError, match="asked for are the filters none;"):
+        open_mixture(name, tmp_path, 1, filters=Filters())
+
+
+def test_what_is_packed_without_filters_takes_none(root, tmp_path):
+    assert main(["pack", TALK, "--root", str(root), "--out", str(tmp_path)]) == 0
+    assert len(open_source(f"tfds:packed/{TALK}", tmp_path, filters=Filters())) == len(open_source(TALK, root))
+    with pytest.raises(UserError, match="packed with the filters none, asked for are the filters max_words 2; expected the same"):
+        open_source(f"tfds:packed/{TALK}", tmp_path, filters=Filters(max_words=2))
+
+
 def test_data_commands_refuse_in_one_line(root, tmp_path, capsys):
     assert main(["check", "nonsense", "--root", str(root)]) == 1
     assert capsys.readouterr().err.startswith("error: there is no source 'nonsense'")
     assert main(["pack", "osprey_conversation:3", "--root", str(root), "--out", str(tmp_path)]) == 1
     assert "samples are packed once" in capsys.readouterr().err
+    write("osprey_conversation", tmp_path)
+    (tmp_path / "osprey/Osprey-724K/osprey_conversation.json").write_text('[{"id": 1}]')
+    assert main(["check", "osprey_conversation", "--root", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: osprey_conversation (train): 'conversations' is missing in ") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(("missing", "loaded"), [("grain", ("cli", "pipeline", "loader")), ("tensorflow_datasets", ("tfds.builder",))])
+def test_data_commands_without_the_extra(root, tmp_path, capsys, monkeypatch, missing, loaded):
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in loaded:
+        monkeypatch.delitem(sys.modules, f"unipixel_jax.data.{name}", raising=False)
+    assert command(["data", "pack", "osprey_conversation", "--root", str(root), "--out", str(tmp_path / "shards")]) == 1
+    assert capsys.readouterr().err == f"error: looking at training data needs {missing}: run pip install 'unipixel-jax[train]'\n"
+    assert not (tmp_path / "shards").exists()
 
 
 def test_pixels_in_bfloat16_are_what_the_model_would_round_them_to(root):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -235,6 +236,42 @@ def test_broken_annotations(tmp_path, name, path, content, message):
     (tmp_path / path).write_text(content)
     with pytest.raises(UserError, match=message):
         len(open_source(name, tmp_path))
+
+
+LABEL_IMAGES = ("ade20k", "cocostuff", "mapillary")
+"""Sources without annotation files."""
+
+
+@pytest.mark.parametrize("content", [{}, []], ids=["{}", "[]"])
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in LABEL_IMAGES])
+def test_annotation_files_of_another_layout(tmp_path, name, content):
+    WRITERS[name](tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".p", ".pkl")]
+    for path in files:
+        path.write_bytes(json.dumps(content).encode() if path.suffix == ".json" else pickle.dumps(content))
+    wrong = r"(: '\w+' is missing|: something is of another kind \(\w+Error: .+\)| has no samples: 0 were found) in "
+    with pytest.raises(UserError, match=rf"^{re.escape(name)} \(train\){wrong}") as caught:
+        len(open_source(name, tmp_path))
+    assert any(str(path) in str(caught.value) for path in files) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LABEL_IMAGES)
+def test_no_label_images(tmp_path, name):
+    WRITERS[name](tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=rf"{name} \(train\) has no samples: 0 were found below "):
+        len(open_source(name, tmp_path))
+
+
+def test_a_missing_key_in_the_second_file(tmp_path):
+    WRITERS["refcoco"](tmp_path)
+    path = tmp_path / "lisa/refer_seg/refcoco/refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    del refs[0]["split"]
+    path.write_bytes(pickle.dumps(refs))
+    with pytest.raises(UserError, match=r"refcoco \(train\): 'split' is missing in .*/refs\(unc\).p or .*/instances.json;"):
+        len(open_source("refcoco", tmp_path))
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from unipixel_jax.data.mixture import Mixture, parse
 from unipixel_jax.data.pipeline import DrawSample, open_mixture
 from unipixel_jax.data.report import report
 from unipixel_jax.data.sources import open_source
+from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import Tokenizer
 
@@ -57,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     pack = commands.add_parser("pack", help="write data sets with everything they need as ArrayRecord shards, to be read as tfds:packed/NAME")
     pack.add_argument("sources", metavar="SOURCES", help="names, for example refcoco,mevis; a path to your own data")
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go; the data root of training on them")
+    for what, kind in (("frames", int), ("words", int), ("seconds", float)):
+        for end, most in (("min", "at least"), ("max", "at most")):
+            pack.add_argument(f"--{end}-{what}", type=kind, metavar="N", help=f"only samples with {most} N {what}, as data.filters of training has it")
     pack.set_defaults(run=_pack)
     for command in (check, pack):
         command.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="the folder that holds all data sets (default: data)")
@@ -92,12 +97,13 @@ def _pack(args: argparse.Namespace) -> int:
     from unipixel_jax.data.tfds.builder import pack
 
     console = _console()
+    filters = Filters(**{field.name: getattr(args, field.name) for field in fields(Filters)})
     failures: list[tuple[str, str, str]] = []
     for name, repeat in parse(args.sources).items():
         if repeat > 1:
             raise UserError(f"{name}:{repeat}: samples are packed once; give the repeat when training on them")
-        source = open_source(name, args.root, args.split)
-        folder = pack(source, args.split, args.out, lambda sample, reason, name=name: failures.append((name, sample, reason)))  # type: ignore[misc]
+        source = open_source(name, args.root, args.split, filters)
+        folder = pack(source, args.split, args.out, lambda sample, reason, name=name: failures.append((name, sample, reason)), filters)  # type: ignore[misc]
         console.print(f"{len(source):,} samples of {name} in {folder}", highlight=False, soft_wrap=True)
     _show(console, failures)
     return 1 if failures else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unipixel_jax.errors import UserError
+
+_opened: ContextVar[list[Path] | None] = ContextVar("_opened", default=None)
+
+
+@contextlib.contextmanager
+def note_files() -> Iterator[list[Path]]:
+    """The JSON files and pickles that this thread opens within, in order, so that an error in their content can name them."""
+    paths: list[Path] = []
+    token = _opened.set(paths)
+    try:
+        yield paths
+    finally:
+        _opened.reset(token)
 
 
 def read_json(path: str | Path) -> Any:
@@ -93,6 +109,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _open_binary(path: Path) -> Any:
+    if (opened := _opened.get()) is not None:
+        opened.append(path)
     try:
         return path.open("rb")
     except FileNotFoundError as error:

@@ -9,7 +9,6 @@ B samples of a global batch.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import pickle
 import signal
@@ -220,11 +219,8 @@ class Loader(Generic[S, A]):
         Raises:
             UserError: the state belongs to another mixture, in which its step means something else.
         """
-        ours, theirs = self.mixture.fingerprint(), dict(state["mixture"])
-        if ours != theirs:
-            keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
-            changed = [f"{key}: {json.dumps(theirs.get(key))} before, {json.dumps(ours.get(key))} now" for key in keys]
-            raise UserError(f"the data has changed since the checkpoint ({'; '.join(changed)}): go on with the same, or start a new run from its weights")
+        if changes := self.mixture.changes(state["mixture"]):
+            raise UserError(f"the data has changed since the checkpoint ({'; '.join(changes)}): go on with the same, or start a new run from its weights")
         self.close()
         self.step = int(state["step"])
 

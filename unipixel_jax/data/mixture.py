@@ -11,8 +11,9 @@ N samples of an epoch, K steps of an epoch, B samples of a global batch. Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,10 +150,22 @@ class Mixture:
         """The data types with too few samples for a batch, which are never trained on, and how many they have."""
         return {kind: len(members) for kind, members in zip(self.kinds, self._members, strict=True) if len(members) < self.batch_size}
 
-    def fingerprint(self) -> dict[str, object]:
-        """What the order depends on; the number of a step means the same batch only as long as this stays the same."""
-        sources = {part.source.name: {"samples": len(part.source), "repeat": part.repeat} for part in self.parts}
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, as JSON; the number of a step means the same batch only as long as this stays the same."""
+        sources = [{"name": part.source.name, "samples": len(part.source), "repeat": part.repeat} for part in self.parts]
         return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
+
+    def changes(self, before: Mapping[str, Any]) -> list[str]:
+        """In words, how this mixture differs from one with the fingerprint ``before``; empty where a step means the same batch in both."""
+        now = self.fingerprint()
+        out = [f"{key}: {before[key]} before, {now[key]} now" for key in ("batch_size", "seed") if before[key] != now[key]]
+        then, ours = _described(before["sources"]), _described(now["sources"])
+        gone, new = [text for text in then if text not in ours], [text for text in ours if text not in then]
+        if gone or new:
+            out.append(f"sources: {', '.join(gone) or 'nothing'} before, {', '.join(new) or 'nothing'} now")
+        elif then != ours:
+            out.append(f"order of the sources: {', '.join(then)} before, {', '.join(ours)} now")
+        return out
 
     def __getstate__(self) -> dict[str, object]:
         """Without the orders of epochs, which worker processes make for themselves."""
@@ -164,3 +177,9 @@ class Mixture:
         size = self.batch_size
         batches = np.concatenate([rng.permutation(m)[: len(m) // size * size].reshape(-1, size) for m in self._members])
         return batches[rng.permutation(len(batches))]
+
+
+def _described(sources: Any) -> list[str]:
+    """The sources of a fingerprint, one text each; older checkpoints hold them by name, in their order."""
+    items = [{"name": name, **rest} for name, rest in sources.items()] if isinstance(sources, Mapping) else sources
+    return [f"{item['name']}:{item['repeat']} of {item['samples']} samples" for item in items]

@@ -42,17 +42,15 @@ def open_source(name: str, root: str | Path, split: str = "train", filters: Filt
         name: one of ``SOURCES``, a path to own data, perhaps after ``own:``, or a data set of tensorflow-datasets below the root, after ``tfds:``.
         root: the folder that holds all data sets (the reference's ``data``); own data does without.
         split: "train", or another split that the source has.
-        filters: which samples to leave out; none by default.
+        filters: which samples to leave out; none by default. What is packed was filtered then: it takes the same again, or None.
 
     Raises:
-        UserError: there is no such source, or no such folder; or something is wrong with own data.
+        UserError: there is no such source, or no such folder; something is wrong with own data; or other filters than those of packing.
     """
     if name.startswith("tfds:"):
-        if filters is not None and filters != Filters():
-            raise UserError(f"{name} cannot be filtered: filter the samples when you pack them")
         from unipixel_jax.data.tfds.source import open_tfds  # an extra, and slow to import
 
-        return open_tfds(name, root, split)
+        return open_tfds(name, root, split, filters)
     if name in SHAPES:
         return ShapesSource(name)
     if name not in SOURCES and is_own(name):

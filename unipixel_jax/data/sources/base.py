@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from unipixel_jax.data.annotation import Annotation, FrameFiles, VideoFrames
+from unipixel_jax.data.files import note_files
 from unipixel_jax.errors import UserError
 
 T = TypeVar("T")
+
+_OTHER_LAYOUT = (LookupError, TypeError, AttributeError, ValueError)
+"""What loaders raise for annotations that lack a key or are of another kind than they expect."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Filters:
         """Whether a sample with so many frames, words and seconds stays; what is not told is not looked at."""
         limits = ((frames, self.min_frames, self.max_frames), (words, self.min_words, self.max_words), (seconds, self.min_seconds, self.max_seconds))
         return not any(value is not None and ((low is not None and value < low) or (high is not None and value > high)) for value, low, high in limits)
+
+    def __str__(self) -> str:
+        """The limits that are set: "max_frames 500, max_words 200"."""
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value is not None) or "none"
 
 
 Loader: TypeAlias = Callable[[Path, str, Filters], Sequence[Annotation]]
@@ -75,11 +83,26 @@ class ListedSource:
 
     @cached_property
     def _annotations(self) -> Sequence[Annotation]:
-        found = self.load(self.root, self.split, self.filters)
+        with note_files() as files:
+            try:
+                found = self.load(self.root, self.split, self.filters)
+            except UserError:
+                raise
+            except _OTHER_LAYOUT as error:
+                raise UserError(
+                    f"{self.name} ({self.split}): {_wrong(error)} {self._where(files)}; expected annotations as docs/data.md tells: "
+                    "copy them again, or leave the data set out"
+                ) from error
         kept = [a for a in found if self.filters.allow(frames=_frame_count(a))]
         if not kept:
-            raise UserError(f"{self.name} ({self.split}) has no samples: {len(found)} were found and the filters left none; expected at least one")
+            raise UserError(
+                f"{self.name} ({self.split}) has no samples: {len(found)} were found {self._where(files)} and the filters left none; expected at least one"
+            )
         return kept
+
+    def _where(self, files: Sequence[Path]) -> str:
+        """The file that was read last, and the one before, which may be as much at fault; the root if no file was."""
+        return f"in {' or '.join(map(str, files[:-3:-1]))}" if files else f"below {self.root}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in ("name", "root", "split", "filters", "load")}
@@ -94,6 +117,13 @@ def choose_split(source: str, split: str, known: Mapping[str, T]) -> T:
     if split not in known:
         raise UserError(f"{source} has no split {split!r}, expected one of: {', '.join(known)}")
     return known[split]
+
+
+def _wrong(error: Exception) -> str:
+    """What an error of ``_OTHER_LAYOUT`` says of the files."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return f"something is of another kind ({type(error).__name__}: {error})"
 
 
 def _frame_count(annotation: Annotation) -> int | None:

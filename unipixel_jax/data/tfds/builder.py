@@ -9,6 +9,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import tensorflow_datasets as tfds
 from unipixel_jax.data.annotation import Source
 from unipixel_jax.data.loader import FAILURES
 from unipixel_jax.data.packed import encode
+from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 
 Failed = Callable[[str, str], None]
@@ -30,16 +32,17 @@ class Packed(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # where checksums of downloads would lie; there are none, and finding it needs a package that tensorflow-datasets does not require
 
-    def __init__(self, source: Source, split: str, failed: Failed, **options: Any) -> None:
+    def __init__(self, source: Source, split: str, failed: Failed, filters: Filters, **options: Any) -> None:
         """Prepare to write.
 
         Args:
             source: its samples.
             split: the name of the split that they become.
             failed: called for every sample that cannot be read and is left out.
+            filters: with which the source was opened; the data set's metadata tells them.
             **options: of ``GeneratorBasedBuilder``, ``data_dir`` for one.
         """
-        self._source, self._split, self._failed = source, split, failed
+        self._source, self._split, self._failed, self._filters = source, split, failed, filters
         config = tfds.core.BuilderConfig(name=config_name(source.name), version=self.VERSION)
         super().__init__(config=config, file_format="array_record", **options)
 
@@ -65,6 +68,7 @@ class Packed(tfds.core.GeneratorBasedBuilder):
             raise UserError(f"none of the {len(self._source)} samples of {self._source.name} can be read: see the reasons")
         # Runs of equal kinds, so that they are known without reading the records.
         self.info.metadata["data_types"] = [[kind, len(list(run))] for kind, run in groupby(kinds)]
+        self.info.metadata["filters"] = asdict(self._filters)
 
 
 def config_name(source: str) -> str:
@@ -72,7 +76,7 @@ def config_name(source: str) -> str:
     return re.sub(r"[^\w.+-]", "_", source)
 
 
-def pack(source: Source, split: str, out: str | Path, failed: Failed) -> Path:
+def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: Filters | None = None) -> Path:
     """Write a source as ``OUT/packed/NAME/VERSION``.
 
     Args:
@@ -80,6 +84,7 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed) -> Path:
         split: the name of the split that they become.
         out: the folder of data sets, ``data_dir`` of tensorflow-datasets.
         failed: called for every sample that cannot be read and is left out.
+        filters: with which the source was opened, None for none; whoever opens what is packed can ask for these alone.
 
     Returns:
         The folder of the data set.
@@ -88,7 +93,7 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed) -> Path:
         UserError: it is there already, or no sample can be read.
     """
     tfds.disable_progress_bar()
-    builder = Packed(source, split, failed, data_dir=str(out))
+    builder = Packed(source, split, failed, filters or Filters(), data_dir=str(out))
     folder = Path(str(builder.data_path))
     if folder.exists():
         raise UserError(f"{folder} exists: remove it to pack {source.name} again, or choose another folder")

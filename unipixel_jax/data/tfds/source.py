@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.packed import Record, decode
+from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.data.tfds.davis import davis_annotation
 from unipixel_jax.data.tfds.ref_coco import ref_coco_annotation
 from unipixel_jax.errors import UserError
@@ -101,16 +102,17 @@ class TfdsSource:
         return {key: getattr(self, key) for key in ("name", "folder", "split")}
 
 
-def open_tfds(name: str, root: str | Path, split: str = "train") -> TfdsSource:
+def open_tfds(name: str, root: str | Path, split: str = "train", filters: Filters | None = None) -> TfdsSource:
     """Open a data set.
 
     Args:
         name: ``tfds:NAME`` or ``tfds:NAME/CONFIG``.
         root: the folder of data sets, ``data_dir`` of tensorflow-datasets.
         split: of the data set.
+        filters: with which it must have been packed; None for any. The data sets of tensorflow-datasets have none.
 
     Raises:
-        UserError: an unknown name, no such data set below the root, one in another file format, or without that split.
+        UserError: an unknown name, no such data set below the root, one in another file format, without that split, or with other filters.
     """
     path = name.removeprefix(PREFIX)
     if path.split("/")[0] not in READERS:
@@ -127,4 +129,10 @@ def open_tfds(name: str, root: str | Path, split: str = "train") -> TfdsSource:
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
         raise UserError(f"{folder} is kept as {file_format and file_format.value}, expected array_record: prepare it with file_format='array_record'")
+    packed = Filters(**(builder.info.metadata or {}).get("filters", {}))
+    if filters is not None and filters != packed:
+        raise UserError(
+            f"{name}: its samples were packed with the filters {packed}, asked for are the filters {filters}; expected the same, since what is packed is not "
+            "filtered again: change data.filters, or pack the samples again"
+        )
     return TfdsSource(name, folder, split)
