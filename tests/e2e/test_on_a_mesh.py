@@ -42,5 +42,5 @@ def test_the_same_answers_and_masks(name, scene, alone):
 
 
 def test_heads_that_do_not_divide():
-    with pytest.raises(UserError, match="mesh.tensor is 8, which does not divide 4 query heads and 4 key heads: choose one of"):
+    with pytest.raises(UserError, match=r"mesh.tensor is 8, which does not divide 4 query heads and 4 key heads: choose one of"):
         UniPixel.from_pretrained(mesh=MeshConfig("fsdp_tp", tensor=8))
