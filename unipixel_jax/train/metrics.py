@@ -140,7 +140,7 @@ class Watch(Unwatched):
 class _TensorBoard:
     """An events file for TensorBoard.
 
-    It is written at once and here: tensorboardX's SummaryWriter writes in a thread, which a full disk ends in silence, and whoever feeds it then waits for ever.
+    It is written at once and here: tensorboardX's SummaryWriter writes in a thread, which a full disk ends, and whoever feeds it then waits for ever.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
