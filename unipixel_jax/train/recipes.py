@@ -81,5 +81,6 @@ def finetune(name: str, checkpoint: str, datasets: str) -> TrainConfig:
         batch_size=4,
         steps=300,
         sample_objects=5,
+        evaluate_every=100,
         save_every=100,
     )
