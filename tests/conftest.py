@@ -4,7 +4,9 @@ The settings are environment variables, made before JAX is first imported, so th
 """
 
 import os
-from collections.abc import Iterator
+import resource
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "programs"
@@ -36,6 +38,16 @@ settings.load_profile("default")
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """A function after whose call no file grows past some kilobytes; the system says so as it does of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

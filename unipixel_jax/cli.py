@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"looking at training data needs {error.name}: run pip install 'unipixel-jax[train]'", verbose=False)
     with_fields = {"train": _train, "plan": _plan}
     if argv and argv[0] in with_fields:
-        args = argparse.Namespace(run=with_fields[argv[0]], arguments=argv[1:], verbose=False, attention=None)
+        arguments = [argument for argument in argv[1:] if argument != "--verbose"]  # it may stand among the fields, and is none of them
+        args = argparse.Namespace(run=with_fields[argv[0]], arguments=arguments, verbose="--verbose" in argv, attention=None)
     else:
         args = _parser().parse_args(argv)
     try:
         with ExitStack() as stack:
-            _show_progress(args.verbose, stack)
+            _show_progress(args, stack)
             if args.run is _parity:
                 _optimise_little(args.recording)
             _cache_programs()
@@ -84,8 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("ask", help="ask about objects that you point at", description="Answer a question about objects given by points or boxes.")
     ask.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
     ask.add_argument("question", metavar="QUESTION", help='with <region> for each reference, for example: "What is <region> doing?"')
-    ask.add_argument("--point", action="append", default=[], metavar="X,Y[,FRAME]", help="a place on the object, in pixels; may be repeated")
-    ask.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1[,FRAME]", help="a rectangle around the object; may be repeated")
+    # one list of both, in the order of the <region>s that they are for
+    pointed = partial(ask.add_argument, action="append", dest="references", default=[])
+    pointed("--point", type=lambda text: (2, text), metavar="X,Y[,FRAME]", help="a place on the object, in pixels; may be repeated")
+    pointed("--box", type=lambda text: (4, text), metavar="X0,Y0,X1,Y1[,FRAME]", help="a rectangle around the object; may be repeated")
     ask.set_defaults(run=_ask)
 
     for command in (segment, ask):
@@ -143,12 +147,9 @@ def _ask(args: argparse.Namespace) -> int:
 
     _check_outputs(args)
     references: list[Point | Box] = []
-    for text in args.point:
-        (x, y), frame = _numbers(text, 2)
-        references.append(Point(x, y, frame))
-    for text in args.box:
-        (x0, y0, x1, y1), frame = _numbers(text, 4)
-        references.append(Box(x0, y0, x1, y1, frame))
+    for count, text in args.references:
+        (x, y, *corner), frame = _numbers(text, count)
+        references.append(Box(x, y, corner[0], corner[1], frame) if corner else Point(x, y, frame))
     model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype)
     prediction = model.ask(args.media, args.question, references, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
     return _report(args, prediction)
@@ -261,24 +262,40 @@ def _plan(args: argparse.Namespace) -> int:
     return plan(args.arguments)
 
 
-def _show_progress(verbose: bool, stack: ExitStack) -> None:
-    """Quiet by default: one changing line on a terminal; with ``--verbose``, the time of each stage."""
-    from rich.console import Console
+class _Lines(logging.Handler):
+    """Prints records as lines that stay: above a bar too, since whoever draws one takes the place of sys.stderr."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+def _show_progress(args: argparse.Namespace, stack: ExitStack) -> None:
+    """Warnings, as lines. Beside them one changing line on a terminal, except for commands with a bar; with ``--verbose``, the time of each stage."""
     logger = logging.getLogger("unipixel_jax")
-    if verbose:
-        handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.setLevel(logging.INFO)
-    elif sys.stderr.isatty():
-        status = stack.enter_context(Console(stderr=True).status("starting ..."))
-        handler = logging.Handler()
-        handler.emit = lambda record: status.update(record.getMessage())  # type: ignore[method-assign]
-        logger.setLevel(logging.DEBUG)
-    else:
-        return
-    logger.addHandler(handler)
+    stack.callback(logger.setLevel, logger.level)
+    stack.callback(setattr, logger, "propagate", logger.propagate)
     logger.propagate = False
+    lines = _Lines(logging.INFO if args.verbose else logging.WARNING)
+    logger.setLevel(lines.level)
+    _add_handler(logger, lines, stack)
+    if args.verbose or args.run in (_train, _eval) or not sys.stderr.isatty():
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    spinner = Spinner("dots", "starting ...")
+    stack.enter_context(Live(spinner, console=Console(stderr=True), transient=True, refresh_per_second=12.5, redirect_stdout=sys.stdout.isatty()))
+    status = logging.Handler()
+    status.addFilter(lambda record: record.levelno < lines.level)
+    status.emit = lambda record: spinner.update(text=Text(record.getMessage()))  # type: ignore[method-assign]
+    logger.setLevel(logging.DEBUG)
+    _add_handler(logger, status, stack)
+
+
+def _add_handler(logger: logging.Logger, handler: logging.Handler, stack: ExitStack) -> None:
+    logger.addHandler(handler)
     stack.callback(logger.removeHandler, handler)
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 EPILOG = """After CONFIG, any field of the configuration can be given another value: --optim.learning-rate 1e-4 --data.datasets refcoco:10,mevis.
 CONFIG --help lists them. Starting the same command again goes on from the newest checkpoint. `unipixel-jax train export --help` and
-`unipixel-jax train reproduce --help` tell of the other two commands."""
+`unipixel-jax train reproduce --help` tell of the other two commands. --verbose, anywhere among the arguments of all
+three, shows the traceback of an error."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,7 +1,11 @@
 """The command as people type it: results in files, and one clear line, without a traceback, for what cannot be done."""
 
 import json
+import logging
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from PIL import Image
 
 from unipixel_jax.cli import main
 from unipixel_jax.demo import ASSETS
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.prompts import Box, Point
 
 TORCH_CHECKPOINT = Path(__file__).parents[1] / "recordings" / "nano_a" / "checkpoint"
 
@@ -92,3 +98,64 @@ def test_what_is_wrong_is_said_in_one_line(name, directory, tmp_path, capsys):
 def test_verbose_shows_where(tmp_path, capsys):
     assert main(["segment", str(tmp_path / "none.png"), "x", "--model", str(tmp_path / "none"), "--verbose"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [["train", "{config}"], ["train", "{config}", "--steps", "1"], ["plan", "{config}", "--topology", "v5e:2x2"]])
+@pytest.mark.parametrize("place", [1, 2, None])
+def test_verbose_shows_where_among_fields(before, place, tmp_path, capsys):
+    arguments = [word.format(config=tmp_path / "none.py") for word in before]
+    assert main(arguments) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    arguments.insert(len(arguments) if place is None else place, "--verbose")
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and said.endswith("none.py does not exist: expected a Python file with get_config(), as those in configs/\n")
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_verbose_is_in_the_help(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--verbose" in capsys.readouterr().out
+
+
+def test_points_and_boxes_are_taken_in_their_order(tmp_path, monkeypatch, capsys):
+    def ask(media, question, references, **_):
+        raise UserError(f"asked about {references}")
+
+    monkeypatch.setattr("unipixel_jax.infer.predictor.UniPixel.from_pretrained", lambda *_: SimpleNamespace(ask=ask))
+    where = ["--box", "1,2,3,4", "--point", "5,6,7", "--box", "0,0,9,9,1", "--output-dir", str(tmp_path)]
+    assert main(["ask", PHOTO, "Are <region>, <region> and <region> alike?", *where]) == 1
+    assert capsys.readouterr().err == f"error: asked about {[Box(1.0, 2.0, 3.0, 4.0), Point(5.0, 6.0, 7), Box(0.0, 0.0, 9.0, 9.0, 1)]}\n"
+
+
+def on_a_terminal(monkeypatch):
+    """The standard error is a terminal, the standard output a file."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+def warn(*_):
+    logging.getLogger("unipixel_jax.data.loader").warning("a sample is replaced")
+    print("the answer")
+    return 0
+
+
+def test_warnings_stay_on_a_terminal_and_answers_go_where_they_belong(monkeypatch, capsys):
+    on_a_terminal(monkeypatch)
+    monkeypatch.setattr("unipixel_jax.cli._demo", warn)
+    assert main(["demo"]) == 0
+    out, err = capsys.readouterr()
+    lines = re.split(r"[\r\n]|\x1b\[[\d;?]*\w", err)
+    assert "a sample is replaced" in lines, "it is a line of its own, not one that changes"
+    assert any("starting ..." in line for line in lines)
+    assert out == "the answer\n"
+
+
+def test_no_changing_line_beside_the_bar_of_a_training(monkeypatch, capsys):
+    on_a_terminal(monkeypatch)
+    monkeypatch.setattr("unipixel_jax.training.main", warn)
+    assert main(["train", "config.py"]) == 0
+    assert capsys.readouterr().err == "a sample is replaced\n"
+    logger = logging.getLogger("unipixel_jax")
+    assert logger.propagate and not logger.handlers and logger.level == logging.NOTSET

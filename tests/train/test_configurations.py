@@ -6,7 +6,8 @@ import pytest
 from micro_run import micro_config
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.config import load_config
+from unipixel_jax.train.config import DataConfig, load_config
+from unipixel_jax.train.recipes import finetune
 from unipixel_jax.train.trainable import trained
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -69,8 +70,35 @@ def test_no_such_file(tmp_path):
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"steps": 0}, "steps is 0"),
         ({"trained": ("lora",)}, "LoRA adapters are trained only if"),
+        (
+            {"data": DataConfig("refcoco:10", validation="reason_seg", validation_split="val"), "evaluate_every": 500, "save_every": 300},
+            "evaluate_every is 500 and save_every 300, expected one to be a multiple of the other",
+        ),
+        (
+            {"data": DataConfig("refcoco:10,mevis", validation="refcoco,reason_seg"), "evaluate_every": 300, "save_every": 300},
+            "data.validation names refcoco, whose split 'train' is trained on: set data.validation_split to another",
+        ),
     ],
 )
 def test_impossible_values(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         micro_config(tmp_path, **changes)
+
+
+def test_validation_on_another_split_and_on_scenes_that_are_drawn_anew(tmp_path):
+    for data in (DataConfig("refcoco", validation="refcoco", validation_split="val"), DataConfig("shapes_image", validation="shapes_image")):
+        assert micro_config(tmp_path, data=data, evaluate_every=6).data.validation
+
+
+def test_a_fine_tuning_is_measured_where_it_is_saved():
+    """So that the best is not always the last."""
+    config = finetune("a", "b", "PICTURES")
+    assert config.evaluate_every == config.save_every < config.steps
+
+
+@pytest.mark.parametrize("advice", ["", ". Did you mean 'steps'?"], ids=["Python 3.11", "Python 3.13"])
+def test_an_unknown_field_is_named(tmp_path, advice):
+    path = tmp_path / "config.py"
+    path.write_text(f"def get_config():\n    raise TypeError(\"TrainConfig.__init__() got an unexpected keyword argument 'bach_size'{advice}\")\n")
+    with pytest.raises(UserError, match=r"TrainConfig has no field 'bach_size', did you mean 'batch_size'\?"):
+        load_config(path, [])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from micro_run import MODEL, micro_config, micro_start
 
+from unipixel_jax.data.pipeline import open_mixture
 from unipixel_jax.errors import UserError
 from unipixel_jax.train import loop
 from unipixel_jax.train.loop import train
@@ -130,6 +131,48 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
     (tmp_path / "not_finite_step_2").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="expected the folder with the weights of step 2"):
         list(reproduce(tmp_path, saved))
+
+
+def test_the_best_by_validation_is_kept(start, tmp_path, monkeypatch):
+    opened, measured = [], iter([3.0, 1.0, 2.0, 4.0])
+    real_mixture, real_validate = loop.open_mixture, loop._Run._validate
+
+    def open_mixture(datasets, root, batch_size, seed, split, filters):
+        opened.append((seed, split))
+        return real_mixture(datasets, root, batch_size, seed, split, filters)
+
+    monkeypatch.setattr(loop, "open_mixture", open_mixture)
+    monkeypatch.setattr(loop._Run, "_validate", lambda self, state: {**real_validate(self, state), "validation_loss": next(measured)})
+    config = micro_config(start, steps=4, save_every=1, evaluate_every=1, keep=1)
+    config = replace(config, data=replace(config.data, validation="shapes_image", validation_split="val", validation_batches=1))
+    train(config, tmp_path, start, jax.devices()[:1])
+    assert opened == [(0, "train"), (loop.VALIDATION_SEED, "val")]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "4"]
+    assert [line["validation_loss"] for line in numbers(tmp_path) if "validation_loss" in line] == [3.0, 1.0, 2.0, 4.0]
+    assert all(np.isfinite(line["validation_dice"]) for line in numbers(tmp_path) if "validation_loss" in line)
+
+
+def test_a_mistake_in_the_validation_data_shows_before_the_first_step(start, tmp_path):
+    config = micro_config(start, evaluate_every=3)
+    with pytest.raises(UserError, match="there is no source 'shapes_imag': did you mean shapes_image"):
+        train(replace(config, data=replace(config.data, validation="shapes_imag")), tmp_path / "run", start, jax.devices()[:1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_replaced_samples_are_counted_in_the_log(start, tmp_path, monkeypatch):
+    real = loop.DrawSample.__call__
+
+    def draw(self, annotation, rng):
+        if annotation.name in broken:
+            raise UserError("broken")
+        return real(self, annotation, rng)
+
+    config = micro_config(start, steps=4)
+    batches = [open_mixture("shapes_image", "data", 8, config.seed).batch(step) for step in range(4)]
+    broken = {str(batches[2][0]), str(batches[3][5])}
+    monkeypatch.setattr(loop.DrawSample, "__call__", draw)
+    train(config, tmp_path, start, jax.devices()[:1])
+    assert [line.get("replaced") for line in numbers(tmp_path)] == [None, 2]
 
 
 def test_batch_that_does_not_divide(start, tmp_path):

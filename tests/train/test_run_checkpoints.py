@@ -4,7 +4,6 @@ import json
 import logging
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -275,16 +274,6 @@ def test_the_format_with_data_for_every_process_is_read(tmp_path, monkeypatch):
         checkpoints.save(10, make_state(10), [{"position": 10}] * 2)
     monkeypatch.undo()
     assert restored(tmp_path).data == {"position": 10}
-
-
-@pytest.fixture
-def full_disk():
-    """A function after whose call no file grows past some kilobytes; the system says so as it does of a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_refuses_gives_one_line_and_keeps_what_was_complete(tmp_path, full_disk, caplog):

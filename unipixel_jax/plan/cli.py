@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EPILOG = """After CONFIG and the options, any field of the configuration can be given another value, as with `unipixel-jax train`: --batch-size 32
 --mesh.preset fsdp_tp --mesh.tensor 2 --remat full. The programs are compiled for the topology by its own compiler, on this machine, and not run: times are
-those of the roofline."""
+those of the roofline. --verbose, anywhere among the arguments, shows the traceback of an error."""
 
 
 def main(arguments: Sequence[str]) -> int:

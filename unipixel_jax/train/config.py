@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import runpy
 import traceback
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from unipixel_jax.core.mesh import MeshConfig
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
+from unipixel_jax.data.mixture import parse
 from unipixel_jax.data.sources.base import Filters
+from unipixel_jax.data.sources.shapes import SHAPES
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.lora import LoraConfig
@@ -50,6 +53,7 @@ class DataConfig:
         datasets: names and repeats, for example ``"refcoco:10,mevis"``; a path is own data.
         root: the folder that holds all data sets (the reference's ``data``).
         validation: data sets whose loss is measured every ``evaluate_every`` steps; None for none.
+        validation_split: of all of them, for example "val"; own data and drawn scenes have "train" only. No sample may be trained on as well.
         validation_batches: how many batches of them.
         filters: which samples to leave out.
         draw: how samples are drawn; its ``image_size`` follows the model.
@@ -61,6 +65,7 @@ class DataConfig:
     datasets: str
     root: str = "data"
     validation: str | None = None
+    validation_split: str = "train"
     validation_batches: int = 8
     filters: Filters = field(default_factory=Filters)
     draw: DrawOptions = field(default_factory=DrawOptions)
@@ -96,7 +101,7 @@ class TrainConfig:
         seed: of weights, order, drawing and dropout.
         log_every: steps between two lines of the log.
         evaluate_every: steps between two evaluations, where there is validation data.
-        save_every: steps between two checkpoints.
+        save_every: steps between two checkpoints; where there is validation data, a multiple of ``evaluate_every`` or a divisor.
         keep: checkpoints to keep; the one with the lowest validation loss is kept as well.
     """
 
@@ -131,10 +136,26 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps is {self.steps}, expected at least 1, or None to go by epochs")
+        if self.data.validation:
+            self._check_validation(self.data.validation)
         if (self.start.checkpoint is None) == (self.start.model is None):
             raise UserError("start needs either a checkpoint to begin from, or the sizes of a model with random weights, and not both")
         if ("lora" in self.trained) != (self.lora is not None):
             raise UserError("LoRA adapters are trained only if both 'lora' is in trained and lora is set: set both, or neither")
+
+    def _check_validation(self, datasets: str) -> None:
+        evaluate, save = self.evaluate_every, self.save_every
+        if evaluate % save and save % evaluate:
+            raise UserError(
+                f"evaluate_every is {evaluate} and save_every {save}, expected one to be a multiple of the other: the checkpoint with the lowest validation "
+                "loss is kept, and most that are saved would not have been measured"
+            )
+        both = parse(self.data.datasets).keys() & parse(datasets).keys() - set(SHAPES)  # which are drawn anew
+        if both and self.data.validation_split == "train":
+            raise UserError(
+                f"data.validation names {', '.join(sorted(both))}, whose split 'train' is trained on: set data.validation_split to another (docs/data.md lists "
+                "them), or name data that is kept apart"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, for manifests."""
@@ -179,9 +200,10 @@ def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:
 def _explain(error: Exception) -> str:
     """The error's words; for an unknown field with the nearest known one."""
     text = str(error)
-    if not isinstance(error, TypeError) or "unexpected keyword argument" not in text:
+    named = re.search(r"unexpected keyword argument '([^']*)'", text)
+    if not isinstance(error, TypeError) or named is None:
         return f"{type(error).__name__}: {text}"
-    unknown, cls = text.rsplit("'", 2)[1], text.split(".", 1)[0].split("(", 1)[0]
+    unknown, cls = named[1], text.split(".", 1)[0].split("(", 1)[0]
     fields = [f.name for kind in PARTS if kind.__name__ == cls for f in dataclasses.fields(kind)]
     near = difflib.get_close_matches(unknown, fields, n=1, cutoff=0)
     return f"{cls} has no field {unknown!r}" + (f", did you mean {near[0]!r}?" if near else "")

@@ -62,10 +62,12 @@ class Meter:
     wait: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
-    def values(self, learning_rate: float, readers: int) -> dict[str, float]:
-        """Means over the steps, and rates of all processes together, of which ``readers`` read each sample. To be called by all of them."""
-        counts = [json.loads(own) for own in distributed.gather("counts", json.dumps([self.samples, self.tokens, self.flops]))]
-        samples, tokens, flops = (sum(every) / readers for every in zip(*counts, strict=True))
+    def values(self, learning_rate: float, readers: int, replaced: int) -> dict[str, float]:
+        """Means over the steps, and rates of all processes together, of which ``readers`` read each sample; and how many samples were replaced since the
+        start, of which this process counted ``replaced``. To be called by all of them.
+        """
+        counts = [json.loads(own) for own in distributed.gather("counts", json.dumps([self.samples, self.tokens, self.flops, replaced]))]
+        samples, tokens, flops, replaced_by_all = (sum(every) / readers for every in zip(*counts, strict=True))
         steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.numbers)
         seconds = time.perf_counter() - self.since
         peak = peak_flops()
@@ -79,6 +81,7 @@ class Meter:
             "host_wait": self.wait / seconds,
             "model_flops_per_second": flops / seconds,
             **({} if peak is None else {"mfu": flops / seconds / (peak * jax.process_count())}),
+            **({"replaced": replaced_by_all} if replaced_by_all else {}),
         }
 
 
@@ -114,7 +117,9 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     tokenizer = Tokenizer.from_directory(start)
     model_config = UniPixelConfig.from_hf(json.loads((start / "config.json").read_text(encoding="utf-8")))
     tokenizer.check(model_config)
-    mixture = _mixture(config, config.data.datasets, config.seed)
+    mixture, held_out = _mixture(config, config.data.datasets, config.seed, "train"), None
+    if config.data.validation:
+        held_out = _mixture(config, config.data.validation, config.seed + VALIDATION_SEED, config.data.validation_split)
     total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
     layout = lay_out(config, model_config, total, devices or jax.devices())
     about = About.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
@@ -136,7 +141,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
             origin = {"start": start, "model_config": model_config, "total": total}
-            return _Run(setup, tokenizer, about, checkpoints, loader, watch, interruption, run_dir, total, origin).steps(first)
+            return _Run(setup, tokenizer, about, checkpoints, loader, watch, interruption, run_dir, total, origin, held_out).steps(first)
 
 
 def not_finite(step: int) -> str:
@@ -167,6 +172,7 @@ class _Run:
     run_dir: Path
     total: int
     origin: dict[str, Any]
+    held_out: Mixture | None
 
     def steps(self, first: int) -> TrainState:
         """All steps from ``first`` on, or those until a signal, and a last checkpoint."""
@@ -209,7 +215,7 @@ class _Run:
             last = _Done(step, batches, numbers)
             self.watch.advance(step + 1)
             if (step + 1) % config.log_every == 0 or step + 1 == self.total:
-                self.watch.write(step + 1, meter.values(float(setup.rate(step)), readers))
+                self.watch.write(step + 1, meter.values(float(setup.rate(step)), readers, self.loader.failures.counts.total()))
                 meter = Meter()
             measured = {}
             if config.data.validation and ((step + 1) % config.evaluate_every == 0 or step + 1 == self.total):
@@ -251,20 +257,14 @@ class _Run:
         )
 
     @cached_property
-    def _held_out(self) -> Mixture:
-        """The validation data."""
-        config = self.setup.config
-        assert config.data.validation is not None, "asked for only where there is some"
-        return _mixture(config, config.data.validation, config.seed + VALIDATION_SEED)
-
-    @cached_property
     def _loss(self) -> OnMesh:
         return make_loss(self.setup)
 
     def _validate(self, state: TrainState) -> dict[str, float]:
         """Mean losses over the validation batches, the same in every evaluation."""
         setup, config = self.setup, self.setup.config
-        with _loader(config, setup, self._held_out, self.tokenizer) as loader:
+        assert self.held_out is not None, "asked for only where there is validation data"
+        with _loader(config, setup, self.held_out, self.tokenizer) as loader:
             found = [self._loss(state.trained, setup.frozen, to_batch(batch.arrays, setup.mesh)) for batch in _take(loader, config.data.validation_batches)]
         return {f"validation_{name}": value for name, value in _means(found).items()}
 
@@ -274,8 +274,8 @@ def _take(loader: Loader[Any, BatchArrays], count: int) -> Iterator[Any]:
         yield next(loader)
 
 
-def _mixture(config: TrainConfig, datasets: str, seed: int) -> Mixture:
-    return open_mixture(datasets, config.data.root, config.batch_size, seed, filters=config.data.filters)
+def _mixture(config: TrainConfig, datasets: str, seed: int, split: str) -> Mixture:
+    return open_mixture(datasets, config.data.root, config.batch_size, seed, split, config.data.filters)
 
 
 def _loader(config: TrainConfig, setup: Layout, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:

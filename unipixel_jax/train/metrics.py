@@ -5,8 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
+import os
+import platform
+import secrets
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,8 +20,18 @@ from typing import Any, Self
 from rich.console import Console, ConsoleRenderable
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from unipixel_jax.core.files import replacing
+from unipixel_jax.train.stored import reason
+
+log = logging.getLogger(__name__)
+
 LOG = "metrics.jsonl"
-SHOWN = {"loss": ".3f", "language": ".3f", "segmentation": ".3f", "seg_rate": ".2f", "grad_norm": ".2f", "samples_per_second": ".1f", "host_wait": ".1%"}
+WANDB_ID = "wandb_id.txt"
+"""Where a run's directory keeps its name at Weights & Biases, so that a run that is started again goes on there."""
+SHOWN = {
+    "loss": ".3f", "language": ".3f", "segmentation": ".3f", "seg_rate": ".2f", "grad_norm": ".2f", "samples_per_second": ".1f", "host_wait": ".1%",
+    "replaced": ".0f",
+}  # fmt: skip
 """What the progress bar shows, and how."""
 
 
@@ -39,20 +55,31 @@ class Unwatched:
 
 
 class Watch(Unwatched):
-    """Writes numbers as they come."""
+    """Writes numbers as they come. Numbers are not worth a run: those that cannot be written are left out, and a warning says so once."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], total_steps: int, first_step: int) -> None:
-        """Continues the log of an interrupted run; lines of steps that are done again are dropped."""
+        """Continues the log of an interrupted run; lines of steps that are done again are dropped.
+
+        Raises:
+            UserError: the run's directory cannot be written.
+        """
         self._file = run_dir / LOG
+        self._all_written = True
         kept = [line for line in self._file.read_text().splitlines() if _step(line) <= first_step] if self._file.is_file() else []
-        self._file.write_text("".join(f"{line}\n" for line in kept))
+        with replacing(self._file) as aside:
+            aside.write_text("".join(f"{line}\n" for line in kept))
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._name = run_dir.name
         self._task = self._progress.add_task(self._name, total=total_steps, completed=first_step)
-        self._board = _tensorboard(run_dir / "tensorboard")
-        self._wandb = _wandb(run_dir, config)
+        self._outlets: dict[str, _TensorBoard | _Wandb] = {}
+        if importlib.util.find_spec("tensorboardX") is not None:
+            with self._spared("TensorBoard"):
+                self._outlets["TensorBoard"] = _TensorBoard(run_dir / "tensorboard", first_step)
+        if importlib.util.find_spec("wandb") is not None:
+            with self._spared("Weights & Biases"):
+                self._outlets["Weights & Biases"] = _Wandb(run_dir, config)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -60,10 +87,10 @@ class Watch(Unwatched):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        while self._outlets:
+            name, outlet = self._outlets.popitem()
+            with self._spared(name):
+                outlet.close()
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -71,13 +98,10 @@ class Watch(Unwatched):
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the numbers of a step everywhere."""
-        with self._file.open("a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+        self._append(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        for name, outlet in list(self._outlets.items()):
+            with self._spared(name):
+                outlet.write(step, values)
         shown = "  ".join(f"{name} {values[name]:{form}}" for name, form in SHOWN.items() if name in values)
         other = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("validation"))
         self.say(f"{self._name}: step {step}  {shown}{'  ' if shown and other else ''}{other}")
@@ -86,21 +110,86 @@ class Watch(Unwatched):
         """Show something above the bar."""
         self._console.print(line, highlight=False, soft_wrap=True)
 
+    def _append(self, line: str) -> None:
+        """Add a line to the log, or nothing of it: the next one is tried again."""
+        whole = None
+        try:
+            with self._file.open("a") as file:
+                whole = file.tell()
+                file.write(line)
+        except OSError as error:
+            if whole is not None:
+                with suppress(OSError):
+                    os.truncate(self._file, whole)
+            if self._all_written:
+                log.warning("%s cannot be written (%s): numbers are left out as long as that is so", self._file, reason(error))
+            self._all_written = False
+
+    @contextmanager
+    def _spared(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong with one of the outlets, training goes on without it."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("%s left out: %s", name, reason(error))
+            if name in self._outlets:
+                with suppress(Exception):
+                    self._outlets.pop(name).close()
+
+
+class _TensorBoard:
+    """An events file for TensorBoard.
+
+    It is written at once and here: tensorboardX's SummaryWriter writes in a thread, which a full disk ends, and whoever feeds it then waits for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """What is shown of later steps than the first is dropped, since they are done again."""
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{platform.node()}"))
+        self._add(file_version="brain.Event:2")
+        self._add(step=first_step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]))
+        self._file.flush()
+
+    def _add(self, **fields: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Wandb:
+    """A run at Weights & Biases: the same one each time that this run is started again."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        kept = run_dir / WANDB_ID
+        if not kept.is_file():
+            with replacing(kept) as aside:
+                aside.write_text(secrets.token_hex(8))
+        settings = {"project": "unipixel_jax", "name": run_dir.name, "dir": str(run_dir), "config": dict(config), "id": kept.read_text(), "resume": "allow"}
+        keyboard = sys.stdin
+        try:
+            with open(os.devnull) as sys.stdin:  # whoever is not logged in is not asked for a key, which would hold up training, but gets an error
+                self._run = importlib.import_module("wandb").init(**settings)
+        finally:
+            sys.stdin = keyboard
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
 
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return 1 << 62  # cut off by a kill
-
-
-def _tensorboard(folder: Path) -> Any:
-    if importlib.util.find_spec("tensorboardX") is None:
-        return None
-    return importlib.import_module("tensorboardX").SummaryWriter(str(folder))
-
-
-def _wandb(run_dir: Path, config: Mapping[str, Any]) -> Any:
-    if importlib.util.find_spec("wandb") is None:
-        return None
-    return importlib.import_module("wandb").init(project="unipixel_jax", name=run_dir.name, dir=str(run_dir), config=dict(config), resume="allow")

@@ -70,7 +70,7 @@ def stage3(name: str, checkpoint: str, size: str) -> TrainConfig:
 
 
 def finetune(name: str, checkpoint: str, datasets: str) -> TrainConfig:
-    """A few pictures or clips of one's own: small adapters, and the parts that segment."""
+    """A few pictures of one's own: small adapters, and the parts that segment."""
     return TrainConfig(
         name,
         StartConfig(checkpoint),
@@ -81,5 +81,6 @@ def finetune(name: str, checkpoint: str, datasets: str) -> TrainConfig:
         batch_size=4,
         steps=300,
         sample_objects=5,
+        evaluate_every=100,
         save_every=100,
     )

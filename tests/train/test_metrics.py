@@ -1,0 +1,121 @@
+"""What a run shows of itself where the disk or Weights & Biases refuses, and when it is started again."""
+
+import io
+import json
+import resource
+import struct
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from unipixel_jax.errors import UserError
+from unipixel_jax.train.metrics import Watch
+
+VALUES = {f"number_{i}": float(i) for i in range(40)}
+
+
+def steps(run):
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(run):
+    """What TensorBoard reads, file by file."""
+    found = []
+    for path in sorted((run / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            length = struct.unpack("Q", data[:8])[0]
+            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_a_full_disk_leaves_numbers_out_and_hides_no_error(tmp_path, full_disk, caplog):
+    with pytest.raises(UserError, match="step 99 could not be saved"), Watch(tmp_path, {}, 100, 0) as watch:
+        watch.write(1, VALUES)
+        full_disk()
+        for step in range(2, 100):
+            watch.write(step, VALUES)
+        raise UserError("step 99 could not be saved")
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert told == [
+        f"{tmp_path / 'metrics.jsonl'} cannot be written (a file may not become so large): numbers are left out as long as that is so",
+        "TensorBoard left out: a file may not become so large",
+    ]
+    assert steps(tmp_path) == list(range(1, len(steps(tmp_path)) + 1)), "a line was cut off"
+
+
+def test_numbers_go_on_when_there_is_room_again(tmp_path, full_disk):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Watch(tmp_path, {}, 200, 0) as watch:
+        full_disk()
+        for step in range(1, 100):
+            watch.write(step, VALUES)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        watch.write(100, VALUES)
+    *written, last = steps(tmp_path)
+    assert last == 100 and len(written) < 99
+
+
+def test_steps_that_are_done_again_are_dropped(tmp_path):
+    for first in (0, 2):
+        with Watch(tmp_path, {}, 4, first) as watch:
+            for step in range(first + 1, 5):
+                watch.write(step, {"loss": float(step)})
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    shown = []
+    for event in events(tmp_path):
+        if event.session_log.status == event_pb2.SessionLog.START:  # as TensorBoard does
+            shown = [step for step in shown if step < event.step]
+        shown += [event.step] if event.summary.value else []
+    assert shown == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module in the place of Weights & Biases, which notes what is asked of it."""
+    module = ModuleType("wandb")
+    module.__spec__ = ModuleSpec("wandb", None)
+    module.asked, module.logged, module.finished = [], [], 0
+    module.init = lambda **settings: (module.asked.append((settings, sys.stdin.isatty())), module)[1]
+    module.log = lambda values, step: module.logged.append(step)
+    module.finish = lambda: setattr(module, "finished", module.finished + 1)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_a_run_that_is_started_again_is_the_same_at_wandb(tmp_path, wandb):
+    for first in (0, 2):
+        with Watch(tmp_path, {"seed": 0}, 4, first) as watch:
+            watch.write(first + 1, {"loss": 1.0})
+    first, second = (settings for settings, _ in wandb.asked)
+    assert first == second and first["id"] and first["resume"] == "allow" and first["config"] == {"seed": 0}
+    assert wandb.logged == [1, 3] and wandb.finished == 2
+    with Watch(tmp_path / "other", {}, 4, 0):
+        pass
+    assert wandb.asked[-1][0]["id"] != first["id"]
+
+
+@pytest.mark.parametrize("when", ["init", "log", "finish"])
+def test_training_goes_on_without_wandb(tmp_path, wandb, monkeypatch, caplog, when):
+    def fail(*_, **__):
+        raise RuntimeError("No API key configured.")
+
+    setattr(wandb, when, fail)
+    with Watch(tmp_path, {}, 4, 0) as watch:
+        watch.write(1, {"loss": 1.0})
+        watch.write(2, {"loss": 1.0})
+    assert [record.getMessage() for record in caplog.records] == ["Weights & Biases left out: No API key configured."]
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_wandb_cannot_ask_for_a_key(tmp_path, wandb, monkeypatch):
+    keyboard = io.StringIO()
+    keyboard.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", keyboard)
+    with Watch(tmp_path, {}, 4, 0):
+        assert sys.stdin is keyboard
+    assert [asked for _, asked in wandb.asked] == [False]
