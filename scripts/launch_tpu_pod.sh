@@ -32,7 +32,7 @@ on_hosts() { run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=
 train() {
   run gcloud compute tpus tpu-vm scp "$code/unipixel_jax.tar" "$name:" --zone="$zone" --worker=all &&
     on_hosts "mkdir -p unipixel_jax && tar -xf unipixel_jax.tar -C unipixel_jax && unipixel_jax/scripts/setup_tpu_host.sh $(quoted "$bucket")" &&
-    on_hosts "PATH=~/venv/bin:\$PATH unipixel_jax/scripts/train_host.sh /bucket $(quoted "$@")"
+    on_hosts "PATH=~/venv/bin:\$PATH unipixel_jax/scripts/train_host.sh --alone /bucket $(quoted "$@")"
 }
 state() {
   gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' 2>"$code/error" ||
@@ -46,6 +46,7 @@ if [ $dry_run = yes ]; then
   exit
 fi
 code_files >"$code/unipixel_jax.tar"
+losses=0
 while true; do
   case $(state) in
     ABSENT) create ;;
@@ -54,8 +55,9 @@ while true; do
       train "$@" || status=$?
       [ $status -ne 0 ] || break
       sleep 60 # a slice that is taken away says so by then
-      # 143: told to stop, and saved; 255: ssh lost a host
-      if [ "$(state)" = ACTIVE ] && [[ ! $status =~ ^(143|255)$ ]]; then
+      # gcloud ends with the status of the first host that failed. 143: told to stop, and saved; 255: ssh lost a host; 75: a process was lost
+      [ $status -ne 75 ] || losses=$((losses + 1))
+      if [ "$(state)" = ACTIVE ] && { [[ ! $status =~ ^(75|143|255)$ ]] || [ $losses -gt 50 ]; }; then
         echo "training failed with status $status; $name is still rented, for you to look at. Give it back with:" >&2
         dry_run=yes give_back >&2
         exit $status

@@ -29,7 +29,7 @@ code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
 code_files | tar --extract --directory="$code"
 
-# A pod that was told to stop exits with 143, and one that has lost another with 1. Both begin again; by itself xpk only lets those of 42 and 127 to 255.
+# A pod that was told to stop exits with 143, and one that has lost another with 75. Both begin again; by itself xpk only lets those of 42 and 127 to 255.
 run xpk workload create --workload="$name" --cluster="$cluster" --tpu-type="$type" --num-slices="$slices" "${place[@]}" \
-  --base-docker-image=python:3.12 --script-dir="$code" --max-restarts=50 --restart-on-exit-codes=1 --termination-grace-period-seconds=300 \
+  --base-docker-image=python:3.12 --script-dir="$code" --max-restarts=50 --restart-on-exit-codes=75 --termination-grace-period-seconds=300 \
   --command="pip install --quiet .[train,tpu] && exec scripts/train_host.sh --forward /bucket $(quoted "$@")"

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # What a launcher starts on every host: train in a directory that all hosts see, so that relative paths (runs/, data, the start) lie there.
-#   scripts/train_host.sh [--forward] DIRECTORY CONFIG [--field value ...]
+#   scripts/train_host.sh [--forward] [--alone] DIRECTORY CONFIG [--field value ...]
 # Exits with 143 where SIGTERM ended the training early; it was saved, and the same command goes on. So a launcher can tell that from the end of the training.
+# Exits with 75 where a process was lost, this one or another: the same command on all hosts goes on.
 # --forward hands SIGTERM on to the training: for Kubernetes, which tells one process. Slurm and a system that shuts down tell all; a second signal would kill it.
+# --alone first ends a training of this configuration that still runs here and holds the chips: for ssh, which may lose it. Slurm has several on a host.
 set -uo pipefail
 
 die() {
@@ -10,14 +12,24 @@ die() {
   exit 2
 }
 code=$(cd "$(dirname "$0")/.." && pwd)
-forward=no
-if [ "${1:-}" = --forward ]; then
-  forward=yes
+forward=no alone=no
+while [[ ${1:-} =~ ^--(forward|alone)$ ]]; do
+  printf -v "${1#--}" yes
   shift
-fi
-[ $# -ge 2 ] || die "usage: scripts/train_host.sh [--forward] DIRECTORY CONFIG [--field value ...]"
+done
+[ $# -ge 2 ] || die "usage: scripts/train_host.sh [--forward] [--alone] DIRECTORY CONFIG [--field value ...]"
 config=$(cd "$code" && realpath --canonicalize-existing --quiet "$2") || die "$2 does not exist in $code: expected a configuration, such as configs/unipixel_7b_stage3.py"
 cd "$1" || die "$1 cannot be entered: expected a mounted bucket or a folder of a shared file system"
+
+if [ $alone = yes ] && former=$(pgrep --oldest --uid "$UID" --full "unipixel-jax train $config"); then
+  echo "ending the training that still runs here, process $former" >&2
+  kill -TERM "$former"
+  for _ in {1..300}; do # for the rest of a step and a save
+    kill -0 "$former" 2>/dev/null || break
+    sleep 1
+  done
+  kill -KILL "$former" 2>/dev/null
+fi
 
 told=no
 trap 'told=yes; [ $forward = no ] || kill -TERM "$training" 2>/dev/null' TERM
@@ -29,4 +41,6 @@ wait "$training"
 status=$?
 # -1: bash now and then loses the status of a child that ends while the trap runs. The same command goes on, or fails again and tells.
 if [ $told = yes ] && { [ $status -eq 0 ] || [ $status -eq -1 ]; }; then status=143; fi
+# 134 is JAX's SIGABRT where the first process is lost; 137, SIGKILL, is this one's loss, of which the others say 75
+if [ $status -eq 134 ] || [ $status -eq 137 ]; then status=75; fi
 exit $status

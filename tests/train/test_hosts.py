@@ -11,17 +11,17 @@ import pytest
 from processes import Processes, free_port
 
 from unipixel_jax.core import distributed
-from unipixel_jax.core.distributed import HostsConfig
+from unipixel_jax.core.distributed import LOST, HostsConfig
 from unipixel_jax.errors import UserError
 
 WORKER = str(Path(__file__).with_name("hosts_worker.py"))
-LOST, STUCK = 6, 8
+LOST_SECONDS, STUCK_SECONDS = 6, 8
 
 
 def pair(folder, behaviours, **changes):
     """Two processes; what is changed for both, or by ``one`` for the second."""
     one = changes.pop("one", {})
-    shared = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "lost_seconds": LOST} | changes
+    shared = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "lost_seconds": LOST_SECONDS} | changes
     told = [shared | {"process_id": 0}, shared | {"process_id": 1} | one]
     return Processes(folder, [[WORKER, json.dumps(hosts), behaviour] for hosts, behaviour in zip(told, behaviours, strict=True)])
 
@@ -37,13 +37,17 @@ def test_what_processes_tell_each_other(tmp_path):
         assert json.loads(last) == {"largest": {"tokens": 100, "rows": 8}, "names": ["I am 0", "I am 1"], "stopped": True}
 
 
+def test_the_status_of_a_loss_is_what_the_launchers_look_for():
+    assert LOST == 75
+
+
 def test_death_of_one_ends_the_other(tmp_path):
     with pair(tmp_path, ["go", "die"]) as processes:
         survivor, dead = processes.ended()
     assert dead.status == -signal.SIGKILL
-    assert survivor.status == 1
+    assert survivor.status == LOST
     (line,) = survivor.errors
-    assert line.startswith("error: waiting for 'alive': no word from process 1 (") and line.endswith(f") for {LOST} s; look there for the reason")
+    assert line.startswith("error: waiting for 'alive': no word from process 1 (") and line.endswith(f") for {LOST_SECONDS} s; look there for the reason")
 
 
 @pytest.mark.slow
@@ -51,7 +55,7 @@ def test_death_of_the_coordinator_ends_the_other(tmp_path):
     with pair(tmp_path, ["die", "go"]) as processes:
         dead, survivor = processes.ended()
     assert dead.status == -signal.SIGKILL
-    assert survivor.status in (1, -signal.SIGABRT)
+    assert survivor.status in (LOST, -signal.SIGABRT)
     assert "which coordinates the others, does not answer" in survivor.err or "the leader task was preempted/died/restarted" in survivor.err
 
 
@@ -66,9 +70,9 @@ def test_a_failure_is_told_to_the_other(tmp_path):
 
 @pytest.mark.slow
 def test_one_that_is_stuck_is_named(tmp_path):
-    with pair(tmp_path, ["stick", "go"], step_seconds=STUCK) as processes:
+    with pair(tmp_path, ["stick", "go"], step_seconds=STUCK_SECONDS) as processes:
         ended = processes.ended()
-    assert [one.status for one in ended] == [1, 1]
+    assert [one.status for one in ended] == [LOST, LOST]
     lines = [line for one in ended for line in one.errors]
     assert any("process 0 (" in line and "step 5" in line for line in lines)
 
@@ -77,7 +81,7 @@ def test_one_that_is_stuck_is_named(tmp_path):
 def test_a_barrier_names_who_did_not_come(tmp_path):
     with pair(tmp_path, ["wait", "stick"]) as processes:
         waiting, absent = processes.ended()
-    assert (waiting.status, absent.status) == (1, 1)
+    assert (waiting.status, absent.status) == (LOST, LOST)
     (line,) = waiting.errors
     assert line.startswith("error: waiting for 'save': no word from process 1 (") and line.endswith(") for 2 s; look there for the reason")
     (line,) = absent.errors
@@ -89,7 +93,7 @@ def test_a_coordinator_that_is_not_there(tmp_path):
     hosts = {"coordinator_address": address, "num_processes": 2, "process_id": 1, "start_seconds": 2}
     with Processes(tmp_path, [[WORKER, json.dumps(hosts), "go"]]) as processes:
         (ended,) = processes.ended()
-    assert ended.status == 1
+    assert ended.status == LOST
     assert ended.errors == [f"error: the coordinator {address} cannot be reached for 2 s: is the first process running there, and the port open?"]
 
 
@@ -97,7 +101,7 @@ def test_others_that_do_not_start(tmp_path):
     hosts = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "process_id": 0, "start_seconds": 2}
     with Processes(tmp_path, [[WORKER, json.dumps(hosts), "go"]]) as processes:
         (ended,) = processes.ended()
-    assert ended.status == 1
+    assert ended.status == LOST
     assert ended.errors == ["error: not all processes have started within 2 s: look at the logs of the others, or raise hosts.start_seconds"]
 
 

@@ -11,7 +11,9 @@ import pytest
 from micro_run import micro_start
 from processes import Processes, free_port
 
-STEPS, EVERY, LOST = 16, 4, 30
+from unipixel_jax.core.distributed import LOST
+
+STEPS, EVERY, LOST_SECONDS = 16, 4, 30
 CONFIG = """
 import sys
 from pathlib import Path
@@ -78,13 +80,13 @@ def undisturbed(config, tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_and_started_again(config, undisturbed, tmp_path):
-    with training(tmp_path, config, lost=LOST) as processes:
+    with training(tmp_path, config, lost=LOST_SECONDS) as processes:
         processes.wait_for(0, f"step {2 * EVERY + 1} ")
         processes.started[1].kill()
         survivor, dead = processes.ended()
     assert dead.status == -signal.SIGKILL
-    assert survivor.status == 1
-    assert re.fullmatch(rf"error: waiting for '.*': no word from process 1 \(.*\) for {LOST} s; look there for the reason", survivor.errors[0])
+    assert survivor.status == LOST
+    assert re.fullmatch(rf"error: waiting for '.*': no word from process 1 \(.*\) for {LOST_SECONDS} s; look there for the reason", survivor.errors[0])
     assert newest(tmp_path) >= EVERY
 
     np.testing.assert_array_equal(gone_on(tmp_path, config), undisturbed)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sysconfig
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_tpu_pod_dry_run(tools):
     assert copy[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "scp"] and copy[6:] == ["pod:", "--zone=us-east5-a", "--worker=all"]
     assert prepare[:-1] == train[:-1] == [*ssh, *place, "--worker=all"]
     assert prepare[-1].endswith("&& unipixel_jax/scripts/setup_tpu_host.sh my-bucket")
-    assert train[-1] == f"--command=PATH=~/venv/bin:$PATH unipixel_jax/scripts/train_host.sh /bucket {CONFIG} --steps 3 --name 'two words'"
+    assert train[-1] == f"--command=PATH=~/venv/bin:$PATH unipixel_jax/scripts/train_host.sh --alone /bucket {CONFIG} --steps 3 --name 'two words'"
     assert delete == [*queued, "delete", *place, "--force", "--quiet"]
     assert not tools.calls()
 
@@ -84,7 +85,7 @@ def test_xpk_dry_run(tools):
     words = shlex.split(done.stdout)
     assert words[:7] == ["xpk", "workload", "create", "--workload=pod", "--cluster=big", "--tpu-type=v5p-64", "--num-slices=2"]
     assert words[7:10] == ["--project=mine", "--zone=us-east5-a", "--base-docker-image=python:3.12"]
-    assert words[11:14] == ["--max-restarts=50", "--restart-on-exit-codes=1", "--termination-grace-period-seconds=300"]
+    assert words[11:14] == ["--max-restarts=50", "--restart-on-exit-codes=75", "--termination-grace-period-seconds=300"]
     assert words[14:] == [f"--command=pip install --quiet .[train,tpu] && exec scripts/train_host.sh --forward /bucket {CONFIG} --name 'two words'"]
     assert not tools.calls()
 
@@ -159,8 +160,9 @@ def test_tpu_pod_is_rented_again_after_preemption_and_given_back_at_the_end(tool
     assert steps(tools) == ["create", "train_host", "delete", "create", "train_host", "delete"]
 
 
-def test_tpu_pod_goes_on_where_training_was_only_told_to_stop(tools):
-    gcloud(tools, ["ACTIVE", "ACTIVE", "ACTIVE"], [143, 0])
+@pytest.mark.parametrize("status", [75, 143])
+def test_tpu_pod_goes_on_where_training_was_told_to_stop_or_lost_a_process(tools, status):
+    gcloud(tools, ["ACTIVE", "ACTIVE", "ACTIVE"], [status, 0])
     assert tools.run(*TPU, CONFIG).returncode == 0
     assert steps(tools) == ["train_host", "train_host", "delete"]
 
@@ -174,6 +176,14 @@ def test_tpu_pod_stays_for_a_look_where_training_failed(tools):
     assert steps(tools) == ["train_host"]
 
 
+def test_tpu_pod_stays_for_a_look_where_processes_are_lost_again_and_again(tools):
+    gcloud(tools, ["ACTIVE"] * 200, [75] * 100)
+    done = tools.run(*TPU, CONFIG)
+    assert done.returncode == 75
+    assert "training failed with status 75" in done.stderr
+    assert steps(tools) == ["train_host"] * 51
+
+
 def test_tpu_pod_that_cannot_be_had(tools):
     gcloud(tools, ["FAILED"], [])
     done = tools.run(*TPU, CONFIG)
@@ -182,14 +192,27 @@ def test_tpu_pod_that_cannot_be_had(tools):
 
 
 @pytest.mark.parametrize(
-    ("status", "state", "requeued"), [(143, "RUNNING", True), (143, "CANCELLED", False), (143, "PENDING", False), (0, "RUNNING", False), (1, "RUNNING", False)]
+    ("status", "state", "restarts", "requeued"),
+    [
+        *((143, "RUNNING", 0, True), (143, "RUNNING", 50, True), (143, "CANCELLED", 0, False), (143, "PENDING", 0, False)),
+        *((75, "RUNNING", 0, True), (75, "RUNNING", 50, False), (75, "CANCELLED", 0, False), (0, "RUNNING", 0, False), (1, "RUNNING", 0, False)),
+    ],
 )
-def test_slurm_job_goes_back_into_the_queue_only_where_it_was_told_to_stop(tools, status, state, requeued):
+def test_slurm_job_goes_back_into_the_queue_only_where_it_was_told_to_stop_or_lost_a_process(tools, status, state, restarts, requeued):
     tools.add("srun", f"exit {status}")
     tools.add("squeue", f"echo {state}")
-    tools.env["SLURM_JOB_ID"] = "7"
+    tools.env |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     assert tools.run("bash", *SLURM, CONFIG).returncode == status
     assert ("scontrol requeue 7" in tools.calls()) == requeued
+
+
+@pytest.mark.parametrize(("own", "expected"), [({}, "0.95"), ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, "0.5")])
+def test_slurm_job_takes_the_memory_of_its_gpus(tools, own, expected):
+    tools.env.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)
+    tools.env |= own
+    tools.add("srun", f'echo "$XLA_PYTHON_CLIENT_MEM_FRACTION" >{tools.log}.memory')
+    assert tools.run("bash", *SLURM, CONFIG).returncode == 0
+    assert Path(f"{tools.log}.memory").read_text() == f"{expected}\n"
 
 
 def start(tools, *words):
@@ -222,7 +245,59 @@ def test_host_hands_no_signal_on_by_itself(tools, tmp_path):
     assert process.returncode == 143
 
 
-@pytest.mark.parametrize("status", [0, 1])
+@pytest.fixture
+def own_host(tools, tmp_path):
+    """A copy of train_host.sh with a configuration that nobody else trains, and a training of it that runs and is not told of."""
+    for name in ("scripts/train_host.sh", CONFIG):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(ROOT / name, tmp_path / name)
+    begun = []
+
+    def begin(body):
+        tools.add("unipixel-jax", body)
+        command = [tools.folder / "unipixel-jax", "train", tmp_path / CONFIG]
+        begun.append(subprocess.Popen(command, env=tools.env, stdout=subprocess.PIPE, text=True))
+        assert begun[0].stdout.readline() == "begun\n"
+        threading.Thread(target=begun[0].wait, daemon=True).start()  # as its own train_host.sh does
+        tools.add("unipixel-jax", "exit 7")
+        return begun[0]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def test_host_ends_a_training_that_still_runs(tools, tmp_path, own_host):
+    former = own_host(TRAINING)
+    done = tools.run(tmp_path / "scripts/train_host.sh", "--alone", str(tmp_path), CONFIG)
+    assert former.communicate(timeout=20)[0] == "saved\n" and former.returncode == 0
+    assert done.returncode == 7
+    assert f"ending the training that still runs here, process {former.pid}" in done.stderr
+
+
+def test_host_kills_a_training_that_does_not_end(tools, tmp_path, own_host):
+    former = own_host('trap "" TERM; echo begun; for _ in {1..300}; do read -t 0.1 <> <(:); done')
+    tools.add("sleep")
+    done = tools.run(tmp_path / "scripts/train_host.sh", "--alone", str(tmp_path), CONFIG)
+    former.communicate(timeout=20)
+    assert (former.returncode, done.returncode) == (-signal.SIGKILL, 7)
+    assert sum(call.startswith("sleep") for call in tools.calls()) == 300
+
+
+def test_host_leaves_others_alone_unless_told(tools, tmp_path, own_host):
+    former = own_host(TRAINING)
+    assert tools.run(tmp_path / "scripts/train_host.sh", str(tmp_path), CONFIG).returncode == 7
+    assert former.poll() is None
+
+
+@pytest.mark.parametrize(("killed_by", "status"), [("KILL", 75), ("ABRT", 75), ("SEGV", 139), ("INT", 130)])
+def test_host_tells_a_loss_from_a_failure(tools, tmp_path, killed_by, status):
+    tools.add("unipixel-jax", f"ulimit -c 0; trap - INT; kill -{killed_by} $$")
+    assert tools.run("scripts/train_host.sh", str(tmp_path), CONFIG).returncode == status
+
+
+@pytest.mark.parametrize("status", [0, 1, 75])
 def test_host_passes_on_the_status_and_trains_in_the_shared_folder(tools, tmp_path, status):
     tools.add("unipixel-jax", f"pwd; exit {status}")
     done = tools.run("scripts/train_host.sh", str(tmp_path), CONFIG, "--name", "two words")
@@ -234,6 +309,8 @@ def test_skypilot_starts_every_node_with_its_number(tools, tmp_path):
     task = yaml.safe_load((ROOT / "scripts/launch_skypilot.yaml").read_text())
     assert task["file_mounts"] == {"/bucket": {"source": "${BUCKET}", "mode": "MOUNT"}}
     assert {name for name, value in task["envs"].items() if value is None} == {"BUCKET", "CONFIG"}  # SkyPilot refuses to start without them
+    assert task["envs"]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.95"
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [75, 143]}
     tools.add("unipixel-jax")
     tools.env |= {"CONFIG": CONFIG, "FIELDS": "--steps 3", "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
     done = tools.run("bash", "-c", task["run"].replace("/bucket", str(tmp_path)))

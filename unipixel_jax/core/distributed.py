@@ -2,8 +2,8 @@
 
 On ``jax.distributed``, whose coordination service (in process 0) passes strings around; nothing here goes through the accelerators. While processes are
 connected, a thread of each meets those of the others every few seconds. So the death of one, or a failure that one tells of, ends all within
-``lost_seconds``, wherever they wait. If process 0 itself dies, the service is gone, and JAX ends the others at once (jax 0.10.2: SIGABRT, after "Failed to
-send RPC to coordination service. Either the leader task was preempted/died/restarted unexpectedly").
+``lost_seconds``, wherever they wait, with a status that tells the two apart (``LOST``). If process 0 itself dies, the service is gone, and JAX ends the
+others at once (jax 0.10.2: SIGABRT, after "Failed to send RPC to coordination service. Either the leader task was preempted/died/restarted unexpectedly").
 
 A single process needs nothing of this: every function is there, and returns at once.
 """
@@ -32,6 +32,12 @@ from unipixel_jax.errors import UserError
 
 PERIOD = 2.0
 """Seconds between two meetings of the watching threads."""
+LOST = os.EX_TEMPFAIL
+"""The exit status (75) of ``LostError``: started again, all may go on. After 1 they would fail again."""
+
+
+class LostError(UserError):
+    """Another process is lost, stuck or not there in time, or has ended for such a reason."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,12 @@ _calls: Counter[str] = Counter()
 def connected(config: HostsConfig) -> Iterator[None]:
     """Join the other processes, if there are any, and leave with them. To be entered before anything else is done with JAX.
 
-    Inside, an exception in one of several processes ends all of them: with status 1, a line that tells the reason, and no way through ``finally`` in the
-    others. So does a process that dies, and one that spends more than ``step_seconds`` at one place (see ``reach``).
+    Inside, an exception in one of several processes ends all of them: with status 1, or ``LOST`` for ``LostError``, a line that tells the reason, and no way
+    through ``finally`` in the others. So does a process that dies, and one that spends more than ``step_seconds`` at one place (see ``reach``): with ``LOST``,
+    as where not all have started in time.
 
     Raises:
-        UserError: the others cannot be reached in time, or were told other numbers.
+        UserError: the others cannot be reached.
     """
     global _run
     _run = _Run(config)
@@ -118,7 +125,9 @@ def connected(config: HostsConfig) -> Iterator[None]:
             traceback.print_exc()
         if isinstance(error, jax.errors.JaxRuntimeError):  # of a collective to which another process did not come, most likely: the watch names it
             time.sleep(config.lost_seconds + 2 * PERIOD)
-        _end("interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        if not isinstance(error, UserError):
+            error = UserError("interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
+        _end(error)
     stop.set()
     jax.distributed.shutdown()
 
@@ -137,7 +146,8 @@ def gather(name: str, value: str, seconds: float | None = None) -> list[str]:
         seconds: to wait for the others; None for ``step_seconds``.
 
     Raises:
-        UserError: it took longer; the processes that are missing are named.
+        LostError: it took longer; the processes that are missing are named.
+        UserError: another process has ended with an error.
     """
     client, own, count = _service()
     if count == 1:
@@ -153,7 +163,7 @@ def gather(name: str, value: str, seconds: float | None = None) -> list[str]:
         client.wait_at_barrier(name, int(1000 * seconds))
         found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(_missing(client, count, name, folder, seconds, error)) from None
+        raise _missing(client, count, name, folder, seconds, error) from None
     return [found[process] for process in range(count)]
 
 
@@ -243,7 +253,7 @@ def _require_start(started: threading.Event, seconds: int) -> None:
             line = f"not all processes have started within {seconds} s: look at the logs of the others, or raise hosts.start_seconds"
     except (OSError, ValueError):
         line = f"the coordinator {address} cannot be reached for {seconds} s: is the first process running there, and the port open?"
-    _end(line)
+    _end(LostError(line))
 
 
 def _meet() -> None:
@@ -256,19 +266,28 @@ def _meet() -> None:
         raise UserError(f"the number of processes was told differently ({told}): give all the same hosts.num_processes")
 
 
-def _missing(client: Any, count: int, name: str, folder: str, seconds: float, error: Exception) -> str:
+def _missing(client: Any, count: int, name: str, folder: str, seconds: float, error: Exception) -> UserError:
     """Which processes did not come to a barrier."""
     try:
         here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(folder)}
-        told = [text for _, text in client.key_value_dir_get("ended/")]
+        told = _ended(client)
     except jax.errors.JaxRuntimeError:
-        return f"waiting for {name!r}: {_name(0)}, which coordinates the others, does not answer; look at its log"
+        return LostError(f"waiting for {name!r}: {_name(0)}, which coordinates the others, does not answer; look at its log")
     missing = [_name(process) for process in range(count) if process not in here]
-    if told:
-        return "; ".join(sorted(set(told)))
+    if told is not None:
+        return told
     if missing:
-        return f"waiting for {name!r}: no word from {', '.join(missing)} for {seconds:g} s; look there for the reason"
-    return f"waiting for {name!r}: {' '.join(str(error).split())[:300]}"
+        return LostError(f"waiting for {name!r}: no word from {', '.join(missing)} for {seconds:g} s; look there for the reason")
+    return LostError(f"waiting for {name!r}: {' '.join(str(error).split())[:300]}")
+
+
+def _ended(client: Any) -> UserError | None:
+    """What other processes have said as they ended, if any has; a ``LostError`` where none of them has ended with an error of its own."""
+    told = [json.loads(text) for key, text in client.key_value_dir_get("ended/") if key != f"ended/{_service()[1]}"]
+    if not told:
+        return None
+    line = "; ".join(sorted({line for line, _ in told}))
+    return LostError(line) if all(status == LOST for _, status in told) else UserError(line)
 
 
 def _name(process: int) -> str:
@@ -277,32 +296,34 @@ def _name(process: int) -> str:
 
 def _watch(stop: threading.Event) -> None:
     """Meet the others every few seconds; end this process if one is lost or has ended, or if this one has got stuck."""
-    client, own, _ = _service()
+    client = _service()[0]
     limit = _run.config.step_seconds
     while not stop.wait(PERIOD):
         try:
             places = gather("alive", _run.place, _run.config.lost_seconds)
-            ended = [text for key, text in client.key_value_dir_get("ended/") if key != f"ended/{own}"]
+            ended = _ended(client)
         except (UserError, jax.errors.JaxRuntimeError) as error:
             if not stop.is_set():
-                _end(str(error))
+                _end(error if isinstance(error, UserError) else LostError(f"{error}"))
             return
-        if ended:
-            _end("; ".join(sorted(set(ended))))
+        if ended is not None:
+            _end(ended)
         if time.monotonic() - _run.since > limit:
             where = ", ".join(f"{name} at {place}" for name, place in zip(_run.names, places, strict=True))
-            _end(f"stuck for more than {limit} s ({where}): look at those that are behind, or raise hosts.step_seconds")
+            _end(LostError(f"stuck for more than {limit} s ({where}): look at those that are behind, or raise hosts.step_seconds"))
 
 
-def _end(line: str) -> NoReturn:
-    """End this process with status 1 and one line, after the others could hear of it. JAX's own way out would wait for them."""
+def _end(error: UserError) -> NoReturn:
+    """End this process with one line and the error's status, after the others could hear of both. JAX's own way out would wait for them."""
     if not _run.ending.acquire(blocking=False):
         time.sleep(10 * PERIOD)  # another thread is at it
     client, own, count = _service()
+    line, status = f"{error}", LOST if isinstance(error, LostError) else 1
     print(f"error: {line}", file=sys.stderr, flush=True)
     if client is not None and count == len(_run.names):
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            client.key_value_set(f"ended/{own}", line if line.startswith("process ") else f"{_name(own)} has ended: {line}")
+            said = line if line.startswith("process ") else f"{_name(own)} has ended: {line}"
+            client.key_value_set(f"ended/{own}", json.dumps([said, status]))
         time.sleep(2 * PERIOD)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(status)
