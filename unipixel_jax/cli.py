@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from unipixel_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from unipixel_jax.core.mesh import MeshConfig
     from unipixel_jax.infer.prediction import Prediction
 
 SMALL_WEIGHTS = 200e6
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (segment, ask):
         command.add_argument("--model", type=Path, metavar="DIR", help=MODEL_HELP)
         command.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
+        command.add_argument("--tensor", type=int, default=1, metavar="N", help="chips of this machine that share the work (default: 1)")
         command.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
         command.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay (default: gif); a photo's is a PNG")
         command.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip to take at most (default: 16)")
@@ -135,7 +137,7 @@ def _segment(args: argparse.Namespace) -> int:
     from unipixel_jax.infer.predictor import UniPixel
 
     _check_outputs(args)
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=_mesh(args.tensor))
     prediction = model.segment(args.media, args.prompt, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
     return _report(args, prediction)
 
@@ -150,9 +152,16 @@ def _ask(args: argparse.Namespace) -> int:
     for count, text in args.references:
         (x, y, *corner), frame = _numbers(text, count)
         references.append(Box(x, y, corner[0], corner[1], frame) if corner else Point(x, y, frame))
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=_mesh(args.tensor))
     prediction = model.ask(args.media, args.question, references, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
     return _report(args, prediction)
+
+
+def _mesh(tensor: int) -> MeshConfig | None:
+    """Of as many chips; None for one."""
+    from unipixel_jax.core.mesh import MeshConfig
+
+    return None if tensor == 1 else MeshConfig("fsdp_tp", tensor)
 
 
 def _numbers(text: str, count: int) -> tuple[list[float], int]:

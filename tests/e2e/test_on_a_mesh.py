@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from unipixel_jax import Box, UniPixel
+from unipixel_jax.cli import main
 from unipixel_jax.core.mesh import MeshConfig
 from unipixel_jax.data.shapes.scene import draw_scene
 from unipixel_jax.errors import UserError
@@ -44,3 +45,8 @@ def test_the_same_answers_and_masks(name, scene, alone):
 def test_heads_that_do_not_divide():
     with pytest.raises(UserError, match=r"mesh.tensor is 8, which does not divide 4 query heads and 4 key heads: choose one of"):
         UniPixel.from_pretrained(mesh=MeshConfig("fsdp_tp", tensor=8))
+
+
+def test_command_names_chips_that_do_not_divide(tmp_path, capsys):
+    assert main(["segment", "photo.png", "Segment the circle.", "--tensor", "3", "--output-dir", str(tmp_path)]) == 1
+    assert "a mesh of tensor 3 does not divide 8 chips" in capsys.readouterr().err
