@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write where every weight of the 3B and 7B models lies on five meshes: scripts/write_partition_specs.py [FOLDER]
+"""Write where every weight of the 3B and 7B models lies on six meshes: scripts/write_partition_specs.py [FOLDER]
 
 tests/unit/test_partition.py compares with these files, so that no place changes unseen.
 """
@@ -24,6 +24,7 @@ MESHES = {
     "dp-8": (MeshConfig("dp"), 8),
     "fsdp-16": (MeshConfig("fsdp"), 16),
     "fsdp_tp-16": (MeshConfig("fsdp_tp", tensor=2), 16),
+    "context-16": (MeshConfig("fsdp", context=8), 16),
     "hybrid-32": (MeshConfig("hybrid", slices=2), 32),
 }
 FOLDER = Path(__file__).parent.parent / "tests" / "unit" / "partition"

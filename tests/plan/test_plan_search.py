@@ -1,85 +1,238 @@
 """What a plan tries, what it advises, and what it refuses; no compiler needed."""
 
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from unipixel_jax.config import preset
 from unipixel_jax.core.chips import CHIPS
-from unipixel_jax.core.mesh import MeshConfig
+from unipixel_jax.core.mesh import AXES, MeshConfig, mesh_sizes
 from unipixel_jax.errors import UserError
+from unipixel_jax.models.partition import check_heads
 from unipixel_jax.plan import fit as search
+from unipixel_jax.plan.advice import advice
 from unipixel_jax.plan.cli import main, sizes
 from unipixel_jax.plan.memory import Memory
-from unipixel_jax.plan.plan import GRADIENTS, PREFILL, advice, check_programs
-from unipixel_jax.plan.programs import Workload, sample_row
+from unipixel_jax.plan.plan import PROGRAMS, check_programs
+from unipixel_jax.plan.programs import DECODE, GRADIENTS, LANGUAGE, PREFILL, TRACK, UPDATE, Workload, sample_row
 from unipixel_jax.plan.report import PlanReport, ProgramReport
 from unipixel_jax.plan.roofline import Roofline
 from unipixel_jax.plan.topology import Topology
-from unipixel_jax.train.config import StartConfig
+from unipixel_jax.train.config import StartConfig, load_config
 from unipixel_jax.train.recipes import stage3
 
 GIB = 2.0**30
+SEVEN = Path(__file__).parents[2] / "configs" / "unipixel_7b_stage3.py"
 CONFIG = stage3("seven", "UniPixel-7B-stages12", "7b")
 
 
 def topology(chips, slices=1):
-    return Topology("pretended", CHIPS["v5e"], tuple(object() for _ in range(chips)), slices, 1, 1e9, 1e9)
+    devices = tuple(SimpleNamespace(platform="tpu", slice_index=i * slices // chips) for i in range(chips))
+    return Topology("pretended", CHIPS["v5e"], devices, slices, 1, 1e9, 1e9)
 
 
-def report_of(config, chips, needed, seconds=1.0):
-    sizes = config.mesh.sizes(chips)
-    memory = Memory({"needed": needed * GIB}, 15.75 * GIB)
+def report_of(config, chips, needed, seconds=1.0, programs=(GRADIENTS,)):
+    memory = Memory({"parameters": 0.6 * GIB, "needed": (needed - 0.6) * GIB}, 15.75 * GIB)
     roofline = Roofline(seconds, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0) if memory.fits else None
-    return PlanReport(config.name, "pretended", sizes, config.batch_size, config.remat, (ProgramReport(GRADIENTS, memory, None, roofline, 1.0),))
-
-
-def test_candidates_keep_the_samples_of_a_step():
-    found = list(search.candidates(CONFIG, topology(16)))
-    assert {one.batch_size * one.accumulation for one in found} == {32}
-    assert (found[0].batch_size, found[0].remat, found[0].mesh) == (32, "dots", MeshConfig("fsdp"))
-    assert {one.mesh.context for one in found} == {1, 2, 4, 8}
-    assert {one.mesh.preset for one in search.candidates(CONFIG, topology(16, slices=2))} == {"hybrid"}
+    found = tuple(ProgramReport(name, memory, None, roofline, 1.0) for name in programs)
+    return PlanReport(config.name, "pretended", config.mesh.sizes(chips), config.batch_size, config.remat, found)
 
 
 @dataclass
 class Pretended:
-    """Programs that need so much memory, and take so long."""
+    """In the place of the compiler: programs that need so many GiB, and take so long, by default a second for collectives and one for each sample."""
 
-    asked: list
+    memory: Callable
+    seconds: Callable = lambda config: 1.0 + config.batch_size
+    asked: list = field(default_factory=list)
 
     def __call__(self, config, model_config, topology, workload, programs):
-        self.asked.append((config.batch_size, config.remat, config.mesh.context))
-        needed = config.batch_size * (1.2 if config.remat == "dots" else 0.7) / config.mesh.context
-        return report_of(config, 16, needed, seconds={"dots": 0.8, "full": 1.0}[config.remat] * config.batch_size)
+        assert config.batch_size * config.accumulation == 32 and programs == (GRADIENTS,)
+        self.asked.append((config.mesh, config.batch_size, config.remat))
+        return report_of(config, len(topology.devices), self.memory(config), self.seconds(config))
 
 
-def test_the_search_takes_the_fastest_that_fits(monkeypatch):
-    made = Pretended([])
-    monkeypatch.setattr(search, "make_plan", made)
-    best, reports = search.fit(CONFIG, preset("7b"), topology(16), Workload())
-    # a batch of 32 needs 38 GiB with dots and 22 with full, one of 16 needs 19 and 11
-    assert made.asked[:4] == [(32, "dots", 1), (16, "dots", 1), (32, "full", 1), (16, "full", 1)]
-    fitting = [report for report in reports if report.programs[0].memory.fits]
-    assert best.remat in {report.remat for report in fitting} and len(reports) <= 6
+def search_of(monkeypatch, pretended, chips, slices=1, size="7b"):
+    monkeypatch.setattr(search, "make_plan", pretended)
+    told = []
+    best = search.fit(CONFIG, preset(size), topology(chips, slices), Workload(), told.append)
+    assert len(told) == len(pretended.asked) == len(set(pretended.asked)) <= search.MOST
+    return best
+
+
+def test_only_all_chips_of_a_slice_together_can_hold_a_sample(monkeypatch):
+    pretended = Pretended(lambda config: 200 / config.mesh.context)
+    best = search_of(monkeypatch, pretended, 16)
+    assert (best.mesh, best.batch_size, best.accumulation) == (MeshConfig("fsdp", context=16), 32, 1)
+    assert pretended.asked[:3] == [(MeshConfig("fsdp", context=n), 16 // n, "full") for n in (1, 8, 16)]
+
+
+@pytest.mark.parametrize("context", [2, 4, 8, 16, 32, 64])
+def test_the_fewest_sharers_that_fit_are_found(monkeypatch, context):
+    def memory(config):
+        """15 GiB where just so many share a sample, of which there is one at once for each part of the mesh."""
+        return 15 * context / 64 * config.batch_size * (2 if config.remat == "dots" else 1)
+
+    best = search_of(monkeypatch, Pretended(memory), 64)
+    assert (best.mesh.context, best.batch_size, best.remat) == (context, 64 // context, "full")
+
+
+def test_a_plan_that_fits_goes_on_to_less_computed_again_and_more_at_once(monkeypatch):
+    def memory(config):
+        return config.batch_size * (0.9 if config.remat == "dots" else 0.3)
+
+    pretended = Pretended(memory, lambda config: 1.0 + config.batch_size * (0.8 if config.remat == "dots" else 1.0))
+    best = search_of(monkeypatch, pretended, 16)
+    assert (best.mesh, best.batch_size, best.remat) == (MeshConfig("fsdp"), 16, "dots")
+    # 32 at once need 28.8 GiB with dots, and 9.6 without: but fewer FLOPs are worth more than fewer collectives
+    assert pretended.asked[:3] == [(MeshConfig("fsdp"), *tried) for tried in ((16, "full"), (16, "dots"), (32, "dots"))]
+    # another mesh begins at the best
+    assert pretended.asked[3] == (MeshConfig("dp"), 16, "dots")
+
+
+def test_the_fastest_that_fits_is_taken(monkeypatch):
+    by_preset = {"fsdp": 3.0, "dp": 2.0, "fsdp_tp": 1.0}
+
+    def memory(config):
+        return 20 if config.mesh.context * config.mesh.tensor < 4 or config.remat == "dots" else 15
+
+    pretended = Pretended(memory, lambda config: by_preset[config.mesh.preset] * (1.0 + config.batch_size))
+    best = search_of(monkeypatch, pretended, 8)
+    assert (best.mesh, best.batch_size) == (MeshConfig("fsdp_tp", tensor=4), 32)
+    # 7B has 28 query heads, which 8 do not divide
+    pretended = Pretended(lambda config: 20 if config.mesh.context < 8 else 15)
+    search_of(monkeypatch, pretended, 8)
+    assert {mesh.preset for mesh, *_ in pretended.asked} == {"fsdp"}
+
+
+def test_weights_that_do_not_fit_every_chip_are_not_compiled_there(monkeypatch):
+    # 0.6 GiB of weights a chip in a slice of 16 are 9.6 on each chip, and in one of 32 19.2
+    for chips, presets in ((16, {"fsdp", "dp"}), (32, {"fsdp", "hybrid"})):
+        pretended = Pretended(lambda config: 15.0 if config.remat == "full" and config.mesh.preset != "hybrid" else 16.0)
+        search_of(monkeypatch, pretended, chips)
+        assert {mesh.preset for mesh, *_ in pretended.asked} == presets
+
+
+def test_groups_of_a_large_slice_and_slices(monkeypatch):
+    best = search_of(monkeypatch, Pretended(lambda config: 15.0 if config.mesh.preset == "hybrid" else 16.0), 32)
+    assert best.mesh == MeshConfig("hybrid", slices=2)
+    pretended = Pretended(lambda _: 15.0)
+    assert search_of(monkeypatch, pretended, 16, slices=2).mesh.slices == 2
+    assert {mesh.preset for mesh, *_ in pretended.asked} == {"hybrid", "dp"}
+    assert search.dividing_meshes(64, 2, 1) == [MeshConfig("hybrid", slices=4), MeshConfig("hybrid", slices=2)]
+    assert search.dividing_meshes(64, 2, 32) == [MeshConfig("hybrid", slices=2, context=32)]
+
+
+def test_compilations_are_bounded(monkeypatch, capsys):
+    everything = Pretended(lambda config: 15.0)
+    search_of(monkeypatch, everything, 1)
+    assert {batch for _, batch, _ in everything.asked} == {1, 2, 4, 8, 16, 32}
+    monkeypatch.setattr(search, "MOST", 4)
+    assert search_of(monkeypatch, Pretended(lambda config: 15.0), 1).batch_size == 4
+    monkeypatch.undo()
+    for chips in (2**n for n in range(10)):
+        # to find what fits a slice takes less than that, whatever it is
+        levels = len(search.sharings(chips, 1, 512))
+        assert len(search.dividing_meshes(chips, 1, 1)) * (1 + (levels - 1).bit_length()) <= search.MOST
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"{search.MOST} compilations at most" in " ".join(capsys.readouterr().out.split())
 
 
 def test_nothing_fits(monkeypatch):
-    monkeypatch.setattr(search, "make_plan", lambda config, *_: report_of(config, 16, 100))
-    with pytest.raises(UserError, match=r"nothing that was tried fits pretended: the nearest, mesh .* needs 100.00 GiB of 15.75 a chip"):
-        search.fit(CONFIG, preset("7b"), topology(16), Workload())
+    pretended = Pretended(lambda config: 116 - config.mesh.context)
+    with pytest.raises(UserError, match=r"nothing that was tried fits pretended, up to all chips of a slice .* mesh context 16, .* needs 100.00 GiB of 15.75"):
+        search_of(monkeypatch, pretended, 16)
+    assert [mesh.context for mesh, *_ in pretended.asked] == [1, 8, 16]
     with pytest.raises(UserError, match="32 samples a step do not divide among 48 chips"):
-        search.fit(CONFIG, preset("7b"), topology(48), Workload())
+        search_of(monkeypatch, pretended, 48, slices=3)
 
 
-def test_advice_names_what_would_help():
-    config = replace(CONFIG, batch_size=32, accumulation=1, remat="dots")
-    (line,) = advice(report_of(config, 16, 20), config)
-    assert line.startswith("gradients does not fit: 4.25 GiB too much")
-    assert "--remat full" in line and "--batch-size 16 --accumulation 2" in line and "--mesh.context 2" in line
-    assert advice(report_of(config, 16, 10), config) == []
-    prefill = replace(report_of(config, 16, 20), programs=(ProgramReport(PREFILL, Memory({"needed": 20 * GIB}, 15.75 * GIB), None, None, 1.0),))
-    assert "fewer prompts at a time (--prompts)" in advice(prefill, config)[0]
+def test_a_refusal_for_one_topology_leaves_the_others(monkeypatch, tmp_path, capsys):
+    def make_plan(config, model_config, topology, *_):
+        if len(topology.devices) == 64:
+            raise UserError("a batch of 8 does not divide among 64 parts")
+        return report_of(config, len(topology.devices), 15.0)
+
+    monkeypatch.setattr("unipixel_jax.plan.topology.open_topology", lambda name: replace(topology(int(name)), name=name))
+    monkeypatch.setattr("unipixel_jax.plan.plan.make_plan", make_plan)
+    written = tmp_path / "plans.json"
+    arguments = [str(SEVEN), "--json", str(written), "--topology"]
+    assert main([*arguments, "64"]) == 1 and not written.exists()
+    assert main([*arguments, "64", "--topology", "8"]) == 1
+    assert "64: a batch of 8 does not divide among 64 parts" in capsys.readouterr().err
+    assert [report["mesh"]["fsdp"] for report in json.loads(written.read_text())] == [8]
+
+
+PLANNED = {
+    "32 at once": ([16], ["--batch-size", "32", "--accumulation", "1", "--remat", "dots"]),
+    "one a chip": ([16], ["--batch-size", "16", "--accumulation", "2"]),
+    "three a chip": ([16], ["--batch-size", "48", "--accumulation", "1"]),
+    "all for one": ([16], ["--batch-size", "1", "--accumulation", "32", "--mesh.context", "16"]),
+    "weights everywhere": ([8], ["--mesh.preset", "dp"]),
+    "divided products": ([8], ["--mesh.preset", "fsdp_tp", "--mesh.tensor", "2"]),
+    "one chip": ([8], ["--mesh.preset", "single"]),
+    "two slices": ([16, 2], ["--mesh.preset", "hybrid", "--batch-size", "16"]),
+    "groups": ([16], ["--mesh.preset", "hybrid", "--mesh.slices", "4", "--batch-size", "16"]),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("planned", PLANNED)
+def test_advice_is_what_the_command_accepts(planned, program):
+    chips, arguments = PLANNED[planned]
+    config = load_config(SEVEN, arguments)
+    shards = math.prod(mesh_sizes(config.mesh, topology(*chips).devices)[axis] for axis in ("data", "fsdp"))
+    for prompts in (None, 6 * shards):
+        report = report_of(config, chips[0], 20, programs=(program,))
+        (line,) = advice(report, config, preset("7b"), topology(*chips), prompts)
+        start, _, named = line.partition("one of: ")
+        assert start.startswith(f"{program} does not fit: 4.25 GiB too much. More chips")
+        for knob in named.split("; ") if named else ():
+            words = knob.split()
+            answered = prompts
+            if words[0] == "--prompts":
+                answered = int(words[1])
+                assert answered < prompts and program in (PREFILL, DECODE, TRACK)
+                words = []
+            other = load_config(SEVEN, [*arguments, *words])
+            assert other != config or words == []
+            sizes = mesh_sizes(other.mesh, topology(*chips).devices)
+            assert other.batch_size % (sizes["data"] * sizes["fsdp"]) == 0 and (answered or 0) % (sizes["data"] * sizes["fsdp"]) == 0
+            assert other.batch_size * other.accumulation == config.batch_size * config.accumulation
+            check_heads(preset("7b"), AbstractMesh(tuple(sizes.values()), AXES))
+
+
+@pytest.mark.parametrize(
+    ("planned", "program", "prompts", "named"),
+    [
+        ("32 at once", GRADIENTS, None, "More chips, or one of: --remat full; --batch-size 16 --accumulation 2"),
+        ("32 at once", LANGUAGE, None, "More chips, or one of: --remat full; --batch-size 16 --accumulation 2"),
+        ("one a chip", GRADIENTS, None, "More chips, or one of: --mesh.context 2 --batch-size 8 --accumulation 4"),
+        ("three a chip", GRADIENTS, None, "More chips, or one of: --batch-size 16 --accumulation 3"),
+        ("all for one", GRADIENTS, None, "More chips"),
+        ("weights everywhere", GRADIENTS, None, "More chips, or one of: --mesh.context 2 --batch-size 4 --accumulation 8; --mesh.preset fsdp"),
+        ("two slices", GRADIENTS, None, "More chips, or one of: --mesh.context 2 --batch-size 8 --accumulation 8"),
+        ("one a chip", UPDATE, None, "More chips that divide the weights, or fewer trained weights"),
+        ("weights everywhere", UPDATE, None, "More chips that divide the weights, or fewer trained weights, or one of: --mesh.preset fsdp"),
+        ("one a chip", PREFILL, None, "More chips, or one of: --mesh.preset fsdp_tp --mesh.tensor 2; --mesh.context 2"),
+        ("one a chip", DECODE, 64, "More chips, or one of: --prompts 32; --mesh.preset fsdp_tp --mesh.tensor 2"),
+        ("divided products", TRACK, 4, "More chips, or one of: --mesh.tensor 4; --mesh.context 2"),
+        ("two slices", PREFILL, None, "More chips, or one of: --mesh.context 2"),
+    ],
+)
+def test_advice_names_what_would_help(planned, program, prompts, named):
+    chips, arguments = PLANNED[planned]
+    config = load_config(SEVEN, arguments)
+    (line,) = advice(report_of(config, chips[0], 20, programs=(program,)), config, preset("7b"), topology(*chips), prompts)
+    assert line == f"{program} does not fit: 4.25 GiB too much. {named}"
+    assert advice(report_of(config, chips[0], 10, programs=(program,)), config, preset("7b"), topology(*chips), prompts) == []
 
 
 def test_sizes_come_from_what_is_there(tmp_path):
@@ -90,10 +243,6 @@ def test_sizes_come_from_what_is_there(tmp_path):
 
 
 def test_a_clip_that_does_not_fit_its_conversation():
-    from jax.sharding import AbstractMesh
-
-    from unipixel_jax.core.mesh import AXES
-
     with pytest.raises(UserError, match=r"100 tokens do not hold a clip of 8 frames: use at least \d+, or fewer frames"):
         sample_row(preset("tiny"), Workload(tokens=100), AbstractMesh((1, 1, 1, 1), AXES))
 

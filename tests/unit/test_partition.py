@@ -1,8 +1,9 @@
-"""Where weights lie: every weight of 3B and 7B on five meshes as recorded, and the rules on small cases."""
+"""Where weights lie: every weight of 3B and 7B on six meshes as recorded, and the rules on small cases."""
 
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -10,7 +11,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from unipixel_jax.config import preset
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, VOCAB
-from unipixel_jax.core.mesh import AXES, MeshConfig, make_mesh
+from unipixel_jax.core.mesh import AXES, MeshConfig, make_mesh, mesh_sizes
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import ELSEWHERE, TABLES, check_heads, text_rules
 
@@ -31,7 +32,7 @@ def mesh(**sizes):
 
 
 @pytest.mark.parametrize("size", ["3b", "7b"])
-@pytest.mark.parametrize("name", ["single", "dp-8", "fsdp-16", "fsdp_tp-16", "hybrid-32"])
+@pytest.mark.parametrize("name", ["single", "dp-8", "fsdp-16", "fsdp_tp-16", "context-16", "hybrid-32"])
 def test_every_weight_lies_where_it_did(script, size, name):
     recorded = json.loads((RECORDED / f"{size}_{name}.json").read_text())
     found = script.specs(size, name)
@@ -82,6 +83,35 @@ def test_heads_that_do_not_divide_are_refused():
 def test_meshes_that_cannot_be(arguments, message):
     with pytest.raises(UserError, match=message):
         make_mesh(MeshConfig(**arguments), jax.devices())
+
+
+def of_slices(chips, slices, platform="tpu"):
+    return [SimpleNamespace(platform=platform, slice_index=i * slices // chips) for i in range(chips)]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(), "the preset 'fsdp' would divide weights over 2 slices: use --mesh.preset hybrid, which divides them within each"),
+        (MeshConfig("fsdp_tp", tensor=2), "the preset 'fsdp_tp' would divide weights over 2 slices: use --mesh.preset hybrid"),
+        (MeshConfig("dp", context=12), "the preset 'dp' would divide weights over 2 slices"),
+        (MeshConfig("hybrid", slices=3), "mesh.slices is 3, and the devices form 2 slices: leave it out, or choose a multiple of 2"),
+        (MeshConfig("hybrid", slices=1), "mesh.slices is 1, and the devices form 2 slices"),
+    ],
+)
+def test_slices_that_are_not_kept_apart_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(config, of_slices(12, 2))
+
+
+def test_meshes_of_several_slices():
+    devices = of_slices(12, 2)
+    assert mesh_sizes(MeshConfig("hybrid"), devices) == {"data": 2, "fsdp": 6, "context": 1, "tensor": 1}
+    assert mesh_sizes(MeshConfig("hybrid", slices=4), devices) == {"data": 4, "fsdp": 3, "context": 1, "tensor": 1}
+    assert mesh_sizes(MeshConfig("dp", context=6), devices) == {"data": 2, "fsdp": 1, "context": 6, "tensor": 1}
+    assert mesh_sizes(MeshConfig("single"), devices) == dict.fromkeys(AXES, 1)
+    # hosts with GPUs are slices too, and the network between them is fast enough
+    assert mesh_sizes(MeshConfig(), of_slices(12, 2, "gpu")) == {"data": 1, "fsdp": 12, "context": 1, "tensor": 1}
 
 
 def test_sizes_of_presets():

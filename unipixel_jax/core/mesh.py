@@ -76,17 +76,35 @@ class MeshConfig:
         return {DATA: data, FSDP: fsdp, CONTEXT: self.context, TENSOR: self.tensor}
 
 
+def mesh_sizes(config: MeshConfig, devices: Sequence[jax.Device]) -> dict[str, int]:
+    """Size of every axis of the mesh of some devices.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices, "hybrid" over one slice, or a mesh that does not keep the devices' slices apart along
+            ``data``: of TPUs, or with "hybrid".
+    """
+    found = _slices(devices)
+    if config.preset == "hybrid" and max(config.slices or 1, found) < 2:
+        raise UserError("the preset 'hybrid' needs at least 2 slices, and the devices form 1: use fsdp, or set mesh.slices")
+    sizes = config.sizes(len(devices), found)
+    if config.preset == "single" or sizes[DATA] % found == 0:
+        return sizes
+    if config.preset == "hybrid":
+        raise UserError(f"mesh.slices is {config.slices}, and the devices form {found} slices: leave it out, or choose a multiple of {found}")
+    if devices[0].platform == "tpu":
+        raise UserError(f"the preset {config.preset!r} would divide weights over {found} slices: use --mesh.preset hybrid, which divides them within each")
+    return sizes
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of some devices, neighbours on the chips' network beside each other along its inner axes.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices, or "hybrid" over one slice.
+        UserError: as ``mesh_sizes``.
     """
-    found = len({getattr(device, "slice_index", 0) for device in devices})
-    if config.preset == "hybrid" and (config.slices or found) < 2:
-        raise UserError("the preset 'hybrid' needs at least 2 slices, and the devices form 1: use fsdp, or set mesh.slices")
-    sizes = config.sizes(len(devices), found)
+    sizes = mesh_sizes(config, devices)
     devices = devices[: math.prod(sizes.values())]
+    found = _slices(devices)
     shape = tuple(sizes.values())
     if found > 1 and sizes[DATA] % found == 0:
         within = (sizes[DATA] // found, *shape[1:])
@@ -96,6 +114,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     else:
         array = np.array(devices).reshape(shape)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1 << 20}

@@ -21,10 +21,10 @@ those of the roofline. --verbose, anywhere among the arguments, shows the traceb
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``plan`` with its arguments; returns the exit status: 0, or 1 where something does not fit.
+    """Run ``plan`` with its arguments; returns the exit status: 0, or 1 where something does not fit, or is refused for a topology.
 
     Raises:
-        UserError: unknown topologies or programs, or what plan/plan.py refuses.
+        UserError: unknown topologies or programs, or what ``load_config`` and ``sizes`` refuse.
     """
     parser = argparse.ArgumentParser(prog="unipixel-jax plan", description="Say whether a run fits a topology, and what it costs there.", epilog=EPILOG)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="tokens of every conversation, the clip's included (default: 2048)")
     parser.add_argument("--objects", type=int, default=5, metavar="N", help="objects of every clip (default: 5)")
     parser.add_argument("--prompts", type=int, metavar="N", help="prompts answered at a time (default: one for each part of the mesh)")
-    parser.add_argument("--fit", action="store_true", help="search batch size, remat policy and mesh for the fastest plan that fits")
+    parser.add_argument("--fit", action="store_true", help="search mesh, batch size and remat policy for the fastest plan that fits, 12 compilations at most")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for a page")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and times")
@@ -51,10 +51,11 @@ def run(args: argparse.Namespace, fields: list[str]) -> int:
     from rich.console import Console
 
     from unipixel_jax.core.files import replacing
+    from unipixel_jax.plan.advice import advice
     from unipixel_jax.plan.fit import fit
-    from unipixel_jax.plan.plan import USUAL, advice, check_programs, make_plan
+    from unipixel_jax.plan.plan import USUAL, check_programs, make_plan
     from unipixel_jax.plan.programs import Workload
-    from unipixel_jax.plan.report import MARKDOWN, plot
+    from unipixel_jax.plan.report import MARKDOWN, PlanReport, plot
     from unipixel_jax.plan.topology import open_topology
     from unipixel_jax.train.config import load_config
 
@@ -66,19 +67,26 @@ def run(args: argparse.Namespace, fields: list[str]) -> int:
     topologies = [open_topology(name) for name in args.topology]
     console = Console(width=None if sys.stdout.isatty() else 160)
     reports, fits = [], True
+
+    def tell(report: PlanReport) -> None:
+        memory = report.programs[0].memory
+        console.print(f"tried {report.title}: {memory.total / 2**30:.2f} GiB of {memory.capacity / 2**30:.2f}")
+
     for topology in topologies:
-        own = config
-        if args.fit:
-            own, tried = fit(config, model_config, topology, workload)
-            for report in tried:
-                memory = report.programs[0].memory
-                console.print(f"tried {report.title}: {memory.total / 2**30:.2f} GiB of {memory.capacity / 2**30:.2f}")
-        report = make_plan(own, model_config, topology, workload, programs, args.prompts)
+        try:
+            own = fit(config, model_config, topology, workload, tell) if args.fit else config
+            report = make_plan(own, model_config, topology, workload, programs, args.prompts)
+        except UserError as error:
+            fits = False
+            print(f"{topology.name}: {error}", file=sys.stderr)
+            continue
         reports.append(report)
         console.print(report.table())
-        for line in advice(report, own):
+        for line in advice(report, own, model_config, topology, args.prompts):
             fits = False
             print(f"{topology.name}: {line}", file=sys.stderr)
+    if not reports:
+        return 1
     if args.json is not None:
         with replacing(args.json) as aside:
             aside.write_text(json.dumps([report.to_json() for report in reports], indent=1) + "\n", encoding="utf-8")

@@ -19,6 +19,9 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _USABLE: Mapping[str, float] = MappingProxyType({"TPU v5 lite": 15.75 * GIB, "TPU v5": 95.74 * GIB, "TPU v6 lite": 31.25 * GIB})
 """By ``Chip.kind``: what the TPU compiler (libtpu 0.0.42) says is available, where it refuses a program."""
 
+_GPU_SHARE = 0.95
+"""Of a GPU's memory: what the launchers let JAX take (XLA_PYTHON_CLIENT_MEM_FRACTION), which by itself takes three quarters."""
+
 ARGUMENTS, RESULTS, TEMPORARY, PROGRAM, NEEDED = "other arguments", "results", "temporaries", "program", "needed"
 
 
@@ -44,8 +47,8 @@ class Memory:
 
 
 def usable(chip: Chip) -> float:
-    """Bytes of a chip that a program may use: what the TPU compiler leaves, and all of a GPU's, where JAX itself takes three quarters unless told otherwise."""
-    return _USABLE.get(chip.kind, chip.memory)
+    """Bytes of a chip that a program may use: what the TPU compiler leaves, or what JAX takes of a GPU's."""
+    return _USABLE.get(chip.kind, _GPU_SHARE * chip.memory)
 
 
 def bytes_per_chip(tree: Any) -> int:

@@ -131,30 +131,6 @@ def _compiled(
     return ProgramReport(name, memory, costs, Roofline.of(costs, topology, model_flops), seconds)
 
 
-def advice(report: PlanReport, config: TrainConfig) -> list[str]:
-    """For each program that does not fit, by how much, and what would help."""
-    lines = []
-    for program in report.programs:
-        if program.memory.fits:
-            continue
-        over = (program.memory.total - program.memory.capacity) / 2**30
-        knobs = []
-        if program.name in (GRADIENTS, LANGUAGE):
-            shards = report.mesh["data"] * report.mesh["fsdp"]
-            if config.remat != "full":
-                knobs.append("--remat full")
-            if report.batch_size > shards:
-                half = max(shards, report.batch_size // 2)
-                knobs.append(f"--batch-size {half} --accumulation {config.accumulation * report.batch_size // half}")
-            if report.mesh["fsdp"] == 1:
-                knobs.append("--mesh.preset fsdp")
-            knobs.append(f"--mesh.context {2 * report.mesh['context']}")
-        else:
-            knobs.append("fewer prompts at a time (--prompts), or --mesh.preset fsdp_tp")
-        lines.append(f"{program.name} does not fit: {over:.2f} GiB too much. More chips, or one of: {'; '.join(knobs)}")
-    return lines
-
-
 def check_programs(names: Sequence[str]) -> None:
     """Raise a UserError unless all are names of programs."""
     unknown = [name for name in names if name not in PROGRAMS]

@@ -1,0 +1,79 @@
+"""What would help where a program does not fit: arguments of the command, none of which it would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from jax.sharding import AbstractMesh
+
+from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.mesh import AXES, DATA, FSDP, mesh_sizes
+from unipixel_jax.errors import UserError
+from unipixel_jax.models.partition import check_heads
+from unipixel_jax.plan.programs import DECODE, GRADIENTS, LANGUAGE, UPDATE
+from unipixel_jax.plan.report import PlanReport
+from unipixel_jax.plan.topology import Topology
+from unipixel_jax.train.config import TrainConfig
+
+Change = Mapping[str, Any]
+"""Other values of fields, as {"mesh.context": 2}."""
+
+
+def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig, topology: Topology, prompts: int | None = None) -> list[str]:
+    """For each program that does not fit, by how much, and what would help.
+
+    Args:
+        report: of the plan.
+        config: what was planned.
+        model_config: sizes of the model.
+        topology: the chips.
+        prompts: that inference answers at a time; None for one on each part of the mesh.
+    """
+    lines = []
+    for program in report.programs:
+        if program.memory.fits:
+            continue
+        over = (program.memory.total - program.memory.capacity) / 2**30
+        helps = ["More chips that divide the weights", "fewer trained weights"] if program.name == UPDATE else ["More chips"]
+        found = []
+        for way in _ways(program.name, config, prompts, len(topology.devices)):
+            taken = next((change for change in way if _accepted(change, config, model_config, topology, prompts)), None)
+            if taken is not None:
+                found.append(" ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
+        if found:
+            helps.append(f"one of: {'; '.join(found)}")
+        lines.append(f"{program.name} does not fit: {over:.2f} GiB too much. {', or '.join(helps)}")
+    return lines
+
+
+def _ways(program: str, config: TrainConfig, prompts: int | None, chips: int) -> Iterator[list[Change]]:
+    """What may help, of each way that which is to be named, if it is accepted, before others."""
+    mesh, batch = config.mesh, config.batch_size
+    wider = {"mesh.context": 2 * mesh.context}
+    if program in (GRADIENTS, LANGUAGE):
+        if config.remat != "full":
+            yield [{"remat": "full"}]
+        fewer = [{"batch_size": n, "accumulation": config.accumulation * batch // n} for n in range(batch - 1, 0, -1) if batch % n == 0]
+        # with more sharers too there must be fewer samples: as many on as many chips need as much
+        yield [*fewer, *(wider | samples for samples in fewer)]
+    elif program != UPDATE:
+        yield [{"prompts": n} for n in range((prompts or 0) // 2, 0, -1)]
+        preset = {} if mesh.preset == "fsdp_tp" else {"mesh.preset": "fsdp_tp"}
+        yield [preset | {"mesh.tensor": n} for n in range(mesh.tensor + 1, chips + 1)]
+        if program != DECODE:  # whose one token does not divide
+            yield [wider]
+    yield [{"mesh.preset": preset} for preset in ("fsdp", "hybrid") if preset != mesh.preset]
+
+
+def _accepted(change: Change, config: TrainConfig, model_config: UniPixelConfig, topology: Topology, prompts: int | None) -> bool:
+    """Whether the chips form the mesh, and everything divides among its parts."""
+    try:
+        mesh = replace(config.mesh, **{name.removeprefix("mesh."): value for name, value in change.items() if name.startswith("mesh.")})
+        sizes = mesh_sizes(mesh, topology.devices)
+        check_heads(model_config, AbstractMesh(tuple(sizes.values()), AXES))
+    except UserError:
+        return False
+    shards = sizes[DATA] * sizes[FSDP]
+    return change.get("batch_size", config.batch_size) % shards == 0 and change.get("prompts", prompts or shards) % shards == 0
