@@ -123,7 +123,7 @@ def test_points_and_boxes_are_taken_in_their_order(tmp_path, monkeypatch, capsys
     def ask(media, question, references, **_):
         raise UserError(f"asked about {references}")
 
-    monkeypatch.setattr("unipixel_jax.infer.predictor.UniPixel.from_pretrained", lambda *_: SimpleNamespace(ask=ask))
+    monkeypatch.setattr("unipixel_jax.infer.predictor.UniPixel.from_pretrained", lambda *_, **__: SimpleNamespace(ask=ask))
     where = ["--box", "1,2,3,4", "--point", "5,6,7", "--box", "0,0,9,9,1", "--output-dir", str(tmp_path)]
     assert main(["ask", PHOTO, "Are <region>, <region> and <region> alike?", *where]) == 1
     assert capsys.readouterr().err == f"error: asked about {[Box(1.0, 2.0, 3.0, 4.0), Point(5.0, 6.0, 7), Box(0.0, 0.0, 9.0, 9.0, 1)]}\n"

@@ -6,12 +6,14 @@ HOSTS are fields of HostsConfig as JSON. The first process writes what it found 
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
@@ -60,8 +62,15 @@ def config_of(start: Path, mesh: MeshConfig, kind: str) -> TrainConfig:
     return replace(config, data=replace(config.data, datasets=kind))
 
 
-def one_step(start: Path, name: str, kind: str) -> Any:
-    """Losses and gradients of a batch, those by path, on the host; after two updates all is finite."""
+def nudged(weights: jax.Array) -> jax.Array:
+    """Weights of which a third is a unit in the last place larger, and a third smaller."""
+    old = np.asarray(weights)
+    toward = np.random.default_rng(0).choice(3, old.shape)
+    return jax.device_put(np.nextafter(old, np.choose(toward, [old, np.inf, -np.inf]).astype(old.dtype)), weights.sharding)
+
+
+def one_step(start: Path, name: str, kind: str, change: Callable[[jax.Array], jax.Array] = lambda weights: weights) -> Any:
+    """Losses and gradients of a batch, those by path, on the host, of trained weights after a ``change``; after two updates all is finite."""
     mesh, count = MESHES[name]
     config = config_of(start, mesh, kind)
     setup = set_up(lay_out(config, WIDE, 6, jax.devices()[:count]), start)
@@ -76,7 +85,7 @@ def one_step(start: Path, name: str, kind: str) -> Any:
     with open_loader(mixture, draw, config.data.loader, ladders=ladders, packed=False, parts=parts, host=host, hosts=hosts, agree=agree) as loader:
         arrays = next(loader).arrays
     gradients, update = make_gradients(setup), make_update(setup)
-    state, first = setup.state, None
+    state, first = replace(setup.state, trained=jax.tree.map(change, setup.state.trained)), None
     for number in range(2):
         grads, losses = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), step_key(0, number, 0))
         if number == 0:

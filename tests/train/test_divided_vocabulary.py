@@ -50,7 +50,7 @@ def test_language_loss(mesh, chunk, arrays):
             np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
         scores = arrays[0] @ arrays[1].T
         at = np.argwhere(arrays[2][:, 1:] == WATCHED)
-        assert said == np.sum([np.argmax(scores[row, t]) == WATCHED for row, t in at]) > 0
+        assert float(said) == np.sum([np.argmax(scores[row, t]) == WATCHED for row, t in at]) > 0
         assert int(count) == len(at)
 
 
