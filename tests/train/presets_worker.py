@@ -6,14 +6,12 @@ HOSTS are fields of HostsConfig as JSON. The first process writes what it found 
 import json
 import pickle
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
@@ -54,6 +52,9 @@ MESHES = {
     "fsdp_tp and context, 8": (MeshConfig("fsdp_tp", tensor=2, context=2), 8),
 }
 """By name: a mesh, and of how many devices."""
+SEEDS = {"shapes_image": 0, "shapes_clip": 1}
+"""Of the batches. The first clips of seed 0 meet a threshold within rounding: on one device too their gradients change by 4.4e-4 with weights that change by
+1.2e-7."""
 
 
 def config_of(start: Path, mesh: MeshConfig, kind: str) -> TrainConfig:
@@ -62,15 +63,8 @@ def config_of(start: Path, mesh: MeshConfig, kind: str) -> TrainConfig:
     return replace(config, data=replace(config.data, datasets=kind))
 
 
-def nudged(weights: jax.Array) -> jax.Array:
-    """Weights of which a third is a unit in the last place larger, and a third smaller."""
-    old = np.asarray(weights)
-    toward = np.random.default_rng(0).choice(3, old.shape)
-    return jax.device_put(np.nextafter(old, np.choose(toward, [old, np.inf, -np.inf]).astype(old.dtype)), weights.sharding)
-
-
-def one_step(start: Path, name: str, kind: str, change: Callable[[jax.Array], jax.Array] = lambda weights: weights) -> Any:
-    """Losses and gradients of a batch, those by path, on the host, of trained weights after a ``change``; after two updates all is finite."""
+def one_step(start: Path, name: str, kind: str) -> Any:
+    """Losses and gradients of a batch, those by path, on the host; after two updates all is finite."""
     mesh, count = MESHES[name]
     config = config_of(start, mesh, kind)
     setup = set_up(lay_out(config, WIDE, 6, jax.devices()[:count]), start)
@@ -81,11 +75,11 @@ def one_step(start: Path, name: str, kind: str, change: Callable[[jax.Array], ja
     ladders = replace(LADDERS, batch=rows, objects=replace(LADDERS.objects, step=4))
     draw = DrawSample(tokenizer, setup.model_config, replace(config.data.draw, image_size=128))
     parts, agree = shared if shared > 1 else None, partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
-    mixture = open_mixture(kind, "", 8, 0)
+    mixture = open_mixture(kind, "", 8, SEEDS[kind])
     with open_loader(mixture, draw, config.data.loader, ladders=ladders, packed=False, parts=parts, host=host, hosts=hosts, agree=agree) as loader:
         arrays = next(loader).arrays
     gradients, update = make_gradients(setup), make_update(setup)
-    state, first = replace(setup.state, trained=jax.tree.map(change, setup.state.trained)), None
+    state, first = setup.state, None
     for number in range(2):
         grads, losses = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), step_key(0, number, 0))
         if number == 0:

@@ -8,16 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from presets_worker import MESHES, WIDE, config_of, nudged, one_step
+from presets_worker import MESHES, WIDE, config_of, one_step
 from processes import Processes, free_port
 
 from unipixel_jax.core.mesh import MeshConfig
 from unipixel_jax.train.setup import lay_out, set_up
 
-BOUND = 1e-5
-"""Of the norm of a difference to that of the whole."""
-OF_ROUNDING = 2.0
-"""Of the difference that a unit in the last place of the weights makes: gradients of a tracked clip depend on rounding more than the bound allows."""
+LOSS_BOUND = 1e-5
+BOUNDS = {"shapes_image": 1e-5, "shapes_clip": 2e-5}
+"""Of the norm of a gradient's difference to that of the whole. Of a tracked clip's, 1.24e-5 was measured (`fsdp` over 8)."""
 
 
 @pytest.fixture(scope="module")
@@ -46,44 +45,31 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def rounding(start, whole):
-    """A function from the kind of batch to how much of each gradient changes on one chip with the last place of the weights; 0 for pictures."""
-
-    def changes(kind):
-        if kind == "shapes_image":
-            return dict.fromkeys(whole(kind)[1], 0.0)
-        other = one_step(start, "single", kind, nudged)
-        return {path: np.linalg.norm(other[1][path] - grad) for path, grad in whole(kind)[1].items()}
-
-    return cache(changes)
-
-
-def require_same(found, wanted, rounding):
+def require_same(found, wanted, bound):
     """Losses and gradients of ``one_step`` are equal."""
     for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(wanted[0]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=BOUND, atol=1e-7)
+        np.testing.assert_allclose(a, b, rtol=LOSS_BOUND, atol=1e-7)
     assert found[1].keys() == wanted[1].keys()
     total = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(wanted[1])))
     for path, grad in wanted[1].items():
-        assert np.linalg.norm(found[1][path] - grad) <= max(BOUND * max(np.linalg.norm(grad), 1e-3 * total), OF_ROUNDING * rounding[path]), path
+        assert np.linalg.norm(found[1][path] - grad) <= bound * max(np.linalg.norm(grad), 1e-3 * total), path
 
 
 @pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case.values[0] != "single"])
-def test_a_divided_batch_equals_a_whole_one(start, whole, rounding, name, kind):
-    require_same(one_step(start, name, kind), whole(kind), rounding(kind))
+def test_a_divided_batch_equals_a_whole_one(start, whole, name, kind):
+    require_same(one_step(start, name, kind), whole(kind), BOUNDS[kind])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dp, 8", "fsdp, 8", "fsdp_tp, 8", "hybrid, 8"])
-def test_two_processes_equal_one_chip(start, whole, rounding, tmp_path, name):
+def test_two_processes_equal_one_chip(start, whole, tmp_path, name):
     file = tmp_path / "found.pkl"
     shared = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2, "start_seconds": 600, "lost_seconds": 600}
     commands = [[str(Path(__file__).with_name("presets_worker.py")), json.dumps(shared | {"process_id": n}), str(start), name, str(file)] for n in (0, 1)]
     with Processes(tmp_path / "said", commands) as processes:
         ended = processes.ended(seconds=1800)
     assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
-    require_same(pickle.loads(file.read_bytes()), whole("shapes_image"), rounding("shapes_image"))
+    require_same(pickle.loads(file.read_bytes()), whole("shapes_image"), BOUNDS["shapes_image"])
 
 
 @pytest.mark.parametrize("name", ["dp, 8", "fsdp, 8", "fsdp_tp and context, 8"])
