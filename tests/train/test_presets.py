@@ -45,7 +45,7 @@ CASES = [
 ]
 
 
-def require_same(found, wanted, bound):
+def assert_same(found, wanted, bound):
     """Losses and gradients of ``one_step`` are equal."""
     for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(wanted[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=LOSS_BOUND, atol=1e-7)
@@ -57,7 +57,7 @@ def require_same(found, wanted, bound):
 
 @pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case.values[0] != "single"])
 def test_a_divided_batch_equals_a_whole_one(start, whole, name, kind):
-    require_same(one_step(start, name, kind), whole(kind), BOUNDS[kind])
+    assert_same(one_step(start, name, kind), whole(kind), BOUNDS[kind])
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_two_processes_equal_one_chip(start, whole, tmp_path, name):
     with Processes(tmp_path / "said", commands) as processes:
         ended = processes.ended(seconds=1800)
     assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
-    require_same(pickle.loads(file.read_bytes()), whole("shapes_image"), BOUNDS["shapes_image"])
+    assert_same(pickle.loads(file.read_bytes()), whole("shapes_image"), BOUNDS["shapes_image"])
 
 
 @pytest.mark.parametrize("name", ["dp, 8", "fsdp, 8", "fsdp_tp and context, 8"])
