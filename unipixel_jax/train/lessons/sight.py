@@ -22,7 +22,7 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import Ladder, Ladders
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.roles.shapes import refer
-from unipixel_jax.data.shapes.scene import SIDE, draw_scene
+from unipixel_jax.data.shapes.scene import COLOURS, SIDE, draw_scene
 from unipixel_jax.models.layers import Linear
 from unipixel_jax.models.qwen_vl.vision import VisionTables
 from unipixel_jax.models.unipixel import References, UniPixelModel, unstack_towers
@@ -36,6 +36,10 @@ from unipixel_jax.train.lessons.looks import LOOKS, THINGS, filled, looks
 
 SHOWN = 0.25
 """A token shows a thing that covers at least this share of it."""
+GLIMPSED = 1 / 32
+"""A token that shows a thing also shows a part of another that covers at least this share of it."""
+PLACED = ("size", "colour", "shape", "row", "column")
+"""What is asked of all; of tokens also the colour of a second thing beside, which is how what lies behind another is found."""
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +49,8 @@ class Sights:
 
     Attributes:
         patches: [B, P, patch_dim] float32.
-        shown: [B, M, 5] int32: size, colour and shape of the thing that a token shows, -1 for none; its row and its column.
+        shown: [B, M, 6] int32: size, colour and shape of the thing that a token shows, -1 for none; its row and its column; and the colour of the second
+            thing in it, the number of colours for none, -1 where the first is missing.
         under: [B, O, M] int32, the tokens that a thing touches, filled up with M.
         things: [B, O, 5] int32: size, colour, shape, row and column of a thing; -1 for padding.
         references: a point or a box for each thing; every array with B in front.
@@ -65,7 +70,7 @@ class Sight(UniPixelModel):
 
     def __init__(self, config: UniPixelConfig, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs)
-        self.counts = (*map(len, LOOKS), side_of(config), side_of(config))
+        self.counts = (*map(len, LOOKS), side_of(config), side_of(config), len(COLOURS) + 1)
         self.tell = Linear(config.text.hidden_size, sum(self.counts), (None, None), rngs)
 
     def loss(self, tables: VisionTables, batch: Sights) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -78,8 +83,8 @@ class Sight(UniPixelModel):
 
         tokens, things, pointed = jax.vmap(one)(batch.patches, batch.under, batch.references)
         asked = {
-            **self._asked("token", tokens, batch.shown, ("size", "colour", "shape", "row", "column")),
-            **self._asked("thing", things, batch.things, ("size", "colour", "shape", "row", "column")),
+            **self._asked("token", tokens, batch.shown, (*PLACED, "beside")),
+            **self._asked("thing", things, batch.things, PLACED),
             **self._asked("pointed", pointed, jnp.pad(batch.pointed, ((0, 0), (0, 0), (3, 0)), constant_values=-1), ("", "", "", "row", "column")),
         }
         total = jnp.sum(jnp.stack([loss for loss, _ in asked.values()]))
@@ -87,7 +92,7 @@ class Sight(UniPixelModel):
 
     def _asked(self, what: str, x: jax.Array, right: jax.Array, names: Sequence[str]) -> dict[str, tuple[jax.Array, jax.Array]]:
         answers = jnp.split(self.tell(x), np.cumsum(self.counts)[:-1], axis=-1)
-        return {f"{what}_{name}": _choose(own, right[..., i]) for i, (name, own) in enumerate(zip(names, answers, strict=True)) if name}
+        return {f"{what}_{name}": _choose(own, right[..., i]) for i, (name, own) in enumerate(zip(names, answers, strict=False)) if name}
 
 
 def _choose(logits: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +110,9 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
     patches, grid = patchify(language_frames(scene.frames, len(scene.frames), config.vision.merge_size), config.vision)
     look = looks(scene)
     cover = scene.masks[:, 0].reshape(count, side, SIDE // side, side, SIDE // side).mean(axis=(2, 4)).reshape(count, -1)
-    shown = np.where(cover.max(axis=0)[:, None] >= SHOWN, look[cover.argmax(axis=0)], -1)
+    first, second = np.argsort(-cover, axis=0, kind="stable")[:2]
+    beside = np.where(np.sort(cover, axis=0)[-2] >= GLIMPSED, look[second, LOOKS.index(tuple(COLOURS))], len(COLOURS))
+    shows = cover.max(axis=0)[:, None] >= SHOWN
     rows, columns = np.divmod(np.arange(side**2), side)
     touched = memory_grid(scene.masks, grid, config.vision)[0].reshape(count, -1)
     under = np.where(touched, np.arange(side**2), side**2).astype(np.int32)
@@ -114,7 +121,9 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
     things = np.concatenate([look, _cells(scene.centres, side)], axis=1)
     return {
         "patches": patches,
-        "shown": np.concatenate([shown, rows[:, None], columns[:, None]], axis=1).astype(np.int32),
+        "shown": np.concatenate(
+            [np.where(shows, look[first], -1), rows[:, None], columns[:, None], np.where(shows, beside[:, None], -1)], axis=1
+        ).astype(np.int32),
         "under": filled(under, side**2),
         "things": filled(things.astype(np.int32), -1),
         "references": reference_table([(reference, config.vision.temporal_patch_size) for reference in references], Ladder("", THINGS, 1.0, THINGS)),
