@@ -6,7 +6,7 @@ Needs torch, torchvision, transformers, decord, nncore and pycocotools, a clone 
     python scripts/record_sources.py --reference UniPixel --out tests/recordings/sources/cases.json
 
 Chance is taken out by always taking the first choice, half of a range, and the middle of a box's noise; sets keep their order; and the drawn questions
-are the markers below, so that a recording does not depend on the sentences of either side.
+and stock answers are the markers below, so that a recording does not depend on the sentences of either side.
 """
 
 from __future__ import annotations
@@ -29,15 +29,50 @@ from typing import Any
 import decord  # noqa: F401 - before the stand-ins, of which one is for it
 import numpy as np
 import torch
+from make_sample_data import WRITERS
 from recording import shims
-from sample_data import inst_it, llava, osprey, videorefer
 
-WRITERS = {**videorefer.WRITERS, **inst_it.WRITERS, **osprey.WRITERS, **llava.WRITERS}
-PASSES = ({"frames": 64, "chance": 0.9}, {"frames": 5, "chance": 0.1})
-"""Whole clips, and five frames of each; the second pass takes what has a chance of one half."""
+PASSES: tuple[dict[str, Any], ...] = (
+    {"frames": [64, 64], "type": "uniform", "chance": 0.9},
+    {"frames": [5, 5], "type": "uniform", "chance": 0.1},
+    {"frames": [4, 9], "type": "random", "chance": 0.1},
+)
+"""Whole clips; five frames of each; the fewest of four to nine frames, each the first of its segment. What has a chance of one half is taken in the latter two.
+A source is left out of these where it gives what it does in the first."""
+
+SPLITS = {
+    "revos": ("valid",),
+    "mevis": ("valid_u", "valid"),
+    "ref_youtube_vos": ("valid",),
+    "ref_davis17": ("valid",),
+    "groundmore": ("test",),
+    "vicas": ("val", "test"),
+    "reason_seg": ("val", "test"),
+    "ade20k": ("val",),
+    "cocostuff": ("val",),
+    "mapillary": ("val",),
+    "paco_lvis": ("val",),
+    "refcoco": ("val", "testA"),
+    "refclef": ("val", "testB", "test"),
+}
+"""Splits other than the one for training. They are drawn as in the first pass, and named SOURCE:SPLIT."""
 
 SIDE = 96
-MARKERS = {"CAPTION": "CAPTION {}", "DESCRIBE": "DESCRIBE {}", "LOCATE": "LOCATE {}"}
+MARKERS = {
+    "referring": {"REF_IMAGE_SHORT_PROMPTS": "CAPTION <|ref|>"},
+    "region": {"REG_DETAILED_PROMPTS": "DESCRIBE {}"},
+    "memory": {"SEG_MEMORY_PROMPTS": "LOCATE {}"},
+    "segmentation": {
+        "SEG_IMAGE_QUERY_PROMPTS": "IMAGE {}",
+        "SEG_VIDEO_QUERY_PROMPTS": "VIDEO {}",
+        "SEG_SENTENCE_PROMPTS": "SENTENCE {}",
+        "SEG_QUESTION_PROMPTS": "QUESTION {}",
+        "SEG_EXPLANATORY_PROMPTS": "EXPLAIN {}",
+        "SEG_DESCRIPTION_PROMPTS": "DESCRIPTION {}",
+        "SEG_RESPONSES": "ANSWER <|seg|>",
+    },
+}
+"""What stands for the sentences of each list, by the file that has it."""
 
 
 class OrderedSet(collections.abc.Set):  # type: ignore[type-arg]
@@ -75,13 +110,17 @@ def main() -> None:
         for write in dict.fromkeys(WRITERS.values()):
             write(Path("data"))
         passes = [{**settings, "sources": {name: record(name, settings) for name in WRITERS}} for settings in PASSES]
+        splits = {f"{name}:{split}": record(name, PASSES[0], split) for name, splits in SPLITS.items() for split in splits}
+    count = sum(len(samples) for sources in (splits, *(one["sources"] for one in passes)) for samples in sources.values())
+    for later in passes[1:]:
+        later["sources"] = {name: samples for name, samples in later["sources"].items() if samples != passes[0]["sources"][name]}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"side": SIDE, "passes": passes}) + "\n", encoding="utf-8")
-    print(f"{sum(len(samples) for one in passes for samples in one['sources'].values())} samples in {out}")
+    out.write_text(json.dumps({"side": SIDE, "passes": passes, "splits": splits}) + "\n", encoding="utf-8")
+    print(f"{count} samples in {out}")
 
 
-def record(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each sample of a source becomes; points and boxes take turns."""
+def record(name: str, settings: dict[str, Any], split: str = "train") -> list[dict[str, Any]]:
+    """What each sample of a source becomes; points and boxes take turns. Where an annotation lists its frames, the first and the last file taken are named."""
     taken = take_out_chance(settings["chance"])
     registry = importlib.import_module("unipixel.dataset.hybrid").DATASETS
     data = SimpleNamespace(
@@ -89,20 +128,26 @@ def record(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
             ("min_video_frames", "max_video_frames", "min_video_len", "max_video_len", "min_num_words", "max_num_words", "max_num_objects", "max_num_tokens"),
             -1,
         ),
-        sample_frames=str(settings["frames"]),
-        sample_type="uniform",
+        sample_frames=",".join(map(str, settings["frames"])),
+        sample_type=settings["type"],
         sample_for_llm_only=False,
         num_threads=1,
         max_conv_turns=3,
     )
     source = registry.get(name)(None, SimpleNamespace(sam2_image_size=SIDE, sam2_batch_mode=False), data, SimpleNamespace(local_rank=1))
+    if split != "train":
+        source.annos = source.load_annos(split=split)
     out = []
     for number, annotation in enumerate(source.annos):
         for kind in ("point", "box"):
             annotation["data_type"] = annotation["data_type"].replace(kind, ("point", "box")[number % 2])
         taken.clear()
         try:
-            out.append(describe(source[number], taken) | {"data_type": annotation["data_type"]})
+            sample = source[number]
+            out.append(describe(sample, taken) | {"data_type": annotation["data_type"]})
+            if isinstance(annotation.get("frames", [None])[0], str):
+                paths = [str(Path(path).relative_to("data")) for path in sample["messages"][0]["content"][0]["video"]]
+                out[-1]["files"] = [paths[0], paths[-1]]
         except (ValueError, AssertionError, KeyError, IndexError) as error:
             out.append({"refused": repr(error), "data_type": annotation["data_type"]})
     return out
@@ -118,15 +163,12 @@ def take_out_chance(chance: float) -> list[int]:
     torch.distributed.broadcast = lambda *args: None
     importlib.import_module("unipixel.dataset")
     taken: list[int] = []
-    for name, prompts, marker in (
-        ("referring", "REF_IMAGE_SHORT_PROMPTS", MARKERS["CAPTION"].format("<|ref|>")),
-        ("region", "REG_DETAILED_PROMPTS", MARKERS["DESCRIBE"]),
-        ("memory", "SEG_MEMORY_PROMPTS", MARKERS["LOCATE"]),
-    ):
+    for name, markers in MARKERS.items():
         module: Any = importlib.import_module(f"unipixel.dataset.sub_classes.{name}")
         module.set = OrderedSet
-        getattr(module, prompts)[:] = [marker]
-        for loader in ("load_frames", "load_frames_with_inds"):
+        for sentences, marker in markers.items():
+            getattr(module, sentences)[:] = [marker]
+        for loader in ("load_frames", "load_frames_with_inds", "load_frames_with_stride"):
             inner = getattr(importlib.import_module("unipixel.utils.io"), loader)
 
             def noting(*args: Any, inner: Any = inner, **options: Any) -> Any:

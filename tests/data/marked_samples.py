@@ -8,6 +8,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from make_sample_data import WRITERS as EVERY_WRITER  # noqa: E402, F401
 from sample_data import inst_it, llava, osprey, videorefer  # noqa: E402
 from sample_data.discs import run_length, write_video  # noqa: E402, F401
 

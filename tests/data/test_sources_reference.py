@@ -3,15 +3,16 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from marked_samples import ROOT, WRITERS, first_question, write
+from marked_samples import EVERY_WRITER, ROOT, first_question
 
-from unipixel_jax.data.annotation import DrawOptions
+from unipixel_jax.data.annotation import DrawOptions, FrameFiles
 from unipixel_jax.data.draw import draw
-from unipixel_jax.data.roles import memory, referring, region
-from unipixel_jax.data.sources import marked, videorefer
+from unipixel_jax.data.roles import memory, referring, region, segmentation
+from unipixel_jax.data.sources import marked, open_source, videorefer
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import language_frames
 
@@ -46,6 +47,10 @@ def markers(monkeypatch):
     monkeypatch.setattr(referring, "CAPTION_PROMPTS", ("CAPTION {}",))
     monkeypatch.setattr(region, "DESCRIBE_PROMPTS", ("DESCRIBE {}",))
     monkeypatch.setattr(memory, "LOCATE_PROMPTS", ("LOCATE {}",))
+    for kind, marker in {"IMAGE_QUERIES": "IMAGE {}", "VIDEO_QUERIES": "VIDEO {}", "ANSWERS": "ANSWER <|seg|>"}.items():
+        monkeypatch.setattr(segmentation, kind, (marker,))
+    asked = {"sentence": "SENTENCE {}", "question": "QUESTION {}", "explanatory": "EXPLAIN {}", "description": "DESCRIPTION {}"}
+    monkeypatch.setattr(segmentation, "_ASKED", {kind: (marker,) for kind, marker in asked.items()})
     for module in (marked, videorefer):
         monkeypatch.setattr(module, "choose_stable", lambda choices, name: choices[0])
 
@@ -54,7 +59,7 @@ def fingerprint(masks):
     return {"shape": list(masks.shape), "pixels": int(masks.sum()), "sha256": hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()[:16]}
 
 
-def described(example):
+def described(example, root):
     """An example in the terms of the recording."""
     content = example.messages[0]["content"]
     first = content if isinstance(content, str) else first_question(example)
@@ -69,6 +74,9 @@ def described(example):
             out |= {"frame_count": len(example.clip.frames), "seconds_per_frame": pytest.approx(example.seconds_per_frame, rel=1e-12)}
         else:
             out["frames"] = example.clip.indices.tolist()
+    if isinstance(example.annotation.media, FrameFiles):
+        paths = example.annotation.media.paths
+        out["files"] = [str(Path(paths[i]).relative_to(root)) for i in (example.clip.indices[0], example.clip.indices[-1])]
     if example.masks is not None:
         out["label_mask"] = fingerprint(example.masks.swapaxes(0, 1))
     if example.memory is not None:
@@ -80,23 +88,46 @@ def described(example):
     return out
 
 
-@pytest.mark.parametrize("number", range(len(RECORDED["passes"])))
-@pytest.mark.parametrize("name", WRITERS)
-def test_samples_are_those_of_the_reference(name, number, tmp_path):
-    recorded = RECORDED["passes"][number]
-    options = DrawOptions(sample_frames=(recorded["frames"],) * 2, sample_type="uniform", image_size=RECORDED["side"])
-    source, samples = write(name, tmp_path), recorded["sources"][name]
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for write in dict.fromkeys(EVERY_WRITER.values()):
+        write(folder)
+    return folder
+
+
+def compare(root, name, samples, settings):
+    """Every sample of a source, "SOURCE" or "SOURCE:SPLIT", with those recorded."""
+    options = DrawOptions(sample_frames=tuple(settings["frames"]), sample_type=settings["type"], image_size=RECORDED["side"])
+    source = open_source(name.split(":")[0], root, *name.split(":")[1:])
     assert len(source) == len(samples) > 0
-    for index, sample in enumerate(samples):
-        annotation = replace(source[index], data_type=sample["data_type"])
+    for annotation, sample in zip((source[i] for i in range(len(source))), samples, strict=True):
+        assert annotation.data_type.replace("box", "point") == sample["data_type"].replace("box", "point")
+        annotation = replace(annotation, data_type=sample["data_type"])
+        chance = NoChance(settings["chance"])
         if annotation.name.endswith("broken"):  # the reference refuses it later, when it makes the labels
             with pytest.raises(UserError, match="do not alternate"):
-                draw(annotation, options, NoChance(recorded["chance"]))
-            continue
-        assert "refused" not in sample
-        assert described(draw(annotation, options, NoChance(recorded["chance"]))) == sample
+                draw(annotation, options, chance)
+        elif name == "revos:valid" and annotation.turns[0].masks.objects == ((),):  # nothing is to be found, on which the reference fails
+            assert "refused" in sample and not draw(annotation, options, chance).masks.any()
+        elif "refused" in sample:
+            with pytest.raises(UserError):
+                draw(annotation, options, chance)
+        else:
+            assert described(draw(annotation, options, chance), root) == sample
+
+
+@pytest.mark.parametrize("number", range(len(RECORDED["passes"])))
+@pytest.mark.parametrize("name", EVERY_WRITER)
+def test_samples_are_those_of_the_reference(name, number, root):
+    settings = RECORDED["passes"][number]
+    compare(root, name, settings["sources"].get(name, RECORDED["passes"][0]["sources"][name]), settings)
+
+
+@pytest.mark.parametrize("name", RECORDED["splits"])
+def test_other_splits_are_those_of_the_reference(name, root):
+    compare(root, name, RECORDED["splits"][name], RECORDED["passes"][0])
 
 
 def test_the_recording_is_of_this_sample_data():
-    for one in RECORDED["passes"]:
-        assert one["sources"].keys() == WRITERS.keys()
+    assert RECORDED["passes"][0]["sources"].keys() == EVERY_WRITER.keys()
