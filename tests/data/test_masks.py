@@ -139,6 +139,43 @@ def test_polygons_are_drawn_as_opencv_does(points, rows):
     assert drawn.startswith(rows)
 
 
+@pytest.mark.parametrize(
+    ("points", "rows"),
+    [  # drawn in the same way; each line is a row
+        (
+            [[-4, 3], [12, -3], [19, 14]],
+            """....##########..
+               ..############..
+               ###############.
+               ###############.
+               ################
+               .###############
+               ...#############
+               .....###########
+               .......#########
+               .........#######
+               ...........#####""",
+        ),
+        (
+            [[8, 2], [40, 30], [-9, 12]],
+            """................
+               ................
+               ........#.......
+               ......####......
+               .....######.....
+               ...##########...
+               .#############..
+               ###############.
+               ################
+               ################
+               ################""",
+        ),
+    ],
+)
+def test_edges_are_cut_at_the_borders_as_opencv_does(points, rows):
+    assert ["".join(".#"[int(v)] for v in row) for row in polygon_mask(points, 11, 16)] == rows.split()
+
+
 @given(st.lists(st.tuples(st.integers(-30, 60), st.integers(-30, 60)), min_size=1, max_size=8))
 def test_polygons_may_lie_outside(points):
     mask = polygon_mask(points, 20, 30)

@@ -1,10 +1,13 @@
-"""Polygons as masks, pixel for pixel as OpenCV draws them: the inside by scan lines, and the outline on top.
+"""Polygons as masks, pixel for pixel as OpenCV draws them: the inside by scan lines, and the outline on top. Edges are cut at the borders of the picture
+before they are followed, which moves them by a pixel or so.
 
 P corners, H height, W width. Source: ``process_masks`` in UniPixel's ``unipixel/dataset/utils.py`` calls ``cv2.polylines`` and ``cv2.fillPoly`` on
 whole pixels. Pillow's polygons differ from those at their edges.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,24 +29,59 @@ def polygon_mask(points: ArrayLike, height: int, width: int) -> NDArray[np.bool_
     """
     corners = np.asarray(points, np.float64).reshape(-1, 2).astype(np.int64)
     mask = np.zeros((height, width), bool)
-    edges = list(zip(np.roll(corners, 1, axis=0).tolist(), corners.tolist(), strict=True))
+    edges = [_cut(start, end, (width, height)) for start, end in zip(np.roll(corners, 1, axis=0).tolist(), corners.tolist(), strict=True)]
     _fill(mask, edges)
-    for start, end in edges:
-        _draw_line(mask, start, end)
+    for edge in edges:
+        _draw_line(mask, edge.first, edge.last)
     return mask
 
 
-def _fill(mask: NDArray[np.bool_], edges: list[tuple[list[int], list[int]]]) -> None:
+class _Edge(NamedTuple):
+    """From one corner to the next, as x and y, and the ends of what lies in the picture; where nothing does, these lie outside."""
+
+    start: list[int]
+    end: list[int]
+    first: list[int]
+    last: list[int]
+
+
+def _cut(start: list[int], end: list[int], size: tuple[int, int]) -> _Edge:
+    """Move what is above or below the picture onto its first or last row, then what is left or right of it onto its first or last column."""
+    first, last = list(start), list(end)
+    for axis in (1, 0):
+        if any(_beyond(first[a], size[a]) * _beyond(last[a], size[a]) > 0 for a in (0, 1)):
+            break
+        for point, other in ((first, last), (last, first)):
+            if side := _beyond(point[axis], size[axis]):
+                border = 0 if side < 0 else size[axis] - 1
+                point[1 - axis] += _divide((border - point[axis]) * (other[1 - axis] - point[1 - axis]), other[axis] - point[axis])
+                point[axis] = border
+    return _Edge(start, end, first, last)
+
+
+def _beyond(place: int, length: int) -> int:
+    """-1 in front of the first pixel of an axis, 1 behind the last."""
+    return (place >= length) - (place < 0)
+
+
+def _divide(a: int, b: int) -> int:
+    """The quotient, cut to a whole number."""
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+def _fill(mask: NDArray[np.bool_], edges: list[_Edge]) -> None:
     """Fill between each odd and the next even crossing of a row with the edges."""
     height = len(mask)
     crossings: list[list[int]] = [[] for _ in range(height)]
-    for start, end in edges:
-        (x0, y0), (x1, y1) = sorted((start, end), key=lambda p: p[1])
-        if y0 == y1:
+    for edge in edges:
+        if edge.start[1] == edge.end[1]:
             continue
-        rise = ((abs(x1 - x0) << _FIXED) // (y1 - y0)) * (1 if x1 >= x0 else -1)
-        for y in range(max(y0, 0), min(y1, height)):
-            crossings[y].append((x0 << _FIXED) + (y - y0) * rise)
+        (top, (x0, y0)), (bottom, (x1, y1)) = sorted(((edge.start[1], edge.first), (edge.end[1], edge.last)), key=lambda end: end[0])
+        if y0 == y1:  # the columns of the cut edge, but the rows of the whole one
+            y0, y1 = top, bottom
+        step = _divide((x1 - x0) << _FIXED, y1 - y0)
+        for y in range(max(top, 0), min(bottom, height)):
+            crossings[y].append((x0 << _FIXED) + (y - y0) * step)
     for row, places in zip(mask, crossings, strict=True):
         places.sort()
         for left, right in zip(places[::2], places[1::2], strict=True):
