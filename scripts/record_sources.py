@@ -21,7 +21,7 @@ import random
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from make_sample_data import WRITERS
 from recording import shims
+from sample_data.edits import EDITS
 
 PASSES: tuple[dict[str, Any], ...] = (
     {"frames": [64, 64], "type": "uniform", "chance": 0.9},
@@ -56,6 +57,9 @@ SPLITS = {
     "refclef": ("val", "testB", "test"),
 }
 """Splits other than the one for training. They are drawn as in the first pass, and named SOURCE:SPLIT."""
+
+REFUSALS = (ValueError, AssertionError, LookupError, RuntimeError)
+"""What the reference raises for annotations that are wrong."""
 
 SIDE = 96
 MARKERS = {
@@ -111,11 +115,12 @@ def main() -> None:
             write(Path("data"))
         passes = [{**settings, "sources": {name: record(name, settings) for name in WRITERS}} for settings in PASSES]
         splits = {f"{name}:{split}": record(name, PASSES[0], split) for name, splits in SPLITS.items() for split in splits}
+        edits = {edit.__name__: record_edited(name, edit) for name, edit in EDITS}
     count = sum(len(samples) for sources in (splits, *(one["sources"] for one in passes)) for samples in sources.values())
     for later in passes[1:]:
         later["sources"] = {name: samples for name, samples in later["sources"].items() if samples != passes[0]["sources"][name]}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"side": SIDE, "passes": passes, "splits": splits}) + "\n", encoding="utf-8")
+    out.write_text(json.dumps({"side": SIDE, "passes": passes, "splits": splits, "edits": edits}) + "\n", encoding="utf-8")
     print(f"{count} samples in {out}")
 
 
@@ -148,9 +153,20 @@ def record(name: str, settings: dict[str, Any], split: str = "train") -> list[di
             if isinstance(annotation.get("frames", [None])[0], str):
                 paths = [str(Path(path).relative_to("data")) for path in sample["messages"][0]["content"][0]["video"]]
                 out[-1]["files"] = [paths[0], paths[-1]]
-        except (ValueError, AssertionError, KeyError, IndexError) as error:
-            out.append({"refused": repr(error), "data_type": annotation["data_type"]})
+        except REFUSALS as error:
+            out.append({"refused": type(error).__name__, "data_type": annotation["data_type"]})
     return out
+
+
+def record_edited(name: str, edit: Callable[[Path], None]) -> dict[str, Any]:
+    """What the samples of a source become when its data were changed, or which error opening it raises."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        WRITERS[name](Path("data"))
+        edit(Path("data"))
+        try:
+            return {"source": name, "samples": record(name, PASSES[1])}
+        except REFUSALS as error:
+            return {"source": name, "refused": type(error).__name__}
 
 
 def take_out_chance(chance: float) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from marked_samples import EVERY_WRITER, ROOT, first_question
+from sample_data.edits import EDITS, add_stray, write_on_windows
 
 from unipixel_jax.data.annotation import DrawOptions, FrameFiles
 from unipixel_jax.data.draw import draw
@@ -97,7 +98,7 @@ def root(tmp_path_factory):
 
 
 def compare(root, name, samples, settings):
-    """Every sample of a source, "SOURCE" or "SOURCE:SPLIT", with those recorded."""
+    """Every sample of a source, "SOURCE" or "SOURCE:SPLIT", with those recorded; what the reference refuses is refused here."""
     options = DrawOptions(sample_frames=tuple(settings["frames"]), sample_type=settings["type"], image_size=RECORDED["side"])
     source = open_source(name.split(":")[0], root, *name.split(":")[1:])
     assert len(source) == len(samples) > 0
@@ -127,6 +128,26 @@ def test_samples_are_those_of_the_reference(name, number, root):
 @pytest.mark.parametrize("name", RECORDED["splits"])
 def test_other_splits_are_those_of_the_reference(name, root):
     compare(root, name, RECORDED["splits"][name], RECORDED["passes"][0])
+
+
+@pytest.mark.parametrize(("name", "edit"), EDITS, ids=lambda value: getattr(value, "__name__", value))
+def test_edited_annotations_are_taken_or_refused_as_by_the_reference(name, edit, tmp_path):
+    recorded, settings = RECORDED["edits"][edit.__name__], RECORDED["passes"][1]
+    assert recorded["source"] == name
+    EVERY_WRITER[name](tmp_path)
+    edit(tmp_path)
+    if edit is write_on_windows:  # such files are read here
+        assert recorded["refused"] == "UnicodeDecodeError"
+        assert described(draw(open_source(name, tmp_path)[0], DrawOptions(), NoChance(0)), tmp_path)["words"][0] == "IMAGE caf\u00e9"
+    elif edit is add_stray:  # the reference does not look at such parts
+        assert recorded["samples"] == RECORDED["passes"][1]["sources"][name]
+        with pytest.raises(UserError, match="photo 99"):
+            len(open_source(name, tmp_path))
+    elif "refused" in recorded:
+        with pytest.raises(UserError):
+            len(open_source(name, tmp_path))
+    else:
+        compare(tmp_path, name, recorded["samples"], settings)
 
 
 def test_the_recording_is_of_this_sample_data():
