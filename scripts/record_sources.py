@@ -58,6 +58,19 @@ SPLITS = {
 }
 """Splits other than the one for training. They are drawn as in the first pass, and named SOURCE:SPLIT."""
 
+LIMITS = {
+    "min_frames": "min_video_frames",
+    "max_frames": "max_video_frames",
+    "min_seconds": "min_video_len",
+    "max_seconds": "max_video_len",
+    "min_words": "min_num_words",
+    "max_words": "max_num_words",
+}
+"""Our names for the reference's filters."""
+
+FILTERS: tuple[dict[str, int], ...] = ({"min_frames": 2}, {"max_frames": 15}, {"min_words": 6}, {"max_words": 12}, {"min_seconds": 2}, {"max_seconds": 2})
+"""With which the samples of each source are counted."""
+
 REFUSALS = (ValueError, AssertionError, LookupError, RuntimeError)
 """What the reference raises for annotations that are wrong."""
 
@@ -115,31 +128,34 @@ def main() -> None:
             write(Path("data"))
         passes = [{**settings, "sources": {name: record(name, settings) for name in WRITERS}} for settings in PASSES]
         splits = {f"{name}:{split}": record(name, PASSES[0], split) for name, splits in SPLITS.items() for split in splits}
+        filters = [{"limits": limits, "counts": {name: len(open_reference(name, PASSES[0], limits)) for name in WRITERS}} for limits in FILTERS]
         edits = {edit.__name__: record_edited(name, edit) for name, edit in EDITS}
     count = sum(len(samples) for sources in (splits, *(one["sources"] for one in passes)) for samples in sources.values())
     for later in passes[1:]:
         later["sources"] = {name: samples for name, samples in later["sources"].items() if samples != passes[0]["sources"][name]}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"side": SIDE, "passes": passes, "splits": splits, "edits": edits}) + "\n", encoding="utf-8")
+    out.write_text(json.dumps({"side": SIDE, "passes": passes, "splits": splits, "filters": filters, "edits": edits}) + "\n", encoding="utf-8")
     print(f"{count} samples in {out}")
 
 
-def record(name: str, settings: dict[str, Any], split: str = "train") -> list[dict[str, Any]]:
-    """What each sample of a source becomes; points and boxes take turns. Where an annotation lists its frames, the first and the last file taken are named."""
-    taken = take_out_chance(settings["chance"])
+def open_reference(name: str, settings: dict[str, Any], limits: dict[str, int] | None = None) -> Any:
+    """A data set of the reference, which draws as a pass tells, and leaves out what is not within some limits."""
     registry = importlib.import_module("unipixel.dataset.hybrid").DATASETS
     data = SimpleNamespace(
-        **dict.fromkeys(
-            ("min_video_frames", "max_video_frames", "min_video_len", "max_video_len", "min_num_words", "max_num_words", "max_num_objects", "max_num_tokens"),
-            -1,
-        ),
+        **dict.fromkeys([*LIMITS.values(), "max_num_objects", "max_num_tokens"], -1) | {LIMITS[name]: value for name, value in (limits or {}).items()},
         sample_frames=",".join(map(str, settings["frames"])),
         sample_type=settings["type"],
         sample_for_llm_only=False,
         num_threads=1,
         max_conv_turns=3,
     )
-    source = registry.get(name)(None, SimpleNamespace(sam2_image_size=SIDE, sam2_batch_mode=False), data, SimpleNamespace(local_rank=1))
+    return registry.get(name)(None, SimpleNamespace(sam2_image_size=SIDE, sam2_batch_mode=False), data, SimpleNamespace(local_rank=1))
+
+
+def record(name: str, settings: dict[str, Any], split: str = "train") -> list[dict[str, Any]]:
+    """What each sample of a source becomes; points and boxes take turns. Where an annotation lists its frames, the first and the last file taken are named."""
+    taken = take_out_chance(settings["chance"])
+    source = open_reference(name, settings)
     if split != "train":
         source.annos = source.load_annos(split=split)
     out = []

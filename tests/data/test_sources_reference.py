@@ -14,10 +14,14 @@ from unipixel_jax.data.annotation import DrawOptions, FrameFiles
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.roles import memory, referring, region, segmentation
 from unipixel_jax.data.sources import marked, open_source, videorefer
+from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import language_frames
 
 RECORDED = json.loads((ROOT / "tests/recordings/sources/cases.json").read_text())
+
+WORDLESS = ("videorefer_short_caption_ref", "inst_it_image_short_caption_raw_ref", "videorefer_qa_mem", "inst_it_video_qa_raw_mem")
+"""Referring and memory sources: the reference looks for their words where none are, and so counts two for each sample; here they are not filtered by words."""
 
 
 class NoChance:
@@ -128,6 +132,20 @@ def test_samples_are_those_of_the_reference(name, number, root):
 @pytest.mark.parametrize("name", RECORDED["splits"])
 def test_other_splits_are_those_of_the_reference(name, root):
     compare(root, name, RECORDED["splits"][name], RECORDED["passes"][0])
+
+
+@pytest.mark.parametrize("recorded", RECORDED["filters"], ids=lambda recorded: str(*recorded["limits"]))
+def test_filters_leave_as_many_samples_as_in_the_reference(recorded, root):
+    for name in EVERY_WRITER:
+        try:
+            count = len(open_source(name, root, filters=Filters(**recorded["limits"])))
+        except UserError as error:
+            assert "the filters left none" in str(error)
+            count = 0
+        if "min_words" in recorded["limits"] and name in WORDLESS:
+            assert recorded["counts"][name] == 0 < count == len(open_source(name, root))
+        else:
+            assert recorded["counts"][name] == count, name
 
 
 @pytest.mark.parametrize(("name", "edit"), EDITS, ids=lambda value: getattr(value, "__name__", value))
