@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Record what the torch reference's data sets draw from the sample data, with chance taken out; `tests/data/test_sources_reference.py` compares with it.
 
-Needs torch, torchvision, transformers, decord, nncore and pycocotools, a clone of github.com/PolyU-ChenLab/UniPixel, and this project's own dependencies.
+Needs torch, torchvision, transformers, decord, nncore, pycocotools and opencv-python, a clone of github.com/PolyU-ChenLab/UniPixel, and this project's own
+dependencies.
 
     python scripts/record_sources.py --reference UniPixel --out tests/recordings/sources/cases.json
 
@@ -32,6 +33,7 @@ import torch
 from make_sample_data import WRITERS
 from recording import shims
 from sample_data.edits import EDITS
+from sample_data.photos import CLASSES
 
 PASSES: tuple[dict[str, Any], ...] = (
     {"frames": [64, 64], "type": "uniform", "chance": 0.9},
@@ -130,11 +132,14 @@ def main() -> None:
         splits = {f"{name}:{split}": record(name, PASSES[0], split) for name, splits in SPLITS.items() for split in splits}
         filters = [{"limits": limits, "counts": {name: len(open_reference(name, PASSES[0], limits)) for name in WRITERS}} for limits in FILTERS]
         edits = {edit.__name__: record_edited(name, edit) for name, edit in EDITS}
+    registry = importlib.import_module("unipixel.dataset.hybrid").DATASETS
+    classes = {name: {"sha256": text_hash(registry.get(name).CLASSES), "ignored": sorted(registry.get(name).IGNORE_OIDS)} for name in CLASSES}
     count = sum(len(samples) for sources in (splits, *(one["sources"] for one in passes)) for samples in sources.values())
     for later in passes[1:]:
         later["sources"] = {name: samples for name, samples in later["sources"].items() if samples != passes[0]["sources"][name]}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"side": SIDE, "passes": passes, "splits": splits, "filters": filters, "edits": edits}) + "\n", encoding="utf-8")
+    recorded = {"side": SIDE, "passes": passes, "splits": splits, "filters": filters, "classes": classes, "edits": edits}
+    out.write_text(json.dumps(recorded) + "\n", encoding="utf-8")
     print(f"{count} samples in {out}")
 
 
@@ -233,6 +238,11 @@ def describe(sample: dict[str, Any], taken: list[int]) -> dict[str, Any]:
             {"coords": coords[0].tolist(), "frame": int(frame)} for coords, frame in zip(sample["point_coords"], sample["point_frames"][0], strict=True)
         ]
     return out
+
+
+def text_hash(texts: list[str]) -> str:
+    """A hash of texts and of their order."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def fingerprint(masks: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -42,6 +42,11 @@ def halve(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.NEAREST)
 
 
+def enlarge(picture: Image.Image) -> Image.Image:
+    """768 pixels wide, more than the language side takes of a frame."""
+    return picture.resize((768, 768 * picture.height // picture.width))
+
+
 def name_oddly(root: Path) -> None:
     """Capitals, articles and full stops in all places."""
 
@@ -79,6 +84,11 @@ def turn_photo(root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     edit_picture(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_0.jpg", lambda picture: picture, exif=exif)
+
+
+def enlarge_photo(root: Path) -> None:
+    """A photo that is larger than its polygons."""
+    edit_picture(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_1.jpg", enlarge)
 
 
 def scale_polygons(root: Path) -> None:
@@ -202,6 +212,17 @@ def add_stray(root: Path) -> None:
     edit_json(path, lambda content: content["annotations"].append(content["annotations"][0] | {"id": 99, "image_id": 99}))
 
 
+def enlarge_frames(root: Path) -> None:
+    """Videos with large frames, one of which has two frames only."""
+    for path in (root / "vicas/video_frames").rglob("*.jpg"):
+        edit_picture(path, enlarge)
+
+    def change(content: Any) -> None:
+        del content["000002"]["segmentations"][2:]
+
+    edit_json(root / "vicas/annotations/annotations_wo_masks_v1.0.json", change)
+
+
 def split_vicas(root: Path) -> None:
     """A file of annotations for each video, with the masks inside."""
     path = root / "vicas/annotations/annotations_wo_masks_v1.0.json"
@@ -227,6 +248,7 @@ EDITS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("groundmore", halve_labels),
     ("groundmore", ask_for_absent),
     ("vicas", split_vicas),
+    ("vicas", enlarge_frames),
     ("reason_seg", draw_shapes),
     ("reason_seg", write_on_windows),
     ("reason_seg", mistake_photo),
@@ -238,6 +260,7 @@ EDITS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("pascal_part", name_parts_oddly),
     ("pascal_part", name_three),
     ("refcoco", turn_photo),
+    ("refcoco+", enlarge_photo),
     ("refcocog", scale_polygons),
     ("refclef", silence_objects),
 )

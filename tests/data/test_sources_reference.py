@@ -13,7 +13,7 @@ from sample_data.edits import EDITS, add_stray, write_on_windows
 from unipixel_jax.data.annotation import DrawOptions, FrameFiles
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.roles import memory, referring, region, segmentation
-from unipixel_jax.data.sources import marked, open_source, videorefer
+from unipixel_jax.data.sources import class_names, marked, open_source, videorefer
 from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import language_frames
@@ -22,6 +22,24 @@ RECORDED = json.loads((ROOT / "tests/recordings/sources/cases.json").read_text()
 
 WORDLESS = ("videorefer_short_caption_ref", "inst_it_image_short_caption_raw_ref", "videorefer_qa_mem", "inst_it_video_qa_raw_mem")
 """Referring and memory sources: the reference looks for their words where none are, and so counts two for each sample; here they are not filtered by words."""
+
+REASONS = {
+    "hide_object": "no mask on any frame",
+    "halve_frame": "make all the same size",
+    "name_nothing": "expected a name",
+    "shorten_masks": "masks for 9 frames, expected 10",
+    "hide_youtube": "no mask on any frame",
+    "drop_masks": "masks for 3 expressions, expected 4",
+    "describe_absent": "number 5 is wanted of 2",
+    "halve_labels": "48x32 pixels, expected 96x64",
+    "mistake_photo": "a polygon named target of photo_1.jpg",
+    "explain_absent": "explains photos that are not there",
+    "ignore_all_classes": "no class to segment",
+    "halve_classes": "48x32 pixels, expected 96x64",
+    "add_class": "class 200, expected numbers below 182",
+    "name_three": "expected an object or an object:part",
+}
+"""What is said of annotations that both refuse."""
 
 
 class NoChance:
@@ -101,8 +119,8 @@ def root(tmp_path_factory):
     return folder
 
 
-def compare(root, name, samples, settings):
-    """Every sample of a source, "SOURCE" or "SOURCE:SPLIT", with those recorded; what the reference refuses is refused here."""
+def compare(root, name, samples, settings, refusal="cannot be trained on"):
+    """Every sample of a source, "SOURCE" or "SOURCE:SPLIT", with those recorded; what the reference refuses is refused here, for this reason."""
     options = DrawOptions(sample_frames=tuple(settings["frames"]), sample_type=settings["type"], image_size=RECORDED["side"])
     source = open_source(name.split(":")[0], root, *name.split(":")[1:])
     assert len(source) == len(samples) > 0
@@ -116,7 +134,7 @@ def compare(root, name, samples, settings):
         elif name == "revos:valid" and annotation.turns[0].masks.objects == ((),):  # nothing is to be found, on which the reference fails
             assert "refused" in sample and not draw(annotation, options, chance).masks.any()
         elif "refused" in sample:
-            with pytest.raises(UserError):
+            with pytest.raises(UserError, match=refusal):
                 draw(annotation, options, chance)
         else:
             assert described(draw(annotation, options, chance), root) == sample
@@ -162,10 +180,17 @@ def test_edited_annotations_are_taken_or_refused_as_by_the_reference(name, edit,
         with pytest.raises(UserError, match="photo 99"):
             len(open_source(name, tmp_path))
     elif "refused" in recorded:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=REASONS[edit.__name__]):
             len(open_source(name, tmp_path))
     else:
-        compare(tmp_path, name, recorded["samples"], settings)
+        compare(tmp_path, name, recorded["samples"], settings, REASONS.get(edit.__name__, "no sample is refused"))
+
+
+def test_classes_are_named_as_in_the_reference():
+    for name, ours in {"ade20k": class_names.ADE20K, "cocostuff": class_names.COCO_STUFF, "mapillary": class_names.MAPILLARY}.items():
+        recorded = RECORDED["classes"][name]
+        assert hashlib.sha256("\n".join(ours.names).encode()).hexdigest()[:16] == recorded["sha256"]
+        assert sorted(ours.ignored) == recorded["ignored"]
 
 
 def test_the_recording_is_of_this_sample_data():
