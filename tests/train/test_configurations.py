@@ -38,6 +38,11 @@ def test_fields_from_the_command_line():
     assert config.data.draw.sample_frames == (4, 8)
 
 
+def test_fields_of_adapters_from_the_command_line():
+    config = load_config(CONFIGS[0].with_name("finetune_tiny.py"), ["--lora.rank", "4", "--steps", "2"])
+    assert (config.lora.rank, config.lora.alpha, config.steps) == (4, 32, 2)
+
+
 def test_unknown_argument(capsys):
     with pytest.raises(SystemExit):
         load_config(CONFIGS[-1], ["--optim.learning-rat", "1e-4"])
