@@ -11,6 +11,7 @@ from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.train.config import DataConfig, StartConfig, TrainConfig
 from unipixel_jax.train.optim import OptimConfig
+from unipixel_jax.train.step import step_key
 
 MODEL = UniPixelConfig(
     vision=VisionConfig(
@@ -63,3 +64,14 @@ def micro_start(directory: Path) -> Path:
     """Random weights as a converted directory."""
     to_jax.convert(random_source(MODEL, EMBEDDED, 0), directory)
     return directory
+
+
+def stopping_before(last):
+    """Random keys of steps, until Ctrl-C is pressed in the step of that number."""
+
+    def key(seed, step, batch):
+        if step == last:
+            raise KeyboardInterrupt
+        return step_key(seed, step, batch)
+
+    return key

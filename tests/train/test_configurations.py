@@ -1,5 +1,6 @@
 """Configuration files: all that ship can be read, and mistakes are named."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,25 @@ def test_fields_from_the_command_line():
     assert config.optim.learning_rate == 1e-4
     assert config.data.datasets == "refcoco:2"
     assert config.data.draw.sample_frames == (4, 8)
+
+
+def test_fields_of_adapters_from_the_command_line():
+    config = load_config(CONFIGS[0].with_name("finetune_tiny.py"), ["--lora.rank", "4", "--steps", "2"])
+    assert (config.lora.rank, config.lora.alpha, config.steps) == (4, 32, 2)
+
+
+def documented():
+    """The trainings that the guides start, each with its fields."""
+    lines = [line for page in sorted((CONFIGS[0].parents[1] / "docs").glob("*.md")) for line in page.read_text().splitlines()]
+    return sorted({line for line in lines if line.startswith("unipixel-jax train configs/")})
+
+
+@pytest.mark.parametrize("line", documented())
+def test_commands_of_the_guides(line):
+    _, _, path, *fields = shlex.split(line, comments=True)
+    config = load_config(CONFIGS[0].parents[1] / path, fields)
+    given = dict(zip(fields[::2], fields[1::2], strict=True))
+    assert str(config.data.datasets) == given.get("--data.datasets", config.data.datasets) and config.name == Path(path).stem
 
 
 def test_unknown_argument(capsys):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from micro_run import MODEL, micro_config, micro_start
+from micro_run import MODEL, micro_config, micro_start, stopping_before
 
 from unipixel_jax.data.pipeline import open_mixture
 from unipixel_jax.errors import UserError
@@ -192,14 +192,3 @@ def compared(state):
     kept = [leaf for name, leaf in leaves.items() if not (name.startswith("sam2/") and name.endswith(("/k/bias", "/qkv/bias")))]
     assert len(leaves) - 20 < len(kept) < len(leaves)
     return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in kept])
-
-
-def stopping_before(last):
-    """Random keys of steps, until Ctrl-C is pressed in the step of that number."""
-
-    def key(seed, step, batch):
-        if step == last:
-            raise KeyboardInterrupt
-        return step_key(seed, step, batch)
-
-    return key

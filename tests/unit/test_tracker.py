@@ -100,6 +100,13 @@ def test_frames_beyond_the_end_disturb_nothing(clip):
         assert_close(jax.tree.map(lambda a: a[:4], programs()[2](sam2, longer, hidden, 4)), whole)
 
 
+def test_padding_after_a_single_frame_is_finite(clip):
+    """Losses count it with a weight of zero."""
+    sam2, features, hidden = clip
+    out = programs()[2](sam2, features, hidden, 1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
+
+
 def test_the_clip_remembers(clip):
     """A change in the first frame shows in later ones, also after it left the ring of recent memories, and the length of a clip matters."""
     sam2, features, hidden = clip

@@ -194,7 +194,8 @@ def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:
         raise UserError(f"{file}: {_explain(error)} (line {line})") from error
     if not isinstance(config, TrainConfig):
         raise UserError(f"{file}: get_config() gives a {type(config).__name__}, expected a TrainConfig")
-    return tyro.cli(TrainConfig, default=config, args=arguments, prog=f"unipixel-jax train {file}")
+    # else the fields of adapters would come after a word of tyro's own, lora:lora-config
+    return tyro.cli(TrainConfig, default=config, args=arguments, prog=f"unipixel-jax train {file}", config=(tyro.conf.AvoidSubcommands,))
 
 
 def _explain(error: Exception) -> str:

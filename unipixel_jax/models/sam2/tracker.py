@@ -165,7 +165,7 @@ class Sam2(nnx.Module):
     ) -> TrackOutput:
         """Track a whole clip: ``step`` scanned over features [F, ...]; the outputs get a leading axis of F.
 
-        ``clip_length`` is the true number of frames; features beyond it are padding, whose outputs mean nothing and disturb nothing before them.
+        ``clip_length`` is the true number of frames; features beyond it are padding, whose outputs are finite, mean nothing and disturb nothing before them.
         """
 
         def step(state: TrackState, frame: FrameFeatures) -> tuple[TrackState, TrackOutput]:
@@ -198,7 +198,7 @@ class Sam2(nnx.Module):
         memory = state.memory.swapaxes(0, 1).reshape(objects, -1, c.mem_dim)
         memory_pos = (grid + tpos).reshape(1, -1, c.mem_dim)
 
-        reach = jnp.minimum(state.clip_length, MAX_POINTERS) - 1
+        reach = jnp.clip(state.clip_length - 1, 1, MAX_POINTERS - 1)  # padding after a single frame would be divided by 0, and losses times 0 be NaN
         distance = (state.frame - state.pointer_frame).astype(jnp.float32) / reach.astype(jnp.float32)
         pointer_pos = self.obj_ptr_tpos_proj(sine_1d(distance, c.d_model).astype(dtype))
         pointers = state.pointer.swapaxes(0, 1).reshape(objects, -1, c.mem_dim)

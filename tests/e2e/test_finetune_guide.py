@@ -1,0 +1,80 @@
+"""docs/finetune.md, followed to the letter with twenty pictures; only the number of steps is another."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unipixel_jax.data.shapes.scene import SIDE, draw_scene
+from unipixel_jax.infer.loading import EMBEDDED
+
+ROOT = Path(__file__).parents[2]
+PICTURES, NAMES = 20, ("one", "two")
+STEPS = ["--steps", "2", "--log-every", "1"]
+
+
+def guide():
+    """The commands of the guide for the small model, in their order, without comments."""
+    text = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8").split("With UniPixel-3B")[0]
+    lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("unipixel-jax ")]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder as the guide draws it: half of the masks have one object, 0 and 255, and half a number for each."""
+    folder = tmp_path / "pictures"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    rows = []
+    for number in range(PICTURES):
+        name = NAMES[number] if number < len(NAMES) else f"picture_{number}"
+        scene = draw_scene(np.random.default_rng(number))
+        Image.fromarray(scene.frames[0]).save(folder / "images" / f"{name}.jpg")
+        sentences = [f"the {thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
+        if number % 2:
+            mask = sum(object * part[0].astype(np.uint8) for object, part in enumerate(scene.masks, start=1))
+            rows += [(name, sentence, object) for object, sentence in enumerate(sentences, start=1)]
+        else:
+            mask = 255 * scene.masks[0, 0].astype(np.uint8)
+            rows.append((name, sentences[0]))
+        Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+    with (folder / "sentences.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def command(arguments, folder):
+    """Run it as on a laptop, with one device; returns what was written to both outputs."""
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    done = subprocess.run([sys.executable, "-m", "unipixel_jax.cli", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def checksums(directory):
+    return {name: tensor["crc32"] for name, tensor in json.loads((directory / "manifest.json").read_text())["tensors"].items()}
+
+
+def test_the_guide(pictures, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    check, train, export, segment = guide()
+    assert re.search(r"pictures\W+16\W+0\W", command(check, tmp_path)[0]), "16 samples were drawn, and none failed"
+    assert "2 steps" in command([*train, *STEPS], tmp_path)[1]
+    assert "adapters merged" in command(export, tmp_path)[0]
+    before, after = checksums(EMBEDDED), checksums(tmp_path / "tuned")
+    changed = {name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys() and all(any(part in name for name in changed) for part in (".self_attn.q_proj.weight", "seg_head", "sam2."))
+    assert not any("embed_tokens" in name or "layernorm" in name for name in changed)
+    assert "outputs/one.png" in command(segment, tmp_path)[0]
+    with Image.open(tmp_path / "outputs" / "one.png") as overlay:
+        assert overlay.size[0] >= SIDE
