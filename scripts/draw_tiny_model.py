@@ -24,8 +24,8 @@ SHOWN = 12
 PANELS = {
     "sight": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "thing_shape", "pointed_row")),
     "places segmenting all_together": ("dice loss", ("dice",)),
-    "telling relations comparing all_together": ("language loss, a token", ("language",)),
-    "telling relations comparing": ("error of the codes before <|seg|>", ("code",)),
+    "telling behind relations comparing all_together": ("language loss, a token", ("language",)),
+    "telling behind relations comparing": ("error of the codes before <|seg|>", ("code",)),
 }
 """Title of a picture of some lessons, one after the other, and the numbers that it shows."""
 

@@ -23,9 +23,9 @@ from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.lessons import course, teaching
 from unipixel_jax.train.lessons.looks import LOOKS, THINGS, prompt_code
 from unipixel_jax.train.lessons.segmenting import draw_targets
-from unipixel_jax.train.lessons.sight import SHOWN, Sight, collate_sights, draw_sights, side_of, tables_of
+from unipixel_jax.train.lessons.sight import GLIMPSED, SHOWN, Sight, collate_sights, draw_sights, side_of, tables_of
 from unipixel_jax.train.lessons.teaching import Lesson, teach
-from unipixel_jax.train.lessons.telling import COMPARING, VERDICT, DrawTold, collate_told, telling_loss, verdicts
+from unipixel_jax.train.lessons.telling import BEHIND, COMPARING, VERDICT, DrawTold, collate_told, telling_loss, verdicts
 from unipixel_jax.train.shapes import LOSSES, SHAPES_MODEL, conversations, from_nothing
 
 SMALL = dataclasses.replace(
@@ -40,7 +40,7 @@ ANYTHING = Annotation("shapes_image", "shapes_image", "shapes", None, (), "0")
 
 def test_a_token_shows_the_thing_that_covers_it():
     side = side_of(SHAPES_MODEL)
-    cell = SIDE // side
+    cell, glimpses = SIDE // side, 0
     for seed in range(10):
         drawn = draw_sights(SHAPES_MODEL, ANYTHING, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
@@ -58,8 +58,22 @@ def test_a_token_shows_the_thing_that_covers_it():
         for token in range(side**2):
             row, column = np.array(divmod(token, side)) * cell
             part = scene.masks[:, 0, row : row + cell, column : column + cell].mean(axis=(1, 2))
-            wanted = drawn["things"][part.argmax()][:3] if part.max() >= SHOWN else [-1, -1, -1]
-            assert np.array_equal(drawn["shown"][token], [*wanted, *divmod(token, side)])
+            *_, second, first = np.argsort(part, kind="stable")
+            wanted = drawn["things"][first][:3] if part[first] >= SHOWN else [-1, -1, -1]
+            assert np.array_equal(drawn["shown"][token, :5], [*wanted, *divmod(token, side)])
+            colour = drawn["things"][second][1] if part[second] >= GLIMPSED else len(COLOURS)
+            assert drawn["shown"][token, 5] == (colour if part[first] >= SHOWN else -1)
+            glimpses += part[first] >= SHOWN and part[second] >= GLIMPSED
+    assert glimpses > 20
+
+
+def test_a_lesson_about_pairs_has_one_in_every_scene():
+    tokenizer = Tokenizer.from_directory(EMBEDDED)
+    asked = 0
+    for seed in range(20):
+        sample, _, _ = DrawTold(tokenizer, SHAPES_MODEL, DATA, BEHIND)(ANYTHING, np.random.default_rng(seed))
+        asked += "behind" in tokenizer.decode(sample.prompt.input_ids.tolist())
+    assert asked >= 19, "four in five of four questions, of which a scene without a pair allows none"
 
 
 def test_a_code_adds_up_words_and_a_place():
@@ -153,7 +167,7 @@ def test_one_side_that_fails_stops_the_other():
 @pytest.mark.slow
 def test_a_course_is_taken_once(tmp_path):
     lesson = Lesson(2, 8, from_nothing(1e-3))
-    short = course.Course(*[lesson] * 6)
+    short = course.Course(*[lesson] * 7)
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     taught = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL)))}
@@ -162,5 +176,5 @@ def test_a_course_is_taken_once(tmp_path):
     (tmp_path / "comparing" / "weights.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/weights.npz")}
     again = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
-    assert len(before) == 5 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(before) == 6 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert all(np.array_equal(again[path], array) for path, array in taught.items())

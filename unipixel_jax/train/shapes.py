@@ -43,7 +43,8 @@ def from_nothing(learning_rate: float) -> OptimConfig:
 COURSE = Course(
     sight=Lesson(steps=1200, batch_size=16, optim=from_nothing(6e-3)),
     telling=Lesson(steps=4000, batch_size=8, optim=from_nothing(2e-3)),
-    relations=Lesson(steps=4000, batch_size=8, optim=from_nothing(7e-4)),
+    behind=Lesson(steps=600, batch_size=8, optim=from_nothing(7e-4)),
+    relations=Lesson(steps=3500, batch_size=8, optim=from_nothing(7e-4)),
     comparing=Lesson(steps=1400, batch_size=8, optim=from_nothing(1e-3)),
     places=Lesson(steps=300, batch_size=16, optim=from_nothing(1e-3)),
     segmenting=Lesson(steps=4400, batch_size=16, optim=from_nothing(1e-3)),

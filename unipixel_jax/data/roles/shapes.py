@@ -38,6 +38,7 @@ class Mix:
         pair: two things are remembered, instead of one.
         words: a conversation is one of which only words are learned, where data sets do not say so.
         single: a question about two remembered things is about one of them.
+        paired: in every scene something lies behind another thing.
     """
 
     point: float = 0.4
@@ -48,6 +49,7 @@ class Mix:
     pair: float = 0.5
     words: float = 0.4
     single: float = SINGLE
+    paired: bool = False
 
 
 EVEN = Mix()

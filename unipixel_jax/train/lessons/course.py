@@ -25,7 +25,7 @@ from unipixel_jax.train.config import DataConfig
 from unipixel_jax.train.lessons.segmenting import draw_targets, learns, segmenting_loss
 from unipixel_jax.train.lessons.sight import Sight, collate_sights, draw_sights, tables_of
 from unipixel_jax.train.lessons.teaching import Lesson, Weights, give, stacked, teach, weights_of
-from unipixel_jax.train.lessons.telling import COMPARING, RELATIONS, DrawTold, collate_told, telling_loss, verdicts
+from unipixel_jax.train.lessons.telling import BEHIND, COMPARING, RELATIONS, DrawTold, collate_told, telling_loss, verdicts
 from unipixel_jax.train.trainable import Predicate, trained
 
 KEPT = "weights.npz"
@@ -39,7 +39,8 @@ class Course:
     """Attributes:
     sight: of the vision tower and all that brings something into the language model's space.
     telling: of the language model and seg_head.
-    relations: of them, the vision tower and the memory projection: more of the questions for which two things have to be looked at.
+    behind: of them, the vision tower and the memory projection: what lies behind another thing.
+    relations: of the same: more of the questions for which two things have to be looked at.
     comparing: of the same: more of the questions about two remembered things, and the yes or no of their answers counts more.
     places: of SAM 2, which begins with prompts that only say a place: with words it would never look at the place.
     segmenting: of SAM 2, with words.
@@ -47,6 +48,7 @@ class Course:
 
     sight: Lesson
     telling: Lesson
+    behind: Lesson
     relations: Lesson
     comparing: Lesson
     places: Lesson
@@ -102,6 +104,7 @@ def teach_language(course: Course, config: UniPixelConfig, tokenizer: Tokenizer,
     give(model, _once(run_dir / "sight", sight))
     together = trained(("vision", "text", "msk", "seg"))
     give(model, _once(run_dir / "telling", partial(telling, course.telling, EVEN, {}, trained(("text", "seg")), seed)))
+    give(model, _once(run_dir / "behind", partial(telling, course.behind, BEHIND, {}, together, seed + 3)))
     give(model, _once(run_dir / "relations", partial(telling, course.relations, RELATIONS, {}, together, seed + 1)))
     _once(run_dir / "comparing", partial(telling, course.comparing, COMPARING, verdicts(tokenizer), together, seed + 2))
 

@@ -33,9 +33,11 @@ CODE = 1.0
 """Weight of the codes' error, which is 1 for silence, beside the language loss."""
 MASKS = 8
 """K."""
-RELATIONS = Mix(point=0.4, locate=0.25, find=(0.35, 0.5, 0.15), memories=0.6, remember=0.4, pair=0.8, single=0.15)
-"""More of what needs two things to be looked at, and of what is pointed at; little of what lies behind, which is guessed and would drown the rest."""
-COMPARING = Mix(point=0.3, locate=0.15, find=(0.3, 0.6, 0.1), memories=0.7, remember=0.5, pair=0.9, single=0.1, words=0.5)
+BEHIND = Mix(point=0.0, locate=0.0, find=(0.1, 0.1, 0.8), remember=0.0, words=0.0, paired=True)
+"""Little but what lies behind another thing, which few scenes and questions of the others are about."""
+RELATIONS = Mix(point=0.4, locate=0.25, find=(0.2, 0.45, 0.35), memories=0.6, remember=0.4, pair=0.8, single=0.15, paired=True)
+"""More of what needs two things to be looked at, and of what is pointed at."""
+COMPARING = Mix(point=0.3, locate=0.15, find=(0.25, 0.5, 0.25), memories=0.7, remember=0.5, pair=0.9, single=0.1, words=0.5)
 """More of what is remembered in pairs."""
 VERDICT = 10.0
 """How many times more the tokens count that begin a yes and a no, where comparing is taught: few among many, they are not learned otherwise."""
@@ -53,6 +55,8 @@ class DrawTold:
     def __call__(self, annotation: Annotation, rng: np.random.Generator) -> tuple[Sample, NDArray[np.int32], NDArray[np.float32]]:
         """A sample, and the looks [K, 3] and places [K, 2] of what it segments."""
         scene, options, limit = draw_scene(rng), self.data.draw, self.data.max_tokens
+        while self.mix.paired and not any(map(scene.behind, range(len(scene.things)))):
+            scene = draw_scene(rng)
         turns = conversation(scene, options.max_turns, rng, masks=rng.random() >= self.mix.words, mix=self.mix)
         sample = prepare(example_of(annotation, scene, turns, options, rng, masks=False), self.tokenizer, self.config, rng)
         if limit is not None and sample.tokens > limit:
