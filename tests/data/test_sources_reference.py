@@ -119,8 +119,8 @@ def root(tmp_path_factory):
     return folder
 
 
-def compare(root, name, samples, settings, refusal="cannot be trained on"):
-    """Every sample of a source, "SOURCE" or "SOURCE:SPLIT", with those recorded; what the reference refuses is refused here, for this reason."""
+def assert_same_samples(root, name, samples, settings, refusal="cannot be trained on"):
+    """Every sample of a source, "SOURCE" or "SOURCE:SPLIT", is as recorded; what the reference refuses is refused here, for this reason."""
     options = DrawOptions(sample_frames=tuple(settings["frames"]), sample_type=settings["type"], image_size=RECORDED["side"])
     source = open_source(name.split(":")[0], root, *name.split(":")[1:])
     assert len(source) == len(samples) > 0
@@ -144,12 +144,12 @@ def compare(root, name, samples, settings, refusal="cannot be trained on"):
 @pytest.mark.parametrize("name", EVERY_WRITER)
 def test_samples_are_those_of_the_reference(name, number, root):
     settings = RECORDED["passes"][number]
-    compare(root, name, settings["sources"].get(name, RECORDED["passes"][0]["sources"][name]), settings)
+    assert_same_samples(root, name, settings["sources"].get(name, RECORDED["passes"][0]["sources"][name]), settings)
 
 
 @pytest.mark.parametrize("name", RECORDED["splits"])
 def test_other_splits_are_those_of_the_reference(name, root):
-    compare(root, name, RECORDED["splits"][name], RECORDED["passes"][0])
+    assert_same_samples(root, name, RECORDED["splits"][name], RECORDED["passes"][0])
 
 
 @pytest.mark.parametrize("recorded", RECORDED["filters"], ids=lambda recorded: str(*recorded["limits"]))
@@ -183,7 +183,7 @@ def test_edited_annotations_are_taken_or_refused_as_by_the_reference(name, edit,
         with pytest.raises(UserError, match=REASONS[edit.__name__]):
             len(open_source(name, tmp_path))
     else:
-        compare(tmp_path, name, recorded["samples"], settings, REASONS.get(edit.__name__, "no sample is refused"))
+        assert_same_samples(tmp_path, name, recorded["samples"], settings, REASONS.get(edit.__name__, "no sample is refused"))
 
 
 def test_classes_are_named_as_in_the_reference():

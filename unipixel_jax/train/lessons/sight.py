@@ -111,8 +111,9 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
     look = looks(scene)
     cover = scene.masks[:, 0].reshape(count, side, SIDE // side, side, SIDE // side).mean(axis=(2, 4)).reshape(count, -1)
     first, second = np.argsort(-cover, axis=0, kind="stable")[:2]
-    beside = np.where(np.sort(cover, axis=0)[-2] >= GLIMPSED, look[second, LOOKS.index(tuple(COLOURS))], len(COLOURS))
-    shows = cover.max(axis=0)[:, None] >= SHOWN
+    most, next_most = -np.sort(-cover, axis=0)[:2]
+    beside = np.where(next_most >= GLIMPSED, look[second, LOOKS.index(tuple(COLOURS))], len(COLOURS))
+    shows = most[:, None] >= SHOWN
     rows, columns = np.divmod(np.arange(side**2), side)
     touched = memory_grid(scene.masks, grid, config.vision)[0].reshape(count, -1)
     under = np.where(touched, np.arange(side**2), side**2).astype(np.int32)
