@@ -23,7 +23,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 SHOWN = 12
 PANELS = {
     "sight": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "thing_shape", "pointed_row")),
-    "places segmenting all_together": ("dice loss", ("dice",)),
+    "places segmenting tracking all_together": ("dice loss", ("dice",)),
     "telling behind relations comparing all_together": ("language loss, a token", ("language",)),
     "telling behind relations comparing": ("error of the codes before <|seg|>", ("code",)),
 }

@@ -24,7 +24,7 @@ def main(run: Path) -> None:
     start = run / "start"
     to_jax.convert(random_source(SHAPES_MODEL, EMBEDDED, SEED), start, force=True)
     to_jax.convert(merged_source(open_trained(start, taught, None), str(run)), run / "model", force=True)
-    print(f"{run / 'model'}: every part has had its lesson, SAM 2's memory is random")
+    print(f"{run / 'model'}: every part has had its lesson")
 
 
 if __name__ == "__main__":

@@ -87,14 +87,14 @@ def test_a_code_adds_up_words_and_a_place():
     np.testing.assert_allclose(prompt_code(look, at, matrix), prompt_code(look, nowhere, matrix) + fourier(at, matrix), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("silent", [0.0, 1.0])
-def test_a_prompt_says_the_place_of_its_thing(silent):
+@pytest.mark.parametrize(("silent", "frames"), [(0.0, 1), (1.0, 1), (0.0, 3)])
+def test_a_prompt_says_the_place_of_its_thing(silent, frames):
     off = []
     for seed in range(20):
-        frame, look, at, masks, valid = draw_targets(SHAPES_MODEL, silent, ANYTHING, np.random.default_rng(seed))
-        scene = draw_scene(np.random.default_rng(seed))
+        pixels, look, at, masks, valid = draw_targets(SHAPES_MODEL, frames, silent, ANYTHING, np.random.default_rng(seed))
+        scene = draw_scene(np.random.default_rng(seed), frames)
         count = len(scene.things)
-        assert frame.shape == (SIDE, SIDE, 3) and np.array_equal(masks[:count], scene.masks[:, 0]) and valid.sum() == count
+        assert pixels.shape == (frames, SIDE, SIDE, 3) and np.array_equal(masks[:, :count], scene.masks.swapaxes(0, 1)) and valid.sum() == count
         assert np.all(look[:count] == -1) if silent else np.all(look[:count] >= 0)
         there = at[:count, 0] >= 0
         off += (at[:count] * SIDE - scene.centres)[there].tolist()
@@ -167,7 +167,7 @@ def test_one_side_that_fails_stops_the_other():
 @pytest.mark.slow
 def test_a_course_is_taken_once(tmp_path):
     lesson = Lesson(2, 8, from_nothing(1e-3))
-    short = course.Course(*[lesson] * 7)
+    short = course.Course(*[lesson] * 8)
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     taught = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL)))}
@@ -176,5 +176,5 @@ def test_a_course_is_taken_once(tmp_path):
     (tmp_path / "comparing" / "weights.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/weights.npz")}
     again = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
-    assert len(before) == 6 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(before) == 7 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert all(np.array_equal(again[path], array) for path, array in taught.items())

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from unipixel_jax.ops.dense import dense
+from unipixel_jax.ops.platform import platform
 
 
 def conv(x: jax.Array, weight: jax.Array, bias: jax.Array, stride: int, padding: int) -> jax.Array:
-    """2-D convolution. x [B, h, w, I], weight [O, I, kh, kw] cast to x's dtype, bias [O]; returns [B, h', w', O] in x's dtype."""
-    y = jax.lax.conv_general_dilated(
-        x, weight.astype(x.dtype), (stride, stride), ((padding, padding), (padding, padding)), dimension_numbers=("NHWC", "OIHW", "NHWC")
-    )
-    return y + bias.astype(x.dtype)[None, None, None]
+    """2-D convolution. x [B, h, w, I], weight [O, I, k, k] cast to x's dtype, bias [O]; returns [B, h', w', O] in x's dtype.
+
+    XLA's CPU backend is slow at the gradient of a convolution inside a loop (three quarters of a training step that tracks went into the memory encoder's);
+    there the gradient is that of a matrix product.
+    """
+    convolve = _conv_cpu if platform() == "cpu" else _conv_native
+    return convolve(stride, padding, x, weight.astype(x.dtype)) + bias.astype(x.dtype)[None, None, None]
+
+
+def _conv_native(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> jax.Array:
+    around = (padding, padding)
+    return jax.lax.conv_general_dilated(x, weight, (stride, stride), (around, around), dimension_numbers=("NHWC", "OIHW", "NHWC"))
+
+
+def _conv_gathered(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """As one product with the pixels under the kernel laid side by side."""
+    around, (o, _, k, _) = (padding, padding), weight.shape
+    padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
+    h, w = (size - k + 1 for size in padded.shape[1:3])
+    under = [padded[:, i : h + i : stride, j : w + j : stride] for i in range(k) for j in range(k)]
+    return dense(jnp.concatenate(under, axis=-1), weight.transpose(0, 2, 3, 1).reshape(o, -1))
+
+
+_conv_cpu = jax.custom_vjp(_conv_native, nondiff_argnums=(0, 1))
+_conv_cpu.defvjp(
+    lambda stride, padding, x, weight: (_conv_native(stride, padding, x, weight), (x, weight)),
+    lambda stride, padding, kept, change: jax.vjp(partial(_conv_gathered, stride, padding), *kept)[1](change),
+)
 
 
 def conv_patches(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ SHAPES_MODEL = UniPixelConfig(
     ),
     sam2_config="configs/shapes",
     image_token_id=512, video_token_id=513, vision_start_token_id=510, vision_end_token_id=511, ref_token_id=517, seg_token_id=518, mem_token_id=519,
-    sam2_batch_mode=True, dtype="bfloat16",
+    dtype="bfloat16",
 )  # fmt: skip
 
 TURNS, TOKENS = 4, 280
@@ -47,7 +47,8 @@ COURSE = Course(
     relations=Lesson(steps=3500, batch_size=8, optim=from_nothing(7e-4)),
     comparing=Lesson(steps=1400, batch_size=8, optim=from_nothing(1e-3)),
     places=Lesson(steps=300, batch_size=16, optim=from_nothing(1e-3)),
-    segmenting=Lesson(steps=4400, batch_size=16, optim=from_nothing(1e-3)),
+    segmenting=Lesson(steps=3800, batch_size=16, optim=from_nothing(1e-3)),
+    tracking=Lesson(steps=550, batch_size=4, optim=from_nothing(1e-3)),
 )
 """What every part learns before all are trained together."""
 
@@ -97,7 +98,6 @@ def shapes(name: str, start: StartConfig, datasets: str, *, learning_rate: float
         dtype="float32",
         remat="none",
         dropout=False,
-        sam2_batch_mode=True,
         log_every=50,
         evaluate_every=interval,
         save_every=interval,

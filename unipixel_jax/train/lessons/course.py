@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing.connection import wait
@@ -22,7 +22,7 @@ from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.config import DataConfig
-from unipixel_jax.train.lessons.segmenting import draw_targets, learns, segmenting_loss
+from unipixel_jax.train.lessons.segmenting import PICTURES, TRACKS, draw_targets, learns, segmenting_loss
 from unipixel_jax.train.lessons.sight import Sight, collate_sights, draw_sights, tables_of
 from unipixel_jax.train.lessons.teaching import Lesson, Weights, give, stacked, teach, weights_of
 from unipixel_jax.train.lessons.telling import BEHIND, COMPARING, RELATIONS, DrawTold, collate_told, telling_loss, verdicts
@@ -32,6 +32,8 @@ KEPT = "weights.npz"
 """What a lesson taught, in its folder."""
 SILENT = 0.25
 """Share of prompts without words, once SAM 2 has learned to find a place."""
+FRAMES = 4
+"""Of a clip that is tracked."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Course:
     comparing: of the same: more of the questions about two remembered things, and the yes or no of their answers counts more.
     places: of SAM 2, which begins with prompts that only say a place: with words it would never look at the place.
     segmenting: of SAM 2, with words.
+    tracking: of SAM 2's memory and mask decoder: clips of which the first frame alone is prompted.
     """
 
     sight: Lesson
@@ -53,6 +56,7 @@ class Course:
     comparing: Lesson
     places: Lesson
     segmenting: Lesson
+    tracking: Lesson
 
 
 def take(course: Course, config: UniPixelConfig, tokenizer: Tokenizer, data: DataConfig, losses: MaskLossWeights, run_dir: Path, seed: int) -> Weights:
@@ -113,12 +117,13 @@ def teach_sam2(course: Course, config: UniPixelConfig, losses: MaskLossWeights, 
     """The lessons of SAM 2, as of ``take``."""
     model = UniPixelModel(config, nnx.Rngs(seed))
 
-    def segmenting(lesson: Lesson, silent: float, seed: int, directory: Path) -> Weights:
-        draw = partial(draw_targets, config, silent)
-        return weights_of(teach(model, learns, lesson, directory, seed, draw, stacked, partial(segmenting_loss, losses)), learns)
+    def segmenting(lesson: Lesson, parts: Sequence[str], frames: int, silent: float, seed: int, directory: Path) -> Weights:
+        own, draw = partial(learns, parts), partial(draw_targets, config, frames, silent)
+        return weights_of(teach(model, own, lesson, directory, seed, draw, stacked, partial(segmenting_loss, losses)), own)
 
-    give(model, _once(run_dir / "places", partial(segmenting, course.places, 1.0, seed)))
-    _once(run_dir / "segmenting", partial(segmenting, course.segmenting, SILENT, seed + 1))
+    give(model, _once(run_dir / "places", partial(segmenting, course.places, PICTURES, 1, 1.0, seed)))
+    give(model, _once(run_dir / "segmenting", partial(segmenting, course.segmenting, PICTURES, 1, SILENT, seed + 1)))
+    _once(run_dir / "tracking", partial(segmenting, course.tracking, TRACKS, FRAMES, SILENT, seed + 2))
 
 
 def _side_by_side(*sides: Callable[[], None]) -> None:
