@@ -70,6 +70,23 @@ def test_dense(rng, rows, dtype):
     np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=2**-8 if dtype == jnp.bfloat16 else 1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 1), (7, 4, 3), (1, 1, 0)])
+def test_gradients_of_conv(rng, size, stride, padding):
+    x, weight, bias = random(rng, (2, 12, 8, 3), (5, 3, size, size), (5,))
+    wanted = correlate(x, weight, bias, stride, padding)
+    direction, along, shift = random(rng, wanted.shape, weight.shape, x.shape)
+
+    def projected(x, weight, bias):
+        return jnp.sum(conv(x, weight, bias, stride, padding) * direction)
+
+    to_x, to_weight, to_bias = jax.grad(projected, argnums=(0, 1, 2))(x, weight, bias)
+    # it is linear in each, so a difference is exact
+    zero = np.zeros_like(bias)
+    np.testing.assert_allclose(np.sum(to_x * shift), np.sum(correlate(shift, weight, zero, stride, padding) * direction), rtol=1e-4)
+    np.testing.assert_allclose(np.sum(to_weight * along), np.sum(correlate(x, along, zero, stride, padding) * direction), rtol=1e-4)
+    np.testing.assert_allclose(to_bias, direction.sum((0, 1, 2)), rtol=1e-4)
+
+
 def test_gradients_of_depthwise(rng):
     x, weight, bias = (jnp.asarray(a) for a in random(rng, (1, 4, 5, 2), (2, 1, 3, 3), (2,)))
     direction = jnp.asarray(rng.normal(size=weight.shape).astype(np.float32))

@@ -90,10 +90,17 @@ def test_a_plan_that_fits_goes_on_to_less_computed_again_and_more_at_once(monkey
     pretended = Pretended(memory, lambda config: 1.0 + config.batch_size * (0.8 if config.remat == "dots" else 1.0))
     best = search_of(monkeypatch, pretended, 16)
     assert (best.mesh, best.batch_size, best.remat) == (MeshConfig("fsdp"), 16, "dots")
-    # 32 at once need 28.8 GiB with dots, and 9.6 without: but fewer FLOPs are worth more than fewer collectives
-    assert pretended.asked[:3] == [(MeshConfig("fsdp"), *tried) for tried in ((16, "full"), (16, "dots"), (32, "dots"))]
+    # 32 at once need 28.8 GiB with dots, and 9.6 without
+    assert pretended.asked[:4] == [(MeshConfig("fsdp"), *tried) for tried in ((16, "full"), (16, "dots"), (32, "dots"), (32, "full"))]
     # another mesh begins at the best
-    assert pretended.asked[3] == (MeshConfig("dp"), 16, "dots")
+    assert pretended.asked[4] == (MeshConfig("dp"), 16, "dots")
+
+
+def test_more_at_once_are_tried_with_everything_computed_again(monkeypatch):
+    # fewer collectives are worth more here than fewer FLOPs
+    memory, seconds = (lambda config: config.batch_size * (0.9 if config.remat == "dots" else 0.3)), lambda config: 100.0 + config.batch_size
+    best = search_of(monkeypatch, Pretended(memory, seconds), 16)
+    assert (best.batch_size, best.remat) == (32, "full")
 
 
 def test_the_fastest_that_fits_is_taken(monkeypatch):

@@ -128,14 +128,18 @@ class _Search:
         return _fits(self.tried[mesh, batch, remat][1])
 
     def climb(self, mesh: MeshConfig, batch: int, remat: Remat) -> None:
-        """Try a plan, and from it on, while that fits, less computed again and more samples at once."""
+        """Try a plan, and from it on, while that fits, less computed again and more samples at once; where both do not fit, more samples."""
         if not self.fits(mesh, batch, remat):
             return
         if remat == "full" and self.fits(mesh, batch, "dots"):
             remat = "dots"
         for more in range(2 * batch, self.step + 1, batch):
-            if self.step % more == 0 and not self.fits(mesh, more, remat):
-                return
+            if self.step % more:
+                continue
+            if not self.fits(mesh, more, remat):
+                if remat == "full" or not self.fits(mesh, more, "full"):
+                    return
+                remat = "full"
 
     def best(self) -> tuple[TrainConfig, PlanReport]:
         """The fastest that fits."""
