@@ -21,7 +21,7 @@ ROOMS = {
     "models": {"ops", "core", *CONFIG},
     "losses": {"ops", "core", *CONFIG},
     "processing": {"core.buckets", "core.files", *CONFIG},
-    "data": {"processing", "core.buckets", "core.files", *CONFIG},
+    "data": {"processing", "core.allocator", "core.buckets", "core.files", *CONFIG},
     # infer.inputs is the one place where the host's arrays become a prompt on the device
     "train": {"infer.inputs", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
     "infer": {"models", "losses", "processing", "ops", "core", *CONFIG},

@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
+from unipixel_jax.core.allocator import keep_memory
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.mixture import Mixture
 from unipixel_jax.errors import UserError
@@ -245,11 +246,14 @@ class Loader(Generic[S, A]):
             return made.to_iter_dataset(reading)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads flags when it starts processes, and fails where no absl program has parsed them
-        return made.map(_pack).to_iter_dataset(reading).mp_prefetch(grain.MultiprocessingOptions(options.workers, options.buffer), _ignore_signals)
+        return made.map(_pack).to_iter_dataset(reading).mp_prefetch(grain.MultiprocessingOptions(options.workers, options.buffer), _begin)
 
 
-def _ignore_signals(worker: int, workers: int) -> None:
-    """Ctrl-C and schedulers signal a whole group of processes; the trainer finishes its step, for which it needs its workers, and then ends them."""
+def _begin(worker: int, workers: int) -> None:
+    """What a process does before its first batch. Ctrl-C and schedulers signal a whole group of processes; the trainer finishes its step, for which it needs
+    its workers, and then ends them.
+    """
+    keep_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

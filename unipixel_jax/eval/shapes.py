@@ -1,7 +1,7 @@
 """How well a model does on scenes of shapes it has never seen: through the same calls that users make, with questions of one turn.
 
-Measured are the mean IoU of masks asked for in words in pictures, J (mean IoU over frames) in clips, the IoU with the right object when another is named,
-and the shares of right answers about things that are pointed at (asked at once, or after remembering them), and about one or two remembered things
+Measured are the mean IoU of masks asked for in words in pictures, J (mean IoU over frames) in clips and in their frames after the first (of which only
+memory tells which object is meant), the IoU with the right object when another is named, and the shares of right answers about things that are pointed at (asked at once, or after remembering them), and about one or two remembered things
 (PixelQA). An answer is right if it is the expected one word for word.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,9 @@ def judge(model: UniPixel, pictures: int, clips: int, seed: int = SEED) -> Itera
     for number in range(clips):
         rng = np.random.default_rng([seed, 2, number])
         scene = draw_scene(rng, FRAMES)
-        yield _found(model, "clip_j", scene, find(scene, rng))
+        found = _found(model, "clip_j", scene, find(scene, rng))
+        yield found
+        yield _tracked(found)
 
 
 def summary(judged: list[Judged]) -> dict[str, dict[str, float]]:
@@ -86,8 +88,16 @@ def _found(model: UniPixel, measure: str, scene: Scene, question: Question) -> J
     """Ask for a thing in words; an answer without exactly one mask scores 0."""
     prediction = model.segment(scene.frames, question.text, max_new_tokens=MAX_NEW_TOKENS)
     (thing,) = question.segmented
-    score = iou(prediction.objects[0].masks, scene.masks[thing]) if len(prediction.objects) == 1 else 0.0
-    return Judged(measure, question.kind, score, scene, question.text, prediction, thing)
+    return Judged(measure, question.kind, _overlap(prediction, scene.masks[thing]), scene, question.text, prediction, thing)
+
+
+def _tracked(found: Judged) -> Judged:
+    """The same answer in the frames after the first."""
+    return replace(found, measure="tracked_j", score=_overlap(found.prediction, found.scene.masks[found.target], first=1))
+
+
+def _overlap(prediction: Prediction, truth: NDArray[np.bool_], first: int = 0) -> float:
+    return iou(prediction.objects[0].masks[first:], truth[first:]) if len(prediction.objects) == 1 else 0.0
 
 
 def _wrong(model: UniPixel, scene: Scene, rng: np.random.Generator) -> Judged:
