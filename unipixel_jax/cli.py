@@ -241,7 +241,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     model = UniPixel.from_pretrained(args.model or EMBEDDED, "float32")
     questions = judge(model, args.pictures, args.clips)
-    judged = list(track(questions, "judging", total=4 * args.pictures + args.clips, disable=not sys.stderr.isatty()))
+    judged = list(track(questions, "judging", total=5 * args.pictures + 2 * args.clips, disable=not sys.stderr.isatty()))
     scores = summary(judged)
     for name, score in scores.items():
         print(f"{name:32} {score['mean']:.3f}  of {score['count']}")

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from unipixel_jax import Point, UniPixel
+from unipixel_jax.data.shapes.language import full_name
+from unipixel_jax.data.shapes.scene import draw_scene
 from unipixel_jax.demo import ASSETS, JOBS
+from unipixel_jax.eval.shapes import iou
 from unipixel_jax.infer.loading import EMBEDDED
 
 
@@ -35,3 +38,16 @@ def test_it_describes_what_is_pointed_at(model, point, name):
     pointed = model.segment(ASSETS / "photo.png", "What is <region>?", [Point(*point)], max_new_tokens=24)
     assert pointed.text == f"It is a {name}."
     assert not pointed.objects
+
+
+def test_it_follows_a_thing_by_what_it_remembers(model):
+    assert not model.loaded.model.config.sam2_batch_mode
+    followed = []
+    for seed in range(4):
+        scene = draw_scene(np.random.default_rng(seed), 4)
+        for thing in range(2):
+            found = model.segment(scene.frames, f"Segment the {full_name(scene, thing)}.", max_new_tokens=24)
+            (item,) = found.objects
+            followed.append([iou(item.masks[1:], scene.masks[other, 1:]) for other in (thing, 1 - thing)])
+    right, wrong = np.mean(followed, axis=0)
+    assert right > 0.6 and wrong < 0.1, followed

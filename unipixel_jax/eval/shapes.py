@@ -1,8 +1,8 @@
 """How well a model does on scenes of shapes it has never seen: through the same calls that users make, with questions of one turn.
 
 Measured are the mean IoU of masks asked for in words in pictures, J (mean IoU over frames) in clips and in their frames after the first (of which only
-memory tells which object is meant), the IoU with the right object when another is named, and the shares of right answers about things that are pointed at (asked at once, or after remembering them), and about one or two remembered things
-(PixelQA). An answer is right if it is the expected one word for word.
+memory tells which object is meant), the IoU with the right object when another is named, and the shares of right answers about things that are pointed at
+(asked at once, or after remembering them), and about one or two remembered things (PixelQA). An answer is right if it is the expected one word for word.
 """
 
 from __future__ import annotations
