@@ -19,7 +19,6 @@ from jax.sharding import NamedSharding
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import distributed
-from unipixel_jax.core.allocator import keep_memory
 from unipixel_jax.core.buckets import Ladder
 from unipixel_jax.core.files import replacing
 from unipixel_jax.core.mesh import OnMesh, data_shards
@@ -115,9 +114,6 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     Raises:
         UserError: what the data, the weights or the disk refuse, each in one line; or a loss that is not a number, with the batch saved.
     """
-    devices = devices or jax.devices()
-    if devices[0].platform == "cpu":
-        keep_memory()
     tokenizer = Tokenizer.from_directory(start)
     model_config = UniPixelConfig.from_hf(json.loads((start / "config.json").read_text(encoding="utf-8")))
     tokenizer.check(model_config)
@@ -125,7 +121,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     if config.data.validation:
         held_out = _mixture(config, config.data.validation, config.seed + VALIDATION_SEED, config.data.validation_split)
     total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
-    layout = lay_out(config, model_config, total, devices)
+    layout = lay_out(config, model_config, total, devices or jax.devices())
     about = About.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
