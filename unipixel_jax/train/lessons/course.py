@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.allocator import keep_memory
 from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.files import replacing
 from unipixel_jax.data.roles.shapes import EVEN, Mix
@@ -146,7 +145,6 @@ def _side_by_side(*sides: Callable[[], None]) -> None:
 
 def _on_its_cores(number: int, count: int, side: Callable[[], None]) -> None:
     """Teach a side on its share of the cores that this process may use; where a system cannot be told, on all."""
-    keep_memory()
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number::count] or cores)
