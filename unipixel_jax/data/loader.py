@@ -250,10 +250,9 @@ class Loader(Generic[S, A]):
 
 
 def _begin(worker: int, workers: int) -> None:
-    """What a process does before its first batch. Ctrl-C and schedulers signal a whole group of processes; the trainer finishes its step, for which it needs
-    its workers, and then ends them.
-    """
+    """What a process does before its first batch."""
     keep_memory()
+    # Ctrl-C and schedulers signal a whole group of processes; the trainer finishes its step, for which it needs its workers, and then ends them
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

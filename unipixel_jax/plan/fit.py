@@ -134,10 +134,8 @@ class _Search:
         if remat == "full" and self.fits(mesh, batch, "dots"):
             remat = "dots"
         for more in range(2 * batch, self.step + 1, batch):
-            if self.step % more:
-                continue
-            if not self.fits(mesh, more, remat):
-                if remat == "full" or not self.fits(mesh, more, "full"):
+            if self.step % more == 0 and not self.fits(mesh, more, remat):
+                if not self.fits(mesh, more, "full"):
                     return
                 remat = "full"
 
