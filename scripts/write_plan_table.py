@@ -46,6 +46,10 @@ ROWS = {
     "3b_long_v6e-16": [THREE, "--topology", "v6e-16", *STEP, *LONG, *batch(2), "--mesh.context", "8"],
     "3b_long_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *LONG, *batch(2), "--mesh.context", "4"],
     "7b_inference_v5e-8": [SEVEN, "--topology", "v5e-8", "--programs", "prefill", "decode", "track", "--batch-size", "8"],
+    "7b_v5e-16_full": [SEVEN, "--topology", "v5e-16", "--full-effort", *STEP, *batch(16)],
+    "7b_v5p-16_full": [SEVEN, "--topology", "v5p-16", "--full-effort", *STEP, *batch(32), "--remat", "dots"],
+    "7b_v6e-16_full": [SEVEN, "--topology", "v6e-16", "--full-effort", *STEP, *batch(16), "--remat", "dots"],
+    "3b_v5e-8_full": [THREE, "--topology", "v5e-8", "--full-effort", *STEP, *batch(8)],
     "7b_h100-8": [SEVEN, "--topology", "h100:8", *STEP, *batch(8)],
 }
 

@@ -46,3 +46,16 @@ def test_plan_of_a_small_model(config, tmp_path):
     assert 1.9 < update["memory"]["parts"]["optimizer"] / update["memory"]["parts"]["parameters"] < 2.1
     assert gradients["costs"]["flops"] > programs["prefill"]["costs"]["flops"] > programs["decode"]["costs"]["flops"] > 0
     assert {c["kind"] for c in gradients["costs"]["collectives"]} >= {"all-gather"}
+
+
+@pytest.mark.chips
+def test_full_effort_keeps_arrays_near_the_units(config, tmp_path):
+    found = []
+    for effort in ([], ["--full-effort"]):
+        out = tmp_path / f"plan{len(effort)}.json"
+        arguments = ["--topology", "v5e:2x2", "--tokens", "512", "--frames", "2", "--programs", "prefill", "--json", str(out)]
+        assert main(["plan", config, *arguments, *effort, "--dtype", "bfloat16"]) == 0
+        found += json.loads(out.read_text())
+    least, full = (report["programs"][0]["costs"] for report in found)
+    assert [report["full_effort"] for report in found] == [False, True]
+    assert full["flops"] == pytest.approx(least["flops"], rel=0.01) and full["bytes"] < 0.7 * least["bytes"]

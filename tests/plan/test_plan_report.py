@@ -32,7 +32,7 @@ def report():
     roofline = Roofline.of(COSTS, V5E, 98.5e12)
     fits = ProgramReport("train step", Memory({"parameters": 3 * GIB, "temporaries": 5.5 * GIB}, 15.75 * GIB), COSTS, roofline, 31.25)
     refused = ProgramReport("prefill", Memory({NEEDED: 58.99 * GIB}, 15.75 * GIB), None, None, 0.5)
-    return PlanReport("unipixel_7b", "2*v5e:4x4", {"data": 2, "fsdp": 16, "tensor": 1}, 256, "full", (fits, refused))
+    return PlanReport("unipixel_7b", "2*v5e:4x4", {"data": 2, "fsdp": 16, "tensor": 1}, 256, "full", False, (fits, refused))
 
 
 def test_the_longest_time_binds():
@@ -129,14 +129,14 @@ def test_a_report_comes_back_from_json():
     first = told["programs"][0]
     assert first["roofline"]["bound"] == "compute" and first["roofline"]["mfu"] == 0.5 and first["memory"]["fits"] is True
     assert told["programs"][1]["costs"] is None and told["programs"][1]["memory"]["parts"] == {NEEDED: 58.99 * GIB}
-    assert set(told) == {"config", "topology", "mesh", "batch_size", "remat", "programs"}
+    assert set(told) == {"config", "topology", "mesh", "batch_size", "remat", "full_effort", "programs"}
 
 
 def test_json_keeps_the_largest_operations_and_the_silent():
     small = tuple(Operation(f"add.{i}", "add", "", 1, 0.0, 1.0) for i in range(50))
     costs = Costs(197e12, 819e9, (REDUCE, GATHER), (*small, *OPERATIONS))
     program = ProgramReport("train step", Memory({}, 1.0), costs, Roofline.of(costs, V5E, 1.0), 1.0)
-    kept = PlanReport("c", "t", {}, 1, "none", (program,)).to_json()["programs"][0]["costs"]["operations"]
+    kept = PlanReport("c", "t", {}, 1, "none", True, (program,)).to_json()["programs"][0]["costs"]["operations"]
     assert len(kept) < 30 and {o.name for o in OPERATIONS} <= {o["name"] for o in kept}
 
 
@@ -159,7 +159,7 @@ def test_rows_of_markdown():
     rows = report().markdown_rows().splitlines()
     columns = {line.count("|") for line in (*MARKDOWN.splitlines(), *rows)}
     assert len(columns) == 1 and len(rows) == 2
-    assert rows[0].startswith("| unipixel_7b | 2*v5e:4x4 | data 2 x fsdp 16 | 256 | full | train step | 8.50 of 15.75 | 1,000 | 1,000 |")
+    assert rows[0].startswith("| unipixel_7b | 2*v5e:4x4 | data 2 x fsdp 16 | 256 | full | train step | least | 8.50 of 15.75 | 1,000 | 1,000 |")
     assert rows[0].endswith("| 250 | 320 | compute | 50.0% |")
     assert "does not fit" in rows[1]
 

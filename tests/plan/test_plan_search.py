@@ -41,7 +41,7 @@ def report_of(config, chips, needed, seconds=1.0, programs=(GRADIENTS,)):
     memory = Memory({"parameters": 0.6 * GIB, "needed": (needed - 0.6) * GIB}, 15.75 * GIB)
     roofline = Roofline(seconds, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0) if memory.fits else None
     found = tuple(ProgramReport(name, memory, None, roofline, 1.0) for name in programs)
-    return PlanReport(config.name, "pretended", config.mesh.sizes(chips), config.batch_size, config.remat, found)
+    return PlanReport(config.name, "pretended", config.mesh.sizes(chips), config.batch_size, config.remat, False, found)
 
 
 @dataclass
@@ -175,6 +175,18 @@ def test_a_refusal_for_one_topology_leaves_the_others(monkeypatch, tmp_path, cap
     assert main([*arguments, "64", "--topology", "8"]) == 1
     assert "64: a batch of 8 does not divide among 64 parts" in capsys.readouterr().err
     assert [report["mesh"]["fsdp"] for report in json.loads(written.read_text())] == [8]
+
+
+@pytest.mark.parametrize(("full", "needed", "told"), [(False, 15.0, True), (False, 14.9, False), (False, 16.0, False), (True, 15.0, False)])
+def test_a_plan_of_least_effort_that_just_fits_is_no_promise(monkeypatch, capsys, full, needed, told):
+    def make_plan(config, model_config, topology, workload, programs, prompts, full_effort):
+        assert full_effort == full
+        return replace(report_of(config, len(topology.devices), needed), full_effort=full_effort)
+
+    monkeypatch.setattr("unipixel_jax.plan.topology.open_topology", lambda name: topology(int(name)))
+    monkeypatch.setattr("unipixel_jax.plan.plan.make_plan", make_plan)
+    assert main([str(SEVEN), "--topology", "8", *(["--full-effort"] if full else [])]) == int(needed > 15.75)
+    assert ("gradients fills 95%: a run's program needs a little more; see --full-effort" in capsys.readouterr().out) == told
 
 
 PLANNED = {

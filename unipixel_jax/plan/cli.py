@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from unipixel_jax.config import UniPixelConfig
     from unipixel_jax.train.config import TrainConfig
 
+NEAR = 0.95
+"""Share of a chip's memory above which a plan of least effort does not say that a run fits: it needed 0.35 GiB of 15.75 more (docs/plan.md)."""
 EPILOG = """After CONFIG and the options, any field of the configuration can be given another value, as with `unipixel-jax train`: --batch-size 32
 --mesh.preset fsdp_tp --mesh.tensor 2 --remat full. The programs are compiled for the topology by its own compiler, on this machine, and not run: times are
 those of the roofline. --verbose, anywhere among the arguments, shows the traceback of an error."""
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--objects", type=int, default=5, metavar="N", help="objects of every clip (default: 5)")
     parser.add_argument("--prompts", type=int, metavar="N", help="prompts answered at a time (default: one for each part of the mesh)")
     parser.add_argument("--fit", action="store_true", help="search mesh, batch size and remat policy for the fastest plan that fits, 12 compilations at most")
+    parser.add_argument("--full-effort", action="store_true", help="compile for TPUs as a run does: truer memory and traffic, for eight times the time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for a page")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and times")
@@ -75,13 +78,17 @@ def run(args: argparse.Namespace, fields: list[str]) -> int:
     for topology in topologies:
         try:
             own = fit(config, model_config, topology, workload, tell) if args.fit else config
-            report = make_plan(own, model_config, topology, workload, programs, args.prompts)
+            report = make_plan(own, model_config, topology, workload, programs, args.prompts, args.full_effort)
         except UserError as error:
             fits = False
             print(f"{topology.name}: {error}", file=sys.stderr)
             continue
         reports.append(report)
         console.print(report.table())
+        for program in report.programs:
+            filled = program.memory.total / program.memory.capacity
+            if NEAR < filled <= 1 and not report.full_effort:
+                console.print(f"{program.name} fills {filled:.0%}: a run's program needs a little more; see --full-effort")
         for line in advice(report, own, model_config, topology, args.prompts):
             fits = False
             print(f"{topology.name}: {line}", file=sys.stderr)

@@ -49,11 +49,18 @@ TOGETHER = 2
 """Programs that are compiled at a time: a compiler uses little more than one processor, and several gigabytes."""
 
 LITTLE_EFFORT = {"exec_time_optimization_effort": -1.0}
-"""For the compiler of TPUs, which then searches less for fast schedules; by how much memory and traffic differ was not measured."""
+"""For the compiler of TPUs, which then keeps nothing in VMEM from one operation to the next: eight times faster, with too much memory traffic and somewhat too
+little memory (docs/plan.md)."""
 
 
 def make_plan(
-    config: TrainConfig, model_config: UniPixelConfig, topology: Topology, workload: Workload, programs: Sequence[str] = USUAL, prompts: int | None = None
+    config: TrainConfig,
+    model_config: UniPixelConfig,
+    topology: Topology,
+    workload: Workload,
+    programs: Sequence[str] = USUAL,
+    prompts: int | None = None,
+    full_effort: bool = False,
 ) -> PlanReport:
     """Compile programs and count.
 
@@ -64,6 +71,7 @@ def make_plan(
         workload: what every sample holds.
         programs: of ``PROGRAMS``, which of them.
         prompts: that inference answers at a time; None for one on each part of the mesh.
+        full_effort: compile for TPUs as a run does, instead of with ``LITTLE_EFFORT``.
 
     Raises:
         UserError: a mesh that the chips do not form, or a batch that does not divide among them.
@@ -104,21 +112,30 @@ def make_plan(
         TRACK: prompts * flops.frame,
     }
     lowered = {**train_programs(layout, batch), **inference_programs(model_config, layout.mesh, prompts, row)}
+    full_effort = full_effort or topology.chip.platform != "tpu"
+    options = None if full_effort else LITTLE_EFFORT
     with ThreadPoolExecutor(TOGETHER) as pool:
         reports = [
-            pool.submit(_compiled, name, lower(), arguments[name], beside.get(name, {}), topology, model_flops[name] / chips)
+            pool.submit(_compiled, name, lower(), options, arguments[name], beside.get(name, {}), topology, model_flops[name] / chips)
             for name, lower in lowered.items()
             if name in programs
         ]
-        return PlanReport(config.name, topology.name, dict(layout.mesh.shape), rows, config.remat, tuple(report.result() for report in reports))
+        found = tuple(report.result() for report in reports)
+    return PlanReport(config.name, topology.name, dict(layout.mesh.shape), rows, config.remat, full_effort, found)
 
 
 def _compiled(
-    name: str, lowered: Any, arguments: Mapping[str, float], beside: Mapping[str, float], topology: Topology, model_flops: float
+    name: str,
+    lowered: Any,
+    options: Mapping[str, float] | None,
+    arguments: Mapping[str, float],
+    beside: Mapping[str, float],
+    topology: Topology,
+    model_flops: float,
 ) -> ProgramReport:
     begin = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=LITTLE_EFFORT if topology.chip.platform == "tpu" else None)
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         memory = refused_for_memory(error)
         if memory is None:

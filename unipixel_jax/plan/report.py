@@ -20,8 +20,8 @@ from unipixel_jax.plan.roofline import BOUNDS, Roofline
 
 LABELS = {"compute": "compute", "hbm": "HBM", "links": "links", "network": "network"}
 MARKDOWN = (
-    "| config | topology | mesh | batch | remat | program | memory, GiB | compute, ms | HBM, ms | links, ms | network, ms | bound | MFU at most |\n"
-    "| --- | --- | --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
+    "| config | topology | mesh | batch | remat | program | effort | memory, GiB | compute, ms | HBM, ms | links, ms | network, ms | bound | MFU at most |\n"
+    "| --- | --- | --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
 )
 """The two lines above ``PlanReport.markdown_rows``."""
 
@@ -55,6 +55,7 @@ class PlanReport:
     mesh: sizes of the axes, by name.
     batch_size: of all chips together.
     remat: the policy's name.
+    full_effort: compiled as a run does.
     programs: in the order in which they were compiled.
     """
 
@@ -63,12 +64,18 @@ class PlanReport:
     mesh: Mapping[str, int]
     batch_size: int
     remat: str
+    full_effort: bool
     programs: tuple[ProgramReport, ...]
 
     @property
     def title(self) -> str:
         """In one line."""
-        return f"{self.config} on {self.topology}, mesh {self.mesh_text}, batch of {self.batch_size}, remat {self.remat}"
+        return f"{self.config} on {self.topology}, mesh {self.mesh_text}, batch of {self.batch_size}, remat {self.remat}, {self.effort} effort"
+
+    @property
+    def effort(self) -> str:
+        """Of the compiler: "full" as for a run, or "least"."""
+        return "full" if self.full_effort else "least"
 
     @property
     def mesh_text(self) -> str:
@@ -120,7 +127,7 @@ class PlanReport:
             memory = f"{_number(p.memory.total / GIB)} of {p.memory.capacity / GIB:.2f}"
             times = [_number(getattr(p.roofline, name) * 1e3) if p.roofline else "" for name in BOUNDS]
             ends = [LABELS[p.roofline.bound], f"{p.roofline.mfu:.1%}"] if p.roofline else ["does not fit", ""]
-            cells = [self.config, self.topology, self.mesh_text, str(self.batch_size), self.remat, p.name, memory, *times, *ends]
+            cells = [self.config, self.topology, self.mesh_text, str(self.batch_size), self.remat, p.name, self.effort, memory, *times, *ends]
             rows.append(f"| {' | '.join(cells)} |")
         return "\n".join(rows)
 
@@ -142,7 +149,7 @@ class PlanReport:
         """
         try:
             programs = tuple(_program(entry) for entry in found["programs"])
-            return cls(found["config"], found["topology"], dict(found["mesh"]), found["batch_size"], found["remat"], programs)
+            return cls(found["config"], found["topology"], dict(found["mesh"]), found["batch_size"], found["remat"], found["full_effort"], programs)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"no plan's report ({error!r}): expected what `unipixel-jax plan --json` writes") from None
 

@@ -168,8 +168,13 @@ def _total(
 
 
 def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
-    """Mask losses, means over samples and frames; ``tokens`` are the objects' hidden tokens [B, O, H, d]."""
+    """Mask losses, means over samples and frames; ``tokens`` are the objects' hidden tokens [B, O, H, d].
+
+    With ``remat="dots"`` all of SAM is computed again nevertheless: its products need several times the memory of those of the language model, and less of its
+    time is spent on them (docs/plan.md).
+    """
     samples, length = clips.frames.shape[:2]
+    remat = "full" if remat == "dots" else remat
     features = model.sam2.encode(clips.frames.reshape(-1, *clips.frames.shape[2:]).astype(dtype), remat)
     features = jax.tree.map(lambda a: a.reshape(samples, length, *a.shape[1:]), features)
 
