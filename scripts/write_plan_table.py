@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "plans"
 SEVEN, THREE = "configs/unipixel_7b_stage3.py", "configs/unipixel_3b_stage3.py"
 STEP = ["--programs", "gradients"]
+DOTS = ["--remat", "dots"]
 LONG = ["--frames", "64", "--tokens", "32768"]
 
 
@@ -28,13 +29,13 @@ ROWS = {
     "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *batch(16)],
     "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
     "7b_v5e-64_context": [SEVEN, "--topology", "v5e-64", *STEP, *batch(32), "--mesh.context", "2"],
-    "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(32)],
-    "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16)],
+    "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(16), *DOTS],
+    "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16), *DOTS],
     "3b_v5e-8": [THREE, "--topology", "v5e-8", *STEP, *batch(8)],
     "3b_v5e-16": [THREE, "--topology", "v5e-16", *STEP, *batch(16)],
     "3b_v5e-64": [THREE, "--topology", "v5e-64", *STEP, *batch(32), "--mesh.context", "2"],
-    "3b_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *batch(32)],
-    "3b_v6e-16": [THREE, "--topology", "v6e-16", *STEP, *batch(16)],
+    "3b_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *batch(16), *DOTS],
+    "3b_v6e-16": [THREE, "--topology", "v6e-16", *STEP, *batch(16), *DOTS],
     "7b_v5e-256": [SEVEN, "--topology", "v5e:16x16", *STEP, *batch(256, 256)],
     "7b_v5e-256_hybrid": [SEVEN, "--topology", "v5e:16x16", *STEP, *batch(256, 256), "--mesh.preset", "hybrid", "--mesh.slices", "16"],
     "7b_long_v5e-16": [SEVEN, "--topology", "v5e-16", *STEP, *LONG, *batch(1), "--mesh.context", "16"],
@@ -47,8 +48,8 @@ ROWS = {
     "3b_long_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *LONG, *batch(2), "--mesh.context", "4"],
     "7b_inference_v5e-8": [SEVEN, "--topology", "v5e-8", "--programs", "prefill", "decode", "track", "--batch-size", "8"],
     "7b_v5e-16_full": [SEVEN, "--topology", "v5e-16", "--full-effort", *STEP, *batch(16)],
-    "7b_v5p-16_full": [SEVEN, "--topology", "v5p-16", "--full-effort", *STEP, *batch(32), "--remat", "dots"],
-    "7b_v6e-16_full": [SEVEN, "--topology", "v6e-16", "--full-effort", *STEP, *batch(16), "--remat", "dots"],
+    "7b_v5p-16_full": [SEVEN, "--topology", "v5p-16", "--full-effort", *STEP, *batch(16), *DOTS],
+    "7b_v6e-16_full": [SEVEN, "--topology", "v6e-16", "--full-effort", *STEP, *batch(16), *DOTS],
     "3b_v5e-8_full": [THREE, "--topology", "v5e-8", "--full-effort", *STEP, *batch(8)],
     "7b_h100-8": [SEVEN, "--topology", "h100:8", *STEP, *batch(8)],
 }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unipixel_jax.ops import conv as convolutions
 from unipixel_jax.ops.conv import conv, conv_patches, conv_transpose2, depthwise
 from unipixel_jax.ops.dense import dense
 
@@ -42,7 +43,9 @@ def test_conv_patches(rng):
 
 
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_depthwise(rng, kernel):
+@pytest.mark.parametrize("where", ["cpu", "tpu"])
+def test_depthwise(rng, kernel, where, monkeypatch):
+    monkeypatch.setattr(convolutions, "platform", lambda: where)
     x, weight, bias = random(rng, (2, 9, 6, 4), (4, 1, kernel, kernel), (4,))
     ours = depthwise(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias))
     np.testing.assert_allclose(ours, correlate(x, weight, bias, 1, kernel // 2, groups=4), atol=2e-5)
@@ -87,13 +90,21 @@ def test_gradients_of_conv(rng, size, stride, padding):
     np.testing.assert_allclose(to_bias, direction.sum((0, 1, 2)), rtol=1e-4)
 
 
-def test_gradients_of_depthwise(rng):
-    x, weight, bias = (jnp.asarray(a) for a in random(rng, (1, 4, 5, 2), (2, 1, 3, 3), (2,)))
-    direction = jnp.asarray(rng.normal(size=weight.shape).astype(np.float32))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_depthwise(rng, monkeypatch, dtype):
+    x, weight, bias, direction = random(rng, (2, 9, 6, 4), (4, 1, 7, 7), (4,), (2, 9, 6, 4))
+    along, shift = random(rng, weight.shape, x.shape)
+    zero, tolerance = np.zeros_like(bias), 1e-6 if dtype == jnp.float32 else 2e-3
 
-    def loss(weight):
-        return jnp.sum(depthwise(x, weight, bias) ** 2)
+    def projected(x, weight, bias):
+        return jnp.sum(depthwise(x, weight, bias).astype(jnp.float32) * direction)
 
-    step = 1e-2
-    slope = (loss(weight + step * direction) - loss(weight - step * direction)) / (2 * step)
-    np.testing.assert_allclose(jnp.vdot(jax.grad(loss)(weight), direction), slope, rtol=1e-3)
+    for where in ("cpu", "tpu"):
+        monkeypatch.setattr(convolutions, "platform", lambda where=where: where)
+        to_x, to_weight, to_bias = jax.grad(projected, argnums=(0, 1, 2))(jnp.asarray(x, dtype), jnp.asarray(weight), jnp.asarray(bias))
+        assert to_x.dtype == dtype and to_weight.dtype == jnp.float32
+        # it is linear in each, so a difference is exact
+        for found, moved in ((np.sum(np.asarray(to_x, np.float64) * shift), (shift, weight)), (np.sum(to_weight * along), (x, along))):
+            change = correlate(*moved, zero, 1, 3, groups=4)
+            np.testing.assert_allclose(found, np.sum(change * direction), atol=tolerance * np.linalg.norm(change) * np.linalg.norm(direction))
+        np.testing.assert_allclose(to_bias, direction.sum((0, 1, 2)), atol=tolerance * np.linalg.norm(direction))

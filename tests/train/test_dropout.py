@@ -12,6 +12,7 @@ from tests.unit.micro_models import MICRO, SAM2, copied, micro_model, random
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED
 from unipixel_jax.core.dropout import DropoutKey, Random, fold, with_keys
+from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Dropout, DropPath, Linear
 from unipixel_jax.models.sam2 import tracker
 from unipixel_jax.models.sam2.hiera import DROP_PATH
@@ -36,7 +37,7 @@ class Tower(nnx.Module):
         self.embed = Linear(4, 4, (EMBED, EMBED), rngs)
         self.blocks = stacking.stack(Block, 3, rngs)
 
-    def drops(self, x: jax.Array, remat: bool = False) -> jax.Array:
+    def drops(self, x: jax.Array, remat: Remat = "none") -> jax.Array:
         """What each layer's dropout makes of x: [3, ...]."""
         return stacking.run(lambda block, carry, _: (carry, block.dropout(x)), self.blocks, x, np.arange(3), remat)[1]
 
@@ -66,7 +67,7 @@ def test_every_module_and_every_layer_gets_a_key_of_its_own():
     assert not np.array_equal(keys_of(with_keys(micro_model(), jax.random.key(6)))[0], keys_of(model)[0])
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_scan_hands_each_layer_its_own(remat):
     tower = with_keys(Tower(nnx.Rngs(0)), KEY)
     x = jnp.ones((8, 64))
@@ -91,9 +92,9 @@ def test_the_backward_pass_draws_the_same_numbers():
         _, y = stacking.run(lambda block, carry, _: (carry, block.dropout(carry)), tower.blocks, x, np.arange(3), remat)
         return jnp.sum(y**2)
 
-    kept, expected = np.asarray(tower.drops(x)), jax.grad(lambda x: loss(x, False))(x)
+    kept, expected = np.asarray(tower.drops(x)), jax.grad(lambda x: loss(x, "none"))(x)
     np.testing.assert_allclose(expected, 4 * np.sum(kept, axis=0), rtol=1e-6)
-    assert np.array_equal(jax.jit(jax.grad(lambda x: loss(x, True)))(x), expected)
+    assert np.array_equal(jax.jit(jax.grad(lambda x: loss(x, "full")))(x), expected)
 
 
 def test_folding_a_number_changes_every_key_alike_in_vmap_and_map():

@@ -19,6 +19,8 @@ from unipixel_jax.core.params import is_abstract
 from unipixel_jax.core.sharding import collected
 
 Remat = Literal["none", "dots", "full"]
+PRODUCT = "product with weights"
+"""The name that results of products with weights have (``jax.ad_checkpoint.checkpoint_name``)."""
 M = TypeVar("M", bound=nnx.Module)
 F = TypeVar("F", bound=Callable[..., Any])
 Carry = TypeVar("Carry")
@@ -64,7 +66,7 @@ def checkpointed(step: F, remat: Remat) -> F:
     """
     if remat == "none":
         return step
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
     return jax.checkpoint(step, policy=policy)  # type: ignore[return-value]
 
 

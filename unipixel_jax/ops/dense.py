@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from unipixel_jax.core.stacking import PRODUCT
 from unipixel_jax.ops.platform import platform
 
 
@@ -31,4 +33,4 @@ def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax
         y = y[:1]
     if bias is not None:
         y = y + bias.astype(jnp.float32)[None]
-    return y.astype(x.dtype).reshape(*x.shape[:-1], out)
+    return checkpoint_name(y.astype(x.dtype).reshape(*x.shape[:-1], out), PRODUCT)
