@@ -30,7 +30,7 @@ class WeightDropout:
     @staticmethod
     def draw(key: jax.Array, batch: int, key_heads: int, rate: float) -> WeightDropout:
         """Seeds from a scalar key."""
-        return WeightDropout(jax.lax.bitcast_convert_type(jax.random.bits(key, (batch, key_heads)), jnp.int32), rate)
+        return WeightDropout(jax.lax.bitcast_convert_type(jax.random.bits(key, (batch, key_heads), jnp.uint32), jnp.int32), rate)
 
     def thin(self, weights: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         """Weights [B, K, G, t, s] of rows [G, t] (``g * T + i`` for query i of head g) and columns [s] (keys), some dropped, the others scaled up."""
