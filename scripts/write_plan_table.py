@@ -30,7 +30,7 @@ ROWS = {
     "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
     "7b_v5e-64_context": [SEVEN, "--topology", "v5e-64", *STEP, *batch(32), "--mesh.context", "2"],
     "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(16), *DOTS],
-    "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16), *DOTS],
+    "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16)],
     "3b_v5e-8": [THREE, "--topology", "v5e-8", *STEP, *batch(8)],
     "3b_v5e-16": [THREE, "--topology", "v5e-16", *STEP, *batch(16)],
     "3b_v5e-64": [THREE, "--topology", "v5e-64", *STEP, *batch(32), "--mesh.context", "2"],
@@ -48,9 +48,6 @@ ROWS = {
     "3b_long_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *LONG, *batch(2), "--mesh.context", "4"],
     "7b_inference_v5e-8": [SEVEN, "--topology", "v5e-8", "--programs", "prefill", "decode", "track", "--batch-size", "8"],
     "7b_v5e-16_full": [SEVEN, "--topology", "v5e-16", "--full-effort", *STEP, *batch(16)],
-    "7b_v5p-16_full": [SEVEN, "--topology", "v5p-16", "--full-effort", *STEP, *batch(16), *DOTS],
-    "7b_v6e-16_full": [SEVEN, "--topology", "v6e-16", "--full-effort", *STEP, *batch(16), *DOTS],
-    "3b_v5e-8_full": [THREE, "--topology", "v5e-8", "--full-effort", *STEP, *batch(8)],
     "7b_h100-8": [SEVEN, "--topology", "h100:8", *STEP, *batch(8)],
 }
 
