@@ -58,4 +58,4 @@ def test_full_effort_keeps_arrays_near_the_units(config, tmp_path):
         found += json.loads(out.read_text())
     least, full = (report["programs"][0]["costs"] for report in found)
     assert [report["full_effort"] for report in found] == [False, True]
-    assert full["flops"] == pytest.approx(least["flops"], rel=0.01) and full["bytes"] < 0.7 * least["bytes"]
+    assert full["bytes"] < 0.7 * least["bytes"]

@@ -208,7 +208,8 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
         raise UserError("a plot needs matplotlib: pip install 'unipixel-jax[plot]'") from None
     rows = [(report, program) for report in reports for program in report.programs]
     alone = len({report.title for report, _ in rows}) == 1
-    names = [program.name if alone else f"{program.name}\n{report.config}, {report.topology}, {report.mesh_text}" for report, program in rows]
+    places_of = {id(r): f"{r.config}, {r.topology}, {r.mesh_text}{', full effort' if r.full_effort else ''}" for r in reports}
+    names = [program.name if alone else f"{program.name}\n{places_of[id(report)]}" for report, program in rows]
     figure = Figure(figsize=(13, 2.0 + (0.55 if alone else 0.75) * len(rows)), layout="constrained")
     memory, times = figure.subplots(1, 2, sharey=True)
     places = range(len(rows))
