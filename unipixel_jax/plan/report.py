@@ -73,6 +73,11 @@ class PlanReport:
         return f"{self.config} on {self.topology}, mesh {self.mesh_text}, batch of {self.batch_size}, remat {self.remat}, {self.effort} effort"
 
     @property
+    def short_title(self) -> str:
+        """Without what the most rows of a picture have in common."""
+        return f"{self.config}, {self.topology}, {self.mesh_text}{', full effort' if self.full_effort else ''}"
+
+    @property
     def effort(self) -> str:
         """Of the compiler: "full" as for a run, or "least"."""
         return "full" if self.full_effort else "least"
@@ -208,8 +213,7 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
         raise UserError("a plot needs matplotlib: pip install 'unipixel-jax[plot]'") from None
     rows = [(report, program) for report in reports for program in report.programs]
     alone = len({report.title for report, _ in rows}) == 1
-    places_of = {id(r): f"{r.config}, {r.topology}, {r.mesh_text}{', full effort' if r.full_effort else ''}" for r in reports}
-    names = [program.name if alone else f"{program.name}\n{places_of[id(report)]}" for report, program in rows]
+    names = [program.name if alone else f"{program.name}\n{report.short_title}" for report, program in rows]
     figure = Figure(figsize=(13, 2.0 + (0.55 if alone else 0.75) * len(rows)), layout="constrained")
     memory, times = figure.subplots(1, 2, sharey=True)
     places = range(len(rows))
