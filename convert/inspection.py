@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unipixel_jax.config import PRESETS, SAM2_SIZES, Sam2Config, TextConfig, UniPixelConfig, read_qwen
 from unipixel_jax.core.files import PARAMS
+from unipixel_jax.core.stored import dotted
+from unipixel_jax.core.stored import read as read_arrays
 
 from . import fresh
 from .hf_config import merged_config, read_config, read_json
@@ -139,8 +139,7 @@ def _jax(path: Path) -> Report:
     """Here the tensors are the stacked arrays, under their paths."""
     manifest = Manifest.read(path)
     _, config = read_config(path)
-    headers = {header.parent.name: read_json(header) for header in sorted((path / PARAMS).glob("*/.zarray"))}
-    arrays = {name: Tensor(_code(header["dtype"]), tuple(header["shape"]), lambda: iter(())) for name, header in headers.items()}
+    arrays = {dotted(key): Tensor(CODES[array.dtype], array.shape, array.blocks) for key, array in read_arrays(path / PARAMS).items()}
     coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(".".join(map(str, rule.jax)) for rule in all_rules(config)))
     origin = ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value is not None)
     return _report(path, "jax", arrays, coverage, _model(config), _sam2_size(config.sam2), {"torch tensors": len(manifest.tensors), "made from": origin})
@@ -158,10 +157,6 @@ def _report(
     dtypes = dict(Counter(tensor.dtype for tensor in tensors.values()))
     parameters, nbytes = (sum(getattr(tensor, name) for tensor in tensors.values()) for name in ("count", "nbytes"))
     return Report(str(path), kind, model, sam2, len(tensors), parameters, nbytes, dtypes, coverage.missing, coverage.unexpected, details or {})
-
-
-def _code(zarr: str) -> str:
-    return "BF16" if zarr == "bfloat16" else CODES[np.dtype(zarr)]
 
 
 def _names(rules: Iterable[Rule]) -> set[str]:

@@ -10,5 +10,5 @@ assets=unipixel_jax/assets/shapes_tiny
 "$command" train configs/shapes_tiny.py
 "$command" train export runs/shapes_tiny runs/shapes_tiny/model --force
 rm -rf "$assets"
-cp -r runs/shapes_tiny/model "$assets"
+"$(dirname "$command")/python" scripts/pack_model.py runs/shapes_tiny/model "$assets"
 "$command" eval shapes --json docs/shapes_tiny.json

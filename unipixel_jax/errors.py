@@ -1,7 +1,80 @@
-"""The one exception type that the command line shows as a single line."""
+"""The exception type that the command line shows as a single line, and how every command ends."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MAX_MESSAGE = 4000
+"""Characters of a message; a longer one quotes a file, and its beginning says what is wrong."""
 
 
 class UserError(ValueError):
     """Something that the caller can put right. The message names what was found, what was expected, and what to do."""
+
+
+def run_command(run: Callable[[], int], verbose: bool) -> int:
+    """Run a command to its exit status, whatever happens in it.
+
+    Args:
+        run: the command; returns its exit status.
+        verbose: show the traceback of an error.
+
+    Returns:
+        The command's status; 1 after an error, whose reason is one line on stderr; 130 if it was interrupted or told to end.
+    """
+    try:
+        with _ended_by_signal():
+            return run()
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was not complete was not written", verbose=False, status=130)
+    except UserError as error:
+        return _fail(str(error), verbose)
+    except BrokenPipeError:  # whoever read the output has gone; Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        named = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return _fail(f"{named or 'a file'}: {error.strerror or error}", verbose)
+    except MemoryError as error:
+        return _fail(f"not enough memory ({error or 'the system gave none'}): use a smaller input, or a machine with more", verbose)
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # some libraries written in Rust raise panics that are no Exception
+        return _fail(f"{type(error).__name__}: {error} (this should not happen; --verbose shows where)", verbose)
+
+
+def one_line(text: str) -> str:
+    """A text as one line that a terminal shows as it is: line breaks are spaces, control characters are written as escapes, and its length is bounded."""
+    flat = " ".join(text.splitlines()) if len(text) <= MAX_MESSAGE else " ".join(text[:MAX_MESSAGE].splitlines()) + " ..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
+
+
+def _fail(reason: str, verbose: bool, status: int = 1) -> int:
+    if verbose:
+        traceback.print_exc()
+    print(f"error: {one_line(reason)}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that temporary files are removed; outside the main thread signals stay as they are."""
+    try:
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt

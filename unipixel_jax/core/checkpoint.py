@@ -1,21 +1,18 @@
 """Arrays on disk as an Orbax checkpoint: written piece by piece in constant memory, restored straight into place.
 
-An Orbax checkpoint without OCDBT is one Zarr v2 array per leaf, and an uncompressed Zarr v2 chunk is the array's bytes in C order (Zarr storage
-specification, version 2). Orbax writes the tree, and Orbax can restore it; the bytes themselves are moved here. A stacked leaf is cut into one chunk per
-layer, so a layer is copied from or to another file without being held in memory, and a model is restored in its own size of memory, where Orbax takes 1.7
-times that and longer (measured on a CPU, 3B in bfloat16: 7.8 against 13.5 GB).
+An Orbax checkpoint without OCDBT is one Zarr v2 array per leaf (core/stored.py reads them). Orbax writes the tree, and Orbax can restore it; the bytes
+themselves are moved here. A stacked leaf is cut into one chunk per layer, so a layer is copied from or to another file without being held in memory, and
+a model is restored in its own size of memory, where Orbax takes 1.7 times that and longer (measured on a CPU, 3B in bfloat16: 7.8 against 13.5 GB).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from unipixel_jax.core.blocks import Blocks, KeyPath, bytes_of, read_file
+from unipixel_jax.core.blocks import Blocks, KeyPath, bytes_of
+from unipixel_jax.core.stored import StoredArray, chunk_name, dotted, read
 from unipixel_jax.errors import UserError
-
-ALIGNMENT = 64
-"""Where XLA wants a host buffer to begin; one that does is used in place on the CPU, any other is copied."""
 
 WRITERS = 2
 """Chunks written at a time: one is read and summed while the other is written."""
@@ -62,61 +57,6 @@ class StreamedArray:
         return (1, *self.shape[1:]) if len(self.pieces) > 1 else self.shape
 
 
-@dataclass(frozen=True)
-class StoredArray:
-    """An array on disk, as `save` wrote it.
-
-    Attributes:
-        shape: the whole array's shape.
-        dtype: its numpy dtype.
-        directory: where its chunks lie.
-        chunk: a chunk's shape: the whole array, or one slice of its first axis.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    directory: Path
-    chunk: tuple[int, ...]
-
-    def blocks(self, index: int | None = None) -> Blocks:
-        """The bytes of the whole array, or of one slice of its first axis."""
-        if index is None:
-            return chain.from_iterable(read_file(self._file(i), 0, self._chunk_bytes) for i in range(self.shape[0] // self.chunk[0] if self.shape else 1))
-        file, row = divmod(index, self.chunk[0])
-        size = self._chunk_bytes // self.chunk[0]
-        return read_file(self._file(file), row * size, size)
-
-    def load(self, index: tuple[slice, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """A part of the array, cast to `dtype`, in memory that XLA can use in place."""
-        part = _aligned_empty(tuple(len(range(size)[cut]) for size, cut in zip(self.shape, index, strict=True)), dtype)
-        if self.chunk == self.shape:
-            self._fill(part, 0, index)
-        else:
-            for target, row in zip(part, range(self.shape[0])[index[0]], strict=True):
-                self._fill(target[None], row, (slice(None), *index[1:]))
-        return part
-
-    def _fill(self, target: np.ndarray, number: int, index: tuple[slice, ...]) -> None:
-        """Copy a part of one chunk: read straight into place, or mapped where it must be cut or cast."""
-        file = self._file(number)
-        if target.shape == self.chunk and target.dtype == self.dtype:
-            place = bytes_of(target)
-            for block in read_file(file, 0, len(place)):
-                place[: len(block)] = block
-                place = place[len(block) :]
-        elif not file.is_file() or file.stat().st_size != self._chunk_bytes:
-            raise UserError(f"{file} is missing or has another size than {self._chunk_bytes} bytes; convert the checkpoint again")
-        else:
-            target[...] = np.memmap(file, self.dtype, "r", shape=self.chunk)[index]
-
-    @property
-    def _chunk_bytes(self) -> int:
-        return math.prod(self.chunk) * self.dtype.itemsize
-
-    def _file(self, number: int) -> Path:
-        return _chunk_file(self.directory, len(self.shape), number)
-
-
 class _Declare(ocp.type_handlers.NumpyHandler):
     """Tells Orbax that the arrays exist; `save` writes their bytes afterwards."""
 
@@ -146,25 +86,13 @@ def save(path: Path, arrays: Mapping[KeyPath, StreamedArray | np.ndarray | jax.A
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
     with ThreadPoolExecutor(WRITERS) as pool:
-        chunks = [(_chunk_file(path / _dotted(key), len(leaf.shape), i), piece) for key, leaf in leaves.items() for i, piece in enumerate(leaf.pieces)]
+        chunks = [(path / dotted(key) / chunk_name(len(leaf.shape), i), piece) for key, leaf in leaves.items() for i, piece in enumerate(leaf.pieces)]
         try:
             for written in [pool.submit(_write, file, piece) for file, piece in chunks]:
                 written.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def read(path: Path) -> dict[KeyPath, StoredArray]:
-    """What a checkpoint written by `save` holds; no array is read yet.
-
-    Raises:
-        UserError: there is no such checkpoint, or another program wrote it in another layout.
-    """
-    headers = sorted(path.glob("*/.zarray"))
-    if not headers:
-        raise UserError(f"{path} holds no arrays; expected a checkpoint written by unipixel-jax convert to-jax")
-    return {_key(header.parent.name): _open(header) for header in headers}
 
 
 def restore(path: Path, abstract: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -224,19 +152,10 @@ def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None
     return nnx.merge(graph, state)
 
 
-def _open(header: Path) -> StoredArray:
-    meta = json.loads(header.read_text())
-    shape, chunk = tuple(meta["shape"]), tuple(meta["chunks"])
-    if meta["compressor"] is not None or meta["order"] != "C" or chunk not in (shape, (1, *shape[1:])):
-        raise UserError(f"{header} describes chunks of {chunk}, compressed or in another order; expected a checkpoint that unipixel_jax wrote")
-    dtype = np.dtype(ml_dtypes.bfloat16 if meta["dtype"] == "bfloat16" else meta["dtype"])
-    return StoredArray(shape, dtype, header.parent, chunk)
-
-
 def _require_same_shapes(path: Path, wanted: Mapping[KeyPath, Any], stored: Mapping[KeyPath, StoredArray]) -> None:
-    wrong = [f"{_dotted(key)} is missing" for key in wanted if key not in stored]
-    wrong += [f"{_dotted(key)} is not part of the model" for key in stored if key not in wanted]
-    wrong += [f"{_dotted(k)} is {stored[k].shape}, expected {tuple(v.shape)}" for k, v in wanted.items() if k in stored and stored[k].shape != tuple(v.shape)]
+    wrong = [f"{dotted(key)} is missing" for key in wanted if key not in stored]
+    wrong += [f"{dotted(key)} is not part of the model" for key in stored if key not in wanted]
+    wrong += [f"{dotted(k)} is {stored[k].shape}, expected {tuple(v.shape)}" for k, v in wanted.items() if k in stored and stored[k].shape != tuple(v.shape)]
     if wrong:
         more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise UserError(f"{path} does not fit this model: {'; '.join(wrong[:20])}{more}. Convert the checkpoint again with its own config.json.")
@@ -250,25 +169,6 @@ def _write(file: Path, piece: Callable[[], Blocks]) -> None:
 def _restored(array: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array.load(index or (), np.dtype(leaf.dtype)))
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    count = math.prod(shape) * dtype.itemsize
-    raw = np.empty(count + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + count].view(dtype).reshape(shape)
-
-
-def _chunk_file(directory: Path, rank: int, index: int) -> Path:
-    return directory / ".".join([str(index), *["0"] * (rank - 1)])
-
-
-def _dotted(key: KeyPath) -> str:
-    return ".".join(map(str, key))
-
-
-def _key(dotted: str) -> KeyPath:
-    return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
 
 
 def _flat(tree: Mapping[Any, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:

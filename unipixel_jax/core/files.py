@@ -1,35 +1,179 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or not there, and reading that no file can turn against its reader."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+import json
+import math
 import os
+import re
+import shutil
+import socket
+import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from unipixel_jax.errors import UserError
 
 PARAMS = "params"
 """Where a directory that a model runs from keeps its arrays."""
 
+MAX_JSON_BYTES = 64 << 20
+"""Largest JSON file of settings. Python takes up to 25 times a file's size in memory, and a tokenizer of 150,000 tokens has 11 MB."""
+
+_PREFIX = ".unipixel-"
+_NAME = re.compile(r"\.unipixel-([0-9a-f]{8})-(\d+)-\d+\.part")
+_numbers = itertools.count()
+
+
+def require_regular_file(path: str | Path, expected: str = "expected a file") -> None:
+    """Check that a path can be opened for reading without waiting for ever, which a pipe or a device might.
+
+    Args:
+        path: of the file; links are followed.
+        expected: what should be there and what to do, as the end of a message.
+
+    Raises:
+        UserError: nothing is there, or something other than a regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise UserError(f"{path} {'does not exist' if absent else f'cannot be read ({_reason(error)})'}: {expected}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise UserError(f"{path} is {kind}: {expected}")
+
+
+def read_json(path: str | Path, advice: str = "copy it again", most: int = MAX_JSON_BYTES) -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte order mark. Numbers are finite.
+
+    Args:
+        path: of the file.
+        advice: what the reader of an error is to do, as the end of its message.
+        most: largest size in bytes.
+
+    Raises:
+        UserError: it is missing, no regular file, too large, not UTF-8, not JSON, nested too deeply, or has a number that is not finite.
+    """
+    require_regular_file(path, advice)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UserError(f"{path} is larger than {most >> 20} MB, which no file of its kind is: {advice}")
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}): {advice}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for JSON that a program wrote: {advice}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {advice}") from None
+
+
+def read_json_object(path: str | Path, advice: str = "copy it again", most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """As ``read_json``, of a file that holds an object.
+
+    Raises:
+        UserError: see ``read_json``; or it holds something else.
+    """
+    found = read_json(path, advice, most)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, expected a JSON object: {advice}")
+    return found
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its place once everything went well and vanishes otherwise.
 
-    Missing folders are made. The temporary name keeps the suffix, by which writers choose their format.
+    Missing folders are made. The temporary name is short and keeps the suffix, by which writers choose their format. A link is written through. What
+    processes that were killed left in the folder is removed.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or the path is that of a folder, pipe or device.
     """
-    target = Path(path)
-    aside = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    target = writable(path)
+    aside = aside_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)
         yield aside
         os.replace(aside, target)
     except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror or error}): choose a place with room where you may write") from error
+        raise UserError(f"{path} cannot be written ({_reason(error)}): choose a place with room where you may write") from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def writable(path: str | Path) -> Path:
+    """The absolute path of a file that may be written or replaced, with links followed; commands call it before their work.
+
+    Raises:
+        UserError: it is the path of a folder, pipe or device, or lies where no file can be made.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "a pipe, socket or device"
+            raise UserError(f"{path} is {kind}, expected the name of a file to write")
+        place = next(p for p in target.parents if p.exists())
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a null character; RuntimeError: links in a circle
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be written ({_reason(error)}): choose another name") from None
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"{path} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'}): choose another place")
+    if len(os.fsencode(target.name)) > 255:
+        raise UserError(f"{path} cannot be written (its name has {len(os.fsencode(target.name))} bytes): choose a name of at most 255 bytes")
+    return target
+
+
+def aside_of(target: Path) -> Path:
+    """A name beside ``target`` that nobody else uses, and by which ``remove_abandoned`` knows whose it is."""
+    suffix = target.suffix if len(target.suffix) <= 16 and target.suffix.isascii() else ""
+    return target.with_name(f"{_PREFIX}{_host()}-{os.getpid()}-{next(_numbers)}.part{suffix}")
+
+
+@functools.lru_cache(maxsize=64)
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes of this machine left in a folder; looked for once in a process."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            owner = _NAME.match(entry.name)
+            if owner is None or owner[1] != _host() or Path(f"/proc/{owner[2]}").exists():
+                continue
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+@functools.cache
+def _host() -> str:
+    """Tells machines that share a folder apart, since their process numbers mean nothing to each other."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value

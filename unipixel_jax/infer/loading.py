@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
 from unipixel_jax.core.files import PARAMS
+from unipixel_jax.core.stored import has_arrays
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import partitioned
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
@@ -73,7 +74,7 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"{root} does not exist; expected a directory made by: unipixel-jax convert to-jax CHECKPOINT {root}")
-    if not (root / PARAMS).is_dir():
+    if not has_arrays(root / PARAMS):
         if any(root.glob("*.safetensors")) or any(root.glob("pytorch_model*.bin")):
             raise UserError(f"{root} is a torch checkpoint; convert it once with: unipixel-jax convert to-jax {root} {root.name}-jax")
         raise UserError(f"{root} holds no {PARAMS}/; expected a directory made by: unipixel-jax convert to-jax CHECKPOINT DIRECTORY")

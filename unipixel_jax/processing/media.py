@@ -1,59 +1,42 @@
 """Photos, clips and folders of frames as arrays of pixels.
 
-F frames, H height, W width. Source: ``load_image`` and ``load_video`` in UniPixel's ``unipixel/utils/io.py``. Like the reference, a photo is taken as
-it is stored, whatever orientation its EXIF tag asks for, while a video's rotation is applied.
+F frames, H height, W width. Source: ``load_image`` and ``load_video`` in UniPixel's ``unipixel/utils/io.py``. A video's rotation is applied, as there;
+a photo is turned upright too, as its EXIF tag asks for and all viewers show it, while the reference takes it as it is stored (``upright=False``).
 """
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.errors import UserError
+from unipixel_jax.processing.images import MAX_CLIP_PIXELS, Content, NotAnImage, open_image, to_rgb
 from unipixel_jax.processing.resize import check_ratio
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Names of the files that count as frames in a folder, in upper or lower case."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError)
+MAX_ANIMATION_PIXELS = 4_000_000_000
+"""Pixels of all frames of an animated image together, since those before a wanted one are decoded too; for example 4,000 frames of 1280x768."""
+
+MAX_ANIMATION_FRAMES = 20_000
+"""Frames of an animated image at most."""
+
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+_GIF_EXTENSION, _GIF_IMAGE = 0x21, 0x2C
+"""What a block of a GIF begins with (GIF89a specification, sections 20 and 23)."""
 
 Media: TypeAlias = "str | Path | Content | Image.Image | NDArray[np.uint8] | Sequence[str | Path | Content | Image.Image | NDArray[np.uint8]] | Clip"
 """What can be read: a path (photo, video, folder of frames) or a file's content, a picture, an array [H, W, 3] or [F, H, W, 3], or a sequence of pictures."""
 
-
-@dataclass(frozen=True)
-class Content:
-    """A file that is in memory, as shards of training data hold it.
-
-    Attributes:
-        name: the path that it had, for names of clips and messages of errors.
-        data: its bytes.
-    """
-
-    name: str
-    data: bytes = field(repr=False)
-
-    @property
-    def stem(self) -> str:
-        """Its name without folder and suffix."""
-        return Path(self.name).stem
-
-    def __str__(self) -> str:
-        return self.name
-
-    def open(self) -> io.BytesIO:
-        """The bytes as a file."""
-        return io.BytesIO(self.data)
 
 
 @dataclass(frozen=True)
@@ -88,7 +71,7 @@ def sample_indices(count: int, sample_frames: int | None) -> NDArray[np.int64]:
     return np.arange(0, count, (count - 1) / (sample_frames - 1))[:sample_frames].round().astype(np.int64)
 
 
-def read_media(media: Media, sample_frames: int | None = 16) -> Clip:
+def read_media(media: Media, sample_frames: int | None = 16, *, upright: bool = True) -> Clip:
     """Read a photo, a video, a folder of frames, or take pictures that are in memory.
 
     Only the sampled frames are held. A file is recognised by its content.
@@ -96,6 +79,7 @@ def read_media(media: Media, sample_frames: int | None = 16) -> Clip:
     Args:
         media: a path, picture, array or sequence of pictures; a ``Clip`` comes back as it is.
         sample_frames: frames at most; ``None`` takes all.
+        upright: turn photos and frames as their EXIF tags ask for; the reference takes them as they are stored.
 
     Raises:
         UserError: nothing there, not a photo or video, broken, without frames, with frames of different sizes, too thin or too large.
@@ -105,25 +89,24 @@ def read_media(media: Media, sample_frames: int | None = 16) -> Clip:
     if isinstance(media, Clip):
         return media
     if isinstance(media, np.ndarray) and media.ndim == 4:
-        return _clip(list(media), sample_frames, "frames")
+        return _clip(list(media), sample_frames, "frames", upright)
     if isinstance(media, np.ndarray | Image.Image):
-        return _clip([media], None, "photo", is_image=True)
+        return _clip([media], None, "photo", upright, is_image=True)
     if isinstance(media, Content):
-        return _read_file(media, sample_frames)
+        return _read_file(media, sample_frames, upright)
     if not isinstance(media, str | Path):
-        return _clip(list(media), sample_frames, "frames")
+        return _clip(list(media), sample_frames, "frames", upright)
     path = Path(media)
     if path.is_dir():
-        return _clip(list_frames(path), sample_frames, path.name)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: expected a photo, a video or a folder of frames")
+        return _clip(list_frames(path), sample_frames, path.resolve().name or "frames", upright)
+    require_regular_file(path, "expected a photo, a video or a folder of frames")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: expected a photo, a video or a folder of frames")
-    return _read_file(path, sample_frames)
+    return _read_file(path, sample_frames, upright)
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """The frames in a folder, in the order of the first number in their names.
+    """The frames in a folder in their natural order: by names, in which numbers are compared as numbers.
 
     Raises:
         UserError: there are none.
@@ -131,39 +114,41 @@ def list_frames(folder: Path) -> list[Path]:
     paths = [p for p in folder.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not p.name.startswith(".")]
     if not paths:
         raise UserError(f"{folder} has no frames: expected files ending in {', '.join(FRAME_SUFFIXES)}")
-
-    def number(path: Path) -> tuple[float, str]:
-        digits = re.search(r"\d+", path.stem)
-        return (int(digits[0]) if digits else float("inf"), path.name)
-
-    return sorted(paths, key=number)
+    return sorted(paths, key=natural_order)
 
 
-def _read_file(path: Path | Content, sample_frames: int | None) -> Clip:
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """The key that sorts ``cam1_frame_2`` before ``cam1_frame_10``: words and numbers of the name in turn."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", path.stem))], path.name
+
+
+def _read_file(path: Path | Content, sample_frames: int | None, upright: bool) -> Clip:
     try:
-        image = _open(path)
-    except UnidentifiedImageError:
-        try:
-            from unipixel_jax.processing.video import read_video  # needs an extra, which photos do without
-        except ImportError as error:
-            raise UserError(f"{path} is not a photo, and reading videos needs PyAV: run pip install 'unipixel-jax[video]'") from error
-        frames, indices = read_video(path, lambda count: sample_indices(count, sample_frames))
-        return Clip(frames, indices, False, path.stem)
-    with image:
-        if image.format in ("GIF", "WEBP") and getattr(image, "n_frames", 1) > 1:
-            return _animation(image, sample_frames, path)
-        return _clip([path], None, path.stem, is_image=True)
+        with open_image(path) as image:
+            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                return _animation(image, sample_frames, path)
+            return _clip([image], None, path.stem, upright, is_image=True, origin=str(path))
+    except NotAnImage:
+        pass
+    try:
+        from unipixel_jax.processing.video import read_video  # needs an extra, which photos do without
+    except ImportError as error:
+        raise UserError(f"{path} is not a photo, and reading videos needs PyAV: run pip install 'unipixel-jax[video]'") from error
+    frames, indices = read_video(path, lambda count: sample_indices(count, sample_frames))
+    return Clip(frames, indices, False, path.stem)
 
 
-def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, is_image: bool = False) -> Clip:
+def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, upright: bool, is_image: bool = False, origin: str = "the picture") -> Clip:
     if not sources:
         raise UserError(f"{name} has no frames, expected at least one")
     indices = sample_indices(len(sources), sample_frames)
     pixels: list[NDArray[np.uint8]] = []
     white: list[NDArray[np.uint8] | None] = []
     for i in indices:
-        shown, over_white = _pixels(sources[i])
-        if pixels and shown.shape != pixels[0].shape:
+        shown, over_white = _pixels(sources[i], upright, origin)
+        if not pixels:
+            _require_room(name, len(indices), *shown.shape[:2])
+        elif shown.shape != pixels[0].shape:
             height, width = pixels[0].shape[:2]
             raise UserError(f"{name}: frame {i} is {shown.shape[1]}x{shown.shape[0]} pixels, the first {width}x{height}; make all the same size")
         pixels.append(shown)
@@ -172,7 +157,7 @@ def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, is_image
     return Clip(np.stack(pixels), indices, is_image, name, over)
 
 
-def _pixels(source: str | Path | Content | Image.Image | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def _pixels(source: Any, upright: bool, origin: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Plain colours [H, W, 3] of one picture, and those over white where it has an alpha channel."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -180,52 +165,56 @@ def _pixels(source: str | Path | Content | Image.Image | NDArray[np.uint8]) -> t
         check_ratio(*source.shape[:2])
         return source, None
     if isinstance(source, Image.Image):
-        return _convert(source, "the picture")
+        return to_rgb(source, origin, upright)
     if not isinstance(source, str | Path | Content):
         raise UserError(f"a frame is a {type(source).__name__}, expected a path, a Pillow image or an array")
-    try:
-        with _open(Path(source) if isinstance(source, str) else source) as image:
-            return _convert(image, str(source))
-    except UnidentifiedImageError as error:
-        raise UserError(f"{source} is not a picture that can be read: expected {', '.join(_FORMATS)}") from error
+    with open_image(source) as image:
+        return to_rgb(image, str(source), upright)
 
 
-def _open(path: Path | Content) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return Image.open(path.open() if isinstance(path, Content) else path, formats=_FORMATS)
-        except UnidentifiedImageError:
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            pixels = re.findall(r"\d+", str(error))[0]
-            raise UserError(f"{path} has {pixels} pixels, expected at most {Image.MAX_IMAGE_PIXELS}: make it smaller") from error
-        except FileNotFoundError as error:
-            raise UserError(f"{path} does not exist") from error
-        except _BROKEN as error:
-            raise UserError(f"{path} cannot be read ({error})") from error
-
-
-def _convert(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    check_ratio(image.height, image.width, name)
-    try:
-        plain = np.asarray(image.convert("RGB"))
-    except _BROKEN as error:
-        raise UserError(f"{name} is broken or incomplete ({error}): copy it again") from error
-    if image.mode != "RGBA":
-        return plain, None
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return plain, np.asarray(white)
-
-
-def _animation(image: Image.Image, sample_frames: int | None, path: Path | Content) -> Clip:
+def _animation(image: Any, sample_frames: int | None, path: Path | Content) -> Clip:
+    if image.format == "GIF":
+        with path.open() if isinstance(path, Content) else path.open("rb") as file:
+            count = _count_gif_frames(file.read())
+    else:
+        count = image.n_frames
+    if count > MAX_ANIMATION_FRAMES or count * image.width * image.height > MAX_ANIMATION_PIXELS:
+        size = f"{count} frames of {image.width}x{image.height} pixels"
+        raise UserError(f"{path} has {size}, expected at most {MAX_ANIMATION_FRAMES} and {MAX_ANIMATION_PIXELS} pixels in all: save it as a video")
+    indices = sample_indices(image.n_frames, sample_frames)
+    _require_room(str(path), len(indices), image.height, image.width)
     frames = []
-    indices = sample_indices(image.n_frames, sample_frames)  # type: ignore[attr-defined]
     for i in indices:
         try:
             image.seek(int(i))
-        except _BROKEN as error:
+        except Exception as error:  # a broken image can raise nearly anything
             raise UserError(f"{path}: frame {i} is broken or incomplete ({error}): copy it again") from error
-        frames.append(_convert(image, str(path))[0])
+        frames.append(to_rgb(image, str(path), upright=False)[0])
     return Clip(np.stack(frames), indices, False, path.stem)
+
+
+def _count_gif_frames(content: bytes) -> int:
+    """Images in a GIF, one more than ``MAX_ANIMATION_FRAMES`` at most. Pillow counts them too, but takes a minute for a few MB of tiny ones."""
+
+    def after_colours(place: int, flags: int) -> int:
+        return place + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+
+    count, place = 0, after_colours(13, content[10])
+    while place + 10 < len(content) and count <= MAX_ANIMATION_FRAMES:
+        kind = content[place]
+        if kind == _GIF_IMAGE:
+            count, place = count + 1, after_colours(place + 10, content[place + 9]) + 1
+        elif kind == _GIF_EXTENSION:
+            place += 2
+        else:
+            place += 1
+            continue
+        while place < len(content) and content[place]:
+            place += 1 + content[place]
+        place += 1
+    return count
+
+
+def _require_room(name: str, count: int, height: int, width: int) -> None:
+    if count * height * width > MAX_CLIP_PIXELS:
+        raise UserError(f"{name}: {count} frames of {width}x{height} are more than {MAX_CLIP_PIXELS} pixels: take fewer frames, or make them smaller")

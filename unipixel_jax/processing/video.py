@@ -7,21 +7,40 @@ frames lie. The second jumps to the key frame before each wanted frame, unless t
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
+from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.media import Content
+from unipixel_jax.processing.images import MAX_CLIP_PIXELS, MAX_PIXELS, Content
 from unipixel_jax.processing.resize import check_ratio
 
-MAX_PIXELS = 89_478_485
-"""Pixels of a frame at most, the same as Pillow's limit for photos."""
+CONTAINERS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h263,h264,hevc,vvc,obu,av1,ivf,flv,asf,ogg,rm,mxf,nut,gxf,wtv,dv,dhav,yuv4mpegpipe,mjpeg,dirac,vc1,smjpeg"
+)
+"""FFmpeg's names of the containers that are opened. Others draw text as pictures, take apart photos, or open further files and addresses (playlists)."""
+
+MAX_DECODED_PIXELS = 250_000_000_000
+"""Pixels decoded to reach the wanted frames, about an hour of 1920x1080 with a single key frame; more would take many minutes."""
+
+FRAME_COST = 50_000
+"""Pixels that take as long to decode as a frame does besides its pixels."""
+
+
+class _Packet(NamedTuple):
+    """What is kept of a packet. Its bytes are not, so that memory does not grow with the film."""
+
+    time: int | None
+    shown: bool
+    key: bool
 
 
 @dataclass(frozen=True)
@@ -31,10 +50,13 @@ class _Track:
     count: int
     times: list[int]
     keys: list[int]
+    pixels: int
 
 
 def read_video(path: Path | Content, choose: Callable[[int], NDArray[np.int64]]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Decode some frames of a video.
+
+    Frames that an edit list hides do not count, nor do those before the first key frame, which no decoder can show.
 
     Args:
         path: the file, or its content.
@@ -44,17 +66,15 @@ def read_video(path: Path | Content, choose: Callable[[int], NDArray[np.int64]])
         RGB pixels [F, H, W, 3], turned as the file asks; and the frames' numbers [F].
 
     Raises:
-        UserError: not a video, without frames, broken or incomplete, too large or too thin.
+        UserError: not a video, without frames or a decoder for them, broken or incomplete, too large or too thin.
     """
-    try:
-        with _open(path) as container:
-            track = _scan(container, path)
-        indices = choose(track.count)
-        frames = _decode(path, _seek_frames(path, track, indices), indices) if track.times else None
-        if frames is None:
-            frames = _decode(path, _count_frames(path, indices), indices)
-    except av.error.FFmpegError as error:
-        raise UserError(f"{path} is not a photo or video that can be read, or is broken ({error.strerror}): expected for example PNG, JPEG or MP4") from error
+    with _open(path) as (container, stream):
+        track = _scan(container, stream, path)
+    indices, frames = _read(path, track, choose)
+    if frames is None and track.keys and track.times and track.times[0] < track.keys[0]:
+        # Pictures that are shown before the first key frame but stored after it may need frames that were cut off in front of it.
+        times = track.times[bisect.bisect_left(track.times, track.keys[0]) :]
+        indices, frames = _read(path, replace(track, count=len(times), times=times), choose)
     if frames is None:
         raise UserError(f"{path} is broken or incomplete (not all of its {track.count} frames can be decoded): copy it again")
     return frames, indices
@@ -66,39 +86,101 @@ def frame_rate(path: Path | Content) -> float:
     Raises:
         UserError: not a video, or one that does not tell.
     """
-    try:
-        with _open(path) as container:
-            rate = container.streams.video[0].average_rate if container.streams.video else None
-    except av.error.FFmpegError as error:
-        raise UserError(f"{path} is not a video that can be read ({error.strerror}): expected for example MP4") from error
+    with _open(path) as (_, stream):
+        rate = stream.average_rate
     if not rate:
         raise UserError(f"{path} does not tell how many frames a second it has; expected a video file such as MP4: encode it again")
     return float(rate)
 
 
-def _open(path: Path | Content) -> Any:
-    return av.open(path.open() if isinstance(path, Content) else str(path))
+@contextlib.contextmanager
+def _open(path: Path | Content) -> Iterator[tuple[Any, Any]]:
+    """The container and its video track. FFmpeg gets an opened file, since it takes what stands before a colon in a name for a protocol."""
+    if not isinstance(path, Content):
+        require_regular_file(path, "expected a photo or a video")
+    try:
+        with (
+            path.open() if isinstance(path, Content) else open(path, "rb") as file,
+            av.open(file, options={"format_whitelist": CONTAINERS}, buffer_size=1 << 18) as container,
+        ):
+            yield container, _video_track(container, path)
+    except UserError:
+        raise
+    except Exception as error:  # besides FFmpegError, PyAV raises ValueError, LookupError and others for files that it does not understand
+        unknown = isinstance(error, av.error.ArgumentError)  # of a container that is not in the list
+        told = "unknown format" if unknown else getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{path} is not a photo or video that can be read, or is broken ({told}): expected for example PNG, JPEG or MP4") from error
 
 
-def _scan(container: Any, path: Path | Content) -> _Track:
-    if container.format.name == "tty":  # FFmpeg takes any text for a drawing
-        raise UserError(f"{path} is a text file: expected a photo or a video")
+def _video_track(container: Any, path: Path | Content) -> Any:
+    """The track that players show: not a cover, nor a thumbnail, and one that can be decoded."""
     if not container.streams.video:
         raise UserError(f"{path} has no pictures in it, only {', '.join(s.type for s in container.streams) or 'nothing'}: expected a photo or a video")
-    stream = container.streams.video[0]
-    if not stream.width or not stream.height:
+    tracks = [s for s in container.streams.video if not s.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)]
+    if not tracks:
+        raise UserError(f"{path} has a cover picture, but no video: expected a photo or a video")
+    known = [s for s in tracks if s.codec_context is not None]
+    if not known:
+        raise UserError(f"{path} is a video in a format that cannot be decoded here: convert it, for example with: ffmpeg -i VIDEO -c:v libx264 OUT.mp4")
+    track = max(known, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))  # the first one of several alike
+    if not track.width or not track.height:
         raise UserError(f"{path} is broken or incomplete (it tells no picture size): copy it again")
-    check_ratio(stream.height, stream.width, str(path))
-    if stream.width * stream.height > MAX_PIXELS:
-        raise UserError(f"{path} has {stream.width * stream.height} pixels a frame, expected at most {MAX_PIXELS}: make it smaller")
-    packets = [p for p in container.demux(stream) if p.size]
-    if stream.frames > len(packets) or any(p.is_corrupt for p in packets):
-        raise UserError(f"{path} is broken or incomplete ({len(packets)} of {stream.frames or 'its'} frames are there): copy it again")
-    shown = [p for p in packets if not p.is_discard]
+    check_ratio(track.height, track.width, str(path))
+    if track.width * track.height > MAX_PIXELS:
+        raise UserError(f"{path} has {track.width * track.height} pixels a frame, expected at most {MAX_PIXELS}: make it smaller")
+    track.thread_type = "AUTO"
+    return track
+
+
+def _scan(container: Any, stream: Any, path: Path | Content) -> _Track:
+    packets: list[_Packet] = []
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise UserError(f"{path} is broken or incomplete (it ends, or is damaged, after {len(packets)} frames): copy it again")
+        if packet.size:
+            packets.append(_Packet(packet.pts, not packet.is_discard, packet.is_keyframe))
+    size = len(path.data) if isinstance(path, Content) else path.stat().st_size
+    beyond = sum(entry.pos + entry.size > size for entry in stream.index_entries)
+    if beyond:
+        raise UserError(f"{path} is broken or incomplete ({beyond} of {len(stream.index_entries)} frames lie beyond its end): copy it again")
+    first = next((number for number, packet in enumerate(packets) if packet.key), 0)
+    shown = [packet for packet in packets[first:] if packet.shown]
     if not shown:
         raise UserError(f"{path} is a video with no frames, expected at least one")
-    times = sorted({p.pts for p in shown if p.pts is not None})
-    return _Track(len(shown), times if len(times) == len(shown) else [], sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None))
+    times = sorted({p.time for p in shown if p.time is not None})
+    keys = sorted(p.time for p in packets if p.key and p.time is not None)
+    return _Track(len(shown), times if len(times) == len(shown) else [], keys, stream.width * stream.height)
+
+
+def _read(path: Path | Content, track: _Track, choose: Callable[[int], NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.uint8] | None]:
+    """The wanted frames' numbers, and their pixels, or None where one of them did not come."""
+    indices = choose(track.count)
+    if len(indices) * track.pixels > MAX_CLIP_PIXELS:
+        raise UserError(f"{path}: {len(indices)} frames have {len(indices) * track.pixels} pixels, expected {MAX_CLIP_PIXELS}: take fewer, or make it smaller")
+    frames = None
+    if track.times:
+        _require_reachable(path, track, _steps(track, indices))
+        frames = _decode(path, _seek_frames(path, track, indices), indices)
+    if frames is None:
+        _require_reachable(path, track, int(indices[-1]) + 1)
+        frames = _decode(path, _count_frames(path, indices), indices)
+    return indices, frames
+
+
+def _steps(track: _Track, indices: NDArray[np.int64]) -> int:
+    """How many frames are decoded to reach the wanted ones, each from the key frame or the wanted frame before it."""
+    wanted = np.asarray(track.times)[indices]
+    keys = np.asarray([track.times[0], *track.keys])[np.searchsorted(track.keys, wanted, "right")]
+    starts = np.maximum(np.searchsorted(track.times, keys), np.concatenate([[0], indices[:-1]]))
+    return int(np.maximum(indices - starts, 0).sum()) + len(indices)
+
+
+def _require_reachable(path: Path | Content, track: _Track, steps: int) -> None:
+    if steps * (track.pixels + FRAME_COST) > MAX_DECODED_PIXELS:
+        raise UserError(
+            f"{path}: {steps} frames would be decoded to reach those wanted, which takes too long, since key frames are too few or have no times: "
+            "encode it again, for example with: ffmpeg -i VIDEO -g 48 OUT.mp4"
+        )
 
 
 def _decode(path: Path | Content, frames: Iterator[Any], indices: NDArray[np.int64]) -> NDArray[np.uint8] | None:
@@ -106,6 +188,8 @@ def _decode(path: Path | Content, frames: Iterator[Any], indices: NDArray[np.int
     out: NDArray[np.uint8] | None = None
     number = -1
     for number, frame in enumerate(frames):
+        if frame.width * frame.height * len(indices) > MAX_CLIP_PIXELS:
+            raise UserError(f"{path}: frame {indices[number]} is {frame.width}x{frame.height}, larger than the file says: it is broken, copy it again")
         pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
         if out is None:
             out = np.empty((len(indices), *pixels.shape), np.uint8)
@@ -117,9 +201,7 @@ def _decode(path: Path | Content, frames: Iterator[Any], indices: NDArray[np.int
 
 def _seek_frames(path: Path | Content, track: _Track, indices: NDArray[np.int64]) -> Iterator[Any]:
     """The wanted frames by their times; ends early where jumping in this file does not lead to the frame asked for."""
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+    with _open(path) as (container, stream):
         decoder, reached = container.decode(stream), track.times[0]
         for i in indices:
             wanted = track.times[i]
@@ -137,9 +219,7 @@ def _seek_frames(path: Path | Content, track: _Track, indices: NDArray[np.int64]
 def _count_frames(path: Path | Content, indices: NDArray[np.int64]) -> Iterator[Any]:
     """The wanted frames by counting from the start, which needs no times but decodes everything before them."""
     wanted = set(indices.tolist())
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+    with _open(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
                 yield frame

@@ -1,0 +1,241 @@
+"""Arrays as they lie on disk: a folder of Zarr arrays as Orbax writes it without OCDBT, or the same folder packed into one zip file.
+
+An uncompressed Zarr v2 chunk is the array's bytes in C order (Zarr storage specification, version 2), so a part of an array is a range of a file. Headers
+are read and compared with the sizes of the files at once; arrays are read when they are asked for. Needs numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from unipixel_jax.core.blocks import Blocks, KeyPath, bytes_of, read_file
+from unipixel_jax.core.files import read_json_object, replacing
+from unipixel_jax.errors import UserError
+
+ALIGNMENT = 64
+"""Where XLA wants a host buffer to begin; one that does is used in place on the CPU, any other is copied."""
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    **{name: np.dtype(name) for name in ("<f2", "<f4", "<f8")},
+}
+"""The dtypes of weights, by the names that Zarr headers have for them. No other is read: bytes taken for objects would be pointers."""
+
+MAX_HEADER_BYTES = 1 << 16
+"""Largest Zarr header; those of weights have 200 bytes."""
+
+_ADVICE = "convert the checkpoint again"
+
+
+class Chunk(NamedTuple):
+    """A chunk's bytes: a range of a file from ``offset`` on."""
+
+    file: Path
+    offset: int
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array on disk.
+
+    Attributes:
+        shape: the whole array's shape.
+        dtype: its numpy dtype.
+        chunk: a chunk's shape: the whole array, or one slice of its first axis.
+        chunks: where they lie, in order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+    def blocks(self, index: int | None = None) -> Blocks:
+        """The bytes of the whole array, or of one slice of its first axis."""
+        if index is None:
+            return chain.from_iterable(read_file(file, offset, self._chunk_bytes) for file, offset in self.chunks)
+        number, row = divmod(index, self.chunk[0])
+        size = self._chunk_bytes // self.chunk[0]
+        file, offset = self.chunks[number]
+        return read_file(file, offset + row * size, size)
+
+    def load(self, index: tuple[slice, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """A part of the array, cast to `dtype`, in memory that XLA can use in place."""
+        part = _aligned_empty(tuple(len(range(size)[cut]) for size, cut in zip(self.shape, index, strict=True)), dtype)
+        if self.chunk == self.shape:
+            self._fill(part, self.chunks[0], index)
+        else:
+            for target, row in zip(part, range(self.shape[0])[index[0]], strict=True):
+                self._fill(target[None], self.chunks[row], (slice(None), *index[1:]))
+        return part
+
+    def _fill(self, target: np.ndarray, chunk: Chunk, index: tuple[slice, ...]) -> None:
+        """Copy a part of one chunk: read straight into place, or mapped where it must be cut or cast."""
+        if target.shape == self.chunk and target.dtype == self.dtype:
+            place = bytes_of(target)
+            for block in read_file(chunk.file, chunk.offset, len(place)):
+                place[: len(block)] = block
+                place = place[len(block) :]
+        else:
+            target[...] = np.memmap(chunk.file, self.dtype, "r", chunk.offset, self.chunk)[index]
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+
+def packed(params: Path) -> Path:
+    """The zip file that may stand in the place of a folder of arrays."""
+    return params.with_name(f"{params.name}.zip")
+
+
+def has_arrays(params: Path) -> bool:
+    """Whether arrays lie at a path, in a folder or packed."""
+    return params.is_dir() or packed(params).is_file()
+
+
+def read(params: Path) -> dict[KeyPath, StoredArray]:
+    """What a folder of arrays, or the zip file in its place, holds; no array is read yet.
+
+    Raises:
+        UserError: there are none, they are damaged or incomplete, or another program wrote them in another layout.
+    """
+    found = _read_folder(params) if params.is_dir() or not packed(params).is_file() else _read_zip(packed(params))
+    if not found:
+        raise UserError(f"{params} holds no arrays; expected a checkpoint written by unipixel-jax convert to-jax")
+    return found
+
+
+def pack(params: Path, file: Path) -> None:
+    """Write a folder of arrays as one zip file, whose bytes depend on the arrays alone.
+
+    Args:
+        params: the folder.
+        file: the zip file to write or replace.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with replacing(file) as aside, zipfile.ZipFile(aside, "w") as archive:
+        for path in sorted(p for p in params.rglob("*") if p.is_file()):
+            archive.writestr(zipfile.ZipInfo(path.relative_to(params).as_posix()), path.read_bytes())
+
+
+def chunk_name(rank: int, number: int) -> str:
+    """The name of a chunk's file: its place along each axis."""
+    return ".".join([str(number), *["0"] * (rank - 1)])
+
+
+def dotted(key: KeyPath) -> str:
+    """The name of an array's folder."""
+    return ".".join(map(str, key))
+
+
+def _read_folder(params: Path) -> dict[KeyPath, StoredArray]:
+    def locate(name: str) -> tuple[Chunk, int]:
+        file = params / name
+        try:
+            return Chunk(file, 0), file.stat().st_size
+        except OSError:
+            raise UserError(f"{file} is missing: the checkpoint is incomplete, {_ADVICE}") from None
+
+    headers = sorted(params.glob("*/.zarray"))
+    return {_key(header.parent.name): _array(header, read_json_object(header, _ADVICE, MAX_HEADER_BYTES), header.parent.name, locate) for header in headers}
+
+
+def _read_zip(file: Path) -> dict[KeyPath, StoredArray]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            return dict(_zip_arrays(file, archive, members))
+    except UserError:
+        raise
+    except (Exception, RecursionError) as error:  # a damaged zip can raise nearly anything
+        raise UserError(f"{file} is damaged ({error or type(error).__name__}): install the package again, or {_ADVICE}") from None
+
+
+def _zip_arrays(file: Path, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Iterator[tuple[KeyPath, StoredArray]]:
+    end = file.stat().st_size
+
+    def locate(name: str) -> tuple[Chunk, int]:
+        member = members.get(name)
+        if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise UserError(f"{file} lacks {name}, or holds it compressed or encrypted: {_ADVICE}")
+        offset = member_offset(source, member)
+        if offset + member.file_size > end:
+            raise UserError(f"{file}: {name} lies beyond its end: {_ADVICE}")
+        return Chunk(file, offset), member.file_size
+
+    with open(file, "rb") as source:
+        for name in sorted(members):
+            if not name.endswith("/.zarray"):
+                continue
+            folder = name.removesuffix("/.zarray")
+            chunk, size = locate(name)
+            if size > MAX_HEADER_BYTES:
+                raise UserError(f"{file}: the header {name} has {size} bytes: {_ADVICE}")
+            source.seek(chunk.offset)
+            header = json.loads(source.read(size))
+            yield _key(folder), _array(f"{file}/{name}", header, folder, locate)
+
+
+def member_offset(file: Any, member: zipfile.ZipInfo) -> int:
+    """Where the bytes of an uncompressed member of a zip file begin.
+
+    The local header's name and extra field may be longer than the directory's, so the header itself is read (APPNOTE.TXT, 4.3.7).
+
+    Args:
+        file: the zip file, opened for reading bytes.
+        member: an entry of its directory.
+    """
+    file.seek(member.header_offset)
+    name, extra = struct.unpack("<26x2H", file.read(30))
+    return member.header_offset + 30 + int(name) + int(extra)
+
+
+def _array(where: str | os.PathLike[str], header: Any, folder: str, locate: Callable[[str], tuple[Chunk, int]]) -> StoredArray:
+    """The array that a header describes, after a look at the sizes of its chunks."""
+    wanted = ("shape", "chunks", "dtype", "compressor", "order")
+    if not isinstance(header, dict) or not all(key in header for key in wanted):
+        raise UserError(f"{where} is no header of an array (it needs {', '.join(wanted)}): {_ADVICE}")
+    shape, chunk = header["shape"], header["chunks"]
+    if not all(isinstance(s, list) and len(s) <= 32 and all(type(n) is int and 0 <= n < 2**48 for n in s) for s in (shape, chunk)):
+        raise UserError(f"{where} has the shape {str(shape)[:80]} in chunks of {str(chunk)[:80]}, expected lists of sizes: {_ADVICE}")
+    if not isinstance(header["dtype"], str) or header["dtype"] not in DTYPES:
+        raise UserError(f"{where} has the dtype {str(header['dtype'])[:80]}, expected one of {', '.join(DTYPES)}: {_ADVICE}")
+    if header["compressor"] is not None or header["order"] != "C" or header.get("filters") or chunk not in (shape, [1, *shape[1:]]):
+        raise UserError(f"{where} describes chunks of {chunk}, compressed or in another order; expected a checkpoint that unipixel_jax wrote")
+    dtype = DTYPES[header["dtype"]]
+    count = 1 if chunk == shape else shape[0]
+    nbytes = math.prod(chunk) * dtype.itemsize
+    chunks = []
+    for number in range(count):
+        found, size = locate(f"{folder}/{chunk_name(len(shape), number)}")
+        if size != nbytes:
+            raise UserError(f"{where} has a chunk {chunk_name(len(shape), number)} of {size} bytes, expected {nbytes}: {_ADVICE}")
+        chunks.append(found)
+    return StoredArray(tuple(shape), dtype, tuple(chunk), tuple(chunks))
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    count = math.prod(shape) * dtype.itemsize
+    raw = np.empty(count + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def _key(name: str) -> KeyPath:
+    return tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in name.split("."))
