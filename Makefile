@@ -5,7 +5,7 @@
 PYTHON ?= $(shell scripts/find_python.sh)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint parity test-newest chips clean
+.PHONY: help demo test test-slow lint package fuzz parity test-newest chips clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -22,6 +22,14 @@ test-slow: .venv/installed-dev  ## the tests that take minutes
 lint: .venv/installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+package:  ## build the sdist and the wheel, and use each in a new environment outside the clone
+	@test -n "$(PYTHON)"
+	@scripts/check_package.sh $(PYTHON)
+
+fuzz: .venv/installed-dev  ## 5,000 mutated files and command lines, then 100 kills amid their work (an hour)
+	@$(BIN)/python -m scripts.fuzz
+	@$(BIN)/python -m scripts.fuzz --kills 100
 
 # From pip's default index, which on Linux means a CUDA build of several gigabytes; the tests need only its CPU side. Install a smaller torch into
 # .venv-parity first and pip leaves it alone.

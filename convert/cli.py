@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from unipixel_jax.config import SAM2_SIZES
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import UserError, run_command
 
 from .output import require_free
 
@@ -41,19 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error or an incomplete report (the reason is one line on stderr), 130 if interrupted.
     """
     args = _parser().parse_args(argv)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return int(args.run(args))
-    except (UserError, OSError) as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_command(lambda: int(args.run(args)), args.verbose)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,10 +120,6 @@ def _inspect(args: argparse.Namespace) -> int:
     report = inspect(args.source)
     print(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
     return 0 if report.complete else 1
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

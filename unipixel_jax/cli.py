@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
+import math
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from unipixel_jax.core.mesh import MeshConfig
     from unipixel_jax.infer.prediction import Prediction
+    from unipixel_jax.processing.media import Clip
 
 SMALL_WEIGHTS = 200e6
 """Bytes of a recording's weights up to which its programs are not worth optimising."""
 CACHE_VARIABLE = "UNIPIXEL_JAX_CACHE"
+OVERLAY = "-objects"
+"""The end of an overlay's name, so that it cannot be that of the photo or the clip."""
 MODEL_HELP = "a directory made by `unipixel-jax convert to-jax` (default: the small model that ships with the package, which knows coloured shapes only)"
 
 ATTENTION_HELP = "compute all attention by xla, xla_chunked, pallas_tpu, pallas_gpu or cudnn (default: chosen by platform and shape; --verbose shows)"
@@ -35,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 after an error, whose reason is one line on stderr; 2 for wrong arguments; 130 if interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text, and a terminal may know ASCII only
+    return run_command(lambda: _dispatch(argv), "--verbose" in argv)
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Run the subcommand that the arguments name."""
     if argv[:1] == ["convert"]:
         from unipixel_jax.convert.cli import main as convert
 
@@ -46,33 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["data"]:
         try:
             from unipixel_jax.data.cli import main as data
-
-            return data(argv[1:])
         except ImportError as error:
-            return _fail(f"looking at training data needs {error.name}: run pip install 'unipixel-jax[train]'", verbose=False)
+            raise UserError(f"looking at training data needs {error.name}: run pip install 'unipixel-jax[train]'") from error
+        return data(argv[1:])
     with_fields = {"train": _train, "plan": _plan}
     if argv and argv[0] in with_fields:
         arguments = [argument for argument in argv[1:] if argument != "--verbose"]  # it may stand among the fields, and is none of them
         args = argparse.Namespace(run=with_fields[argv[0]], arguments=arguments, verbose="--verbose" in argv, attention=None)
     else:
         args = _parser().parse_args(argv)
-    try:
-        with ExitStack() as stack:
-            _show_progress(args, stack)
-            if args.run is _parity:
-                _optimise_little(args.recording)
-            _cache_programs()
-            if args.attention is not None:
-                _use_attention(args.attention, stack)
-            return int(args.run(args))
-    except UserError as error:
-        return _fail(str(error), args.verbose)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return _fail(f"{type(error).__name__}: {first} (this should not happen; --verbose shows where)", args.verbose)
+    with ExitStack() as stack:
+        _show_progress(args, stack)
+        if args.run is _parity:
+            _optimise_little(args.recording)
+        _cache_programs()
+        if args.attention is not None:
+            _use_attention(args.attention, stack)
+        return int(args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
         command.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay (default: gif); a photo's is a PNG")
         command.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip to take at most (default: 16)")
+        command.add_argument("--as-stored", action="store_true", help="take a photo as it is stored, not upright as its EXIF tag asks, as the reference does")
         command.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="where an answer is cut off (default: 512)")
         command.add_argument("--json", type=Path, metavar="FILE", help="write text, token ids, boxes, areas and COCO run-length masks")
         command.add_argument("--masks", type=Path, metavar="FILE.npz", help="write the masks as booleans [objects, frames, height, width]")
@@ -135,26 +138,29 @@ def _parser() -> argparse.ArgumentParser:
 def _segment(args: argparse.Namespace) -> int:
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
+    from unipixel_jax.processing.prompts import require_words
 
-    _check_outputs(args)
+    require_words(args.prompt)
+    clip, overlay = _open(args)
     model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=_mesh(args.tensor))
-    prediction = model.segment(args.media, args.prompt, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
-    return _report(args, prediction)
+    prediction = model.segment(clip, args.prompt, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
+    return _report(args, prediction, clip, overlay)
 
 
 def _ask(args: argparse.Namespace) -> int:
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
-    from unipixel_jax.processing.prompts import Box, Point
+    from unipixel_jax.processing.prompts import Box, Point, require_words
 
-    _check_outputs(args)
+    require_words(args.question)
     references: list[Point | Box] = []
     for count, text in args.references:
         (x, y, *corner), frame = _numbers(text, count)
         references.append(Box(x, y, corner[0], corner[1], frame) if corner else Point(x, y, frame))
+    clip, overlay = _open(args)
     model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=_mesh(args.tensor))
-    prediction = model.ask(args.media, args.question, references, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
-    return _report(args, prediction)
+    prediction = model.ask(clip, args.question, references, sample_frames=args.sample_frames, max_new_tokens=args.max_new_tokens)
+    return _report(args, prediction, clip, overlay)
 
 
 def _mesh(tensor: int) -> MeshConfig | None:
@@ -169,52 +175,71 @@ def _numbers(text: str, count: int) -> tuple[list[float], int]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in (count, count + 1):
-        raise UserError(f"{text!r} is not a reference: expected {count} numbers separated by commas, and a frame if you like")
-    return values[:count], int(values[count]) if len(values) > count else 0
+    frame = values[count] if len(values) > count else 0.0
+    if len(values) not in (count, count + 1) or not all(map(math.isfinite, values)) or not frame.is_integer():
+        raise UserError(f"{text!r} is not a reference: expected {count} numbers separated by commas, and the whole number of a frame if you like")
+    return values[:count], int(frame)
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Find out before the work, not after it, that a result could not be written."""
+def _open(args: argparse.Namespace) -> tuple[Clip, Path]:
+    """The media, and where its overlay goes. Whatever can be known to fail is found out here, before the work."""
+    from unipixel_jax.core.files import writable
+    from unipixel_jax.processing.media import read_media
+
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is {args.max_new_tokens}, expected at least 1")
     if args.masks is not None and args.masks.suffix != ".npz":
         raise UserError(f"--masks {args.masks} must end in .npz")
-    for folder in {args.output_dir, *(path.parent for path in (args.json, args.masks) if path is not None)}:
-        place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"{folder} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'}): choose another place")
+    results = [path for path in (args.json, args.masks) if path is not None]
+    targets = [writable(path) for path in results]
+    clip = read_media(args.media, args.sample_frames, upright=not args.as_stored)
+    ending = f"{OVERLAY}.{'png' if len(clip.frames) == 1 else args.format}"
+    overlay = args.output_dir / f"{_shortened(clip.name, 255 - len(ending))}{ending}"
+    for path, target in zip([*results, overlay], [*targets, writable(overlay)], strict=True):
+        if target == Path(args.media).resolve():
+            raise UserError(f"{path} is what is to be read, and would be replaced: choose another name")
+    if len(set(targets)) < len(targets):
+        raise UserError(f"--json and --masks are both {args.json}: choose two names")
+    return clip, overlay
 
 
-def _report(args: argparse.Namespace, prediction: Prediction) -> int:
+def _shortened(name: str, most: int) -> str:
+    """A name of as many bytes at most."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
+
+
+def _report(args: argparse.Namespace, prediction: Prediction, clip: Clip, overlay: Path) -> int:
     from unipixel_jax.infer.visualize import answer_text, chip, save_overlay
-    from unipixel_jax.processing.media import read_media
 
     colour = sys.stdout.isatty()
     print(answer_text(prediction, colour))
-    clip = read_media(args.media, args.sample_frames)
     for number, item in enumerate(prediction.objects, start=1):
         seen = [frame for frame, area in enumerate(item.areas) if area]
         where = f"in {len(seen)} of {len(item.areas)} frames" if len(item.areas) > 1 else f"{max(item.areas)} pixels, box {item.boxes[0]}"
         print(f"{chip(number, colour)} {where}")
-    if prediction.objects:
-        path = args.output_dir / f"{clip.name}.{'png' if len(clip.frames) == 1 else args.format}"
-        save_overlay(path, clip.frames, [item.masks for item in prediction.objects])
-        print(path)
-    else:
-        print("the answer segments nothing", file=sys.stderr)
     if args.json is not None:
         prediction.save_json(args.json)
     if args.masks is not None:
         prediction.save_masks(args.masks)
+    if prediction.objects:
+        save_overlay(overlay, clip.frames, [item.masks for item in prediction.objects])
+        print(overlay)
+    else:
+        print("the answer segments nothing", file=sys.stderr)
     return 0
 
 
 def _parity(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from unipixel_jax.core.files import replacing
+    from unipixel_jax.core.files import replacing, writable
     from unipixel_jax.parity.recording import open_recording
     from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
 
+    if args.json is not None:
+        writable(args.json)
     log = logging.getLogger("unipixel_jax.parity")
     recording = open_recording(args.recording)
     results: list[CaseResult] = []
@@ -234,11 +259,13 @@ def _parity(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from rich.progress import track
 
-    from unipixel_jax.core.files import replacing
+    from unipixel_jax.core.files import replacing, writable
     from unipixel_jax.eval.shapes import judge, summary
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
 
+    if args.json is not None:
+        writable(args.json)
     model = UniPixel.from_pretrained(args.model or EMBEDDED, "float32")
     questions = judge(model, args.pictures, args.clips)
     judged = list(track(questions, "judging", total=5 * args.pictures + 2 * args.clips, disable=not sys.stderr.isatty()))
@@ -333,13 +360,6 @@ def _cache_programs() -> None:
 
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _fail(reason: str, verbose: bool) -> int:
-    if verbose:
-        traceback.print_exc()
-    print(f"error: {reason}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -36,20 +36,20 @@ def test_a_photo_becomes_an_overlay_a_json_and_masks(directory, tmp_path, capsys
     assert main(["segment", str(ASSETS / "photo.png"), "The ball <|seg|> and the house <|seg|>", "--model", str(directory), *out]) == 0
     report = json.loads((tmp_path / "a.json").read_text())
     masks = np.load(tmp_path / "a.npz")["masks"]
-    with Image.open(ASSETS / "photo.png") as photo, Image.open(tmp_path / "photo.png") as overlay:
+    with Image.open(ASSETS / "photo.png") as photo, Image.open(tmp_path / "photo-objects.png") as overlay:
         (width, height), drawn = photo.size, overlay.size
     assert len(report["objects"]) == len(masks) >= 2 and masks.shape[2:] == (height, width)
     assert [item["areas"] for item in report["objects"]] == masks.sum((2, 3)).tolist()
     assert drawn[0] >= width
     printed = capsys.readouterr()
-    assert str(tmp_path / "photo.png") in printed.out and printed.err == ""
+    assert str(tmp_path / "photo-objects.png") in printed.out and printed.err == ""
 
 
 @pytest.mark.parametrize("form", ["gif", "mp4"])
 def test_a_clip_becomes_a_moving_picture(directory, tmp_path, form):
     out = ["--output-dir", str(tmp_path), "--format", form, "--sample-frames", "3", "--max-new-tokens", "1"]
     assert main(["segment", str(ASSETS / "clip.gif"), "The boat <|seg|>", "--model", str(directory), *out]) == 0
-    assert (tmp_path / f"clip.{form}").stat().st_size > 1000
+    assert (tmp_path / f"clip-objects.{form}").stat().st_size > 1000
 
 
 def test_a_question_about_a_point_and_a_box(directory, tmp_path, capsys):

@@ -75,6 +75,6 @@ def test_the_guide(pictures, tmp_path):
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys() and all(any(part in name for name in changed) for part in (".self_attn.q_proj.weight", "seg_head", "sam2."))
     assert not any("embed_tokens" in name or "layernorm" in name for name in changed)
-    assert "outputs/one.png" in command(segment, tmp_path)[0]
+    assert "outputs/one-objects.png" in command(segment, tmp_path)[0]
     with Image.open(tmp_path / "outputs" / "one.png") as overlay:
         assert overlay.size[0] >= SIDE

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
-from unipixel_jax.infer.rle import decode_mask, encode_mask
+from unipixel_jax.processing.rle import decode_mask, encode_mask
 
 
 def answer():
@@ -82,5 +82,5 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path):
 
 def test_an_unwritable_place_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"answer.json cannot be written \(.*\): choose a place"):
+    with pytest.raises(UserError, match=r"answer.json cannot be written \(.*\): choose another place"):
         answer().save_json(tmp_path / "file" / "answer.json")

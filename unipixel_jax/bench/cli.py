@@ -19,8 +19,8 @@ from rich.table import Table
 from unipixel_jax.bench import attention
 from unipixel_jax.bench.workloads import PARTS, Sizes
 from unipixel_jax.core.chips import CHIPS
-from unipixel_jax.core.files import replacing
-from unipixel_jax.errors import UserError
+from unipixel_jax.core.files import replacing, writable
+from unipixel_jax.errors import UserError, run_command
 from unipixel_jax.ops.attention import BACKENDS
 
 Report = dict[str, dict[str, float]]
@@ -37,15 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 after an error (one line on stderr).
     """
     args = _parser().parse_args(argv)
-    try:
-        table, report = args.run(args)
-        shown = args.json is not None and str(args.json) == "-"
-        Console(stderr=shown, width=None if sys.stdout.isatty() else 160).print(table)
-        if args.json is not None:
-            _write(args.json, report)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: _run(args), args.verbose)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.json is not None and str(args.json) != "-":
+        writable(args.json)
+    table, report = args.run(args)
+    shown = args.json is not None and str(args.json) == "-"
+    Console(stderr=shown, width=None if sys.stdout.isatty() else 160).print(table)
+    if args.json is not None:
+        _write(args.json, report)
     return 0
 
 
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (models, kernels):
         command.add_argument("--repeats", type=_positive, default=2, help="timed runs of each measurement")
         command.add_argument("--json", type=Path, metavar="FILE", help='write the figures as JSON; "-" for standard output')
+        command.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -23,7 +23,7 @@ from unipixel_jax.data.pipeline import DrawSample, open_mixture
 from unipixel_jax.data.report import report
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.base import Filters
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import UserError, run_command
 from unipixel_jax.processing.tokenizer import Tokenizer
 
 _MODEL = Path(__file__).parent.parent / "assets" / "shapes_tiny"
@@ -40,11 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 after an error (one line on stderr), or where a sample cannot be drawn or packed.
     """
     args = _parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: int(args.run(args)), args.verbose)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (check, pack):
         command.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="the folder that holds all data sets (default: data)")
         command.add_argument("--split", default="train", help="of the data sets (default: train)")
+        command.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, fields: list[str]) -> int:
     """Plan as the arguments say."""
     from rich.console import Console
 
-    from unipixel_jax.core.files import replacing
+    from unipixel_jax.core.files import replacing, writable
     from unipixel_jax.plan.advice import advice
     from unipixel_jax.plan.fit import fit
     from unipixel_jax.plan.plan import USUAL, check_programs, make_plan
@@ -62,6 +62,9 @@ def run(args: argparse.Namespace, fields: list[str]) -> int:
     from unipixel_jax.plan.topology import open_topology
     from unipixel_jax.train.config import load_config
 
+    for path in (args.json, args.markdown, args.plot):
+        if path is not None:
+            writable(path)
     programs = args.programs or USUAL
     check_programs(programs)
     config = load_config(args.config, fields)

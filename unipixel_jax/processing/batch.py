@@ -20,7 +20,7 @@ from unipixel_jax.processing.chat import expand_pictures, seconds_per_grid
 from unipixel_jax.processing.media import Clip
 from unipixel_jax.processing.memory import memory_rows
 from unipixel_jax.processing.patchify import patchify
-from unipixel_jax.processing.prompts import Reference, References, SquareReference, reference_table, to_square
+from unipixel_jax.processing.prompts import Reference, References, SquareReference, reference_table, require_words, to_square
 from unipixel_jax.processing.resize import language_frames
 from unipixel_jax.processing.rope_index import rope_index
 from unipixel_jax.processing.square import square_frames
@@ -155,8 +155,7 @@ def prepare_prompt(
     Raises:
         UserError: no words, or other numbers of ``<|video_pad|>``, ``<|ref|>`` or ``<|mem|>`` than there are clips, references and memories.
     """
-    if not any(_words(message).strip() for message in messages):
-        raise UserError("the prompt is empty: say what to look for, for example 'Please segment the dog.'")
+    require_words(" ".join(map(_words, messages)))
     text = tokenizer.render(messages, add_generation_prompt=messages[-1]["role"] == "user") + answer_start
     memories = 0 if memory is None else int(memory.any(axis=(2, 3)).sum())
     for token, count, what in ((REF_TOKEN, len(references), "points and boxes"), (MEM_TOKEN, memories, "memories of objects")):

@@ -109,6 +109,20 @@ class References:
     spans: NDArray[np.float32]
 
 
+def require_words(text: str) -> None:
+    """Check that a prompt or question says something, in text that can be encoded.
+
+    Raises:
+        UserError: it is empty, or was made of bytes that are not UTF-8.
+    """
+    if not text.strip():
+        raise UserError("the prompt is empty: say what to look for, for example 'Please segment the dog.'")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt {text!r} is not UTF-8 (at character {error.start + 1}): write it in UTF-8") from None
+
+
 def to_square(reference: Reference, frames: int, height: int, width: int, side: int) -> SquareReference:
     """Scale a user's point or box to SAM's square.
 
@@ -176,5 +190,5 @@ def locating_turn(question: str, references: int) -> tuple[str, str]:
 
 
 def _check_frame(frame: int, frames: int) -> None:
-    if not 0 <= frame < frames:
+    if not isinstance(frame, int | np.integer) or not 0 <= frame < frames:
         raise UserError(f"frame {frame} is not in the clip, expected 0 to {frames - 1}, counted among the frames that were taken")
