@@ -42,7 +42,7 @@ def run_command(run: Callable[[], int], verbose: bool) -> int:
         named = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return _fail(f"{named or 'a file'}: {error.strerror or error}", verbose)
     except MemoryError as error:
-        return _fail(f"not enough memory ({error or 'the system gave none'}): use a smaller input, or a machine with more", verbose)
+        return _fail(f"not enough memory ({str(error) or 'the system gave none'}): use a smaller input, or a machine with more", verbose)
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # some libraries written in Rust raise panics that are no Exception

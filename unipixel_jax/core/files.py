@@ -122,11 +122,11 @@ def writable(path: str | Path) -> Path:
     """
     try:
         target = Path(os.path.realpath(path))
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "a pipe, socket or device"
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            kind = "a folder" if target.is_dir() else "a link in a circle" if target.is_symlink() else "a pipe, socket or device"
             raise UserError(f"{path} is {kind}, expected the name of a file to write")
         place = next(p for p in target.parents if p.exists())
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a null character; RuntimeError: links in a circle
+    except (OSError, ValueError) as error:  # ValueError: a null character
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be written ({_reason(error)}): choose another name") from None
