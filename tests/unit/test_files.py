@@ -42,7 +42,9 @@ def test_a_link_is_written_through(tmp_path):
     assert link.is_symlink() and (tmp_path / "elsewhere" / "real.json").read_text() == "new"
 
 
-@pytest.mark.parametrize("path", ["/dev/null", "/dev", "/", "{tmp}", "{tmp}/fifo", "{tmp}/file/inside.json", "{tmp}/" + "n" * 300, "{tmp}/circle", "{tmp}/a\0b"])
+@pytest.mark.parametrize(
+    "path", ["/dev/null", "/dev", "/", "{tmp}", "{tmp}/fifo", "{tmp}/file/inside.json", "{tmp}/" + "n" * 300, "{tmp}/circle", "{tmp}/a\0b"]
+)
 def test_what_cannot_be_written_is_known_before(tmp_path, path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").touch()
@@ -151,7 +153,10 @@ def test_a_message_is_bounded_and_printable():
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    program = "import sys; from unipixel_jax.errors import run_command\ndef run():\n    for _ in range(100000): print('line')\n    return 0\nsys.exit(run_command(run, False))"
+    program = (
+        "import sys; from unipixel_jax.errors import run_command\n"
+        "sys.exit(run_command(lambda: len([print('line') for _ in range(100000)]), False))"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert isinstance(process.stdout, io.TextIOBase) and process.stdout.readline() == "line\n"
     process.stdout.close()

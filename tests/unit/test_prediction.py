@@ -17,7 +17,7 @@ from unipixel_jax.processing.rle import decode_mask, encode_mask
 def answer():
     masks = np.zeros((2, 5, 6), bool)
     masks[0, 1:3, 2:5] = True
-    return Prediction("a <|seg|>.", [1, 506, 2], [SegmentedObject(masks, np.array([0.5, 0.25], np.float32), (2, 9))], (0, 7))
+    return Prediction("a <|seg|>.", [1, 506, 2], [SegmentedObject(masks, np.array([0.5, 0.25], np.float32), (2, 9))], (0, 7), masks.shape[1:])
 
 
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
@@ -66,9 +66,9 @@ def test_masks_file(tmp_path):
         assert found["masks"].shape == (1, 2, 5, 6) and found["masks"].dtype == bool
         np.testing.assert_array_equal(found["masks"][0], answer().objects[0].masks)
         assert found["scores"].tolist() == [[0.5, 0.25]] and found["frames"].tolist() == [0, 7]
-    Prediction("nothing", [], []).save_masks(tmp_path / "none.npz")
+    Prediction("nothing", [], [], [0], (4, 6)).save_masks(tmp_path / "none.npz")
     with np.load(tmp_path / "none.npz") as found:
-        assert found["masks"].shape[0] == 0
+        assert found["masks"].shape == (0, 1, 4, 6)
 
 
 def test_an_interrupted_file_leaves_the_old_one(tmp_path):

@@ -83,7 +83,7 @@ def test_answers_show_numbers_for_segments():
     def item(span):
         return SegmentedObject(np.zeros((1, 2, 2), bool), np.zeros(1, np.float32), span)
 
-    prediction = Prediction("A <|seg|> and <|seg|>.", [], [item(None), item((2, 9)), item((14, 21))])
+    prediction = Prediction("A <|seg|> and <|seg|>.", [], [item(None), item((2, 9)), item((14, 21))], [0], (4, 6))
     assert answer_text(prediction, colour=False) == "A [2] and [3]."
     assert answer_text(prediction) == f"A {chip(2)} and {chip(3)}."
 

@@ -184,7 +184,7 @@ class UniPixel:
         hidden = np.concatenate([in_prompt, np.asarray(generation.hidden[0])[: len(tokens)][said]])
         text, spans = self._decode(tokens)
         objects = self._track(clip, picture, hidden, [*[None] * len(in_prompt), *spans])
-        return Prediction(text, tokens.tolist(), objects, clip.indices.tolist())
+        return Prediction(text, tokens.tolist(), objects, clip.indices.tolist(), clip.frames.shape[1:3])
 
     def _generate(self, prompt: batch.Prompt, max_new_tokens: int) -> tuple[NDArray[Any], Generation, int]:
         """Hidden states [O, D] of the prompt's ``<|seg|>`` tokens, the generation, and how many tokens it has."""
