@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unipixel_jax.errors import UserError, run_command
+from unipixel_jax.errors import UserError, needing, run_command
 
 if TYPE_CHECKING:
     from unipixel_jax.core.mesh import MeshConfig
@@ -56,10 +56,8 @@ def _dispatch(argv: list[str]) -> int:
 
         return bench(argv[1:])
     if argv[:1] == ["data"]:
-        try:
+        with needing("train", "looking at training data"):
             from unipixel_jax.data.cli import main as data
-        except ImportError as error:
-            raise UserError(f"looking at training data needs {error.name}: run pip install 'unipixel-jax[train]'") from error
         return data(argv[1:])
     with_fields = {"train": _train, "plan": _plan}
     if argv and argv[0] in with_fields:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +30,8 @@ def run_command(run: Callable[[], int], verbose: bool) -> int:
         The command's status; 1 after an error, whose reason is one line on stderr; 130 if it was interrupted or told to end.
     """
     try:
-        with _ended_by_signal():
+        with _ended_by_signal(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of what Pillow passes over in a file that it reads all the same
             return run()
     except KeyboardInterrupt:
         return _fail("interrupted; what was not complete was not written", verbose=False, status=130)
@@ -47,6 +49,23 @@ def run_command(run: Callable[[], int], verbose: bool) -> int:
         raise
     except BaseException as error:  # some libraries written in Rust raise panics that are no Exception
         return _fail(f"{type(error).__name__}: {error} (this should not happen; --verbose shows where)", verbose)
+
+
+@contextlib.contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Say how to install the packages that a command imports.
+
+    Args:
+        extra: of this package, which brings them.
+        what: the command does, as the beginning of a message.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{what} needs {error.name}: run pip install 'unipixel-jax[{extra}]'") from error
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
     from unipixel_jax.train.config import TrainConfig
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
         parser = argparse.ArgumentParser(prog="unipixel-jax train reproduce", description="Compute a saved step that was not finite again.")
         parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of the run")
-        parser.add_argument("file", type=Path, metavar="FILE", help="not_finite_step_N.pkl from it")
+        parser.add_argument("file", type=Path, metavar="FILE", help="not_finite_step_N.npz from it")
         args = parser.parse_args(arguments[1:])
         for line in reproduce(args.run_dir, args.file):
             print(line)
@@ -44,10 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
     parser.add_argument("fields", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="other values for fields of the configuration")
     args = parser.parse_args(arguments)
-    try:
+    with needing("train", "training"):
         return run(args.config, args.fields)
-    except ImportError as error:
-        raise UserError(f"training needs {error.name}: run pip install 'unipixel-jax[train]'") from error
 
 
 def run(path: Path, overrides: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Which frames are chosen, their pixels, and masks at SAM's size."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from sample_data.discs import write_folder, write_video
 
-from unipixel_jax.data.annotation import DrawOptions, FrameFiles, VideoFrames
+from unipixel_jax.data.annotation import Annotation, DrawOptions, FrameFiles, Photo, Turn, VideoFrames
+from unipixel_jax.data.draw import draw
 from unipixel_jax.data.frames import choose_frames, read_frames, resize_masks, square_masks
+from unipixel_jax.data.packed import decode, encode
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import bilinear_weights
 
@@ -130,3 +133,23 @@ def test_masks_of_the_right_size_stay(rng):
     masks = rng.random((1, 2, 8, 8)) < 0.5
     assert resize_masks(masks, 8, 8) is masks
     assert not resize_masks(np.zeros((2, 5, 6), bool), 9, 9).any()
+
+
+def test_pictures_are_taken_as_they_are_stored(tmp_path):
+    """The masks of published data sets are drawn on them so, whatever EXIF says of turning them."""
+    exif = Image.Exif()
+    exif[274] = 6
+    path = str(tmp_path / "a.jpg")
+    Image.new("RGB", (48, 32)).save(path, exif=exif)
+    for media in (FrameFiles((path,)), VideoFrames(str(tmp_path))):
+        assert read_frames(media, options(1), np.random.default_rng(0))[0].frames.shape == (1, 32, 48, 3)
+    annotation = Annotation("s", "multimodal", "multimodal", Photo(path), (Turn("chat", "a", "b"),), "n")
+    for one in (annotation, decode(encode(annotation))):
+        assert draw(one, options(1), np.random.default_rng(0)).clip.frames.shape == (1, 32, 48, 3)
+
+
+def test_frames_that_are_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for media in (FrameFiles((str(tmp_path / "a.jpg"),)), VideoFrames(str(tmp_path)), VideoFrames(str(tmp_path / "a.jpg"))):
+        with pytest.raises(UserError, match=r"is a pipe, socket or device|does not exist: expected a video"):
+            read_frames(media, options(1), np.random.default_rng(0))

@@ -47,6 +47,12 @@ def test_label_images(tmp_path, rng):
     assert not masks[:, 1].any()
 
 
+def test_numbers_that_no_picture_has_are_nowhere(tmp_path):
+    path = write(tmp_path / "l.png", np.ones(SIZE, np.uint8))
+    masks = LabelImages((path,), ((1, 10**30), (10**30,))).read([0], SIZE)
+    assert masks[0].all() and not masks[1].any()
+
+
 def test_label_images_with_palettes_count_by_number(tmp_path, rng):
     labels = rng.integers(0, 9, SIZE).astype(np.uint8)
     picture = Image.fromarray(labels, "P")
@@ -119,8 +125,11 @@ def test_classes_become_turns(tmp_path):
     classes = LabelClasses(write(tmp_path / "l.png", labels), ("nothing", "cup", "dish"), frozenset({0, 255}))
     assert [t.text for t in classes.turns()] == ["cup", "dish"]
     assert (classes.read([0], SIZE)[:, 0] == [labels == 1, labels == 2]).all()
-    with pytest.raises(UserError, match="has class 2, expected numbers below 2"):
+    with pytest.raises(UserError, match="has class 2, expected numbers from 0 to 1"):
         LabelClasses(classes.path, classes.names[:2], classes.ignored).turns()
+    with pytest.raises(UserError, match="has class -1, expected numbers from 0 to 2"):
+        Image.fromarray(np.where(labels == 255, 0, labels).astype(np.int32) - 1).save(tmp_path / "l.tiff")
+        LabelClasses(str(tmp_path / "l.tiff"), classes.names, classes.ignored).turns()
     with pytest.raises(UserError, match="no class to segment"):
         LabelClasses(classes.path, classes.names, frozenset({0, 1, 2, 255})).turns()
 
@@ -187,8 +196,8 @@ def test_polygons_may_lie_outside(points):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no picture", "is not a picture or is broken"),
-        (None, "is missing: expected a picture of masks"),
+        (b"no picture", "is no picture of masks"),
+        (None, "does not exist: expected an image file"),
     ],
 )
 def test_broken_label_images(tmp_path, content, message):
@@ -228,5 +237,5 @@ def test_broken_files_of_tracks(tmp_path, content, message):
     path.write_text('{"other": 1}')
     with pytest.raises(UserError, match="has no masklet"):
         Masklet(str(path), 0).read([0], SIZE)
-    with pytest.raises(UserError, match="is missing"):
+    with pytest.raises(UserError, match="does not exist"):
         TrackFile(str(tmp_path / "gone.json")).read([0], SIZE)

@@ -191,7 +191,7 @@ def test_it_travels_to_workers_and_reads_masks_only_when_drawn(folder):
     copy = pickle.loads(pickle.dumps(source))
     assert len(pickle.dumps(source)) < 2000 and copy[0] == source[0]
     (folder / "masks/one.png").unlink()
-    with pytest.raises(UserError, match=r"masks/one\.png is missing"):
+    with pytest.raises(UserError, match=r"masks/one\.png does not exist"):
         draw(source[0], WHOLE, np.random.default_rng(0))
 
 
@@ -224,7 +224,7 @@ def _append(name, line):
         (lambda root: [p.unlink() for p in (root / "images").iterdir()], "images is empty: put pictures there that end in .jpg"),
         (lambda root: (root / "images/notes.txt").write_text("x"), "notes.txt ends in .txt, expected a picture ending in"),
         (lambda root: picture(root / "images/one.png"), "one.png and one.jpg have one name"),
-        (lambda root: (root / "images/two.png").write_text("x"), "two.png is not a picture that can be read"),
+        (lambda root: (root / "images/two.png").write_text("x"), "two.png is not an image that can be read"),
         (lambda root: picture(root / "images/one.jpg", exif=_turned()), r"one.jpg is stored turned \(EXIF orientation 6\)"),
         (lambda root: picture(root / "images/four.jpg"), "1 of 4 pictures have no sentence, the first is four.jpg"),
         (lambda root: labels(root / "masks/five.png", rectangle(*LEFT)), "five.png belongs to no picture"),
@@ -283,15 +283,15 @@ def test_mistakes_in_sentences_json(folder, content, message):
         (lambda c: c["images"][1].update(id=1), "an entry of 'images' has the id 1, expected a number or text that no other has"),
         (lambda c: c["images"][1].update(id=[1]), r"an entry of 'images' has the id \[1\]"),
         (lambda c: c["annotations"][0].update(image_id=None), "annotation 1 has the image_id None"),
-        (lambda c: c["annotations"][0].update(segmentation=[[1, 2, float("nan"), 4, 5, 6]]), "at least three corners"),
+        (lambda c: c["annotations"][0].update(segmentation=[[1, 2, float("nan"), 4, 5, 6]]), "expected corners near its picture of 40x30 pixels"),
         (lambda c: c["annotations"][3].update(sentences=7), "annotation 4 has the sentence 7, expected words"),
         (lambda c: c["annotations"][0].update(category_id=9), "annotation 1 has no words and the category_id 9"),
         (lambda c: c["annotations"][0].update(segmentation=[]), r"annotation 1 has the segmentation \[\], expected polygons"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "at least three corners"),
-        (lambda c: c["annotations"][0].update(segmentation=[polygon(30, 6, 60, 20)]), "reaches to 61, 21, but its picture is 40x30"),
+        (lambda c: c["annotations"][0].update(segmentation=[polygon(30, 6, 60, 20)]), "corners up to 61, 21, but its picture is 40x30"),
         (lambda c: c["annotations"][2].update(segmentation=[polygon(3, 3, 2, 2)]), "the mask of 'spoon' is empty"),
         (lambda c: c["annotations"][1]["segmentation"].update(size=[9, 9]), r"run lengths for the size \[9, 9\], expected \[30, 40\]"),
-        (lambda c: c["annotations"][1]["segmentation"].update(counts=None), "not in one of COCO's encodings"),
+        (lambda c: c["annotations"][1]["segmentation"].update(counts=None), "the counts 'None', expected text, or a list of whole numbers"),
         (lambda c: c["annotations"][3].update(sentences=["fine", ""]), "annotation 4 has the sentence '', expected words"),
         (lambda c: c["annotations"][4].update(caption=None), "annotation 5 has the caption None, expected words"),
         (lambda c: c["annotations"][6].pop("answer"), "annotation 7 has the answer None, expected words"),

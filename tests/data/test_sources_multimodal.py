@@ -117,7 +117,7 @@ def test_media_that_are_not_there_or_of_another_kind(source, rng):
         draw(replace(source[1], media=VideoFrames("nowhere.mp4")), WHOLE, rng)
     with pytest.raises(UserError, match="expected a photo"):
         draw(replace(source[0], media=Photo(source[1].media.path)), WHOLE, rng)
-    with pytest.raises(UserError, match="expected a video file such as MP4"):
+    with pytest.raises(UserError, match="is not a photo or video"):
         draw(replace(source[1], media=VideoFrames(str(source.root / FILE))), WHOLE, rng)
     with pytest.raises(UserError, match="expected a Photo, VideoFrames or None"):
         draw(replace(source[0], media=FrameFiles(("a.jpg",))), WHOLE, rng)

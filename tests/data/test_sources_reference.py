@@ -36,7 +36,7 @@ REASONS = {
     "explain_absent": "explains photos that are not there",
     "ignore_all_classes": "no class to segment",
     "halve_classes": "48x32 pixels, expected 96x64",
-    "add_class": "class 200, expected numbers below 182",
+    "add_class": "class 200, expected numbers from 0 to 181",
     "name_three": "expected an object or an object:part",
 }
 """What is said of annotations that both refuse."""

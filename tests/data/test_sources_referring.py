@@ -94,7 +94,7 @@ def test_an_object_on_no_frame_is_refused(rng, tmp_path):
     with pytest.raises(UserError, match="empty on all"):
         draw(source[0], WHOLE, rng)
     path.unlink()
-    with pytest.raises(UserError, match=r"masks_short_caption/0\.json is missing"):
+    with pytest.raises(UserError, match=r"masks_short_caption/0\.json does not exist"):
         draw(source[0], WHOLE, rng)
 
 
@@ -126,7 +126,7 @@ def test_broken_records_are_named(tmp_path, change, message):
 
 
 def test_a_missing_file_an_unknown_split_and_an_unknown_name(tmp_path):
-    with pytest.raises(UserError, match="is missing"):
+    with pytest.raises(UserError, match="does not exist"):
         len(open_source(NAMES[0], tmp_path))
     with pytest.raises(UserError, match="no split 'valid', expected one of: train"):
         len(open_source(NAMES[1], tmp_path, "valid"))

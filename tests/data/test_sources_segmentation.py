@@ -225,7 +225,7 @@ def test_unknown_splits(root):
         ("mevis", "mevis/train/mask_dict.json", "{", "mask_dict.json is not JSON"),
         ("mevis", "mevis/train/mask_dict.json", "{}", "different versions"),
         ("mevis", "mevis/train/mask_dict.json", '{"0": [], "1": [], "5": [], "6": []}', "masks for 0 frames, expected 10"),
-        ("ref_davis17", "ref_davis17/train/mask_dict.pkl", "hello", "not a pickle or is broken"),
+        ("ref_davis17", "ref_davis17/train/mask_dict.pkl", "hello", "has a pickle that is cut off or damaged"),
         ("refcoco", "lisa/refer_seg/refcoco/refs(unc).p", "cos\nsystem\n(S'true'\ntR.", "asks for os.system, expected plain values only"),
         ("refcoco", "lisa/refer_seg/refcoco/instances.json", '{"images": [], "annotations": []}', "expected both in"),
         ("reason_seg", "lisa/reason_seg/ReasonSeg/explanatory/train.json", '[{"image": "x.jpg", "query": "", "outputs": ""}]', "not there: x"),
@@ -276,7 +276,7 @@ def test_a_missing_key_in_the_second_file(tmp_path):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_missing_data_set(tmp_path, name):
-    with pytest.raises(UserError, match="is missing: put the data set there"):
+    with pytest.raises(UserError, match="does not exist: put the data set there"):
         len(open_source(name, tmp_path))
 
 

@@ -3,15 +3,18 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from unipixel_jax.core.files import aside_of, read_json, read_json_object, remove_abandoned, replacing, require_regular_file, writable
 from unipixel_jax.errors import MAX_MESSAGE, UserError, one_line, run_command
+from unipixel_jax.processing.media import read_media
 
 LONG = "長" * 80 + ".json"  # 245 bytes
 
@@ -180,3 +183,17 @@ def test_being_told_to_end_is_an_interruption():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.returncode == 130 and found.stderr.startswith("error: interrupted") and json.dumps(found.stdout) == '""'
+
+
+def test_what_pillow_passes_over_in_a_file_is_not_printed(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tiff", exif=exif)
+    content = (tmp_path / "a.tiff").read_bytes()
+    entry = struct.pack("<HHI", 0x010E, 2, 14)
+    assert content.count(entry) == 1
+    (tmp_path / "a.tiff").write_bytes(content.replace(entry, struct.pack("<HHI", 0x010E, 2, 9_999_999)))
+    with pytest.warns(UserWarning, match="Tag data larger than file"):
+        read_media(tmp_path / "a.tiff")
+    assert run_command(lambda: len(read_media(tmp_path / "a.tiff").frames), verbose=False) == 1
+    assert capsys.readouterr().err == ""

@@ -15,13 +15,13 @@ BASE = {"errors"}
 CONFIG = {"config", *BASE}
 ROOMS = {
     "errors": set(),
-    "config": BASE,
+    "config": {"core.files", *BASE},
     "core": BASE,
     "ops": {"core", *BASE},
     "models": {"ops", "core", *CONFIG},
     "losses": {"ops", "core", *CONFIG},
     "processing": {"core.buckets", "core.files", *CONFIG},
-    "data": {"processing", "core.allocator", "core.buckets", "core.files", *CONFIG},
+    "data": {"processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *CONFIG},
     # infer.inputs is the one place where the host's arrays become a prompt on the device
     "train": {"infer.inputs", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
     "infer": {"models", "losses", "processing", "ops", "core", *CONFIG},

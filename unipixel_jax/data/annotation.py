@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip, Content
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.tokenizer import Message
@@ -109,6 +110,20 @@ class Annotation:
     media: FrameFiles | VideoFrames | Photo | None
     turns: tuple[Turn, ...]
     name: str
+
+
+def require_text(annotation: Annotation) -> None:
+    """Check that the words of an annotation, which come from a file, are words.
+
+    Raises:
+        UserError: something else, or text with half a character (an unpaired surrogate), which no encoding has.
+    """
+    for turn in annotation.turns:
+        for words in (turn.text, turn.answer):
+            try:
+                words.encode("utf-8")
+            except (AttributeError, UnicodeEncodeError):
+                raise UserError(f"{annotation.name} has the words {str(words)[:60]!r}, expected text in Unicode with whole characters") from None
 
 
 @dataclass(frozen=True)

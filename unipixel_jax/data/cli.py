@@ -23,7 +23,7 @@ from unipixel_jax.data.pipeline import DrawSample, open_mixture
 from unipixel_jax.data.report import report
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.base import Filters
-from unipixel_jax.errors import UserError, run_command
+from unipixel_jax.errors import UserError, needing, run_command
 from unipixel_jax.processing.tokenizer import Tokenizer
 
 _MODEL = Path(__file__).parent.parent / "assets" / "shapes_tiny"
@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 after an error (one line on stderr), or where a sample cannot be drawn or packed.
     """
     args = _parser().parse_args(argv)
-    return run_command(lambda: int(args.run(args)), args.verbose)
+    return run_command(lambda: _run(args), args.verbose)
+
+
+def _run(args: argparse.Namespace) -> int:
+    with needing("train", "looking at training data"):
+        return int(args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Role
+from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Role, require_text
 from unipixel_jax.data.roles import memory, multimodal, referring, region, segmentation, shapes
 
 _ROLES: Mapping[Role, Callable[[Annotation, DrawOptions, np.random.Generator], Example]] = {
@@ -28,6 +28,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
         rng: random numbers; the same ones give the same example.
 
     Raises:
-        UserError: a file is missing or broken, or the sample is not one to learn from, such as an object that no drawn frame shows.
+        UserError: a file is missing or broken, the words are no text, or the sample is not one to learn from, such as an object that no drawn frame shows.
     """
+    require_text(annotation)
     return _ROLES[annotation.role](annotation, options, rng)

@@ -137,7 +137,7 @@ def counting_frames(media: VideoFrames, count: int) -> NDArray[np.int64]:
 
 
 def _pictures(paths: Sequence[str | Path | Content], chosen: NDArray[np.int64]) -> tuple[Clip, tuple[int, ...]]:
-    clip = read_media(paths, None)
+    clip = read_media(paths, None, upright=False)  # masks are drawn on the pictures as they are stored
     first = Path(str(paths[0]))
     name = first.stem if len(paths) == 1 else first.parent.name
     return Clip(clip.frames, chosen, len(paths) == 1, name, clip.over_white), tuple(chosen.tolist())

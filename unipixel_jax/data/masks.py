@@ -6,25 +6,18 @@ O objects, F frames asked for, H and W in pixels. Each reader keeps paths or enc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 
 from unipixel_jax.data.annotation import MaskReader, Turn
 from unipixel_jax.data.files import read_json, read_labels
-from unipixel_jax.data.frames import resize_masks
 from unipixel_jax.data.polygons import polygon_mask
+from unipixel_jax.data.regions import Region, Size, decode_regions, read_corners, require_room, require_short_outlines
 from unipixel_jax.errors import UserError
-
-Size: TypeAlias = tuple[int, int]
-"""Height and width in pixels."""
-
-Region: TypeAlias = Mapping[str, Any] | Sequence[Sequence[float]]
-"""COCO's encodings: ``{"size": [H, W], "counts": text or numbers}``, or polygons, each ``[x0, y0, x1, y1, ...]``."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +38,9 @@ class LabelImages:
         for f, frame in enumerate(frames):
             if (path := _at(self.paths, frame, "label images")) is not None:
                 labels = _of_size(read_labels(path), size, path)
+                most = np.iinfo(labels.dtype).max  # with larger numbers, numpy would compare Python's integers one by one
                 for mask, numbers in zip(out[:, f], self.objects, strict=True):
-                    mask[:] = np.isin(labels, numbers)
+                    mask[:] = np.isin(labels, [n for n in numbers if n <= most])
         return out
 
 
@@ -84,7 +78,7 @@ class Tracks:
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
         """See ``MaskReader``; masks of another size are resized."""
         parts = [[[_at(track, f, "masks") for track in tracks] for f in frames] for tracks in self.objects]
-        return _decode(parts, size, self.polygon_size, "the annotation")
+        return decode_regions(parts, size, self.polygon_size, "the annotation")
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class TrackFile:
         objects = read_json(self.path)
         if not isinstance(objects, list) or not objects:
             raise UserError(f"{self.path} holds no objects: expected a list of them, each a list of frames with their regions")
-        return _decode([[_at(regions, f, self.path) for f in frames] for regions in objects], size, None, self.path)
+        return decode_regions([[_at(regions, f, self.path) for f in frames] for regions in objects], size, None, self.path)
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ class ObjectTrackFiles:
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
         """See ``MaskReader``; masks of another size are resized."""
         contents = [(path, read_json(path)) for path in self.paths]
-        return np.concatenate([_decode([[_at(regions, f, path) for f in frames]], size, None, path) for path, regions in contents])
+        return np.concatenate([decode_regions([[_at(regions, f, path) for f in frames]], size, None, path) for path, regions in contents])
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,7 @@ class Masklet:
         if not isinstance(masklet, list):
             raise UserError(f"{self.path} has no masklet: expected an annotation file of SA-V")
         regions = [_at(_at(masklet, f, self.path), self.number, self.path) for f in frames]
-        return _decode([[[r] for r in regions]], size, None, self.path)
+        return decode_regions([[[r] for r in regions]], size, None, self.path)
 
 
 class Shape(NamedTuple):
@@ -150,7 +144,10 @@ class Shapes:
 
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
         """See ``MaskReader``; there is one frame, number 0."""
-        drawn = [polygon_mask(s.points, *size) for s in self.shapes]
+        polygons = [read_corners(s.points, size) for s in self.shapes]
+        require_room(len(polygons), 1, size, "the annotation")
+        require_short_outlines(polygons)
+        drawn = [polygon_mask(corners, *size) for corners in polygons]
         mask = np.zeros(size, bool)
         for i in np.argsort([m.sum() for m in drawn])[::-1]:
             mask[drawn[i]] = self.shapes[i].is_target
@@ -198,8 +195,8 @@ class LabelClasses:
         numbers = [n for n in np.unique(read_labels(self.path)).tolist() if n not in self.ignored]
         if not numbers:
             raise UserError(f"{self.path} has no class to segment, only ignored ones")
-        if max(numbers) >= len(self.names):
-            raise UserError(f"{self.path} has class {max(numbers)}, expected numbers below {len(self.names)}: it belongs to another data set")
+        if unknown := [n for n in numbers if not 0 <= n < len(self.names)]:
+            raise UserError(f"{self.path} has class {unknown[-1]}, expected numbers from 0 to {len(self.names) - 1}: it belongs to another data set")
         return tuple(Turn("query", self.names[n], masks=LabelImages((self.path,), ((n,),))) for n in numbers)
 
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
@@ -219,27 +216,3 @@ def _of_size(labels: NDArray[Any], size: Size, path: str) -> NDArray[Any]:
     if labels.shape != size:
         raise UserError(f"{path} is {labels.shape[1]}x{labels.shape[0]} pixels, expected {size[1]}x{size[0]} as the frame: masks must fit their frames")
     return labels
-
-
-def _decode(objects: Sequence[Sequence[Any]], size: Size, polygon_size: Size | None, where: str) -> NDArray[np.bool_]:
-    """Objects as lists of frames, each a list of regions, to bool [O, F, H, W]."""
-    out = np.zeros((len(objects), len(objects[0]), *size), bool)
-    for o, frames in enumerate(objects):
-        for f, regions in enumerate(frames):
-            if not isinstance(regions, Sequence):
-                raise UserError(f"{where}: a frame's masks are a {type(regions).__name__}, expected a list of regions")
-            for region in regions:
-                if region is not None:
-                    out[o, f] |= resize_masks(_decode_region(region, polygon_size or size, where), *size)
-    return out
-
-
-def _decode_region(region: Any, size: Size, where: str) -> NDArray[np.bool_]:
-    try:
-        if isinstance(region, Mapping):
-            rle = coco.frPyObjects(region, *region["size"]) if isinstance(region["counts"], list) else region
-        else:
-            rle = coco.merge(coco.frPyObjects(region, *size))
-        return coco.decode(rle).astype(bool)
-    except Exception as error:  # pycocotools raises plain Exception, and a broken region nearly anything
-        raise UserError(f"{where} has a mask that is not in one of COCO's encodings ({error!r}): expected run lengths with a size, or polygons") from error

@@ -10,20 +10,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 
-from unipixel_jax.data.annotation import Annotation, FrameFiles, MaskReader, Photo, Turn, VideoFrames
+from unipixel_jax.core.files import require_regular_file
+from unipixel_jax.data.annotation import Annotation, FrameFiles, MaskReader, Photo, Role, Turn, VideoFrames
 from unipixel_jax.data.frames import counting_frames
-from unipixel_jax.data.masks import LabelClasses, Size, Tracks
+from unipixel_jax.data.masks import LabelClasses, Tracks
+from unipixel_jax.data.regions import Size
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Content, list_frames, read_media
+from unipixel_jax.processing.rle import encode_mask, mask_size
 
 _FRAMES_AT_ONCE = 16
 """Frames whose masks are held decoded."""
+
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a record raises that is not JSON or holds other values than expected."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,12 @@ def decode(record: Record) -> Annotation:
     """
     try:
         content = json.loads(record.text)
-        files = tuple(Content(name, data) for name, data in zip(content["files"], record.files, strict=True))
-        return Annotation(
-            content["source"], content["data_type"], content["role"], _media(content["media"], files), tuple(map(_turn, content["turns"])), content["name"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        files = tuple(Content(_word(name), data) for name, data in zip(content["files"], record.files, strict=True))
+        if content["role"] not in get_args(Role):
+            raise ValueError(f"the role {content['role']!r}")
+        names = [_word(content[key]) for key in ("source", "data_type", "name")]
+        return Annotation(names[0], names[1], content["role"], _media(content["media"], files), tuple(map(_turn, content["turns"])), names[2])
+    except _BROKEN as error:
         raise UserError(f"a record is not what `unipixel-jax data pack` writes ({error!r}): pack the data again") from error
 
 
@@ -115,6 +121,7 @@ def _store(media: FrameFiles | VideoFrames | Photo | None) -> _Stored:
 def _content(path: str | Path | Content) -> Content:
     if isinstance(path, Content):
         return path
+    require_regular_file(path, "put the file there, or give another data root")
     try:
         return Content(str(path), Path(path).read_bytes())
     except OSError as error:
@@ -122,7 +129,7 @@ def _content(path: str | Path | Content) -> Content:
 
 
 def _picture_size(file: Content) -> Size:
-    height, width = read_media([file]).frames.shape[1:3]
+    height, width = read_media([file], upright=False).frames.shape[1:3]
     return height, width
 
 
@@ -148,7 +155,7 @@ def _run_lengths(masks: MaskReader, stored: _Stored) -> dict[str, Any]:
         found = masks.read(range(first, min(first + _FRAMES_AT_ONCE, stored.count)), stored.size)
         objects = objects or [[] for _ in found]
         for counts, frames in zip(objects, found, strict=True):
-            counts += [coco.encode(np.asfortranarray(frame.view(np.uint8)))["counts"].decode("ascii") if frame.any() else None for frame in frames]
+            counts += [encode_mask(frame)["counts"] if frame.any() else None for frame in frames]
     return {"size": stored.size, "objects": objects}
 
 
@@ -173,15 +180,30 @@ def _media(content: Mapping[str, Any] | None, files: tuple[Content, ...]) -> Fra
     if content["kind"] == "photo":
         return Photo(files[0])
     if content["kind"] == "frames":
-        return FrameFiles(files, content["take_all"])
-    keep = None if content["keep"] is None else tuple(content["keep"])
-    return VideoFrames(files if content["kind"] == "folder" else files[0], keep, content["stride"], content["anchor"])
+        return FrameFiles(files, bool(content["take_all"]))
+    keep = None if content["keep"] is None else tuple(map(_number, content["keep"]))
+    anchor = None if content["anchor"] is None else _number(content["anchor"])
+    if _number(content["stride"]) < 1:
+        raise ValueError(f"the stride {content['stride']}")
+    return VideoFrames(files if content["kind"] == "folder" else files[0], keep, content["stride"], anchor)
 
 
 def _turn(content: Mapping[str, Any]) -> Turn:
     masks = None
     if content["masks"] is not None:
-        size = content["masks"]["size"]
+        size = mask_size(content["masks"]["size"])
         objects = content["masks"]["objects"]
-        masks = Tracks(tuple((tuple(None if counts is None else {"size": size, "counts": counts} for counts in frames),) for frames in objects))
-    return Turn(content["kind"], content["text"], content["answer"], masks, tuple(content["ids"]))
+        masks = Tracks(tuple((tuple(None if runs is None else {"size": size, "counts": _word(runs)} for runs in frames),) for frames in objects))
+    return Turn(_word(content["kind"]), _word(content["text"]), _word(content["answer"]), masks, tuple(map(_number, content["ids"])))
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:60]}, expected text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 32:
+        raise TypeError(f"{str(value)[:60]}, expected a whole number")
+    return value

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.core.files import replacing
-from unipixel_jax.infer.rle import encode_mask
+from unipixel_jax.processing.rle import encode_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,23 +52,26 @@ class Prediction:
         tokens: their ids.
         objects: what the ``<|seg|>`` tokens stand for, those of the prompt first.
         frames: the number of each frame in the video or folder that was read [F].
+        size: height and width of the media in pixels.
     """
 
     text: str
     tokens: Sequence[int]
     objects: Sequence[SegmentedObject]
-    frames: Sequence[int] = (0,)
+    frames: Sequence[int]
+    size: tuple[int, int]
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pixels as plain numbers, lists and text.
 
-        Keys: ``text``, ``tokens``, ``frames``, and ``objects`` with per object ``number`` (from 1), ``span``, and per frame ``scores``, ``boxes``
-        (COCO's ``[x, y, width, height]``, null where empty), ``areas`` in pixels and ``masks`` (COCO's compressed run lengths).
+        Keys: ``text``, ``tokens``, ``frames``, ``size`` (height and width), and ``objects`` with per object ``number`` (from 1), ``span``, and per frame
+        ``scores``, ``boxes`` (COCO's ``[x, y, width, height]``, null where empty), ``areas`` in pixels and ``masks`` (COCO's compressed run lengths).
         """
         return {
             "text": self.text,
             "tokens": [int(token) for token in self.tokens],
             "frames": [int(frame) for frame in self.frames],
+            "size": list(self.size),
             "objects": [
                 {
                     "number": number,
@@ -97,7 +100,7 @@ class Prediction:
         Raises:
             UserError: it cannot be written.
         """
-        masks = np.stack([o.masks for o in self.objects]) if self.objects else np.zeros((0, len(self.frames), 0, 0), bool)
+        masks = np.stack([o.masks for o in self.objects]) if self.objects else np.zeros((0, len(self.frames), *self.size), bool)
         scores = np.stack([o.scores for o in self.objects]) if self.objects else np.zeros((0, len(self.frames)), np.float32)
         with replacing(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, masks=masks, scores=scores, frames=np.asarray(self.frames))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
     from unipixel_jax.config import UniPixelConfig
@@ -43,10 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for a page")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and times")
     args, fields = parser.parse_known_args(arguments)
-    try:
+    with needing("train,tpu", "planning"):
         return run(args, fields)
-    except ImportError as error:
-        raise UserError(f"planning needs {error.name}: run pip install 'unipixel-jax[train,tpu]'") from error
 
 
 def run(args: argparse.Namespace, fields: list[str]) -> int:

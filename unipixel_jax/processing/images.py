@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 PHOTOS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF", "ICO")
 """Pillow's names of the formats that photos and frames may have. Phones write JPEG (MPO among it: several in one file), HEIF and AVIF."""
 
-LABELS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
-"""Formats of label images, whose numbers must be kept exactly. (WebP may be lossless.)"""
+LABELS = ("PNG", "GIF", "TIFF", "PPM", "WEBP")
+"""Formats of label images, whose numbers are kept exactly. (WebP may be lossless; Pillow takes a BMP with a black and a white number for one of 1 bit.)"""
 
 MAX_PIXELS = 89_478_485
 """Pixels of one image or frame at most, which is Pillow's own limit."""

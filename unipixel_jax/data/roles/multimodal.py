@@ -42,7 +42,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     if media is None:
         return Example(annotation, conversation(pairs, None), None)
     if isinstance(media, Photo):
-        clip = read_media(media.path)
+        clip = read_media(media.path, upright=False)
         if not clip.is_image:
             raise UserError(f"{annotation.name}: {media.path} has {len(clip.frames)} frames, expected a photo")
         return Example(annotation, conversation(pairs, "image"), clip, sample_frames=_BUDGET_PHOTO)

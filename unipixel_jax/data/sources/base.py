@@ -14,7 +14,7 @@ from unipixel_jax.errors import UserError
 
 T = TypeVar("T")
 
-_OTHER_LAYOUT = (LookupError, TypeError, AttributeError, ValueError)
+_OTHER_LAYOUT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 """What loaders raise for annotations that lack a key or are of another kind than they expect."""
 
 

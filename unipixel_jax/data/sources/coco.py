@@ -12,19 +12,20 @@ learned from an annotation depends on the words that it has:
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unipixel_jax.data.annotation import Annotation, FrameFiles, Turn
 from unipixel_jax.data.files import read_json
-from unipixel_jax.data.masks import Region, Tracks
+from unipixel_jax.data.masks import Tracks
+from unipixel_jax.data.regions import Region, decode_region, read_corners
 from unipixel_jax.data.sources.marked import points_and_boxes
 from unipixel_jax.data.sources.pictures import picture_size, segmenting_turn
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.prompts import REGION
+from unipixel_jax.processing.rle import mask_size
 
 
 def load_coco(path: Path, source: str) -> list[Annotation]:
@@ -97,6 +98,8 @@ def _picture(raw: Mapping[str, Any], number: Any, path: Path) -> tuple[Path, tup
         raise UserError(f"{path}: image {number} is missing: expected {candidates[0]} or {candidates[1]}")
     size = picture_size(picture)
     told = raw.get("height", size[0]), raw.get("width", size[1])
+    if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in told):
+        raise UserError(f"{path}: image {number} has the height {told[0]!r} and the width {told[1]!r}, expected numbers of pixels, without quotes")
     if told != size:
         raise UserError(f"{picture} is {size[1]}x{size[0]} pixels, but {path} says {told[1]}x{told[0]}: the masks were made for another size")
     return picture, size
@@ -104,20 +107,29 @@ def _picture(raw: Mapping[str, Any], number: Any, path: Path) -> tuple[Path, tup
 
 def _region(raw: Mapping[str, Any], size: tuple[int, int], where: str) -> Region:
     """The mask of an annotation, after a look at whether it belongs to a picture of this size."""
-    region = raw.get("segmentation")
-    if isinstance(region, Mapping):
-        if region.get("size") != list(size):
-            raise UserError(f"{where} has run lengths for the size {region.get('size')}, expected {list(size)} (height, width) as its picture")
-        return region
+    region: Any = raw.get("segmentation")
+    try:
+        if isinstance(region, Mapping):
+            if mask_size(region.get("size")) != size:
+                raise UserError(f"run lengths for the size {region.get('size')}, expected {list(size)} (height, width) as its picture")
+        else:
+            _check_polygons(region, size)
+        decode_region(region, size)
+    except UserError as error:
+        raise UserError(f"{where} has {error}") from None
+    return cast(Region, region)
+
+
+def _check_polygons(region: Any, size: tuple[int, int]) -> None:
     if not isinstance(region, list) or not region:
-        raise UserError(f"{where} has the segmentation {region!r}, expected polygons [[x0, y0, x1, y1, ...], ...] or run lengths with counts and size")
+        raise UserError(f"the segmentation {region!r}, expected polygons [[x0, y0, x1, y1, ...], ...] or run lengths with counts and size")
     for polygon in region:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
-            raise UserError(f"{where} has the polygon {str(polygon)[:60]}, expected at least three corners as x0, y0, x1, y1, x2, y2, ...")
-        across, down = max(polygon[::2]), max(polygon[1::2])
-        if across > size[1] + 1 or down > size[0] + 1 or min(polygon) < -1:
-            raise UserError(f"{where} reaches to {across:g}, {down:g}, but its picture is {size[1]}x{size[0]}: the mask is of another size")
-    return region
+        corners = read_corners(polygon, size)
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise UserError(f"the polygon {str(polygon)[:60]}, expected at least three corners as x0, y0, x1, y1, x2, y2, ...")
+        across, down = corners.max(axis=0).tolist()
+        if across > size[1] + 1 or down > size[0] + 1 or corners.min() < -1:
+            raise UserError(f"corners up to {across:g}, {down:g}, but its picture is {size[1]}x{size[0]}: the mask is of another size")
 
 
 def _list(content: Mapping[str, Any], key: str, path: Path, needed: bool = True) -> list[dict[str, Any]]:

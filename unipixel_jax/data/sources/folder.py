@@ -8,11 +8,14 @@
 A line of ``sentences.csv`` is ``NAME,sentence`` or ``NAME,sentence,object``, one of ``sentences.txt`` the same with tabs between. ``sentences.json`` is
 ``{"NAME": sentences}`` or ``{"NAME": {"object": sentences}}``, where ``sentences`` is a text or a list of texts. An object is its number in
 ``masks/NAME.png``, or the name of its file in ``masks/NAME/``; a sentence without one is about all of them together. NAME may have its ending.
+Line breaks in a sentence are spaces.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, FrameFiles, MaskReader, Turn
-from unipixel_jax.data.files import read_json, read_labels
+from unipixel_jax.data.files import read_json, read_labels, read_text
 from unipixel_jax.data.masks import LabelImages
-from unipixel_jax.data.sources.pictures import segmenting_turn
+from unipixel_jax.data.sources.pictures import join_lines, require_black_zero, segmenting_turn
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import FRAME_SUFFIXES
 
@@ -67,9 +70,9 @@ def load_folder(root: Path, source: str) -> list[Annotation]:
     for name, sentence, thing, where in _sentences(root):
         if (stem := _stem(name)) not in pictures:
             raise UserError(f"{where} is about {name!r}, but {root / 'images'} has no such picture: write the name as the file's, or add the picture")
-        if not sentence.strip():
+        if not sentence:
             raise UserError(f"{where} has no sentence for {name!r}, expected words")
-        turns[stem].append(segmenting_turn(sentence.strip(), _masks(root, stem, thing, where)))
+        turns[stem].append(segmenting_turn(sentence, _masks(root, stem, thing, where)))
     if silent := [name for name in pictures if not turns[name]]:
         raise UserError(f"{len(silent)} of {len(pictures)} pictures have no sentence, the first is {pictures[silent[0]].name}: add sentences or take them out")
     return [
@@ -78,7 +81,7 @@ def load_folder(root: Path, source: str) -> list[Annotation]:
 
 
 def _pictures(root: Path) -> dict[str, Path]:
-    """The pictures by their names without endings; masks without a picture are refused."""
+    """The pictures by their names without endings; masks without a picture are refused, and those whose 0 looks like an object."""
     folder, masks = root / "images", root / "masks"
     for needed in (folder, masks):
         if not needed.is_dir():
@@ -97,6 +100,8 @@ def _pictures(root: Path) -> dict[str, Path]:
             raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected a mask ending in .png, which keeps every pixel as it is: convert it")
         if (path.name if path.is_dir() else path.stem) not in out:
             raise UserError(f"{path} belongs to no picture in {folder}: give both the same name, or take it out")
+        for mask in _visible(path) if path.is_dir() else [path]:
+            require_black_zero(mask)
     return out
 
 
@@ -123,21 +128,27 @@ def _sentences(root: Path) -> Iterator[tuple[str, str, str, str]]:
     found = [root / name for name in SENTENCES if (root / name).is_file()]
     if len(found) != 1:
         raise UserError(f"{root} has {', '.join(p.name for p in found) or 'no sentences'}, expected exactly one of {', '.join(SENTENCES)}")
-    if (path := found[0]).suffix == ".json":
-        yield from _from_json(path)
-        return
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 ({error}): save it as UTF-8") from error
-    for number, row in enumerate(csv.reader(lines, delimiter="," if path.suffix == ".csv" else "\t"), 1):
-        cells = [cell.strip() for cell in row]
+    yield from (_from_json if found[0].suffix == ".json" else _from_table)(found[0])
+
+
+def _from_table(path: Path) -> Iterator[tuple[str, str, str, str]]:
+    """The lines of a file with commas or tabs; a line break in a cell is a space, and only in quotes it does not end the line."""
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="," if path.suffix == ".csv" else "\t", skipinitialspace=True, strict=True)
+    for number in itertools.count(1):
+        where = f"{path}, line {rows.line_num + 1}"
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise UserError(f"{where} has a quote that is not closed, or more behind one ({error}): write a quote within quotes twice") from None
+        if row is None:
+            return
+        cells = [join_lines(cell) for cell in row]
         if not any(cells) or (number == 1 and cells[1:2] == ["sentence"]):
             continue
         if not 2 <= len(cells) <= 3:
             hint = 'between commas, and "quotes" around a sentence with commas' if path.suffix == ".csv" else "with tabs between"
-            raise UserError(f"{path}, line {number} has {len(cells)} parts, expected the picture's name, a sentence and perhaps an object, {hint}")
-        yield cells[0], cells[1], cells[2] if len(cells) == 3 else "", f"{path}, line {number}"
+            raise UserError(f"{where} has {len(cells)} parts, expected the picture's name, a sentence and perhaps an object, {hint}")
+        yield cells[0], cells[1], cells[2] if len(cells) == 3 else "", where
 
 
 def _from_json(path: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -150,7 +161,7 @@ def _from_json(path: Path) -> Iterator[tuple[str, str, str, str]]:
             for sentence in [sentences] if isinstance(sentences, str) else sentences if isinstance(sentences, list) else [None]:
                 if not isinstance(sentence, str):
                     raise UserError(f"{path}: {name!r} has {str(sentences)[:60]}, expected a sentence, a list of sentences, or those for each object")
-                yield name, sentence, thing, f"{path}: {name!r}"
+                yield name, join_lines(sentence), thing, f"{path}: {name!r}"
 
 
 def _visible(folder: Path) -> list[Path]:

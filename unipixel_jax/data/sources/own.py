@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from unipixel_jax.data.annotation import Annotation, FrameFiles
+from unipixel_jax.data.annotation import Annotation, FrameFiles, require_text
 from unipixel_jax.data.sources.base import Filters, ListedSource
 from unipixel_jax.data.sources.coco import load_coco
 from unipixel_jax.data.sources.folder import load_folder
@@ -42,13 +42,14 @@ def open_own(name: str, filters: Filters) -> ListedSource:
 
 
 def check(annotation: Annotation) -> None:
-    """Read all masks of a picture.
+    """Read all masks of a picture, and look at its words.
 
     Raises:
-        UserError: the picture or a mask cannot be read, a mask does not fit the picture, or it is empty.
+        UserError: words are no text, the picture or a mask cannot be read, a mask does not fit the picture, or it is empty.
     """
     if not isinstance(annotation.media, FrameFiles):
         raise UserError(f"{annotation.name} has the media {annotation.media}, expected a picture")
+    require_text(annotation)
     size = picture_size(Path(str(annotation.media.paths[0])))
     for turn in annotation.turns:
         if turn.masks is None or not turn.masks.read([0], size).any(axis=(1, 2, 3)).all():

@@ -18,17 +18,19 @@ from unipixel_jax.errors import UserError
 _FOLDER = "lisa/reason_seg/ReasonSeg"
 _FOLDERS = {split: f"{_FOLDER}/{split}" for split in ("train", "val", "test")}
 _LABELS = ("target", "ignore", "flag")
+_FALLBACK = "cp1252"
+"""A few of the files were written on Windows; no other data set's may be."""
 
 
 def _load(root: Path, split: str, filters: Filters) -> list[Annotation]:
     explained: dict[str, Any] = {}
     if split == "train":
         listed = root / _FOLDER / "explanatory/train.json"
-        explained = {Path(item["image"]).stem: item for item in read_json(listed)}
+        explained = {Path(item["image"]).stem: item for item in read_json(listed, _FALLBACK)}
     found = []
     for image in list_files(root / choose_split("reason_seg", split, _FOLDERS), ".jpg"):
         path = image.with_suffix(".json")
-        content = read_json(path)
+        content = read_json(path, _FALLBACK)
         masks = _read_shapes(content, path, image)
         kind = "sentence" if content["is_sentence"] else "query"
         turns = [(str(i), Turn(kind, text, masks=masks)) for i, text in enumerate(content["text"])]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from unipixel_jax.data.annotation import Annotation, Turn, VideoFrames
+from unipixel_jax.data.files import read_labels
 from unipixel_jax.data.sources.marked import locate_turn
-from unipixel_jax.data.tfds.labels import LabelContents, read_label_content
+from unipixel_jax.data.tfds.labels import LabelContents
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Content
 from unipixel_jax.processing.tokenizer import REF_TOKEN
@@ -33,7 +34,7 @@ def davis_annotation(record: Mapping[str, Any], source: str) -> Annotation:
     video = record["video"]
     frames = tuple(Content(f"{source}/{name}/{i:05d}.jpg", data) for i, data in enumerate(video["frames"]))
     labels = tuple(Content(f"{source}/{name}/{i:05d}.png", data) for i, data in enumerate(video["segmentations"]))
-    numbers = [n for n in np.unique(read_label_content(labels[0])).tolist() if n]
+    numbers = [n for n in np.unique(read_labels(labels[0])).tolist() if n]
     if not numbers:
         raise UserError(f"{source}, {name}: no object is marked in the first frame")
     marks = [f"[{i}] {REF_TOKEN}" for i in range(len(numbers))]

@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from unipixel_jax.core.files import read_json_object, require_regular_file
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.packed import Record, decode
 from unipixel_jax.data.sources.base import Filters
@@ -22,6 +23,9 @@ from unipixel_jax.data.tfds.ref_coco import ref_coco_annotation
 from unipixel_jax.errors import UserError
 
 PREFIX = "tfds:"
+
+_ADVICE = "pack or prepare the data set again"
+_FEATURES = "tensorflow_datasets.core.features."
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,24 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Annotation:
-        return self._reader.convert(self._records[index], self.name)
+        try:
+            return self._reader.convert(self._records[index], self.name)
+        except UserError:
+            raise
+        except Exception as error:  # a broken shard can raise nearly anything
+            raise UserError(f"{self.folder}: record {index} of {self.split!r} is broken ({error!r}): {_ADVICE}") from error
 
     @property
     def data_types(self) -> Sequence[str]:
         """The ``data_type`` of every sample."""
         if self._reader.data_type is not None:
             return [self._reader.data_type] * len(self)
-        return [kind for kind, count in self._builder.info.metadata["data_types"] for _ in range(count)]
+        runs = (self._builder.info.metadata or {}).get("data_types")
+        if not isinstance(runs, list) or not all(isinstance(run, list) and list(map(type, run)) == [str, int] for run in runs):
+            raise UserError(f"{self.folder} does not tell the kinds of its samples: {_ADVICE}")
+        if sum(count for _, count in runs) != len(self) or min(count for _, count in runs) < 0:
+            raise UserError(f"{self.folder} tells other kinds than those of {len(self)} samples: {_ADVICE}")
+        return [kind for kind, count in runs for _ in range(count)]
 
     @property
     def _reader(self) -> _Reader:
@@ -92,7 +106,7 @@ class TfdsSource:
 
     @cached_property
     def _builder(self) -> tfds.core.DatasetBuilder:
-        return tfds.builder_from_directory(str(self.folder))
+        return _open_builder(self.folder)
 
     @cached_property
     def _records(self) -> Any:
@@ -112,7 +126,7 @@ def open_tfds(name: str, root: str | Path, split: str = "train", filters: Filter
         filters: with which it must have been packed; None for any. The data sets of tensorflow-datasets have none.
 
     Raises:
-        UserError: an unknown name, no such data set below the root, one in another file format, without that split, or with other filters.
+        UserError: an unknown name, no such data set below the root, one in another file format, without that split, broken, or with other filters.
     """
     path = name.removeprefix(PREFIX)
     if path.split("/")[0] not in READERS:
@@ -123,16 +137,59 @@ def open_tfds(name: str, root: str | Path, split: str = "train", filters: Filter
         there = ", ".join(sorted(PREFIX + str(config.relative_to(root)) for config in configs)) or "nothing"
         raise UserError(f"{name} leads to {there} below {root}: expected one prepared data set")
     folder = max((info.parent for info in found), key=lambda version: [int(n) if n.isdecimal() else 0 for n in version.name.split(".")])
-    builder = tfds.builder_from_directory(str(folder))
+    builder = _open_builder(folder)
     if split not in builder.info.splits:
         raise UserError(f"{name} has no split {split!r}, expected one of {', '.join(builder.info.splits)}")
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
         raise UserError(f"{folder} is kept as {file_format and file_format.value}, expected array_record: prepare it with file_format='array_record'")
-    packed = Filters(**(builder.info.metadata or {}).get("filters", {}))
+    _check_shards(builder.info.splits[split], folder)
+    told = (builder.info.metadata or {}).get("filters", {})
+    if not isinstance(told, dict) or not told.keys() <= {field.name for field in fields(Filters)}:
+        raise UserError(f"{folder} was packed with the filters {str(told)[:60]}, expected some of docs/data.md: {_ADVICE}")
+    packed = Filters(**told)
     if filters is not None and filters != packed:
         raise UserError(
             f"{name}: its samples were packed with the filters {packed}, asked for are the filters {filters}; expected the same, since what is packed is not "
             "filtered again: change data.filters, or pack the samples again"
         )
     return TfdsSource(name, folder, split)
+
+
+def _open_builder(folder: Path) -> tfds.core.DatasetBuilder:
+    """The data set in a folder. Its files name classes of features, whose modules are imported, so that only tensorflow-datasets' own may be named."""
+    for path in folder.iterdir():
+        require_regular_file(path, _ADVICE)
+        if path.suffix == ".json":
+            read_json_object(path, _ADVICE)
+    if unknown := [name for name in _classes(read_json_object(folder / "features.json", _ADVICE)) if not name.startswith(_FEATURES)]:
+        raise UserError(f"{folder / 'features.json'} names the class {unknown[0]!r}, expected those in {_FEATURES}: {_ADVICE}")
+    try:
+        return tfds.builder_from_directory(str(folder))
+    except Exception as error:  # other files than expected can raise nearly anything
+        raise UserError(f"{folder} is no data set of tensorflow-datasets, or broken ({error!r}): {_ADVICE}") from error
+
+
+def _classes(content: Any) -> Iterator[str]:
+    """All values of the keys under which the file of features names classes, in its newer and its older layout."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(value, str) and key in ("pythonClassName", "python_class_name", "type"):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _classes(value)
+
+
+def _check_shards(split: Any, folder: Path) -> None:
+    """Check that there are files, which can hold as many records as the data set's metadata tells.
+
+    Raises:
+        UserError: one is missing, or too small.
+    """
+    try:
+        shards = list(zip(map(Path, split.filepaths), split.shard_lengths, strict=True))
+    except Exception as error:  # as in _open_builder
+        raise UserError(f"{folder} does not tell its shards ({error!r}): {_ADVICE}") from error
+    for path, count in shards:
+        require_regular_file(path, _ADVICE)
+        if not 0 <= count <= path.stat().st_size:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, too few for {count} records: {_ADVICE}")
