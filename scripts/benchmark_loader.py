@@ -197,8 +197,9 @@ def draw_picture(rng: np.random.Generator, height: int, width: int, path: Path) 
 
 def _config() -> UniPixelConfig:
     """The published models' picture sizes; the ids of the small tokenizer."""
-    real = preset("3b")
-    return dataclasses.replace(preset("tiny"), vision=real.vision, sam2=dataclasses.replace(real.sam2, image_size=SIDE))
+    real, tiny = preset("3b"), preset("tiny")
+    vision = dataclasses.replace(real.vision, out_hidden_size=tiny.text.hidden_size)
+    return dataclasses.replace(tiny, vision=vision, sam2=dataclasses.replace(real.sam2, image_size=SIDE))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class NotAnImage(UserError):
 
 
 @contextlib.contextmanager
-def open_image(source: str | Path | Content, formats: Sequence[str] = PHOTOS) -> Iterator[Image.Image]:
+def open_image(source: str | Path | Content, formats: tuple[str, ...] = PHOTOS) -> Iterator[Image.Image]:
     """Open an image file; its pixels are decoded when they are first asked for, within the block.
 
     Args:
