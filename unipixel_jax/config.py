@@ -8,36 +8,63 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unipixel_jax.errors import UserError
+from unipixel_jax.core.fields import Checked, ConfigError, number, numbers
+from unipixel_jax.core.files import read_json_object
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""The dtypes in which torch keeps weights."""
 
 _T = TypeVar("_T")
 
+_WIDTH = 65_536
+"""Widest layer; the largest published Qwen2.5-VL, of 72 billion weights, has 29,568 features at most."""
 
-class ConfigError(UserError):
-    """A configuration that is not one of UniPixel's, with the key at fault and what was expected."""
+_IDS = (1 << 24) - 1
+"""Largest token id."""
+
+_LAYERS = 1024
+"""Most layers; that model has 80."""
+
+_PIXELS = 1024
+"""Largest side of SAM's square, the one that SAM 2.1 itself was trained at. Its time grows with the fourth power."""
+
+
+_GLOBAL = "the map must have at most 64 x 64 places where all of it is attended to"
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked):
     """Qwen2.5-VL's vision tower. ``window_size`` is in pixels; ``fullatt_block_indexes`` are the blocks that attend over a whole frame."""
 
-    depth: int = 32
-    hidden_size: int = 1280
-    intermediate_size: int = 3420
-    num_heads: int = 16
-    out_hidden_size: int = 2048
-    in_channels: int = 3
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    window_size: int = 112
-    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
-    tokens_per_second: float = 2
+    depth: int = number(32, _LAYERS)
+    hidden_size: int = number(1280, _WIDTH)
+    intermediate_size: int = number(3420, _WIDTH)
+    num_heads: int = number(16, _WIDTH)
+    out_hidden_size: int = number(2048, _WIDTH)
+    in_channels: int = number(3, 3, 3)
+    patch_size: int = number(14, 256)
+    temporal_patch_size: int = number(2, 2, 2)
+    spatial_merge_size: int = number(2, 16)
+    window_size: int = number(112, 65_536)
+    fullatt_block_indexes: tuple[int, ...] = numbers((7, 15, 23, 31), _LAYERS - 1, (0, _LAYERS), 0)
+    tokens_per_second: float = number(2, 1000, 1e-3)
+
+    PLACE = "vision_config"
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """What fields must fulfil together, and how to say so."""
+        merge = self.patch_size * self.spatial_merge_size
+        return [
+            (self.hidden_size % (4 * self.num_heads) == 0, f"hidden_size {self.hidden_size} must be a multiple of 4 for each of {self.num_heads} heads"),
+            (self.window_size >= merge, f"window_size {self.window_size} must hold at least one token of {merge} pixels"),
+            (max(self.fullatt_block_indexes, default=0) < self.depth, f"fullatt_block_indexes must lie below depth {self.depth}"),
+        ]
 
     @property
     def patch_dim(self) -> int:
@@ -61,19 +88,30 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked):
     """Qwen2.5's decoder. ``mrope_section`` splits the rotary pairs of a head over time, height and width."""
 
-    vocab_size: int = 151668
-    hidden_size: int = 2048
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 36
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 2
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6
-    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    vocab_size: int = number(151668, 1 << 24)
+    hidden_size: int = number(2048, _WIDTH)
+    intermediate_size: int = number(11008, _WIDTH)
+    num_hidden_layers: int = number(36, _LAYERS)
+    num_attention_heads: int = number(16, _WIDTH)
+    num_key_value_heads: int = number(2, _WIDTH)
+    rms_norm_eps: float = number(1e-6, 1, 1e-12)
+    rope_theta: float = number(1e6, 1e12)
+    mrope_section: tuple[int, int, int] = numbers((16, 24, 24), _WIDTH, (3, 3))
     tie_word_embeddings: bool = True
+
+    PLACE = "text_config"
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """What fields must fulfil together, and how to say so."""
+        width, heads, shared = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        return [
+            (width % (2 * heads) == 0, f"hidden_size {width} must be a multiple of 2 for each of {heads} attention heads"),
+            (heads % shared == 0, f"num_attention_heads {heads} must be a multiple of num_key_value_heads {shared}"),
+            (2 * heads * sum(self.mrope_section) == width, f"mrope_section {self.mrope_section} must sum to half of a head's {width / heads:g} features"),
+        ]
 
     @property
     def head_dim(self) -> int:
@@ -82,25 +120,39 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class Sam2Config:
+class Sam2Config(Checked):
     """SAM 2.1 with the settings that UniPixel fixes (multimask on every frame, object scores, pointers with projected time codes).
 
     ``image_size`` is the side of the square input in pixels; the feature grid has a stride of 16.
     """
 
-    image_size: int = 768
-    embed_dim: int = 112
-    num_heads: int = 2
-    stages: tuple[int, ...] = (2, 3, 16, 3)
-    global_att_blocks: tuple[int, ...] = (12, 16, 20)
-    window_spec: tuple[int, ...] = (8, 4, 14, 7)
-    window_pos_embed_bkg_spatial_size: tuple[int, int] = (14, 14)
-    d_model: int = 256
-    mem_dim: int = 64
-    memory_attention_layers: int = 4
-    memory_attention_ffn_dim: int = 2048
-    fuser_layers: int = 2
-    num_maskmem: int = 7
+    image_size: int = number(768, _PIXELS, 32)
+    embed_dim: int = number(112, 4096)
+    num_heads: int = number(2, 4096)
+    stages: tuple[int, ...] = numbers((2, 3, 16, 3), 128, (4, 4))
+    global_att_blocks: tuple[int, ...] = numbers((12, 16, 20), 511, (0, 512), 0)
+    window_spec: tuple[int, ...] = numbers((8, 4, 14, 7), 64, (4, 4))
+    window_pos_embed_bkg_spatial_size: tuple[int, int] = numbers((14, 14), 256, (2, 2))
+    d_model: int = number(256, 4096)
+    mem_dim: int = number(64, 4096)
+    memory_attention_layers: int = number(4, 128)
+    memory_attention_ffn_dim: int = number(2048, _WIDTH)
+    fuser_layers: int = number(2, 128)
+    num_maskmem: int = number(7, 32, 2)
+
+    PLACE = "sam2_model"
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """What fields must fulfil together, and how to say so."""
+        blocks = sum(self.stages)
+        first = sum(count for stage, count in enumerate(self.stages) if self.image_size > 256 * 2**stage)
+        return [
+            (self.image_size % 32 == 0, f"image_size {self.image_size} must be a multiple of 32, the stride of the last stage"),
+            (self.embed_dim % self.num_heads == 0, f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}"),
+            (all(first <= n < blocks for n in self.global_att_blocks), f"global_att_blocks must lie within {first} and {blocks - 1}: {_GLOBAL}"),
+            (self.d_model % 8 == 0, f"d_model {self.d_model} must be a multiple of 8"),
+            (self.mem_dim % 4 == 0 and self.d_model % self.mem_dim == 0, f"mem_dim {self.mem_dim} must be a multiple of 4 and divide d_model {self.d_model}"),
+        ]
 
     @property
     def grid(self) -> int:
@@ -137,7 +189,7 @@ _SAM2_FILES = {"sam2.1_hiera_t": "tiny", "sam2.1_hiera_s": "small", "sam2.1_hier
 
 
 @dataclass(frozen=True)
-class UniPixelConfig:
+class UniPixelConfig(Checked):
     """The whole model: sizes, the ids of the tokens with a meaning of their own, and the reference's switches.
 
     Attributes:
@@ -155,17 +207,37 @@ class UniPixelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     sam2: Sam2Config = field(default_factory=Sam2Config)
     sam2_config: str = "configs/sam2.1_hiera_b+"
-    sam2_hidden_tokens: int = 2
+    sam2_hidden_tokens: int = number(2, 64)
     sam2_batch_mode: bool = False
-    sample_objects: int = -1
-    image_token_id: int = 151655
-    video_token_id: int = 151656
-    vision_start_token_id: int = 151652
-    vision_end_token_id: int = 151653
-    ref_token_id: int = 151665
-    seg_token_id: int = 151666
-    mem_token_id: int = 151667
+    sample_objects: int = number(-1, 1 << 20, -1)
+    image_token_id: int = number(151655, _IDS, 0)
+    video_token_id: int = number(151656, _IDS, 0)
+    vision_start_token_id: int = number(151652, _IDS, 0)
+    vision_end_token_id: int = number(151653, _IDS, 0)
+    ref_token_id: int = number(151665, _IDS, 0)
+    seg_token_id: int = number(151666, _IDS, 0)
+    mem_token_id: int = number(151667, _IDS, 0)
     dtype: str = "bfloat16"
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """What fields must fulfil together, and how to say so."""
+        rows, width = self.text.vocab_size, self.text.hidden_size
+        ids = {name: getattr(self, name) for name in vars(self) if name.endswith("_token_id")}
+        return [
+            (self.dtype in DTYPES, f"torch_dtype {self.dtype[:40]!r} must be one of {', '.join(DTYPES)}"),
+            (self.vision.out_hidden_size == width, f"vision_config.out_hidden_size {self.vision.out_hidden_size} must be text_config.hidden_size {width}"),
+            *[(token < rows, f"{name} is {token}, but the embedding has {rows} rows (vocab_size): expected the config of these weights")
+              for name, token in ids.items()],
+        ]
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> UniPixelConfig:
+        """Read the ``config.json`` of a checkpoint or a converted directory.
+
+        Raises:
+            UserError: see ``from_hf``; or it is missing, or no JSON object.
+        """
+        return cls.from_hf(read_json_object(Path(directory) / "config.json", "copy it again, or convert the checkpoint again"))
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> UniPixelConfig:
@@ -176,7 +248,7 @@ class UniPixelConfig:
         """
         kind = raw.get("model_type")
         if kind != "pixel_qwen2_5_vl":
-            raise ConfigError(f'model_type is {kind!r}, expected "pixel_qwen2_5_vl": this is not a UniPixel checkpoint')
+            raise ConfigError(f'model_type is {reprlib.repr(kind)}, expected "pixel_qwen2_5_vl": this is not a UniPixel checkpoint')
         vision, text = read_qwen(raw)
         known = {f.name for f in dataclasses.fields(cls)} - {"vision", "text", "sam2", "dtype"}
         missing = [k for k in ("ref_token_id", "seg_token_id", "mem_token_id", "sam2_config") if raw.get(k) is None]
@@ -232,10 +304,12 @@ def read_qwen(raw: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
     if not isinstance(vision, Mapping):
         raise ConfigError("config.json lacks vision_config: expected a Qwen2.5-VL or UniPixel checkpoint")
     nested = raw.get("text_config") or {}
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"text_config is {reprlib.repr(nested)}, expected an object")
     text = {**raw, **nested}
     scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) not in ("default", "mrope"):
-        raise ConfigError(f"rope_scaling is {scaling!r}, expected the default type with an mrope_section")
+    if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type", "default")) not in ("default", "mrope"):
+        raise ConfigError(f"rope_scaling is {reprlib.repr(scaling)}, expected the default type with an mrope_section")
     if text.get("use_sliding_window"):
         raise ConfigError("use_sliding_window is true; Qwen2.5-VL's releases attend over the whole sequence, and so does this port")
     merged = {**text, "mrope_section": scaling.get("mrope_section"), "tie_word_embeddings": text.get("tie_word_embeddings", False)}
@@ -247,13 +321,15 @@ def read_qwen(raw: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
 def _read_sam2(raw: Mapping[str, Any]) -> Sam2Config:
     if "sam2_model" in raw:
         return _build(Sam2Config, raw["sam2_model"], "sam2_model")
-    name = Path(str(raw["sam2_config"])).name.removesuffix(".yaml")
+    name = str(raw["sam2_config"]).rsplit("/", 1)[-1].removesuffix(".yaml")
     if name not in _SAM2_FILES:
-        raise ConfigError(f"sam2_config is {raw['sam2_config']!r}, expected one of {', '.join(_SAM2_FILES)}, or sizes under sam2_model")
+        raise ConfigError(f"sam2_config is {reprlib.repr(raw['sam2_config'])}, expected one of {', '.join(_SAM2_FILES)}, or sizes under sam2_model")
     return dataclasses.replace(SAM2_SIZES[_SAM2_FILES[name]], image_size=raw.get("sam2_image_size", 768))
 
 
-def _build(cls: type[_T], values: Mapping[str, Any], where: str) -> _T:
+def _build(cls: type[_T], values: Any, where: str) -> _T:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} is {reprlib.repr(values)}, expected an object")
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     missing = [n for n in names if values.get(n) is None]
     if missing:

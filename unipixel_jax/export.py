@@ -64,13 +64,16 @@ def export(
 
     manifest, arrays = read_arrays(run_dir / CHECKPOINTS, step, f"{TRAINED}/")
     about = manifest.about
-    start = start or Path(about.source["start"])
+    try:
+        origin, weights, adapters = Path(about.source["start"]), about.matters["weights"], about.matters["lora"]
+        settings = trained.LoraSettings(adapters["rank"], adapters["alpha"], about.source["lora_dropout"]) if adapters else None
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run_dir}: its checkpoint does not say what it was trained from ({error!r}): expected one of `unipixel-jax train`") from None
+    start = start or origin
     if not start.is_dir():
         raise UserError(f"{start}, from which training started, is not there; say where it lies now with --start DIR")
-    if weights_digest(start) != about.matters["weights"]:
+    if weights_digest(start) != weights:
         raise UserError(f"{start} holds other weights than training started from; say where those lie with --start DIR")
-    adapters = about.matters["lora"]
-    settings = trained.LoraSettings(adapters["rank"], adapters["alpha"], about.source["lora_dropout"]) if adapters else None
     result = trained.open_trained(start, {_path(name): array for name, array in arrays.items()}, settings)
     if format == "adapter":
         count = trained.write_adapter(result, out, base, force=force)

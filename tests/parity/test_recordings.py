@@ -12,7 +12,7 @@ import pytest
 from unipixel_jax.convert.safetensors_io import read_safetensors, write_safetensors
 from unipixel_jax.convert.tensors import CODES, Tensor
 from unipixel_jax.errors import UserError
-from unipixel_jax.parity.recording import open_recording
+from unipixel_jax.parity.recording import Case, open_recording
 from unipixel_jax.parity.replay import KINDS
 from unipixel_jax.parity.run import replay, to_json
 
@@ -127,11 +127,26 @@ def test_bfloat16_recordings_are_judged_by_their_own_precision(tmp_path):
     assert not any(result.passed for result in strict)
 
 
+def described(root, **changes):
+    """The recording with other entries in its description."""
+    raw = json.loads((root / "export.json").read_text())
+    (root / "export.json").write_text(json.dumps(raw | changes))
+
+
 BROKEN = {
     "no export.json": (lambda root: (root / "export.json").unlink(), "no export.json"),
     "not JSON": (lambda root: (root / "export.json").write_text("{"), "cannot be read"),
     "another format": (lambda root: (root / "export.json").write_text('{"format": 2, "dtype": "float32", "cases": []}'), "format 2, this version reads 1"),
     "no cases": (lambda root: (root / "export.json").write_text('{"format": 1, "dtype": "float32", "cases": []}'), "no cases"),
+    "nesting without end": (lambda root: (root / "export.json").write_text("[" * 100_000), "nested too deeply"),
+    "a list": (lambda root: (root / "export.json").write_text("[]"), "holds a list"),
+    "another dtype": (lambda root: described(root, dtype="object"), "needs a dtype"),
+    "cases that are no list": (lambda root: described(root, cases={"a": 1}), "a list of cases"),
+    "a case that is no object": (lambda root: described(root, cases=["text"]), "a case is text"),
+    "a name with a path": (lambda root: described(root, cases=[{"name": "../../../etc/passwd", "kind": "text"}]), "expected a name of letters"),
+    "an absolute name": (lambda root: described(root, cases=[{"name": "/etc/passwd", "kind": "text"}]), "expected a name of letters"),
+    "a name that is a number": (lambda root: described(root, cases=[{"name": 1, "kind": "text"}]), "expected a name of letters"),
+    "a kind that is a list": (lambda root: described(root, cases=[{"name": "text", "kind": []}]), "and a kind"),
     "a case's file is missing": (lambda root: (root / "cases" / "text.safetensors").unlink(), "text.safetensors"),
 }
 
@@ -152,3 +167,60 @@ def test_a_missing_tensor_gets_one_clear_line(tmp_path):
     recording = excerpt(tmp_path / "recording", "nano_a", ["text"], lambda case, tensors: tensors.pop("inputs.input_ids"))
     with pytest.raises(UserError, match=r"text\.safetensors lacks inputs\.input_ids"):
         list(replay(recording))
+
+
+def rewritten(key, array):
+    """Puts another array in the place of an input."""
+    return lambda case, tensors: tensors.update({f"inputs.{key}": np.asarray(array)})
+
+
+HOSTILE_ARRAYS = {
+    "a grid without end": ("rope_index", rewritten("image_grid_thw", [[1 << 40, 1 << 20, 1 << 20]]), "image_grid_thw is no grid of patches"),
+    "a large grid": ("rope_index", rewritten("video_grid_thw", [[1000, 1000, 1000]]), "more than 1,048,576 patches"),
+    "a grid below zero": ("vision_window_edges", rewritten("grid_thw", [[1, -4, 4]]), "grid_thw is no grid of patches"),
+    "a grid of fractions": ("vision_window_edges", rewritten("grid_thw", [[1.0, 4.0, 4.0]]), "grid_thw is no grid of patches"),
+    "a grid with too few numbers": ("vision_window_edges", rewritten("grid_thw", [1, 4]), "grid_thw is no grid of patches"),
+    "a frame without end": ("sam2_video", rewritten("frame_size", [1 << 20, 1 << 20]), "frame_size is no height and width"),
+    "a frame of three numbers": ("sam2_video", rewritten("frame_size", [40, 75, 1]), "frame_size is no height and width"),
+    "ids of another shape": ("text", rewritten("input_ids", [1, 2, 3]), "cannot be replayed"),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE_ARRAYS)
+def test_arrays_that_fit_nothing_get_one_clear_line(tmp_path, fault):
+    case, change, message = HOSTILE_ARRAYS[fault]
+    with pytest.raises(UserError, match=message) as caught:
+        list(replay(excerpt(tmp_path / "recording", "nano_a", [case], change)))
+    assert "\n" not in str(caught.value)
+
+
+HOSTILE_OPTIONS = {
+    "an answer without end": ("generate", {"max_new_tokens": 10**9}, "max_new_tokens is 1000000000, expected a whole number from 1 to 4096"),
+    "an answer of no number": ("generate", {"max_new_tokens": "8"}, "max_new_tokens is 8, expected"),
+    "steps without end": ("train_steps_seg", {"steps": 10**12}, "steps is 1000000000000, expected a whole number from 1 to 1000"),
+    "large adapters": ("train_steps_lora", {"lora": {"rank": 10**9, "alpha": 8}}, "LoRA of rank 1000000000"),
+    "frames without end": ("e2e_image", {"sample_frames": 10**9}, "sample_frames is 1000000000"),
+    "media elsewhere": ("e2e_image", {"media": "../../../../etc/passwd"}, "expected a path inside the recording"),
+    "absolute media": ("e2e_image", {"media": "/etc/passwd"}, "expected a path inside the recording"),
+    "an adapter elsewhere": ("lora", {"adapter": "../../nano_a/adapter"}, "expected a path inside the recording"),
+    "an adapter that is a number": ("lora", {"adapter": 7}, "expected a path inside the recording"),
+    "messages that are none": ("chatml_labels", {"messages": 7}, "the chat template fails"),
+    "an optimizer's unknown setting": ("train_steps_seg", {"optimizer": {"speed": 1}}, "cannot be replayed .*speed"),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE_OPTIONS)
+def test_descriptions_that_fit_nothing_get_one_clear_line(tmp_path, fault):
+    case, changes, message = HOSTILE_OPTIONS[fault]
+    recording = excerpt(tmp_path / "recording", "nano_a", [case])
+    described(recording.root, cases=[{**recording.description["cases"][0], **changes}])
+    with pytest.raises(UserError, match=message) as caught:
+        list(replay(open_recording(recording.root)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", '[["model.norm.weight", NaN, 0]]'])
+def test_damaged_files_beside_a_case_get_one_clear_line(tmp_path, content):
+    (tmp_path / "a.trained.json").write_text(content)
+    with pytest.raises(UserError, match=r"a\.trained\.json is .*record it again"):
+        Case("a", "train_steps", {}, tmp_path / "a.safetensors").beside("trained")

@@ -7,6 +7,8 @@ import pytest
 from micro_run import micro_config
 
 from unipixel_jax.errors import UserError
+from unipixel_jax.losses.mask import MaskLossWeights
+from unipixel_jax.models.lora import LoraConfig
 from unipixel_jax.train.config import DataConfig, load_config
 from unipixel_jax.train.recipes import finetune
 from unipixel_jax.train.trainable import trained
@@ -122,3 +124,19 @@ def test_an_unknown_field_is_named(tmp_path, advice):
     path.write_text(f"def get_config():\n    raise TypeError(\"TrainConfig.__init__() got an unexpected keyword argument 'bach_size'{advice}\")\n")
     with pytest.raises(UserError, match=r"TrainConfig has no field 'bach_size', did you mean 'batch_size'\?"):
         load_config(path, [])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["lora.alpha", "optim.clip-norm", "optim.eps", "losses.dice", "epochs", "data.ladders.tokens.growth"])
+def test_numbers_that_are_not_finite_are_refused(name, value):
+    """Each of them would make weights, or sizes, that are not numbers."""
+    with pytest.raises((UserError, SystemExit)) as caught:
+        load_config(next(path for path in CONFIGS if path.stem == "unipixel_3b_stage3"), [f"--{name}={value}"])
+    assert isinstance(caught.value, UserError) or caught.value.code != 0
+
+
+def test_a_number_that_is_not_finite_is_named():
+    with pytest.raises(UserError, match=r"lora\.alpha is nan, expected a finite number"):
+        micro_config("start", trained=("all", "lora"), lora=LoraConfig(alpha=float("nan")))
+    with pytest.raises(UserError, match=r"losses\.dice is inf, expected a finite number"):
+        micro_config("start", losses=MaskLossWeights(dice=float("inf")))

@@ -1,7 +1,6 @@
 """The loop on a micro model: what it writes, going on where it stopped, other numbers of devices, and what stops it."""
 
 import json
-import pickle
 from dataclasses import replace
 
 import jax
@@ -12,6 +11,7 @@ from micro_run import MODEL, micro_config, micro_start, stopping_before
 from unipixel_jax.data.pipeline import open_mixture
 from unipixel_jax.errors import UserError
 from unipixel_jax.train import loop
+from unipixel_jax.train.kept import read_kept
 from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
 from unipixel_jax.train.setup import lay_out, set_up
@@ -118,8 +118,8 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "to_batch", spoiled)
     with pytest.raises(UserError, match=r"step 2: the loss or its gradients are not finite; samples: shapes_image"):
         train(micro_config(start, save_every=1000), tmp_path, start, jax.devices()[:1])
-    (saved,) = tmp_path.glob("not_finite_step_2.pkl")
-    (arrays,) = pickle.loads(saved.read_bytes())["batches"]
+    (saved,) = tmp_path.glob("not_finite_step_2.npz")
+    (arrays,) = read_kept(saved).batches
     lines = list(reproduce(tmp_path, saved))
     assert lines[0] == "step 2, with the weights that it met"
     # the same loss as of a run that was stopped before that step; only the weights of its batch were spoiled

@@ -18,7 +18,7 @@ VALUES = {f"number_{i}": float(i) for i in range(40)}
 
 
 def steps(run):
-    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().split("\n") if line]
 
 
 def events(run):
@@ -119,3 +119,12 @@ def test_wandb_cannot_ask_for_a_key(tmp_path, wandb, monkeypatch):
     with Watch(tmp_path, {}, 4, 0):
         assert sys.stdin is keyboard
     assert [asked for _, asked in wandb.asked] == [False]
+
+
+def test_damaged_lines_of_a_log_are_dropped(tmp_path):
+    whole = ['{"step": 1, "note": "a\u2028b"}', '{"step": 2}']
+    damaged = ["[" * 100_000, "[1]", '{"step": "2"}', '{"step": 1e999}', '{"step": null}', '{"step": true}', '"step"', "", '{"step": 9}', "\udcff"]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join([whole[0], *damaged, whole[1], '{"step": 2']).encode("utf-8", "surrogateescape"))
+    with Watch(tmp_path, {}, 4, 2) as watch:
+        watch.write(3, {})
+    assert steps(tmp_path) == [1, 2, 3]

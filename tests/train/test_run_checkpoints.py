@@ -18,8 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
+from unipixel_jax.export import export
 from unipixel_jax.train.checkpoint import Best, Checkpoints
-from unipixel_jax.train.manifest import About
+from unipixel_jax.train.loop import _go_on
+from unipixel_jax.train.manifest import About, _digest, weights_digest
 from unipixel_jax.train.stored import named_leaves, read_arrays
 
 ABOUT = About({"lr": 1e-3}, {"text": {"width": 64, "sections": (2, 3)}, "lora": {"rank": 8}, "trained": ["seg"]}, {"start": "base"})
@@ -179,6 +181,46 @@ def edit_manifest(step, change):
     path.write_text(json.dumps(raw))
 
 
+def forge(step, change):
+    """A manifest that someone wrote: changed, with a checksum that fits."""
+
+    def changed(raw):
+        change(raw)
+        raw["checksum"] = _digest({key: value for key, value in raw.items() if key != "checksum"})
+
+    edit_manifest(step, changed)
+
+
+def entry(**changes):
+    return lambda raw: raw["arrays"]["trained/sam2/stages/0/w"].update(changes)
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+FORGED = {
+    "objects for numbers": entry(dtype="O"),
+    "a dtype that is none": entry(dtype=["float32"]),
+    "a structured dtype": entry(dtype="i4,O"),
+    "a negative size": entry(shape=[-1]),
+    "a size that is no number": entry(shape=["16"]),
+    "true for a size": entry(shape=[True]),
+    "sizes without end": entry(shape=[1] * 1000),
+    "no shape": lambda raw: raw["arrays"]["trained/sam2/stages/0/w"].pop("shape"),
+    "a fingerprint that is text": entry(fingerprint="1"),
+    "no arrays": lambda raw: raw.pop("arrays"),
+    "a list of arrays": lambda raw: raw.update(arrays=[1]),
+    "text about the run": lambda raw: raw.update(about="x"),
+    "another field about the run": lambda raw: raw["about"].update(other=1),
+    "what matters as a list": lambda raw: raw["about"].update(matters=[1]),
+    "a step that is none": lambda raw: raw.update(step="30"),
+    "deep nesting": lambda raw: raw.update(data=nested(300)),
+}
+
 DAMAGES = {
     "truncated files": truncate,
     "flipped bits": flip,
@@ -188,6 +230,11 @@ DAMAGES = {
     "a cut manifest": lambda step: (step / "manifest" / "metadata").write_text('{"format": 1'),
     "no manifest": lambda step: shutil.rmtree(step / "manifest"),
     "an empty directory": lambda step: (shutil.rmtree(step), step.mkdir()),
+    "nesting without end": lambda step: (step / "manifest" / "metadata").write_text("[" * 100_000),
+    "a number that is none": lambda step: (step / "manifest" / "metadata").write_text('{"format": NaN}'),
+    "bytes that are no text": lambda step: (step / "manifest" / "metadata").write_bytes(b"\xff\xfe{}"),
+    "a list": lambda step: (step / "manifest" / "metadata").write_text("[1]"),
+    **{name: lambda step, change=change: forge(step, change) for name, change in FORGED.items()},
 }
 
 
@@ -358,3 +405,59 @@ def test_host_and_divided_devices_find_the_same_fingerprint(rng, monkeypatch, dt
     monkeypatch.setattr("unipixel_jax.core.fingerprint.SMALL", -1)
     spec = () if not shape or 0 in shape else (None,) * (len(shape) - 1) + ("fsdp",)
     assert fingerprints({"a": array}) == fingerprints({"a": jax.device_put(array, mesh_sharding(8, *spec))}) == on_host
+
+
+@pytest.mark.parametrize("shape", [[1 << 40], [1 << 20, 1 << 20], [600_000_000]])
+def test_sizes_that_only_a_manifest_gives_are_compared_with_the_files(tmp_path, shape):
+    saved(tmp_path, 10)
+    forge(tmp_path / "10", entry(shape=shape))
+    with pytest.raises(UserError, match=r"10 is damaged \(its manifest names arrays of [0-9,]+ bytes, its files have"):
+        read_arrays(tmp_path, None, "trained/")
+
+
+def test_names_that_are_no_steps_are_left_alone(tmp_path):
+    saved(tmp_path, 10)
+    (tmp_path / "\u00b2").mkdir()
+    assert read_arrays(tmp_path, None, "step")[0].step == 10
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", '{"iou": "best"}', "{", '{"iou": null}'])
+def test_metrics_that_are_damaged_stop_nothing_or_are_one_line(tmp_path, content):
+    with Checkpoints(tmp_path, ABOUT, 2, Best("iou", True)) as checkpoints:
+        checkpoints.save(10, make_state(10), None, {"iou": 0.5})
+    for file in (tmp_path / "10" / "metrics").iterdir():
+        file.write_text(content)
+    try:
+        with Checkpoints(tmp_path, ABOUT, 2, Best("iou", True)) as checkpoints:
+            assert checkpoints.restore(abstract(make_state())).step == 10
+            checkpoints.save(20, make_state(20), None, {"iou": 0.6})
+            checkpoints.wait()
+            assert 20 in checkpoints.steps
+    except UserError as error:
+        assert "\n" not in str(error) and str(tmp_path) in str(error)
+
+
+def test_a_checkpoint_that_does_not_name_its_origin_is_not_exported(tmp_path):
+    saved(tmp_path / "checkpoints", 10)
+    with pytest.raises(UserError, match="does not say what it was trained from"):
+        export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"tensors": [1]}', '{"tensors": {"a": 1}}', '{"tensors": {"a": {}}}'])
+def test_a_start_without_checksums_is_one_line(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json .*expected a directory made by: unipixel-jax convert to-jax") as error:
+        weights_digest(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [None, [], {}, {"mixture": 1}, {"mixture": {}, "step": None}])
+def test_data_that_stood_nowhere_is_one_line(tmp_path, data):
+    class Loader:
+        def restore(self, state):
+            state["mixture"].items()
+            int(state["step"])
+
+    with pytest.raises(UserError, match="does not say where the data stood"):
+        _go_on(Loader(), data, tmp_path)

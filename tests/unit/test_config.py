@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from unipixel_jax.config import PRESETS, SAM2_SIZES, ConfigError, UniPixelConfig, preset
+from unipixel_jax.errors import UserError
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 
@@ -81,12 +82,71 @@ def inside(part, **changes):
         (inside("text_config", rope_scaling={"type": "yarn", "factor": 4}), "rope_scaling is .*yarn"),
         (inside("text_config", rope_scaling={"type": "default"}), "lacks mrope_section"),
         (inside("text_config", use_sliding_window=True), "use_sliding_window is true"),
+        (changed(text_config=[1]), "text_config is \\[1\\], expected an object"),
+        (changed(vision_config="deep"), "lacks vision_config"),
+        (inside("text_config", rope_scaling="yarn"), "rope_scaling is 'yarn'"),
+        (changed(sam2_config="configs/own", sam2_model=[]), "sam2_model is \\[\\], expected an object"),
+        (changed(sam2_config=["x"] * 1000), "sam2_config is .*, expected one of"),
+        (changed(sam2_image_size=1_000_000), "sam2_model: image_size is 1000000, expected a whole number, 32 to 1024"),
+        (changed(sam2_image_size=100), "image_size 100 must be a multiple of 32"),
+        (changed(torch_dtype="object"), "torch_dtype 'object' must be one of bfloat16"),
+        (changed(sam2_batch_mode="yes"), "sam2_batch_mode is 'yes', expected true or false"),
+    ]
+    + [
+        (inside("text_config", num_hidden_layers=n), "num_hidden_layers is .*, expected a whole number, 1 to 1024")
+        for n in (10**9, 0, -1, True, 2.0, "3", [3], 10**400)
+    ]
+    + [
+        (inside("vision_config", **{name: 0}), f"vision_config: {name} is 0")
+        for name in ("depth", "num_heads", "patch_size", "spatial_merge_size", "window_size")
+    ]
+    + [(inside("vision_config", depth=10**9), "depth is 1000000000, expected a whole number, 1 to 1024")]
+    + [
+        (inside("text_config", num_attention_heads=7), "hidden_size 2048 must be a multiple of 2 for each of 7 attention heads"),
+        (inside("text_config", num_key_value_heads=3), "num_attention_heads 16 must be a multiple of num_key_value_heads 3"),
+        (inside("text_config", rope_scaling={"mrope_section": [1, 2, 3]}), r"mrope_section \(1, 2, 3\) must sum to half of a head's 128"),
+    ]
+    + [(inside("text_config", rms_norm_eps=float("nan")), "rms_norm_eps is nan"), (inside("text_config", rope_theta=float("inf")), "rope_theta is inf")]
+    + [(changed(seg_token_id=n), "seg_token_id is ") for n in (-1, True, 1.5, "x")]
+    + [
+        (changed(seg_token_id=151668), "seg_token_id is 151668, but the embedding has 151668 rows"),
+        (inside("text_config", vocab_size=151000), "image_token_id is 151655, but the embedding has 151000 rows"),
+        (inside("vision_config", out_hidden_size=1024), "out_hidden_size 1024 must be text_config.hidden_size 2048"),
+        (inside("vision_config", fullatt_block_indexes=[40]), "must lie below depth 32"),
+        (inside("vision_config", fullatt_block_indexes=list(range(100_000))), "fullatt_block_indexes is "),
     ],
 )
 def test_what_does_not_fit_is_named(raw, message):
     with pytest.raises(ConfigError, match=message) as caught:
         UniPixelConfig.from_hf(raw)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stages", (1, 10**9, 1, 1), "stages is"),
+        ("stages", (), "stages is"),
+        ("global_att_blocks", (0,), "must have at most 64 x 64 places"),
+        ("num_maskmem", 1, "num_maskmem is 1, expected a whole number, 2 to 32"),
+        ("num_heads", 5, "embed_dim 112 must be a multiple of num_heads 5"),
+        ("mem_dim", 100, "mem_dim 100 must"),
+    ],
+)
+def test_sizes_of_sam_that_fit_no_model_are_refused(name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SAM2_SIZES["base_plus"], **{name: value})
+
+
+def test_a_configuration_is_read_from_its_directory(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(preset("tiny").to_hf()).encode())
+    assert UniPixelConfig.from_directory(tmp_path) == preset("tiny")
+    for content, message in (("[]", "holds a list"), ("[" * 100_000, "nested too deeply"), ('{"a": NaN}', "NaN is no number"), ("\x00", "is not JSON")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            UniPixelConfig.from_directory(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        UniPixelConfig.from_directory(tmp_path / "other")
 
 
 def test_an_unknown_preset_is_refused():

@@ -15,7 +15,7 @@ BASE = {"errors"}
 CONFIG = {"config", *BASE}
 ROOMS = {
     "errors": set(),
-    "config": {"core.files", *BASE},
+    "config": {"core.fields", "core.files", *BASE},
     "core": BASE,
     "ops": {"core", *BASE},
     "models": {"ops", "core", *CONFIG},

@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unipixel_jax.config import VisionConfig
 from unipixel_jax.core.buckets import LADDERS, Ladder
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.inputs import PICTURE_SIZES, picture_sizes
+from unipixel_jax.processing.resize import MAX_RATIO, pixel_budget, smart_resize
+from unipixel_jax.processing.vision_index import build_vision_index
 
 ALL = [getattr(LADDERS, f.name) for f in dataclasses.fields(LADDERS)]
 
@@ -33,3 +38,52 @@ def test_a_size_fits_and_wastes_little(ladder, data):
 def test_a_size_beyond_the_limit_is_named(n):
     with pytest.raises(UserError, match=f"{n} apples, expected 0 to 100"):
         Ladder("apples", 4, 1.5, 100).size(n)
+
+
+def grids(frames, sample_frames=16):
+    """Every grid of merged tokens that a frame of any size may be resized to, and some more: rounding may make it a little longer and thinner than it was."""
+    fewest, most = (pixels // 28**2 for pixels in pixel_budget(frames, sample_frames))
+    for height in range(1, most + 1):
+        for width in range(max(1, -(-fewest // height)), most // height + 1):
+            if max(height, width) <= 1.2 * MAX_RATIO * min(height, width):
+                yield height, width
+
+
+@given(st.integers(1, 16), st.integers(1, 4000), st.integers(1, 4000))
+def test_media_of_any_size_come_to_those_grids(frames, height, width):
+    if max(height, width) <= MAX_RATIO * min(height, width):
+        down, across = smart_resize(height, width, *pixel_budget(frames, 16))
+        assert (down // 28, across // 28) in set(grids(frames))
+
+
+def test_pictures_of_any_size_come_in_few_combinations_of_sizes():
+    config = VisionConfig()
+    side = config.window_size // 28
+    found = {most: set() for most in PICTURE_SIZES}
+    for frames in range(1, 17):
+        time = -(-frames // 2)
+        for height, width in grids(frames):
+            sizes = picture_sizes((time, 2 * height, 2 * width), config)
+            windows, patches = time * -(-height // side) * -(-width // side), 4 * time * height * width
+            assert windows <= sizes.windows.size(windows) < 2 * windows
+            combination = (sizes.patches.size(patches), sizes.windows.size(windows), sizes.grid_frames.size(time), sizes.frame_patches.size(4 * height * width))
+            for most in PICTURE_SIZES:
+                if frames <= most:
+                    found[most].add(combination)
+    assert {most: len(combinations) for most, combinations in found.items()} == PICTURE_SIZES
+
+
+@given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.sampled_from([56, 112, 140]))
+def test_sizes_of_a_picture_hold_its_tables(time, height, width, window):
+    config = VisionConfig(window_size=window)
+    grid = (time, 2 * height, 2 * width)
+    plain, table = (build_vision_index([grid], config, ladders) for ladders in (LADDERS, picture_sizes(grid, config)))
+    used = int((table.window_table < len(table.rope)).any(axis=1).sum())
+    assert used == int((plain.window_table < len(plain.rope)).any(axis=1).sum())
+    np.testing.assert_array_equal(table.window_table[:used], plain.window_table[:used])
+    np.testing.assert_array_equal(table.window_inverse, plain.window_inverse)
+
+
+def test_a_picture_beyond_the_ladder_is_named():
+    with pytest.raises(UserError, match="image patches, expected 0 to 262144"):
+        picture_sizes((1, 1024, 1024), VisionConfig())

@@ -64,9 +64,9 @@ def read_json(path: str | Path, advice: str = "copy it again", most: int = MAX_J
     require_regular_file(path, advice)
     try:
         with open(path, "rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise UserError(f"{path} is larger than {most >> 20} MB, which no file of its kind is: {advice}")
+            if os.fstat(file.fileno()).st_size > most:
+                raise UserError(f"{path} is larger than {most >> 20} MB, which no file of its kind is: {advice}")
+            content = file.read()
         return json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({_reason(error)}): {advice}") from None

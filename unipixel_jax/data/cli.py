@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -76,7 +75,7 @@ def _check(args: argparse.Namespace) -> int:
     mixture = open_mixture(args.sources, args.root, 1, args.seed, args.split)
     console.print(report(mixture))
     # The embedded model's sizes: whether a sample can be drawn does not depend on the model, and small pictures are quick.
-    config = UniPixelConfig.from_hf(json.loads((_MODEL / "config.json").read_text(encoding="utf-8")))
+    config = UniPixelConfig.from_directory(_MODEL)
     draw_sample = DrawSample(Tokenizer.from_directory(_MODEL), config, DrawOptions(image_size=config.sam2.image_size))
     failures: list[tuple[str, str, str]] = []
     drawn: Counter[str] = Counter()

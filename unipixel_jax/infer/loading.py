@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
-from unipixel_jax.core.files import PARAMS
+from unipixel_jax.core.files import PARAMS, read_json_object
 from unipixel_jax.core.stored import has_arrays
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import partitioned
@@ -25,13 +25,16 @@ EMBEDDED = Path(__file__).parent.parent / "assets" / "shapes_tiny"
 """The small model that ships with the package: it knows coloured shapes and nothing else (docs/tiny_model.md)."""
 
 
+_ADVICE = "convert the checkpoint again"
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """Attributes:
     model: the weights, on the device.
     config: their sizes.
     tokenizer: read from the same directory.
-    end_tokens: tokens that end an answer; the directory's generation_config.json says which.
+    end_tokens: tokens that end an answer, at least one (see ``end_tokens``).
     mesh: the chips that share the work; None for one.
     """
 
@@ -78,25 +81,33 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
         if any(root.glob("*.safetensors")) or any(root.glob("pytorch_model*.bin")):
             raise UserError(f"{root} is a torch checkpoint; convert it once with: unipixel-jax convert to-jax {root} {root.name}-jax")
         raise UserError(f"{root} holds no {PARAMS}/; expected a directory made by: unipixel-jax convert to-jax CHECKPOINT DIRECTORY")
-    config = UniPixelConfig.from_hf(_read_json(root / "config.json"))
+    config = UniPixelConfig.from_directory(root)
     tokenizer = Tokenizer.from_directory(root)
     tokenizer.check(config)
+    ends = end_tokens(root, config, tokenizer)
     model = abstract_model(config)
     model = restore_model(root / PARAMS, model if mesh is None else partitioned(model, config, mesh), dtype)
-    return LoadedModel(model, config, tokenizer, _end_tokens(root), mesh)
+    return LoadedModel(model, config, tokenizer, ends, mesh)
 
 
-def _end_tokens(root: Path) -> tuple[int, ...]:
-    """What transformers would stop at: generation_config.json's ``eos_token_id``, a number or a list."""
+def end_tokens(root: Path, config: UniPixelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end an answer: ``eos_token_id``, a number or a list, of generation_config.json, else of config.json, else of its text_config (the
+    order of transformers' ``GenerationConfig.from_model_config``), else the end token of the tokenizer.
+
+    Args:
+        root: the directory of the first two.
+        config: what its config.json holds.
+        tokenizer: of the same directory.
+
+    Raises:
+        UserError: something that is no token of the model, which would let answers go on for ever.
+    """
+    raw = read_json_object(root / "config.json", _ADVICE)
     path = root / "generation_config.json"
-    ends = (_read_json(path) if path.is_file() else _read_json(root / "config.json")).get("eos_token_id")
-    return () if ends is None else tuple(ends) if isinstance(ends, list) else (int(ends),)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the directory is incomplete, convert the checkpoint again") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): convert the checkpoint again") from None
+    own = read_json_object(path, _ADVICE) if path.is_file() else {}
+    places = ((path, own), (root / "config.json", raw), (f"{root / 'config.json'} (text_config)", raw.get("text_config") or {}))
+    where, found = next(((where, values["eos_token_id"]) for where, values in places if values.get("eos_token_id") is not None), (None, tokenizer.eos_id))
+    ends = tuple(found) if isinstance(found, list) else (found,)
+    if not ends or not all(type(end) is int and 0 <= end < config.text.vocab_size for end in ends):
+        raise UserError(f"{where} has the eos_token_id {reprlib.repr(found)}, expected ids of tokens below {config.text.vocab_size}: {_ADVICE}")
+    return ends

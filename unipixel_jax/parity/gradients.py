@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +42,7 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[C
     torch_grads = by_torch_name(grads, all_rules(loaded.config))
     norms = case.outputs["grad_norms"]
     total = float(np.linalg.norm(norms.astype(np.float64)))
-    names = json.loads(case.path.with_name(f"{case.name}.grad_names.json").read_text(encoding="utf-8"))
+    names = case.beside("grad_names")
     for name, norm in zip(names, norms, strict=True):
         checks.append(compare.gradient(f"norm of grad.{name}", np.asarray(np.linalg.norm(_find(torch_grads, name))), np.asarray(norm), total))
     for name, value in case.outputs.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +13,16 @@ import ml_dtypes
 import numpy as np
 
 from unipixel_jax.convert.safetensors_io import read_safetensors
+from unipixel_jax.core.files import read_json, read_json_object
 from unipixel_jax.errors import UserError
 
 FORMAT = 1
+
+MAX_PLACES = 1 << 20
+"""Most patches that a recorded grid may have, and most pixels a side of a recorded frame squared; recordings are small."""
+
+_ADVICE = "record it again, or copy it again"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,49 @@ class Case:
     def has_input(self, name: str) -> bool:
         """Whether an input was recorded."""
         return f"inputs.{name}" in self.tensors
+
+    def grid(self, name: str) -> np.ndarray:
+        """A recorded input with the patches of each clip in time, height and width [clips, 3].
+
+        Raises:
+            UserError: it is missing, or no such array.
+        """
+        grid = self.input(name)
+        if grid.dtype.kind not in "iu" or grid.ndim != 2 or grid.shape[1] != 3 or not (grid >= 1).all() or not (grid <= MAX_PLACES).all():
+            raise UserError(f"{self.path}: {name} is no grid of patches: {_ADVICE}")
+        if grid.astype(np.float64).prod(axis=1).sum() > MAX_PLACES:
+            raise UserError(f"{self.path}: {name} has more than {MAX_PLACES:,} patches: {_ADVICE}")
+        return grid
+
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of the recorded media in pixels.
+
+        Raises:
+            UserError: they are missing, or no such numbers.
+        """
+        sides = self.input("frame_size")
+        if sides.dtype.kind not in "iu" or sides.shape != (2,) or not (sides >= 1).all() or float(sides[0]) * float(sides[1]) > MAX_PLACES:
+            raise UserError(f"{self.path}: frame_size is no height and width of at most {MAX_PLACES:,} pixels: {_ADVICE}")
+        return int(sides[0]), int(sides[1])
+
+    def number(self, name: str, most: int) -> int:
+        """A whole number from 1 to ``most`` of the description.
+
+        Raises:
+            UserError: it is missing, or something else.
+        """
+        value = self.options.get(name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f"{self.name}: {name} is {str(value)[:40]}, expected a whole number from 1 to {most}: {_ADVICE}")
+        return value
+
+    def beside(self, ending: str) -> Any:
+        """The content of a JSON file beside the case's own, with another ending.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        return read_json(self.path.with_name(f"{self.name}.{ending}.json"), _ADVICE)
 
     def inputs_like(self, name: str) -> list[np.ndarray]:
         """``name``, or ``name.0``, ``name.1``, ...: one array per object."""
@@ -96,16 +146,37 @@ def open_recording(root: Path) -> Recording:
     file = root / "export.json"
     if not file.is_file():
         raise UserError(f"{root} is not a recording: it has no export.json; make one with scripts/record_reference.py")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        cases = [(c["name"], c["kind"], c) for c in raw["cases"]]
-        dtype = raw["dtype"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error!r}); record it again") from error
+    raw = read_json_object(file, f"the recording cannot be read; {_ADVICE}")
     if raw.get("format") != FORMAT:
-        raise UserError(f"{file} has format {raw.get('format')!r}, this version reads {FORMAT}")
-    found = tuple(Case(name, kind, options, root / "cases" / f"{name}.safetensors") for name, kind, options in cases)
+        raise UserError(f"{file} has format {str(raw.get('format'))[:40]}, this version reads {FORMAT}")
+    dtype, cases = raw.get("dtype"), raw.get("cases")
+    if dtype not in ("float32", "bfloat16") or not isinstance(cases, list):
+        raise UserError(f"{file} cannot be read: it needs a dtype, float32 or bfloat16, and a list of cases; {_ADVICE}")
+    found = tuple(_case(root, file, entry) for entry in cases)
     missing = [case.path.name for case in found if not case.path.is_file()]
     if missing or not cases:
-        raise UserError(f"{root}: {', '.join(missing) if missing else 'no cases'}; the recording is incomplete, copy it again")
+        raise UserError(f"{root}: {', '.join(missing[:10]) if missing else 'no cases'}; the recording is incomplete, copy it again")
     return Recording(root, dtype, found, raw)
+
+
+def inside(root: Path, name: Any) -> Path:
+    """A file or folder of a recording.
+
+    Raises:
+        UserError: its name leads elsewhere.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{root} names {str(name)[:80]!r}, expected a path inside the recording: {_ADVICE}")
+    return root / name
+
+
+def _case(root: Path, file: Path, entry: Any) -> Case:
+    """A case's entry; its name is that of a file and not of a path.
+
+    Raises:
+        UserError: it has none.
+    """
+    name, kind = (entry.get("name"), entry.get("kind")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(kind, str):
+        raise UserError(f"{file} cannot be read: a case is {str(entry)[:80]}, expected a name of letters, digits and _ . + - and a kind; {_ADVICE}")
+    return Case(name, kind, entry, root / "cases" / f"{name}.safetensors")

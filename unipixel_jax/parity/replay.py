@@ -26,7 +26,7 @@ from unipixel_jax.models.unipixel import Prompt, UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.gradients import compare_gradients
-from unipixel_jax.parity.recording import Case
+from unipixel_jax.parity.recording import Case, inside
 from unipixel_jax.parity.training import compare_steps
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.chat import chatml_labels
@@ -37,6 +37,8 @@ from unipixel_jax.processing.rope_index import rope_index
 from unipixel_jax.processing.vision_index import build_vision_index
 
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+MAX_FRAMES, MAX_NEW_TOKENS = 128, 4096
+"""Most frames of a recorded clip, and most tokens of a recorded answer."""
 ARGMAX_MARGIN = 4
 """bfloat16: errors of a score within which two scores may change places."""
 
@@ -69,7 +71,7 @@ class Context:
 def vision(case: Case, context: Context) -> list[Check]:
     """The vision tower: tokens, and the merger's input in both orders."""
     config = context.loaded.config
-    patches, index = case.input("pixel_values"), build_vision_index(case.input("grid_thw"), config.vision)
+    patches, index = case.input("pixel_values"), build_vision_index(case.grid("grid_thw"), config.vision)
     padded = np.zeros((len(index.rope), patches.shape[1]), np.float32)
     padded[: len(patches)] = patches
     tables = VisionTables(*(jnp.asarray(getattr(index, n)) for n in ("rope", "window_table", "window_inverse", "frame_table", "frame_inverse")))
@@ -119,9 +121,9 @@ def rope(case: Case, context: Context) -> list[Check]:
     """Rotary positions of prompts with images and videos."""
     checks = []
     for suffix in ("", "_b"):
-        optional = {
-            name: case.input(name + suffix) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if case.has_input(name + suffix)
-        }
+        optional = {name: case.grid(name + suffix) for name in ("image_grid_thw", "video_grid_thw") if case.has_input(name + suffix)}
+        if case.has_input("second_per_grid_ts" + suffix):
+            optional["second_per_grid_ts"] = case.input("second_per_grid_ts" + suffix)
         positions, deltas = rope_index(case.input("input_ids" + suffix), context.loaded.config, **optional)
         checks.append(compare.exact("position_ids" + suffix, positions, case.outputs["position_ids" + suffix]))
         checks.append(compare.exact("rope_deltas" + suffix, deltas[:, None], case.outputs["rope_deltas" + suffix]))
@@ -140,7 +142,7 @@ def sam2_image(case: Case, context: Context) -> list[Check]:
 def sam2_video(case: Case, context: Context) -> list[Check]:
     """Tracking, frame by frame as a stream of known length, from recorded hidden tokens."""
     frames, hidden = _channels_last(case.input("frames")), jnp.asarray(case.input("hidden"))
-    size = _size(case)
+    size = case.frame_size()
     model = context.loaded.model
     state = model.sam2.start(1, F32, len(frames))
     rows = []
@@ -177,15 +179,16 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
 
 def generated(case: Case, context: Context) -> list[Check]:
     """Greedy generation and the masks of every `<|seg|>`, those of the prompt first."""
-    size = _size(case)
+    size = case.frame_size()
     return _compare_answer(case, context, _prompt(case), _channels_last(case.input("frames")), size)
 
 
 def end_to_end(case: Case, context: Context) -> list[Check]:
     """From a media file and words to tokens and masks."""
     loaded, options = context.loaded, case.options
-    clip = read_media(context.root / options["media"], options["sample_frames"])
-    picture = batch.prepare_picture(clip, loaded.config, sample_frames=options["sample_frames"])
+    count = case.number("sample_frames", MAX_FRAMES)
+    clip = read_media(inside(context.root, options["media"]), count)
+    picture = batch.prepare_picture(clip, loaded.config, sample_frames=count)
     assert picture.frames is not None
     messages = batch.user_turn(options["prompt"])
     prompt = batch.prepare_prompt(messages, picture, loaded.tokenizer, loaded.config)
@@ -281,15 +284,10 @@ def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
     return state.memory[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
 
 
-def _size(case: Case) -> tuple[int, int]:
-    height, width = case.input("frame_size").tolist()
-    return int(height), int(width)
-
-
 def _prompt(case: Case) -> batch.Prompt:
     """The recorded arrays as one prompt."""
     ids = case.input("input_ids")[0].astype(np.int32)
-    grid = case.input("video_grid_thw")
+    grid = case.grid("video_grid_thw")
     coords = case.inputs_like("point_coords")
     frames = case.input("point_frames").reshape(-1).tolist() if coords else []
     references = [SquareReference(c.reshape(-1, 2).astype(np.float32), f) for c, f in zip(coords, frames, strict=True)]
@@ -318,7 +316,7 @@ def _compare_answer(
     if context.reduced:
         return [_compare_scores(prompt, context, theirs["tokens"])]
     inputs = batch.collate([prompt], loaded.config, loaded.tokenizer.pad_id)
-    limit = int(case.options["max_new_tokens"])
+    limit = case.number("max_new_tokens", MAX_NEW_TOKENS)
     answer = generate(
         loaded.model,
         to_prompt(inputs),

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from unipixel_jax.convert import sources, to_jax
+from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import LoadedModel, load
 from unipixel_jax.models.unipixel import with_config
 from unipixel_jax.parity.compare import Check
-from unipixel_jax.parity.recording import Case, Recording
+from unipixel_jax.parity.recording import Case, Recording, inside
 from unipixel_jax.parity.replay import F32, KINDS, Context
 
 
@@ -77,15 +78,23 @@ def print_table(results: list[CaseResult], console: Console, worst: int = 3) -> 
 def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[Check]:
     if case.kind not in KINDS:
         return []
-    reduced = recording.dtype != "float32"
     adapter = case.options.get("adapter")
-    if adapter is not None:
-        with _converted(recording.root / adapter) as adapted:
-            return KINDS[case.kind](case, Context(adapted, recording.root, reduced))
+    try:
+        if adapter is None:
+            return _checks(case, recording, plain)
+        with _converted(inside(recording.root, adapter)) as adapted:
+            return _checks(case, recording, adapted)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError) as error:  # arrays that do not fit one another
+        raise UserError(f"{case.path} cannot be replayed ({type(error).__name__}: {str(error)[:300]}): record it again, or copy it again") from error
+
+
+def _checks(case: Case, recording: Recording, loaded: LoadedModel) -> list[Check]:
     if "batch_mode" in case.options:
-        config = dataclasses.replace(plain.config, sam2_batch_mode=bool(case.options["batch_mode"]))
-        plain = dataclasses.replace(plain, config=config, model=with_config(plain.model, config))
-    return KINDS[case.kind](case, Context(plain, recording.root, reduced))
+        config = dataclasses.replace(loaded.config, sam2_batch_mode=bool(case.options["batch_mode"]))
+        loaded = dataclasses.replace(loaded, config=config, model=with_config(loaded.model, config))
+    return KINDS[case.kind](case, Context(loaded, recording.root, recording.dtype != "float32"))
 
 
 @contextmanager

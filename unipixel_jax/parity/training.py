@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from flax import nnx
 from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.rules import Rule
 from unipixel_jax.convert.tables import all_rules
+from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.models.lora import LoraConfig, LoraLinear, add_lora
 from unipixel_jax.models.unipixel import UniPixelModel
@@ -30,6 +30,8 @@ from unipixel_jax.train.trainable import Group, groups, trained
 
 SHIFT = 5
 """Pixels by which frames and masks move to the right from step to step, as scripts/recording/training.py moves them."""
+MAX_STEPS, MAX_RANK = 1000, 1024
+"""Most steps and the largest adapters of a recording, which takes minutes to make."""
 CHANGES = 48
 """Elements of a change that are recorded at most, evenly spaced."""
 NAMES = {"sam2_enc_lr": "sam_encoder_lr", "sam2_dec_lr": "sam_decoder_lr", "max_grad_norm": "clip_norm"}
@@ -43,7 +45,7 @@ def compare_steps(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check
     if case.options["lora"]:
         model, rules = _with_adapters(model, rules, case)
     graph, start, *frozen = nnx.split(model, trained(case.options["tuning"]), ...)
-    losses, first, end = _train(graph, start, frozen, to_batch(case, inputs), config, case.options["steps"])
+    losses, first, end = _train(graph, start, frozen, to_batch(case, inputs), config, case.number("steps", MAX_STEPS))
 
     theirs = {canonical(name): (rate, decay) for name, rate, decay in _trained(case)}
     listed = _by_torch_name(groups(start), rules)
@@ -105,7 +107,7 @@ def _compared(name: str, change: np.ndarray) -> np.ndarray:
 
 def _trained(case: Case) -> list[tuple[str, float, float]]:
     """Name, learning rate and weight decay of everything that was trained."""
-    return json.loads(case.path.with_name(f"{case.name}.trained.json").read_text(encoding="utf-8"))
+    return case.beside("trained")
 
 
 def _moved(batch: TrainBatch, step: jax.Array) -> TrainBatch:
@@ -119,6 +121,8 @@ def _moved(batch: TrainBatch, step: jax.Array) -> TrainBatch:
 def _with_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple[UniPixelModel, list[Rule]]:
     """The model with the case's adapters, and the rules with those for them."""
     lora = case.options["lora"]
+    if type(lora["rank"]) is not int or lora["rank"] > MAX_RANK:
+        raise UserError(f"{case.name}: LoRA of rank {str(lora['rank'])[:40]}, expected a whole number of at most {MAX_RANK}: record it again")
     model = add_lora(model, LoraConfig(lora["rank"], lora["alpha"], dropout=0.0), nnx.Rngs(0))
     layers = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, LoraLinear)}
     given = {canonical(name.removeprefix("inputs.lora.")): value for name, value in case.tensors.items() if name.startswith("inputs.lora.")}

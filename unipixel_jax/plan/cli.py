@@ -122,4 +122,4 @@ def sizes(model: str | None, config: TrainConfig) -> UniPixelConfig:
         return PRESETS[name]
     if name is None or not (Path(name) / "config.json").is_file():
         raise UserError(f"{name or start.checkpoint} is not here, and no size is known: give --model {' or '.join(PRESETS)}, or a converted directory")
-    return UniPixelConfig.from_hf(json.loads((Path(name) / "config.json").read_text(encoding="utf-8")))
+    return UniPixelConfig.from_directory(Path(name))

@@ -52,8 +52,8 @@ class Best:
 
     def score(self, metrics: Mapping[str, float] | None) -> float:
         """Larger is better; a checkpoint without the metric, or with one that is no number, is the worst."""
-        value = (metrics or {}).get(self.metric, math.nan)
-        return -math.inf if math.isnan(value) else value if self.larger else -value
+        value = metrics.get(self.metric) if isinstance(metrics, Mapping) else None
+        return -math.inf if not isinstance(value, (int, float)) or math.isnan(value) else value if self.larger else -value
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ class Checkpoints:
         )
         silence()
         self._lock = _lock(self._directory)
-        self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
+        except Exception as error:  # what Orbax says of its files, the metrics of a step among them
+            self._release()
+            raise UserError(f"{self._directory} cannot be opened ({reason(error)}): copy it again, or choose another run directory") from None
         self._pending: int | None = None
 
     def __enter__(self) -> Checkpoints:
@@ -165,9 +169,13 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            self._release()
+
+    def _release(self) -> None:
+        """Let another process write to the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def restore(self, target: State) -> Restored[State] | None:
         """The newest checkpoint that is whole. A damaged one is renamed, with a warning, and the one before it is read.

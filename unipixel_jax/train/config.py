@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import runpy
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +133,9 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        for name, value in _leaves(self, ""):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name} is {value}, expected a finite number")
         for name in ("batch_size", "accumulation", "log_every", "evaluate_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -165,6 +170,16 @@ class TrainConfig:
 PARTS: tuple[Any, ...] = (
     TrainConfig, StartConfig, DataConfig, OptimConfig, LoraConfig, DrawOptions, LoaderOptions, Filters, MaskLossWeights, MeshConfig, HostsConfig,
 )  # fmt: skip
+
+
+def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every field that is no configuration itself, by its name on the command line."""
+    for spec in dataclasses.fields(config):
+        value = getattr(config, spec.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{spec.name}.")
+        else:
+            yield prefix + spec.name, value
 
 
 def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:

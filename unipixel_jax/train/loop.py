@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -36,6 +35,7 @@ from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import count_tokens, row_sizes, to_batch
 from unipixel_jax.train.flops import peak_flops, row_flops
 from unipixel_jax.train.interruption import Interruption
+from unipixel_jax.train.kept import Kept, write_kept
 from unipixel_jax.train.manifest import About
 from unipixel_jax.train.metrics import Unwatched, Watch
 from unipixel_jax.train.objective import LossParts
@@ -115,7 +115,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
         UserError: what the data, the weights or the disk refuse, each in one line; or a loss that is not a number, with the batch saved.
     """
     tokenizer = Tokenizer.from_directory(start)
-    model_config = UniPixelConfig.from_hf(json.loads((start / "config.json").read_text(encoding="utf-8")))
+    model_config = UniPixelConfig.from_directory(start)
     tokenizer.check(model_config)
     mixture, held_out = _mixture(config, config.data.datasets, config.seed, "train"), None
     if config.data.validation:
@@ -130,7 +130,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     ):
         restored = checkpoints.restore(layout.state)
         if restored is not None:
-            loader.restore(restored.data)
+            _go_on(loader, restored.data, run_dir)
         setup = set_up(layout, start, None if restored is None else restored.state)
         first, writes = int(setup.state.step), jax.process_index() == 0
         if writes:
@@ -140,8 +140,19 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             watch.say(report(mixture))
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
-            origin = {"start": start, "model_config": model_config, "total": total}
-            return _Run(setup, tokenizer, about, checkpoints, loader, watch, interruption, run_dir, total, origin, held_out).steps(first)
+            return _Run(setup, tokenizer, about, checkpoints, loader, watch, interruption, run_dir, total, start, model_config, held_out).steps(first)
+
+
+def _go_on(loader: Loader[Any, BatchArrays], data: Any, run_dir: Path) -> None:
+    """Take the data up where a checkpoint says.
+
+    Raises:
+        UserError: what it says is no state of a loader.
+    """
+    try:
+        loader.restore(data)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{run_dir}: its checkpoint does not say where the data stood ({error!r}): copy it again, or start a new run") from None
 
 
 def not_finite(step: int) -> str:
@@ -171,7 +182,8 @@ class _Run:
     interruption: Interruption
     run_dir: Path
     total: int
-    origin: dict[str, Any]
+    start: Path
+    model_config: UniPixelConfig
     held_out: Mixture | None
 
     def steps(self, first: int) -> TrainState:
@@ -244,9 +256,8 @@ class _Run:
             return
         weights = self.run_dir / not_finite(last.step)
         part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
-        path = weights.with_name(f"{weights.name}{part}.pkl")
-        with replacing(path) as aside:
-            aside.write_bytes(pickle.dumps({"step": last.step, "batches": last.batches, "config": self.setup.config, **self.origin}))
+        path = weights.with_name(f"{weights.name}{part}.npz")
+        write_kept(path, Kept(last.step, self.total, str(self.start), self.setup.config, self.model_config, tuple(last.batches)))
         with Checkpoints(weights, self.about, keep=1) as checkpoints:
             checkpoints.save(last.step, state, self.loader.state())
         names = ", ".join(f"{source} {name}" for batch in last.batches for source, name in batch.samples[:8])

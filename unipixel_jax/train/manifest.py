@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.files import read_json_object
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import LoraConfig
 
@@ -19,6 +20,12 @@ READABLE = (1, FORMAT)
 
 SWITCHES = ("dtype", "sample_objects", "sam2_batch_mode", "sam2_config")
 """Fields of the model's configuration that say nothing of its arrays."""
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "int32", "uint32", "int64", "uint64", "int16", "uint16", "int8", "uint8", "bool")
+"""What an array of a checkpoint may hold: numbers."""
+
+MAX_NESTING = 40
+"""How deep a manifest may be nested."""
 
 SHOWN = 10
 """How many differences an error lists."""
@@ -119,12 +126,39 @@ class Manifest:
             Damaged: it is not as it was written.
             UserError: another version of this package wrote it.
         """
-        if not isinstance(raw, Mapping) or raw.get("checksum") != _digest({key: value for key, value in raw.items() if key != "checksum"}):
+        if not isinstance(raw, Mapping) or not _is_shallow(raw, MAX_NESTING):
+            raise Damaged("its manifest is no object, or nested too deeply")
+        if raw.get("checksum") != _digest({key: value for key, value in raw.items() if key != "checksum"}):
             raise Damaged("its manifest is not as it was written")
-        if raw["format"] not in READABLE:
-            raise UserError(f"{where} has format {raw['format']}, this version reads {READABLE}; continue with the version that wrote it")
-        arrays = {name: Stored(entry["dtype"], tuple(entry["shape"]), entry["fingerprint"]) for name, entry in raw["arrays"].items()}
-        return cls(raw["step"], About(**raw["about"]), arrays, raw["data"][0] if raw["format"] == 1 else raw["data"])
+        if raw.get("format") not in READABLE:
+            raise UserError(f"{where} has format {str(raw.get('format'))[:40]}, this version reads {READABLE}; continue with the version that wrote it")
+        try:
+            about = About(**raw["about"])
+            arrays = {name: _stored(entry) for name, entry in raw["arrays"].items()}
+            step, data = raw["step"], raw["data"][0] if raw["format"] == 1 else raw["data"]
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise Damaged(f"its manifest has another form ({error!r})") from None
+        if type(step) is not int or not all(isinstance(part, Mapping) for part in (about.config, about.matters, about.source)):
+            raise Damaged("its manifest has another form")
+        return cls(step, about, arrays, data)
+
+
+def _stored(entry: Any) -> Stored:
+    """One array's entry.
+
+    Raises:
+        ValueError: it describes no array of numbers.
+    """
+    dtype, shape, mark = entry["dtype"], entry["shape"], entry["fingerprint"]
+    sizes = isinstance(shape, list) and len(shape) <= 32 and all(type(size) is int and 0 <= size < 1 << 48 for size in shape)
+    if dtype not in DTYPES or not sizes or type(mark) is not int:
+        raise ValueError(f"an array {str(entry)[:100]}")
+    return Stored(dtype, tuple(shape), mark)
+
+
+def _is_shallow(value: Any, room: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return room > 0 and all(_is_shallow(item, room - 1) for item in inner)
 
 
 def weights_digest(start: Path) -> str:
@@ -133,11 +167,12 @@ def weights_digest(start: Path) -> str:
     Raises:
         UserError: no converted directory.
     """
+    expected = "expected a directory made by: unipixel-jax convert to-jax"
+    raw = read_json_object(start / "manifest.json", expected)
     try:
-        tensors = json.loads((start / "manifest.json").read_text(encoding="utf-8"))["tensors"]
-        return _digest({name: [entry["dtype"], entry["crc32"]] for name, entry in tensors.items()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{start} has no manifest that can be read ({error}); expected a directory made by: unipixel-jax convert to-jax") from None
+        return _digest({name: [entry["dtype"], entry["crc32"]] for name, entry in raw["tensors"].items()})
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{start / 'manifest.json'} does not list tensors with their checksums ({error!r}): {expected}") from None
 
 
 _ABSENT = object()

@@ -34,6 +34,8 @@ SHOWN = {
 }  # fmt: skip
 """What the progress bar shows, and how."""
 
+_BEYOND = 1 << 62
+
 
 class Unwatched:
     """Shows and writes nothing, as all processes but the first. Use it as a context."""
@@ -65,9 +67,10 @@ class Watch(Unwatched):
         """
         self._file = run_dir / LOG
         self._all_written = True
-        kept = [line for line in self._file.read_text().splitlines() if _step(line) <= first_step] if self._file.is_file() else []
-        with replacing(self._file) as aside:
-            aside.write_text("".join(f"{line}\n" for line in kept))
+        with replacing(self._file) as aside, open(aside, "wb") as kept:
+            if self._file.is_file():
+                with self._file.open("rb") as lines:
+                    kept.writelines(line for line in lines if _step(line) <= first_step)
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
@@ -188,8 +191,10 @@ class _Wandb:
         self._run.finish()
 
 
-def _step(line: str) -> int:
+def _step(line: bytes) -> int:
+    """The step of a line of the log; that of one that is cut off or damaged lies beyond all."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 1 << 62  # cut off by a kill
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return _BEYOND
+    return step if type(step) is int and line.endswith(b"\n") else _BEYOND

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoint import Checkpoints
 from unipixel_jax.train.feed import to_batch
+from unipixel_jax.train.kept import read_kept
 from unipixel_jax.train.loop import not_finite
 from unipixel_jax.train.manifest import About
 from unipixel_jax.train.setup import lay_out, set_up
@@ -25,17 +24,14 @@ def reproduce(run_dir: Path, file: Path) -> Iterator[str]:
 
     Args:
         run_dir: the directory of the run.
-        file: ``not_finite_step_N.pkl`` from it. It is a pickle: open only files that you made.
+        file: ``not_finite_step_N.npz`` from it.
 
     Raises:
         UserError: the file or the weights beside it cannot be read.
     """
-    try:
-        saved: dict[str, Any] = pickle.loads(file.read_bytes())
-        config, step, batches, start = saved["config"], saved["step"], saved["batches"], saved["start"]
-    except (OSError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): expected the file that a stopped run named") from error
-    layout = lay_out(config, saved["model_config"], saved["total"], jax.devices())
+    saved = read_kept(file)
+    config, step, start = saved.config, saved.step, Path(saved.start)
+    layout = lay_out(config, saved.model_config, saved.total, jax.devices())
     about = About.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
     weights = run_dir / not_finite(step)
     if not weights.is_dir():
@@ -47,8 +43,11 @@ def reproduce(run_dir: Path, file: Path) -> Iterator[str]:
     setup, state = set_up(layout, start, restored.state), restored.state
     yield f"step {step}, with the weights that it met"
     gradients = make_gradients(setup)
-    for number, arrays in enumerate(batches):
-        grads, parts = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), step_key(config.seed, step, number))
+    for number, arrays in enumerate(saved.batches):
+        try:
+            grads, parts = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), step_key(config.seed, step, number))
+        except (TypeError, ValueError, IndexError) as error:  # what JAX says of arrays that do not fit one another
+            raise UserError(f"{file} does not hold a batch of this model ({str(error)[:300]}): expected the file that a stopped run named") from None
         values = {"loss": parts.total, "language": parts.language, **{name: getattr(parts.masks, name) for name in ("mask", "dice", "iou", "object")}}
         yield f"batch {number}: " + "  ".join(f"{name} {float(value):.4g}" for name, value in values.items())
         bad = [name for name, grad in named_leaves(grads).items() if not np.isfinite(jax.device_get(grad)).all()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath  # type: ignore[import-untyped]
 
 from unipixel_jax.core.distributed import any_process
+from unipixel_jax.core.files import read_json
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.manifest import Damaged, Manifest
@@ -38,10 +39,9 @@ def read_manifest(directory: Path, step: int) -> Manifest:
         Damaged: it cannot be read.
         UserError: another version of this package wrote it.
     """
-    file = directory / str(step) / "manifest" / "metadata"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        raw = read_json(directory / str(step) / "manifest" / "metadata")
+    except UserError as error:
         raise Damaged(f"its manifest: {error}") from None
     return Manifest.from_json(raw, directory / str(step))
 
@@ -61,7 +61,7 @@ def read_arrays(directory: str | Path, step: int | None, prefix: str) -> tuple[M
         UserError: there is no such checkpoint, or it is damaged.
     """
     root = Path(directory).absolute()
-    steps = sorted(int(path.name) for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
+    steps = sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal()) if root.is_dir() else []
     if not steps:
         raise UserError(f"{directory} holds no checkpoint; expected the checkpoints of a training run")
     if step is not None and step not in steps:
@@ -74,11 +74,24 @@ def read_arrays(directory: str | Path, step: int | None, prefix: str) -> tuple[M
         wanted = {
             name: jax.ShapeDtypeStruct(entry.shape, np.dtype(entry.dtype), sharding=here) for name, entry in manifest.arrays.items() if name.startswith(prefix)
         }
+        _require_room(where, wanted)
         arrays = restore_arrays(where, wanted, manifest)
     except Damaged as error:
         others = f"; others are there: {', '.join(map(str, steps[:-1]))}" if steps[:-1] else ""
         raise UserError(f"{where} is damaged ({error}){others}") from None
     return manifest, {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def _require_room(where: Path, wanted: Mapping[str, Any]) -> None:
+    """Check that arrays whose sizes only the manifest gives are not much larger than the files, which are not compressed.
+
+    Raises:
+        Damaged: they are.
+    """
+    named = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
+    found = sum(file.stat().st_size for file in (where / "state").rglob("*") if file.is_file())
+    if named > 2 * found + (1 << 20):
+        raise Damaged(f"its manifest names arrays of {named:,} bytes, its files have {found:,}")
 
 
 def restore_arrays(where: Path, wanted: Mapping[str, Any], manifest: Manifest) -> dict[str, jax.Array]:
