@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 from random_model import random_model
 
+from unipixel_jax import Box, Mask
+from unipixel_jax.infer import segmentation
+from unipixel_jax.infer.generate import generate
+
 PHOTOS = ((250, 380), (380, 250), (120, 130), (400, 400), (90, 600))
 CLIPS = (2, 3, 5)
 OBJECTS = (1, 2, 3, 4, 5, 6)
@@ -55,3 +59,45 @@ def test_a_mixed_workload_compiles_nothing_after_warm_up(silent, compiled):
     # Sizes between the rungs of the warm-up take the next rung, which exists already.
     segment((251, 379), 3, "Seek")
     assert compiled == []
+
+
+def test_only_the_programs_of_the_models_are_compiled(silent, compiled):
+    """Whatever surrounds them, for lengths of answers, frames, references and masks, is numpy's: a small program for each shape would add up too."""
+    rng = np.random.default_rng(0)
+    functions = (generate, segmentation.track_clip, segmentation._encode, segmentation._join)
+
+    def work(frames, height, new_tokens):
+        clip = rng.integers(0, 256, (frames, height, 160, 3), dtype=np.uint8)
+        silent.segment(clip, "Find <|seg|>", max_new_tokens=new_tokens)
+        mask = np.zeros((frames, height, 160), bool)
+        mask[:, 3 : height - 3, 5 : 40 + new_tokens] = True
+        silent.ask(clip, "What is <region>?", [Mask(mask)], max_new_tokens=new_tokens)
+        silent.ask(clip[:1], "What is <region>?", [Box(5, 5, 90, height - 5)], max_new_tokens=new_tokens)
+
+    work(2, 120, 3)
+    compiled.clear()
+    before = sum(map(len, functions))
+    for new_tokens, (frames, height) in enumerate(((10, 121), (9, 119), (3, 240)), start=4):
+        work(frames, height, new_tokens)
+    assert len(compiled) == sum(map(len, functions)) - before > 0
+
+
+def test_programs_beyond_the_limit_are_dropped_and_results_stay(silent, monkeypatch):
+    functions = (generate, segmentation.track_clip, segmentation._encode, segmentation._join)
+    for function in functions:
+        monkeypatch.setattr(function, "limit", 2)
+    rng = np.random.default_rng(0)
+    media = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((250, 380, 3), (400, 400, 3), (90, 600, 3), (2, 120, 130, 3), (3, 250, 380, 3))]
+
+    def masks(number):
+        found = silent.segment(media[number], f"Find {'<|seg|>' * (number + 1)}", max_new_tokens=2)
+        assert all(len(function) <= 2 for function in functions)
+        return found.tokens, np.stack([item.masks for item in found.objects])
+
+    first = [masks(number) for number in range(len(media))]
+    full = len(jax.devices()[0].client.live_executables())
+    for number, (tokens, shapes) in enumerate(first):  # every one of them was dropped since
+        again, found = masks(number)
+        assert again == tokens
+        np.testing.assert_array_equal(found, shapes)
+    assert len(jax.devices()[0].client.live_executables()) <= full

@@ -6,11 +6,11 @@ B batch, T prompt tokens (padded on the left), N new tokens, D width, O `<|seg|>
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.core.programs import Programs
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.unipixel import Prompt, UniPixelModel
 
@@ -48,7 +48,7 @@ class Generation:
     first_logits: jax.Array
 
 
-@partial(jax.jit, static_argnames=("new_token_slots", "end_tokens", "dtype", "sampling"))
+@Programs
 def generate(
     model: UniPixelModel,
     prompt: Prompt,

@@ -1,15 +1,47 @@
-"""From the host's arrays to the model's."""
+"""From the host's arrays to the model's, in sizes that few programs serve."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
-import jax.numpy as jnp
 
+from unipixel_jax.config import VisionConfig
+from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.models.qwen_vl.vision import VisionTables
 from unipixel_jax.models.unipixel import Prompt, References
 from unipixel_jax.processing.batch import Inputs
+
+WHOLE_WINDOWS = 1.25
+"""Windows for each one that the patches would fill: where the sides of a grid are no multiples of a window's, there are more, cut at the edges."""
+
+
+PICTURE_SIZES = {1: 40, 16: 266}
+"""In how many combinations of sizes photos (1) and clips of up to 16 frames come to the published models' vision tower, whatever the size of the media."""
+
+
+def picture_sizes(grid_thw: tuple[int, int, int], config: VisionConfig, ladders: Ladders = LADDERS) -> Ladders:
+    """The ladders for a prompt about one picture, with one size for its windows, which follows from that of its patches.
+
+    With windows from a ladder of their own, pictures of near sizes would come in all combinations of neighbouring rungs, each of them a program. So there are
+    ``WHOLE_WINDOWS`` for each window that the padded patches would fill, doubled until they suffice, as small pictures and long, thin ones need. Windows take
+    a hundredth of the tower's arithmetic.
+
+    Args:
+        grid_thw: patches in time, height and width.
+        config: the vision tower's sizes.
+        ladders: the sizes to choose from.
+
+    Raises:
+        UserError: more patches than their ladder allows.
+    """
+    time, height, width = grid_thw
+    side = config.window_size // config.spatial_merge_size // config.patch_size * config.spatial_merge_size
+    windows = math.ceil(WHOLE_WINDOWS * ladders.patches.size(time * height * width) / side**2)
+    while windows < time * -(-height // side) * -(-width // side):
+        windows *= 2
+    return ladders.fixed({"windows": windows})
 
 
 def prompt_arrays(inputs: Inputs) -> Prompt:
@@ -21,5 +53,5 @@ def prompt_arrays(inputs: Inputs) -> Prompt:
 
 
 def to_prompt(inputs: Inputs) -> Prompt:
-    """The same batch on the device."""
-    return jax.tree.map(jnp.asarray, prompt_arrays(inputs))
+    """The same batch on the device. ``jnp.asarray`` would compile, and keep, a program for each shape that it copies."""
+    return jax.device_put(prompt_arrays(inputs))

@@ -20,7 +20,7 @@ from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Generation, Sampling, generate
-from unipixel_jax.infer.inputs import to_prompt
+from unipixel_jax.infer.inputs import picture_sizes, to_prompt
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks
@@ -177,11 +177,11 @@ class UniPixel:
     ) -> Prediction:
         prompt = batch.prepare_prompt(messages, picture, self.loaded.tokenizer, self.config, references=references, memory=memory)
         in_prompt, generation, count = self._generate(prompt, max_new_tokens)
-        tokens = np.asarray(generation.tokens[0, :count])
+        tokens = np.asarray(generation.tokens)[0, :count]
         if count and tokens[-1] in self.loaded.end_tokens:
             tokens = tokens[:-1]
         said = tokens == self.config.seg_token_id
-        hidden = np.concatenate([in_prompt, np.asarray(generation.hidden[0])[: len(tokens)][said]])
+        hidden = np.concatenate([in_prompt, np.asarray(generation.hidden)[0, : len(tokens)][said]])
         text, spans = self._decode(tokens)
         objects = self._track(clip, picture, hidden, [*[None] * len(in_prompt), *spans])
         return Prediction(text, tokens.tolist(), objects, clip.indices.tolist(), clip.frames.shape[1:3])
@@ -191,24 +191,26 @@ class UniPixel:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         loaded = self.loaded
-        inputs = batch.collate([prompt], self.config, loaded.tokenizer.pad_id)
+        assert prompt.picture is not None
+        sizes = picture_sizes(prompt.picture.grid_thw, self.config.vision)
+        inputs = batch.collate([prompt], self.config, loaded.tokenizer.pad_id, sizes)
         length = inputs.input_ids.shape[1]
         seg_positions = _wide(inputs.seg_positions, length)
         with _stage("answering"), loaded.on_mesh():
             generation = generate(
                 loaded.model,
                 to_prompt(inputs),
-                jnp.asarray(inputs.rope_deltas),
-                jnp.asarray(seg_positions),
+                jax.device_put(inputs.rope_deltas),
+                jax.device_put(seg_positions),
                 jax.random.key(self.seed),
-                jnp.asarray(max_new_tokens, jnp.int32),
+                jax.device_put(np.int32(max_new_tokens)),
                 new_token_slots=LADDERS.new_tokens.size(max_new_tokens),
                 end_tokens=loaded.end_tokens,
                 dtype=loaded.dtype,
                 sampling=self.sampling,
             )
-            count = int(generation.count[0])
-        in_prompt = np.asarray(generation.prompt_hidden[0])[seg_positions[0] < length]
+            count = int(np.asarray(generation.count)[0])
+        in_prompt = np.asarray(generation.prompt_hidden)[0][seg_positions[0] < length]
         return in_prompt, generation, count
 
     def _decode(self, tokens: NDArray[np.int32]) -> tuple[str, list[tuple[int, int]]]:

@@ -6,13 +6,13 @@ F frames, O objects, S side of SAM's square image, D language width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.programs import Programs
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.resize import interpolation_weights
@@ -51,18 +51,20 @@ def clip_logits(model: UniPixelModel, frames: np.ndarray, hidden: np.ndarray, dt
     hidden = np.pad(hidden, ((0, ladders.objects.size(objects) - objects), (0, 0)))
     features = encode_frames(model, frames, dtype, ladders.frames.size(count))
     alone = count == 1 or model.config.sam2_batch_mode
-    out = track_clip(model, features, jnp.asarray(hidden, dtype), jnp.asarray(count, jnp.int32), alone=alone)
+    out = track_clip(model, features, jax.device_put(hidden.astype(dtype)), jax.device_put(np.int32(count)), alone=alone)
     return ClipMasks(*(np.asarray(a)[:count, :objects] for a in out))
 
 
 def encode_frames(model: UniPixelModel, frames: np.ndarray, dtype: jnp.dtype, padded: int) -> FrameFeatures:
-    """SAM features of frames [F, S, S, 3]; the result has a leading axis of ``padded``, zero beyond F."""
+    """SAM features of frames [F, S, S, 3]; the result has a leading axis of ``padded``, and beyond F it means nothing."""
     size = ENCODE_FRAMES.get(jax.default_backend(), 8)
     chunks = []
     for start in range(0, len(frames), size):
         chunk = frames[start : start + size]
-        chunks.append(_encode(model, np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0))), dtype=dtype))
-    return jax.tree.map(lambda *a: _fit(jnp.concatenate(a), padded), *chunks)
+        filled_up = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))
+        chunks.append(_encode(model, jax.device_put(filled_up), dtype=dtype))
+    chunks += chunks[-1:] * (-(-padded // size) - len(chunks))
+    return _join(tuple(chunks), length=padded)
 
 
 def resize_masks(low_res: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -71,17 +73,18 @@ def resize_masks(low_res: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.matmul(np.matmul(rows, low_res), columns.T)
 
 
-def _fit(a: jax.Array, length: int) -> jax.Array:
-    return jnp.pad(a[:length], ((0, max(length - len(a), 0)), *((0, 0),) * (a.ndim - 1)))
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _encode(model: UniPixelModel, frames: jax.Array, dtype: jnp.dtype) -> FrameFeatures:
+@Programs
+def _encode(model: UniPixelModel, frames: jax.Array, *, dtype: jnp.dtype) -> FrameFeatures:
     return model.sam2.encode(frames.astype(dtype))
 
 
-@partial(jax.jit, static_argnames="alone")
-def track_clip(model: UniPixelModel, features: FrameFeatures, hidden: jax.Array, count: jax.Array, alone: bool) -> tuple[jax.Array, ...]:
+@Programs
+def _join(chunks: tuple[FrameFeatures, ...], *, length: int) -> FrameFeatures:
+    return jax.tree.map(lambda *a: jnp.concatenate(a)[:length], *chunks)
+
+
+@Programs
+def track_clip(model: UniPixelModel, features: FrameFeatures, hidden: jax.Array, count: jax.Array, *, alone: bool) -> tuple[jax.Array, ...]:
     """Masks [F, O, S/4, S/4], object scores [F, O] and predicted IoU [F, O] of objects with states ``hidden`` [O, D].
 
     ``count`` is the true number of frames; with ``alone`` every frame is segmented by itself.
