@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from unipixel_jax.config import SAM2_SIZES, Sam2Config, UniPixelConfig
+from unipixel_jax.core.files import read_json_object
 from unipixel_jax.errors import UserError
 
-from .hf_config import read_json
+from .names import unwrapped
 from .tensors import Tensor
 
 ROWS = 4096
@@ -26,7 +27,8 @@ EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 def sam2_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An official SAM 2.1 file's tensors under UniPixel's names: the prefix `sam2.`, and the fuser's layer scale `gamma` called `weight`."""
     fuser = "memory_encoder.fuser.layers."
-    return {f"sam2.{n.removesuffix('gamma') + 'weight' if n.startswith(fuser) and n.endswith('.gamma') else n}": t for n, t in tensors.items()}
+    plain = {unwrapped(name): tensor for name, tensor in tensors.items()}
+    return {f"sam2.{n.removesuffix('gamma') + 'weight' if n.startswith(fuser) and n.endswith('.gamma') else n}": t for n, t in plain.items()}
 
 
 def sam2_sizes(size: str | None, tensors: Mapping[str, Tensor], image_size: int, where: Path) -> Sam2Config:
@@ -44,7 +46,7 @@ def sam2_sizes(size: str | None, tensors: Mapping[str, Tensor], image_size: int,
     if size is not None and size in SAM2_SIZES:
         return replace(SAM2_SIZES[size], image_size=image_size)
     if size is not None:
-        raw = read_json(Path(size))
+        raw = read_json_object(size, f"expected {', '.join(SAM2_SIZES)}, or a JSON file with the fields of Sam2Config")
         unknown = sorted(raw.keys() ^ vars(SAM2_SIZES["tiny"]).keys())
         if unknown:
             raise UserError(f"{size} must have exactly the fields of Sam2Config; lacking or unknown: {', '.join(unknown)}")

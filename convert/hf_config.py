@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.config import ConfigError, UniPixelConfig
+from unipixel_jax.core.files import read_json_object
 from unipixel_jax.errors import UserError
 
 COMPANIONS = (
@@ -27,30 +28,28 @@ COMPANIONS = (
 )
 """The tokenizer's, processor's and generation's files, any of which a checkpoint may have."""
 
+COPY = "expected a complete checkpoint directory, copy it again"
+"""What to do where one of its files cannot be read."""
+
 UNIPIXEL, QWEN = "pixel_qwen2_5_vl", "qwen2_5_vl"
 """The values of `model_type` that we know."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as `json_bytes` has it."""
+    path.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON object as the content of a file, with two spaces of indentation as transformers does.
 
     Raises:
-        UserError: no such file, or something else in it.
+        UserError: it holds half a pair of UTF-16, which JSON can spell and no text has.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected a complete checkpoint directory") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); copy it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, expected a JSON object")
-    return found
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, with two spaces of indentation as transformers does."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"a JSON file of the checkpoint holds {error.object[error.start : error.end]!r}, which is no character; copy it again") from None
 
 
 def read_config(directory: Path) -> tuple[dict[str, Any], UniPixelConfig]:
@@ -59,13 +58,25 @@ def read_config(directory: Path) -> tuple[dict[str, Any], UniPixelConfig]:
     Raises:
         UserError: absent, or another model's.
     """
-    raw = read_json(directory / "config.json")
+    raw = read_json_object(directory / "config.json", COPY)
     kind = raw.get("model_type")
     if kind == QWEN:
         raise UserError(f"{directory} is a plain Qwen2.5-VL, expected UniPixel; to assemble a fresh one: to-jax --qwen {directory} --sam2 FILE.pt DST")
     if kind != UNIPIXEL:
         raise UserError(f"{directory} is a checkpoint of another model (model_type {kind!r}); expected UniPixel's, {UNIPIXEL!r}")
-    return raw, UniPixelConfig.from_hf(raw)
+    return raw, model_config(raw, directory)
+
+
+def model_config(raw: Mapping[str, Any], directory: Path) -> UniPixelConfig:
+    """What a directory's `config.json`, or one merged for it, says of the model's sizes.
+
+    Raises:
+        ConfigError: a key that is missing, out of range or at odds with another.
+    """
+    try:
+        return UniPixelConfig.from_hf(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{directory / 'config.json'}: {error}") from None
 
 
 def merged_config(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unipixel_jax.config import PRESETS, SAM2_SIZES, Sam2Config, TextConfig, UniPixelConfig, read_qwen
-from unipixel_jax.core.files import PARAMS
+from unipixel_jax.config import PRESETS, SAM2_SIZES, Sam2Config, TextConfig, VisionConfig, read_qwen
+from unipixel_jax.core.files import PARAMS, read_json_object
 from unipixel_jax.core.stored import dotted
 from unipixel_jax.core.stored import read as read_arrays
 
 from . import fresh
-from .hf_config import merged_config, read_config, read_json
+from .hf_config import COPY, merged_config, model_config, read_config
 from .manifest import Manifest
 from .names import canonical
 from .rules import SHOWN, Coverage, Rule
@@ -101,15 +101,15 @@ def inspect(path: Path) -> Report:
 def _unipixel(path: Path) -> Report:
     _, config = read_config(path)
     tensors = read_weights(path).tensors
-    return _report(path, "unipixel", tensors, _coverage(tensors, _names(all_rules(config)), config.text), _model(config), _sam2_size(config.sam2))
+    coverage = _coverage(tensors, _names(all_rules(config)), config.text)
+    return _report(path, "unipixel", tensors, coverage, _model(config.vision, config.text), _sam2_size(config.sam2))
 
 
 def _qwen(path: Path) -> Report:
-    vision, text = read_qwen(read_json(path / "config.json"))
-    config = UniPixelConfig(vision=vision, text=text)
+    vision, text = read_qwen(read_json_object(path / "config.json", COPY))
     tensors = read_weights(path).tensors
-    expected = _names([*text_rules(config), *vision_rules(config)])
-    return _report(path, "qwen", tensors, _coverage(tensors, expected, text), _model(config))
+    expected = _names([*text_rules(text), *vision_rules(vision)])
+    return _report(path, "qwen", tensors, _coverage(tensors, expected, text), _model(vision, text))
 
 
 def _sam2(path: Path) -> Report:
@@ -121,18 +121,19 @@ def _sam2(path: Path) -> Report:
 
 def _adapter(path: Path) -> Report:
     """An adapter needs only its own tensors, so nothing is missing but perhaps its base."""
-    own = read_json(path / "config.json")
+    own = read_json_object(path / "config.json", COPY)
     base = find(own.get("base_model_path"), path)
-    config = UniPixelConfig.from_hf(merged_config(read_json(base / "config.json") if base else {}, own))
+    config = model_config(merged_config(read_json_object(base / "config.json", COPY) if base else {}, own), path)
     files = [path / name for name in (*ADAPTER_FILES, PARTIAL_FILE) if (path / name).is_file()]
     tensors = {name: tensor for file in files for name, tensor in read_file(file).items()}
     targets = dict.fromkeys(canonical(f"{name.partition('.lora_')[0]}.weight" if ".lora_" in name else name) for name in tensors)
-    unexpected = tuple(name for name in targets if name not in _names(all_rules(config)) | {HEAD})
+    known = _names(all_rules(config)) | {HEAD}
+    unexpected = tuple(name for name in targets if name not in known)
     details = {"base": f"{own.get('base_model_path')} ({'found' if base else 'not found; give it with to-jax --base DIR'})"}
     if (path / "adapter_config.json").is_file():
-        options = read_json(path / "adapter_config.json")
+        options = read_json_object(path / "adapter_config.json", COPY)
         details["LoRA"] = f"rank {options.get('r')}, alpha {options.get('lora_alpha')}, on {sum('.lora_A.' in name for name in tensors)} weights"
-    return _report(path, "adapter", tensors, Coverage((), unexpected, {}), _model(config), _sam2_size(config.sam2), details)
+    return _report(path, "adapter", tensors, Coverage((), unexpected, {}), _model(config.vision, config.text), _sam2_size(config.sam2), details)
 
 
 def _jax(path: Path) -> Report:
@@ -142,7 +143,8 @@ def _jax(path: Path) -> Report:
     arrays = {dotted(key): Tensor(CODES[array.dtype], array.shape, array.blocks) for key, array in read_arrays(path / PARAMS).items()}
     coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(".".join(map(str, rule.jax)) for rule in all_rules(config)))
     origin = ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value is not None)
-    return _report(path, "jax", arrays, coverage, _model(config), _sam2_size(config.sam2), {"torch tensors": len(manifest.tensors), "made from": origin})
+    details = {"torch tensors": len(manifest.tensors), "made from": origin}
+    return _report(path, "jax", arrays, coverage, _model(config.vision, config.text), _sam2_size(config.sam2), details)
 
 
 def _report(
@@ -173,9 +175,8 @@ def _coverage(tensors: Mapping[str, Tensor], expected: set[str], text: TextConfi
     return Coverage.of({name: shape for name, shape in found.items() if not (name == HEAD and text.tie_word_embeddings)}, dict.fromkeys(sorted(expected)))
 
 
-def _model(config: UniPixelConfig) -> str:
+def _model(vision: VisionConfig, text: TextConfig) -> str:
     """The size, by the widths and depths of a published model."""
-    text, vision = config.text, config.vision
     for name, preset in PRESETS.items():
         same_text = replace(preset.text, vocab_size=text.vocab_size) == text
         if same_text and preset.vision.out_hidden_size == vision.out_hidden_size and preset.vision.depth == vision.depth:

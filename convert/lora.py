@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +12,24 @@ import numpy as np
 
 from unipixel_jax.errors import UserError
 
-from .names import PEFT, canonical
+from .names import PEFT, canonical, unwrapped
 from .tensors import Tensor
 
-PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "use_dora": (False,),
-    "lora_bias": (False,),
-    "use_qalora": (False,),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "layer_replication": (None, []),
-    "megatron_config": (None,),
-    "init_lora_weights": (True, False, "gaussian"),
-}
-"""Options that change what a merge is, and the values under which it is the plain one. The other initialisations change the base's weights."""
+NEUTRAL = frozenset(
+    {
+        "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "runtime_config",
+        "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout",
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "megatron_core", "qalora_group_size",
+    }
+)  # fmt: skip
+"""Options of peft's LoraConfig that are read below, or say only where the adapter's tensors came from. Any other may make it another kind of adapter
+(DoRA, activated or quantised LoRA, replicated layers, trained tokens), and so must be off, also one that a later peft adds."""
+
+INITIAL = (True, False, None, "gaussian", "orthogonal")
+"""Initialisations that leave the base's weights as they were; the others (PiSSA, CorDA, OLoRA, LoftQ, EVA) may train on other ones."""
+
+MAX_ALPHA = 1e6
+"""Largest alpha, of either sign; those in use are below a few thousand, and one near the end of a float's range makes infinite weights."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ def read_adapter(tensors: Mapping[str, Tensor], options: Mapping[str, Any], wher
     """
     if options.get("peft_type") != "LORA":
         raise UserError(f"{where} holds an adapter of type {options.get('peft_type')!r}, expected LORA; merge it with peft and convert the whole checkpoint")
-    odd = [f"{key} = {options[key]!r}" for key, allowed in PLAIN.items() if key in options and options[key] not in allowed]
+    on = {key: value for key, value in options.items() if value and key not in NEUTRAL and key != "init_lora_weights"}
+    if options.get("init_lora_weights") not in INITIAL:
+        on["init_lora_weights"] = options["init_lora_weights"]
+    odd = [f"{key} = {reprlib.repr(value)}" for key, value in on.items()]
     if odd:
         raise UserError(f"{where} uses {', '.join(odd)}, which is not merged here; merge it with peft and convert the whole checkpoint")
     halves: dict[str, dict[str, Tensor]] = {}
@@ -64,11 +71,13 @@ def read_adapter(tensors: Mapping[str, Tensor], options: Mapping[str, Any], wher
     rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, found, tail = name.partition(".lora_")
+        weight = canonical(f"{module}.weight" if found else name)
+        if weight in rest or (found and tail[:1] in halves.get(weight, {})):
+            raise UserError(f"{where} holds the same twice, once as {name}; copy the adapter again")
         if not found:
-            rest[canonical(name)] = tensor
+            rest[weight] = tensor
         elif tail in ("A.weight", "B.weight", "A.default.weight", "B.default.weight"):
-            weight = canonical(f"{module}.weight")
-            modules[weight] = module.removeprefix(PEFT)
+            modules[weight] = unwrapped(module).removeprefix(PEFT)
             halves.setdefault(weight, {})[tail[0]] = tensor
         else:
             raise UserError(f"{where}: {name} is no LoRA matrix of a linear layer; merge the adapter with peft and convert the whole checkpoint")
@@ -101,13 +110,18 @@ def merged(weight: Tensor, pair: tuple[Tensor, Tensor], scale: float, where: str
 def _scale(module: str, down: Tensor, options: Mapping[str, Any], where: object) -> float:
     rank = _of_module(module, options.get("rank_pattern"), options.get("r"), where)
     alpha = _of_module(module, options.get("alpha_pattern"), options.get("lora_alpha"), where)
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
+        found = f"rank {reprlib.repr(rank)} and alpha {reprlib.repr(alpha)}"
+        raise UserError(f"{where}: adapter_config.json gives {module} {found}, expected a whole number from 1 and a finite number; copy the adapter again")
     if down.shape[:1] != (rank,):
         raise UserError(f"{where}: the adapter of {module} has rank {down.shape[:1]}, adapter_config.json says {rank}; the two do not belong together")
     return float(alpha) / (math.sqrt(rank) if options.get("use_rslora") else rank)
 
 
-def _of_module(module: str, patterns: Mapping[str, float] | None, default: Any, where: object) -> Any:
+def _of_module(module: str, patterns: Any, default: Any, where: object) -> Any:
     """A module's own rank or alpha. peft reads the keys as regular expressions for the end of the module's name; only plain endings are read here."""
+    if not isinstance(patterns, Mapping | None):
+        raise UserError(f"{where}: adapter_config.json has patterns that are no object but {reprlib.repr(patterns)}; copy the adapter again")
     for key, value in (patterns or {}).items():
         if set(key) & set("*+?[](){}|\\^$"):
             raise UserError(f"{where}: the pattern {key!r} in adapter_config.json is not read; merge the adapter with peft and convert the whole checkpoint")

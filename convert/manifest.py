@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unipixel_jax.core.files import read_json_object
 from unipixel_jax.errors import UserError
 
-from .hf_config import read_json, write_json
+from .hf_config import write_json
+from .safetensors_io import MAX_AXES, is_shard_name
+from .tensors import DTYPES
 
 NAME = "manifest.json"
 FORMAT = 1
 LAYOUT = "out_in"
+
+_CRC32 = re.compile("[0-9a-f]{8}")
+_ADVICE = "convert the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,11 @@ class Record:
     shape: tuple[int, ...]
     crc32: str
     file: str | None
+
+    def is_sound(self) -> bool:
+        """Whether all is as a conversion writes it."""
+        shape = len(self.shape) <= MAX_AXES and all(type(size) is int and size >= 0 for size in self.shape)
+        return self.dtype in DTYPES and shape and bool(_CRC32.fullmatch(self.crc32)) and (self.file is None or isinstance(self.file, str))
 
 
 @dataclass(frozen=True)
@@ -60,12 +72,41 @@ class Manifest:
         Raises:
             UserError: absent, damaged, or of another version or layout.
         """
-        raw = read_json(directory / NAME)
+        raw = read_json_object(directory / NAME, _ADVICE)
         if (raw.get("format"), raw.get("layout")) != (FORMAT, LAYOUT):
             found = f"format {raw.get('format')!r}, layout {raw.get('layout')!r}"
             raise UserError(f"{directory / NAME} has {found}; this version reads format {FORMAT}, layout {LAYOUT!r}. Convert the checkpoint again")
         try:
             tensors = {name: Record(r["dtype"], tuple(r["shape"]), r["crc32"], r["file"]) for name, r in raw["tensors"].items()}
-            return cls(raw["source"], tensors, raw["files"], raw["tied"])
+            manifest = cls(raw["source"], tensors, raw["files"], raw["tied"])
+            fault = manifest._fault()
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{directory / NAME} is damaged ({error}); convert the checkpoint again") from None
+            fault = f"{type(error).__name__}: {error}"
+        if fault:
+            raise UserError(f"{directory / NAME} is damaged ({fault}); {_ADVICE}")
+        return manifest
+
+    def _fault(self) -> str | None:
+        """What no conversion wrote: among it, files that lie elsewhere or hold nothing, and tensors that lie in none.
+
+        Raises:
+            TypeError, AttributeError: a value is of another type.
+        """
+        odd = next((name for name, record in self.tensors.items() if not record.is_sound()), None)
+        if odd is not None:
+            return f"the record of {odd!r}"
+        if not all(isinstance(value, dict) for value in (self.source, self.files)) or self.tied not in (None, *self.tensors):
+            return "source, files or tied"
+        needed = {"checkpoint": ("path",), "fresh": ("qwen", "sam2")}.get(str(self.source.get("kind")), ())
+        lists = [self.source.get(key, []) for key in ("partial", "overlaid")]
+        if not all(isinstance(self.source.get(key), str) for key in needed) or not all(isinstance(value, list) for value in lists):
+            return "its source"
+        unsafe = next((name for name in self.files if not is_shard_name(name)), None)
+        if unsafe is not None:
+            return f"the file {unsafe!r}, expected a name that ends in .safetensors, without a folder"
+        if not all(isinstance(text, str) for metadata in self.files.values() for text in metadata.values()):
+            return "metadata that are no strings"
+        used = {record.file for record in self.tensors.values()}
+        if used - {None} != self.files.keys() or (self.files and None in used):
+            return "its tensors do not lie in the files that it lists"
+        return None

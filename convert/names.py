@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from unipixel_jax.errors import UserError
@@ -16,13 +17,35 @@ NEWER = (("model.language_model.", "model."), ("model.visual.", "visual."))
 """Beginnings of names in memory (transformers >= 4.52) and in saved checkpoints."""
 
 
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+"""Parts of names that torch's wrappers add where a wrapped model is saved: DataParallel, `torch.compile`, FSDP, checkpointed activations, DeepSpeed."""
+
+
+def require_printable(names: Iterable[str], where: object) -> None:
+    """Check the names of a file's tensors before they are shown.
+
+    Raises:
+        UserError: one holds control characters or halves of characters.
+    """
+    odd = next((name for name in names if not name.isprintable()), None)
+    if odd is not None:
+        raise UserError(f"{where} holds a tensor called {reprlib.repr(odd)}, which is no name; copy it again")
+
+
+def unwrapped(name: str) -> str:
+    """The name without what wrappers add to it, at its beginning or within."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
 def canonical(name: str) -> str:
     """The name as a saved UniPixel checkpoint has it.
 
     In memory, in adapters and in partial files the decoder is `model.language_model.` and the tower `model.visual.` (transformers >= 4.52); saved
-    checkpoints have `model.` and `visual.`. peft adds a prefix, and `base_layer` inside the modules that it wraps.
+    checkpoints have `model.` and `visual.`. peft adds a prefix, and `base_layer` inside the modules that it wraps; other wrappers add parts of their own.
     """
-    name = name.removeprefix(PEFT).replace(".base_layer.", ".")
+    name = unwrapped(name).replace(".base_layer.", ".")
+    while name.startswith(PEFT):
+        name = name.removeprefix(PEFT)
     for new, old in NEWER:
         if name.startswith(new):
             return old + name.removeprefix(new)

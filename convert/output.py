@@ -1,29 +1,62 @@
-"""A directory that appears only when it is complete."""
+"""A directory that appears only when it is complete, and that replaces nothing but what a conversion wrote."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from unipixel_jax.core.files import PARAMS, aside_of, remove_abandoned
+from unipixel_jax.core.stored import packed
 from unipixel_jax.errors import UserError
+
+from .hf_config import COMPANIONS
+from .manifest import NAME as MANIFEST
+from .safetensors_io import INDEX, SINGLE, read_index
+from .sources import ADAPTER_FILES, PARTIAL_FILE
+
+WEIGHTS = (SINGLE, INDEX, ADAPTER_FILES[0], PARTIAL_FILE)
+"""What the weights of torch are written to, besides shards."""
+
+OURS = frozenset({"config.json", "adapter_config.json", MANIFEST, packed(Path(PARAMS)).name, *WEIGHTS, *COMPANIONS})
+
+ARRAYS = re.compile(r"_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|\.zarray|[0-9.]+")
+"""Files in a folder of arrays: Orbax's own, headers, and chunks."""
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of renameat2 (linux/fcntl.h, linux/fs.h)."""
 
 
 def require_free(target: Path, force: bool, sources: Iterable[Path] = ()) -> None:
     """Check that `target` may be written.
 
     Raises:
-        UserError: it is a file, or not empty and `force` is off, or a source lies in it.
+        UserError: it is a file, a link, a mount point, the working directory or one above it; or a source lies in it; or it is not empty, and `force` is off or
+            it holds anything that no conversion wrote.
     """
+    if target.is_symlink():
+        raise UserError(f"{target} is a link to {os.readlink(target)}; name that directory itself, or choose another output")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; expected a directory to write to")
-    inside = [source for source in sources if source.resolve().is_relative_to(target.resolve())]
+    place = target.resolve()
+    inside = [source for source in sources if source.resolve().is_relative_to(place)]
     if inside:
         raise UserError(f"{inside[0]} lies in the output {target}; choose another output")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    if Path.cwd().is_relative_to(place) or os.path.ismount(place):
+        raise UserError(f"{target} is the working directory, one above it or a mount point, which cannot be replaced; choose another output")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not force:
         raise UserError(f"{target} exists and is not empty; choose another output, or replace it with --force")
+    foreign = _foreign(target)
+    if foreign:
+        raise UserError(f"{target} {foreign}, which no conversion wrote, so --force does not replace it; move that away or choose another output")
 
 
 @contextmanager
@@ -39,12 +72,13 @@ def new_directory(target: Path, force: bool, nbytes: int, sources: Iterable[Path
     Raises:
         UserError: `require_free`, too little room, or the disk refuses.
     """
-    require_free(target, force, sources)
-    target = target.absolute()
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    target = Path(os.path.abspath(target))
+    partial = aside_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
+        _put_back(target)
+        remove_abandoned(target.parent)
+        require_free(target, force, sources)
         room = shutil.disk_usage(target.parent).free
         if room < nbytes:
             raise UserError(f"{target.parent} has {room / 1e9:.1f} GB of room, {nbytes / 1e9:.1f} GB are needed; free some or choose another disk")
@@ -58,19 +92,69 @@ def new_directory(target: Path, force: bool, nbytes: int, sources: Iterable[Path
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _foreign(directory: Path) -> str | None:
+    """What a directory holds that no conversion writes, or that it holds no conversion at all, as the middle of a message."""
+    names = {path.name for path in directory.iterdir()}
+    written = (OURS | _shards(directory)) & names
+    jax = {MANIFEST, "config.json"} <= names and bool({PARAMS, packed(Path(PARAMS)).name} & names)
+    torch = "config.json" in names and any(name.endswith(".safetensors") for name in written)
+    if not jax and not torch:
+        return f"holds {min(names)} and is no converted model"
+    odd = sorted(path for path in directory.iterdir() if path.is_symlink() or not (path.is_file() if path.name in written else _is_params(path) and jax))
+    if PARAMS in names and jax:
+        inside = (Path(folder) / name for folder, folders, files in os.walk(directory / PARAMS) for name in (*folders, *files))
+        odd += [path for path in inside if path.is_symlink() or not (path.is_dir() or ARRAYS.fullmatch(path.name))]
+    return f"holds {odd[0].relative_to(directory)}" if odd else None
+
+
+def _is_params(path: Path) -> bool:
+    return path.name == PARAMS and path.is_dir() and not path.is_mount()
+
+
+def _shards(directory: Path) -> set[str]:
+    """The files that a directory's own index lists."""
+    try:
+        return set(read_index(directory / INDEX)) if (directory / INDEX).is_file() else set()
+    except UserError:
+        return set()
+
+
 def _replace(partial: Path, target: Path) -> None:
-    if not target.exists():
+    """Put a complete directory in its place. At every moment `target` is there, the old one or the new, where the file system can exchange two names."""
+    if not target.exists() or not any(target.iterdir()):
         partial.rename(target)
+    elif not _exchange(partial, target):
+        old = _replaced(target)
+        target.rename(old)
+        try:
+            partial.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        old.rename(partial)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two directories' names at once. Returns False where system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
+
+
+def _replaced(target: Path) -> Path:
+    """Where the old directory lies while the new one takes its name, if that takes two steps."""
+    return target.with_name(f".unipixel-replaced-{zlib.crc32(os.fsencode(target.name)):08x}")
+
+
+def _put_back(target: Path) -> None:
+    """Give the old directory its name again where a conversion was killed between the two steps; where it was killed after them, delete it."""
+    old = _replaced(target)
+    if not old.is_dir():
         return
-    old = partial.with_name(partial.name.replace(".partial-", ".partial-old-"))
-    target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Delete what a killed conversion to the same place left, which nobody else will."""
-    for left in target.parent.glob(f".{target.name}.partial-*"):
-        owner = left.name.rpartition("-")[2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+    if not target.exists():
+        with contextlib.suppress(OSError):
+            old.rename(target)
+    elif _foreign(target) is None:
+        shutil.rmtree(old, ignore_errors=True)

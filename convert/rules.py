@@ -135,4 +135,15 @@ class Coverage:
             if names
         ]
         if parts:
-            raise UserError(f"{what} does not fit its config.json: {'; '.join(parts)}")
+            raise UserError(f"{what} does not fit its config.json: {self._hint()}{'; '.join(parts)}")
+
+    def _hint(self) -> str:
+        """What to do where the names are right but for one prefix: a training framework saved the model as a part of something."""
+        if not self.missing or not self.unexpected:
+            return ""
+        first, missing = self.unexpected[0], set(self.missing)
+        prefix = next((first.removesuffix(name) for name in self.missing if first.endswith(f".{name}")), "")
+        fitting = sum(name.startswith(prefix) and name.removeprefix(prefix) in missing for name in self.unexpected) if prefix else 0
+        if 2 * fitting <= len(self.missing):
+            return ""
+        return f"{fitting} names begin with {prefix!r}, which no checkpoint of the reference has; save the model's own state_dict() and convert that; "

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import reprlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unipixel_jax.core.files import read_json_object, require_regular_file
 from unipixel_jax.errors import UserError
 
 from .tensors import DTYPES, Tensor
@@ -24,8 +27,13 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Which tensor is in which shard."""
 
-MAX_HEADER = 100_000_000
-"""The format's own limit on the header, in bytes."""
+MAX_HEADER = 25_000_000
+"""Most bytes of a header. The format allows four times that; JSON takes up to 25 times its size in memory, and a header of 3B has under 200 KB."""
+
+MAX_AXES = 64
+"""Most axes of a tensor, which is torch's own limit."""
+
+_COPY = "copy it again"
 
 
 @dataclass(frozen=True)
@@ -40,55 +48,91 @@ def read_safetensors(path: Path) -> TensorFile:
     """The tensors of one file; only its header is read.
 
     Raises:
-        UserError: not a safetensors file, a truncated one, or one with a dtype we do not know.
+        UserError: not a safetensors file, a truncated or damaged one, or one with a dtype we do not know.
     """
+    require_regular_file(path, _COPY)
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise UserError(f"{path} is no safetensors file, or its header is cut off ({size} bytes in all); copy it again")
+            raise UserError(f"{path} is no safetensors file, or its header is cut off ({size} bytes in all); {_COPY}")
         raw = file.read(length)
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
-        tensors, end = {}, 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            tensors[name] = _entry(path, 8 + length, end, name, entry)
-            end = entry["data_offsets"][1]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} has a damaged header ({error}); copy it again") from None
+        entries = {name: _Entry.read(entry) for name, entry in header.items()}
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise TypeError("metadata that are no strings")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} has a damaged header ({error}); {_COPY}") from None
+    tensors, end = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        tensors[name] = _tensor(path, 8 + length, end, name, entry)
+        end = entry.end
     if 8 + length + end != size:
-        raise UserError(f"{path} has {size} bytes, its header promises {8 + length + end}: it is truncated or damaged, copy it again")
+        raise UserError(f"{path} has {size} bytes, its header promises {8 + length + end}: it is truncated or damaged, {_COPY}")
     return TensorFile(tensors, metadata)
 
 
-def _entry(path: Path, base: int, expected_start: int, name: str, entry: Mapping[str, Any]) -> Tensor:
-    start, end = entry["data_offsets"]
-    shape = tuple(int(size) for size in entry["shape"])
-    if entry["dtype"] not in DTYPES:
-        raise UserError(f"{path}: {name} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
-    count = math.prod(shape) * DTYPES[entry["dtype"]].itemsize
-    if (start, end) != (expected_start, expected_start + count) or min(shape, default=0) < 0:
-        raise UserError(f"{path}: {name} lies at {start}..{end}, expected {expected_start}..{expected_start + count}: the header is damaged, copy it again")
-    return Tensor.in_file(path, base + start, entry["dtype"], shape)
+@dataclass(frozen=True)
+class _Entry:
+    """A header's entry: a tensor's dtype and shape, and the first byte of its data and the one after them."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> _Entry:
+        """Read it.
+
+        Raises:
+            TypeError, KeyError, ValueError: it is of another form.
+        """
+        (start, end), shape, dtype = raw["data_offsets"], raw["shape"], raw["dtype"]
+        if not all(type(number) is int and 0 <= number < 1 << 63 for number in (start, end, *shape[:MAX_AXES])):
+            raise TypeError(f"shapes and offsets must be whole numbers, not {reprlib.repr(shape)} at {reprlib.repr((start, end))}")
+        if not isinstance(dtype, str) or len(shape) > MAX_AXES:
+            raise TypeError(f"a tensor of {len(shape)} axes and dtype {reprlib.repr(dtype)}")
+        return cls(dtype, tuple(shape), start, end)
 
 
-def read_index(path: Path) -> dict[str, list[str]]:
+def _tensor(path: Path, base: int, expected_start: int, name: str, entry: _Entry) -> Tensor:
+    if entry.dtype not in DTYPES:
+        raise UserError(f"{path}: {name} has dtype {entry.dtype}, expected one of {', '.join(DTYPES)}")
+    expected = (expected_start, expected_start + math.prod(entry.shape) * DTYPES[entry.dtype].itemsize)
+    if (entry.start, entry.end) != expected:
+        raise UserError(f"{path}: {name} lies at {entry.start}..{entry.end}, expected {expected[0]}..{expected[1]}: the header is damaged, {_COPY}")
+    return Tensor.in_file(path, base + entry.start, entry.dtype, entry.shape)
+
+
+def is_shard_name(name: object, suffix: str = ".safetensors") -> bool:
+    """Whether this names a file of weights in the directory itself, and nothing elsewhere."""
+    return isinstance(name, str) and name.endswith(suffix) and name != suffix and name.isprintable() and not set(name) & set("/\\:") and len(name) <= 200
+
+
+def read_index(path: Path, suffix: str = ".safetensors") -> dict[str, list[str]]:
     """The shards that an index file (`*.index.json`) lists: file name to the tensors promised in it.
+
+    Args:
+        path: of the index.
+        suffix: how the shards' names must end.
 
     Raises:
         UserError: not an index, or a shard is missing.
     """
-    try:
-        shards: dict[str, list[str]] = {}
-        for name, file in json.loads(path.read_text())["weight_map"].items():
-            shards.setdefault(str(file), []).append(name)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{path} is no index of shards (expected a JSON object with weight_map); copy it again") from None
-    absent = sorted(file for file in shards if Path(file).name != file or not (path.parent / file).is_file())
+    placed = read_json_object(path, "copy the checkpoint again").get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise UserError(f"{path} is no index of shards (expected a JSON object with weight_map); copy the checkpoint again")
+    unsafe = next((file for file in placed.values() if not is_shard_name(file, suffix)), None)
+    if unsafe is not None:
+        raise UserError(f"{path} names the shard {reprlib.repr(unsafe)}, expected a file beside it that ends in {suffix}; copy the checkpoint again")
+    shards: dict[str, list[str]] = {}
+    for name, file in placed.items():
+        shards.setdefault(file, []).append(name)
+    absent = sorted(file for file in shards if not os.path.isfile(path.parent / file))
     if absent:
         raise UserError(f"{path.parent} lacks {len(absent)} of {len(shards)} shards: {', '.join(absent[:20])}; copy the checkpoint again")
     return dict(sorted(shards.items()))

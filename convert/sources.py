@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unipixel_jax.config import Sam2Config, UniPixelConfig, read_qwen
+from unipixel_jax.core.files import read_json_object
 from unipixel_jax.errors import UserError
 
 from . import fresh, lora, tokens
-from .hf_config import QWEN, UNIPIXEL, merged_config, read_config, read_json
+from .hf_config import COPY, QWEN, UNIPIXEL, json_bytes, merged_config, model_config, read_config
 from .manifest import Manifest
 from .names import canonical, renamed
 from .tensors import Tensor
@@ -68,7 +69,7 @@ def identify(path: Path) -> str:
         return "adapter"
     if not (path / "config.json").is_file():
         raise UserError(f"{path} has neither config.json nor manifest.json: it is no checkpoint directory, or an incomplete one")
-    kind = read_json(path / "config.json").get("model_type")
+    kind = read_json_object(path / "config.json", COPY).get("model_type")
     if kind in (QWEN, UNIPIXEL):
         return "qwen" if kind == QWEN else "unipixel"
     raise UserError(f"{path} is a checkpoint of another model (model_type {kind!r}); expected UniPixel's ({UNIPIXEL!r}) or Qwen2.5-VL's ({QWEN!r})")
@@ -76,8 +77,8 @@ def identify(path: Path) -> str:
 
 def find(place: Any, directory: Path) -> Path | None:
     """A path that a config.json names, as it is or relative to the directory of that file."""
-    candidates = [directory / str(place), Path(str(place))] if place else []
-    return next((path.resolve() for path in candidates if path.exists()), None)
+    candidates = [directory / place, Path(place)] if place and isinstance(place, str) else []
+    return next((path.resolve() for path in candidates if os.path.exists(path)), None)
 
 
 def open_source(path: Path, base: Path | None = None, sam2: Path | None = None, seed: int = 0, partials: Sequence[Path] = ()) -> Source:
@@ -180,7 +181,7 @@ def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: 
     Raises:
         UserError: another model, damaged files, or sizes that cannot be known.
     """
-    raw = read_json(qwen / "config.json")
+    raw = read_json_object(qwen / "config.json", COPY)
     if raw.get("model_type") != QWEN:
         raise UserError(f"{qwen} has model_type {raw.get('model_type')!r}, expected a plain Qwen2.5-VL ({QWEN!r}) for --qwen")
     memory = fresh.sam2_tensors(read_file(sam2))
@@ -208,14 +209,14 @@ def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: in
     Raises:
         UserError: no base, damaged files, adapter options that are not merged, or tensors that the base does not have.
     """
-    own = read_json(directory / "config.json")
+    own = read_json_object(directory / "config.json", COPY)
     base = base or find(own.get("base_model_path"), directory)
     if base is None:
         raise UserError(f"{directory} was trained on {own.get('base_model_path')!r}, which is not there; give its place with --base DIR")
     sam2 = sam2 or find(own.get("sam2_checkpoint"), directory)
     memory = fresh.sam2_tensors(read_file(sam2)) if sam2 else {}
-    raw = merged_config(read_json(base / "config.json"), own)
-    config = UniPixelConfig.from_hf(raw)
+    raw = merged_config(read_json_object(base / "config.json", COPY), own)
+    config = model_config(raw, directory)
     kind = identify(base)
     tensors = open_converted(base).tensors if kind == "jax" else renamed(read_weights(base).tensors, base)
     if kind == "qwen":
@@ -227,7 +228,9 @@ def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: in
     tensors = _overlaid(tensors, memory, sam2)
 
     adapter = next((path for path in (directory / name for name in ADAPTER_FILES) if path.is_file()), None)
-    merge = lora.read_adapter(read_file(adapter), read_json(directory / "adapter_config.json"), directory) if adapter else lora.Adapter({}, {}, {})
+    merge = lora.Adapter({}, {}, {})
+    if adapter:
+        merge = lora.read_adapter(read_file(adapter), read_json_object(directory / "adapter_config.json", COPY), directory)
     tensors = _overlaid(tensors, merge.rest, adapter)
     if (directory / PARTIAL_FILE).is_file():
         partial, _ = _without_tied_head(renamed(read_file(directory / PARTIAL_FILE), directory), config, directory)
@@ -238,7 +241,7 @@ def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: in
     tensors |= {name: lora.merged(tensors[name], pair, merge.scales[name], name) for name, pair in merge.pairs.items()}
     description = {"kind": "adapter", "path": str(directory), "base": str(base), "sam2": str(sam2) if sam2 else None, "lora": len(merge.pairs)}
     inputs = (directory, base, *([sam2] if sam2 else []))
-    return Source(config, _json(raw), tensors, (base, directory), inputs, description)
+    return Source(config, json_bytes(raw), tensors, (base, directory), inputs, description)
 
 
 def _overlaid(tensors: Mapping[str, Tensor], new: Mapping[str, Tensor], where: Path | None) -> dict[str, Tensor]:
@@ -280,10 +283,6 @@ def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int]
         **named,
     )
     written = config.to_hf()
-    written["text_config"] |= {**raw.get("text_config", {}), "vocab_size": config.text.vocab_size}
+    written["text_config"] |= {**(raw.get("text_config") or {}), "vocab_size": config.text.vocab_size}
     written["vision_config"] |= raw["vision_config"]
-    return config, _json({**raw, **written})
-
-
-def _json(raw: Mapping[str, Any]) -> bytes:
-    return json.dumps(raw, indent=2, ensure_ascii=False).encode() + b"\n"
+    return config, json_bytes({**raw, **written})

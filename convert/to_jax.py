@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from unipixel_jax.core import checkpoint
 from unipixel_jax.core.blocks import Blocks, KeyPath
 from unipixel_jax.core.files import PARAMS
 from unipixel_jax.core.params import abstract
+from unipixel_jax.errors import UserError
 from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.processing.tokenizer import Tokenizer
 
 from .hf_config import copy_companions
 from .manifest import Manifest, Record
@@ -54,10 +58,10 @@ def model_shapes(config: UniPixelConfig) -> dict[KeyPath, Shape]:
 
 
 def check(source: Source) -> Summary:
-    """Compare all names, shapes and dtypes with the model's, and write nothing.
+    """Compare all names, shapes and dtypes with the model's, and the tokenizer with both, and write nothing.
 
     Raises:
-        UserError: tensors are missing, unexpected or misshapen; all are listed.
+        UserError: tensors are missing, unexpected or misshapen (all are listed); or there is no usable tokenizer, or an id without a row of the embedding.
     """
     rules, shapes = all_rules(source.config), model_shapes(source.config)
     expected = {name: shape for rule in rules for name, shape in rule.torch_shapes(shapes[rule.jax]).items()}
@@ -66,6 +70,7 @@ def check(source: Source) -> Summary:
     odd = {name: (tensor.dtype, weights) for name, tensor in source.tensors.items() if name in expected and tensor.dtype not in WEIGHT_DTYPES}
     where = source.description.get("path") or source.description.get("qwen")
     Coverage(coverage.missing, coverage.unexpected, {**coverage.misshapen, **odd}).require_complete(str(where))
+    _check_tokens(source)
     nbytes = sum(source.tensors[name].count * DTYPES[_common_dtype(source, rule)].itemsize for rule in rules for name in rule.torch)
     return Summary(len(source.tensors), len(rules), sum(tensor.count for tensor in source.tensors.values()), nbytes)
 
@@ -98,6 +103,26 @@ def convert(source: Source, target: Path, *, force: bool = False) -> Summary:
             append_tokens(directory)
         _manifest(source, checksums).write(directory)
     return summary
+
+
+def _check_tokens(source: Source) -> None:
+    """Read the tokenizer as the output will have it, and compare all ids with the rows of the embedding."""
+    rows, settings = source.tensors[EMBEDDING].shape[0], json.loads(source.config_json)
+    for key, value in {**settings, **(settings.get("text_config") or {})}.items():
+        beyond = [number for number in (value if isinstance(value, list) else [value]) if type(number) is int and number >= rows]
+        if key.endswith("_token_id") and beyond:
+            raise UserError(f"config.json has the {key} {beyond[0]}, but {EMBEDDING} has {rows} rows: expected the two of one checkpoint")
+    place = str(source.companions[-1])
+    if not any((directory / "tokenizer.json").is_file() for directory in source.companions):
+        raise UserError(f"{place} has no tokenizer.json: copy the tokenizer files of the checkpoint there")
+    with tempfile.TemporaryDirectory() as aside:
+        copy_companions(source.companions, Path(aside))
+        try:
+            if source.new_tokens:
+                append_tokens(Path(aside))
+            Tokenizer.from_directory(aside).check(source.config)
+        except UserError as error:
+            raise UserError(str(error).replace(aside, place)) from None
 
 
 def _common_dtype(source: Source, rule: Rule) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.core.files import read_json_object
 from unipixel_jax.errors import UserError
 
 from . import lora
-from .hf_config import copy_companions, read_json, write_json
+from .hf_config import COPY, copy_companions, write_json
 from .names import PEFT, newer
 from .output import new_directory
 from .safetensors_io import write_safetensors
@@ -112,7 +113,7 @@ def write_adapter(trained: Trained, target: Path, base: str | None, *, force: bo
     Raises:
         UserError: the start was not converted from one checkpoint of torch, and no base is given; or the output cannot be written.
     """
-    config = read_json(trained.start / "config.json") | _base(trained, base)
+    config = read_json_object(trained.start / "config.json", COPY) | _base(trained, base)
     prefix = PEFT if trained.lora else ""
     adapter = {
         f"{prefix}{newer(name).removesuffix('.weight')}.lora_{letter}.weight": half

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.errors import UserError
 
+from .names import require_printable
 from .safetensors_io import INDEX, SINGLE, read_index, read_safetensors
 from .tensors import Tensor
 from .torch_pickle import read_torch
@@ -34,9 +36,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: missing, damaged, or something else.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; expected a safetensors or torch file")
-    return read_safetensors(path).tensors if path.suffix == ".safetensors" else read_torch(path)
+    require_regular_file(path, "expected a safetensors or torch file")
+    tensors: dict[str, Tensor] = {}
+    _add(tensors, read_safetensors(path).tensors if path.suffix == ".safetensors" else read_torch(path), path)
+    return tensors
 
 
 def read_weights(directory: Path) -> Weights:
@@ -50,10 +53,12 @@ def read_weights(directory: Path) -> Weights:
     if (directory / INDEX).is_file():
         return _read_shards(directory, read_index(directory / INDEX))
     if (directory / "pytorch_model.bin").is_file():
-        return Weights(read_torch(directory / "pytorch_model.bin"))
+        return Weights(read_file(directory / "pytorch_model.bin"))
     if (directory / "pytorch_model.bin.index.json").is_file():
-        shards = [read_torch(directory / name) for name in read_index(directory / "pytorch_model.bin.index.json")]
-        return Weights({name: tensor for shard in shards for name, tensor in shard.items()})
+        tensors: dict[str, Tensor] = {}
+        for name in read_index(directory / "pytorch_model.bin.index.json", ".bin"):
+            _add(tensors, read_torch(directory / name), directory / name)
+        return Weights(tensors)
     raise UserError(f"{directory} has no weights (model.safetensors, its index and shards, or pytorch_model.bin); copy the checkpoint again")
 
 
@@ -61,10 +66,18 @@ def _read_shards(directory: Path, names: Iterable[str]) -> Weights:
     weights = Weights({})
     for name in names:
         shard = read_safetensors(directory / name)
-        twice = sorted(shard.tensors.keys() & weights.tensors.keys())
-        if twice:
-            raise UserError(f"{directory / name} repeats {len(twice)} tensors of another shard: {', '.join(twice[:20])}; copy the checkpoint again")
-        weights.tensors.update(shard.tensors)
+        if not shard.tensors:
+            raise UserError(f"{directory / name} holds no tensors; copy the checkpoint again")
+        _add(weights.tensors, shard.tensors, directory / name)
         weights.files[name] = shard.metadata
         weights.placed.update(dict.fromkeys(shard.tensors, name))
     return weights
+
+
+def _add(tensors: dict[str, Tensor], shard: dict[str, Tensor], where: Path) -> None:
+    """Add a file's tensors to those of other files."""
+    twice = sorted(shard.keys() & tensors.keys())
+    require_printable(shard, where)
+    if twice:
+        raise UserError(f"{where} repeats {len(twice)} tensors of another shard: {', '.join(twice[:20])}; copy the checkpoint again")
+    tensors.update(shard)

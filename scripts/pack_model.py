@@ -1,6 +1,6 @@
 """Write a converted directory with its arrays in one file, as the small model that ships with the package lies in the repository.
 
-    python scripts/pack_model.py runs/shapes_tiny/model unipixel_jax/assets/shapes_tiny
+python scripts/pack_model.py runs/shapes_tiny/model unipixel_jax/assets/shapes_tiny
 """
 
 from __future__ import annotations

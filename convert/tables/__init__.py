@@ -13,4 +13,4 @@ from .vision import vision_rules
 
 def all_rules(config: UniPixelConfig) -> list[Rule]:
     """Every rule of the model that `config` describes: together they name each of its tensors once."""
-    return [*text_rules(config), *vision_rules(config), *sam2_rules(config.sam2), *head_rules()]
+    return [*text_rules(config.text), *vision_rules(config.vision), *sam2_rules(config.sam2), *head_rules()]

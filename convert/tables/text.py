@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.config import TextConfig
 
 from ..rules import Rule, single, stacked
 
@@ -19,7 +19,7 @@ BLOCK = (
 )
 
 
-def text_rules(config: UniPixelConfig) -> list[Rule]:
+def text_rules(config: TextConfig) -> list[Rule]:
     """The rules for `text`; a tied head has none, since it is the embedding."""
-    outside = OUTSIDE if config.text.tie_word_embeddings else OUTSIDE + HEAD
-    return single(outside, jax="text.") + stacked(BLOCK, "model.layers.*.", "text.blocks.", range(config.text.num_hidden_layers))
+    outside = OUTSIDE if config.tie_word_embeddings else OUTSIDE + HEAD
+    return single(outside, jax="text.") + stacked(BLOCK, "model.layers.*.", "text.blocks.", range(config.num_hidden_layers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.config import VisionConfig
 
 from ..rules import Rule, single, stacked
 
@@ -20,12 +20,11 @@ BLOCK = (
 )
 
 
-def vision_rules(config: UniPixelConfig) -> list[Rule]:
+def vision_rules(config: VisionConfig) -> list[Rule]:
     """The rules for `vision`. torch keeps the patch embedding as a 3-D convolution, whose stride is its kernel."""
-    v = config.vision
-    kernel = (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    kernel = (config.hidden_size, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
     return [
         *single([(PATCH_EMBED, "vision.patch_embed.weight", lambda shape: kernel)]),
-        *stacked(BLOCK, "visual.blocks.*.", "vision.blocks.", range(v.depth)),
+        *stacked(BLOCK, "visual.blocks.*.", "vision.blocks.", range(config.depth)),
         *single(MERGER, "visual.merger.", "vision.merger."),
     ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+
+from unipixel_jax.errors import run_command
 
 
 @dataclass(frozen=True)
@@ -17,17 +20,29 @@ class Case:
         note: what was done to the inputs.
         outputs: names in the folder that the command may write.
         kept: of these, what may be there after an error too, since it is complete in itself.
+        anywhere: after success there may be new files anywhere, since random arguments say where.
     """
 
     run: list[str] | Callable[[], int]
     note: str
     outputs: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    anywhere: bool = False
 
     @property
     def command(self) -> str:
         """For people."""
         return repr(["unipixel-jax", *self.run]) if isinstance(self.run, list) else self.run.__doc__ or self.run.__qualname__
+
+
+def as_command(function: Callable[[], int]) -> Callable[[], int]:
+    """A function that ends as the commands of unipixel-jax do."""
+
+    @functools.wraps(function)
+    def run() -> int:
+        return run_command(function, False)
+
+    return run
 
 
 @dataclass(frozen=True)

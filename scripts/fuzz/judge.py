@@ -49,7 +49,7 @@ def snapshot(folder: Path) -> Snapshot:
     return {str(path.relative_to(folder)): _describe(path) for path in sorted(folder.rglob("*"))}
 
 
-def judge(ended: Ended, before: Snapshot, after: Snapshot, outputs: tuple[str, ...], kept: tuple[str, ...]) -> tuple[str, str]:
+def judge(ended: Ended, before: Snapshot, after: Snapshot, outputs: tuple[str, ...], kept: tuple[str, ...], anywhere: bool) -> tuple[str, str]:
     """The outcome's name, and for a failure what was seen.
 
     Args:
@@ -58,12 +58,13 @@ def judge(ended: Ended, before: Snapshot, after: Snapshot, outputs: tuple[str, .
         after: and after it.
         outputs: names that the command may write.
         kept: of these, those that may be there after an error.
+        anywhere: after success, new files may be anywhere.
     """
     code = os.waitstatus_to_exitcode(ended.status)
     errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     changed = [name for name, what in before.items() if after.get(name) != what and not _within(name, outputs)]
     refused = code != 0 and bool(errors)
-    allowed = kept if refused else outputs
+    allowed = kept if refused else ("a",) if anywhere else outputs
     left = [name for name in after if name not in before and (_temporary(name) or not _within(name, allowed))]
     text = ended.err + ended.out
     if ended.stopped:
@@ -87,7 +88,7 @@ def judge(ended: Ended, before: Snapshot, after: Snapshot, outputs: tuple[str, .
 
 
 def _within(name: str, places: tuple[str, ...]) -> bool:
-    return any(name == place or name.startswith(f"{place}/") or place == "." for place in places)
+    return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
 def _temporary(name: str) -> bool:

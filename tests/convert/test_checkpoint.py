@@ -95,13 +95,13 @@ def test_missing_and_truncated_files(path, arrays, tmp_path):
         checkpoint.read(tmp_path / "nowhere")
     chunk = path / "tower.stages.0.w" / "3.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-4])
-    with pytest.raises(UserError, match="chunk 3.0.0 of 188 bytes, expected 192"):
+    with pytest.raises(UserError, match=r"chunk 3\.0\.0 of 188 bytes, expected 192"):
         checkpoint.restore(path, nested(arrays))
     chunk.unlink()
-    with pytest.raises(UserError, match="3.0.0 is missing"):
+    with pytest.raises(UserError, match=r"3\.0\.0 is missing"):
         checkpoint.read(path)
     chunk.write_bytes(arrays["tower", "stages", 0, "w"][3].tobytes())
-    (path / "wide" / ".zarray").write_text((path / "wide" / ".zarray").read_text().replace("[2, 2], \"dtype\"", "[2, 1], \"dtype\""))
+    (path / "wide" / ".zarray").write_text((path / "wide" / ".zarray").read_text().replace('[2, 2], "dtype"', '[2, 1], "dtype"'))
     with pytest.raises(UserError, match=r"chunks of \[2, 1\]"):
         checkpoint.read(path)
 

@@ -73,7 +73,7 @@ def test_missing_unexpected_and_misshapen_are_listed_together(tmp_path, source, 
     [
         (lambda source: shutil.rmtree(source), "does not exist"),
         (lambda source: (source / "config.json").unlink(), "neither config.json nor manifest.json"),
-        (lambda source: (source / "config.json").write_text("{"), "is no JSON"),
+        (lambda source: (source / "config.json").write_text("{"), "is not JSON"),
         (lambda source: (source / "config.json").write_text("[]"), "holds a list"),
         (lambda source: (source / "config.json").write_text('{"model_type": "llama"}'), "another model (model_type 'llama')"),
         (lambda source: (source / "config.json").write_text('{"model_type": "pixel_qwen2_5_vl"}'), "lacks vision_config"),
@@ -111,14 +111,15 @@ def test_outputs_that_cannot_be_written(tmp_path, source, capsys, monkeypatch):
 
 def test_force_replaces_only_when_all_went_well(tmp_path, source, arrays, capsys):
     target = tmp_path / "jax"
-    target.mkdir()
-    (target / "old").write_text("x")
+    assert main(["to-jax", str(source), str(target)]) == 0
+    (target / "preprocessor_config.json").write_text("the old one's")
+    capsys.readouterr()
     rewrite(source, {**arrays, "surprise": np.ones(1, np.float32)})
     refused(capsys, "to-jax", source, target, "--force")
-    assert [path.name for path in target.iterdir()] == ["old"]
+    assert (target / "preprocessor_config.json").read_text() == "the old one's"
     rewrite(source, arrays)
     assert main(["to-jax", str(source), str(target), "--force"]) == 0
-    assert not (target / "old").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["jax", "source"]
+    assert (target / "preprocessor_config.json").read_text() == '{"patch_size": 14}' and sorted(path.name for path in tmp_path.iterdir()) == ["jax", "source"]
 
 
 @pytest.mark.parametrize("error, status", [(KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 1)])
@@ -141,19 +142,19 @@ def test_an_interruption_leaves_nothing(tmp_path, source, capsys, monkeypatch, e
 def test_a_killed_conversion_leaves_no_output_and_the_next_one_tidies_up(tmp_path, source):
     program = (
         "import sys, time; from unipixel_jax.convert import to_jax, cli;"
-        "to_jax.copy_companions = lambda *args: time.sleep(60);"  # all but the end is written by then
+        "to_jax._manifest = lambda *args: time.sleep(60);"  # all but the end is written by then
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     for number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
         process = subprocess.Popen([sys.executable, "-c", program, "to-jax", str(source), str(tmp_path / "jax")], stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".jax.partial-*/config.json")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".unipixel-*.part/config.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)
-        assert err == ("error: interrupted; nothing was written\n" if number == signal.SIGTERM else "")
-        assert not (tmp_path / "jax").exists() and len(list(tmp_path.glob(".jax.partial-*"))) == left
+        assert err == ("error: interrupted; what was not complete was not written\n" if number == signal.SIGTERM else "")
+        assert not (tmp_path / "jax").exists() and len(list(tmp_path.glob(".unipixel-*.part"))) == left
     assert main(["to-jax", str(source), str(tmp_path / "jax")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["jax", "source"]
 
@@ -163,7 +164,7 @@ def test_paths_and_options_that_do_not_go_together(tmp_path, source, capsys):
     assert "found 1 paths, expected SRC DST" in refused(capsys, "to-jax", source)
     assert "is no adapter" in refused(capsys, "to-jax", source, tmp_path / "x", "--base", source)
     assert "expected a checkpoint directory" in refused(capsys, "to-jax", source / "model.safetensors", tmp_path / "x")
-    assert "manifest.json is missing" in refused(capsys, "to-torch", source, tmp_path / "x")
+    assert "manifest.json does not exist" in refused(capsys, "to-torch", source, tmp_path / "x")
     assert main(["to-jax", str(source), str(tmp_path / "jax")]) == 0
     capsys.readouterr()
     assert "is converted already" in refused(capsys, "to-jax", tmp_path / "jax", tmp_path / "x")

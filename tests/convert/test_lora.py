@@ -10,6 +10,7 @@ from tiny_checkpoints import TIED, TINY, as_tensors, newer_name, random_arrays, 
 
 from unipixel_jax.convert import sources
 from unipixel_jax.convert.cli import main
+from unipixel_jax.convert.lora import read_adapter
 from unipixel_jax.convert.safetensors_io import write_safetensors
 from unipixel_jax.errors import UserError
 
@@ -138,6 +139,18 @@ def test_a_stage_one_directory_on_plain_qwen_starts_from_the_fresh_assembly(tmp_
         {"rank_pattern": {".*q_proj": 2}},
         {"peft_type": "IA3"},
         {"r": 3},
+        {"alora_invocation_tokens": [1, 2, 3]},
+        {"use_qalora": True},
+        {"init_lora_weights": "eva"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "pissa_niter_16"},
+        {"init_lora_weights": ["olora"]},
+        {"eva_config": {"rho": 2}},
+        {"layer_replication": [[0, 2], [1, 3]]},
+        {"target_parameters": ["mlp.experts.down_proj"]},
+        {"arrow_config": {"top_k": 2}},
+        {"fan_in_fan_out": True},
+        {"a_kind_of_later_years": {"on": True}},
     ],
 )
 def test_options_that_are_not_merged_are_refused_by_name(tmp_path, arrays, base, options):
@@ -145,6 +158,55 @@ def test_options_that_are_not_merged_are_refused_by_name(tmp_path, arrays, base,
     name = {"peft_type": "IA3", "r": "rank"}.get(next(iter(options)), next(iter(options)))
     with pytest.raises(UserError, match=r"\.\*q_proj" if name == "rank_pattern" else name):
         opened(path)
+
+
+def test_what_a_newer_peft_writes_for_plain_lora_is_merged(tmp_path, arrays, base):
+    options = {
+        **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config", "layer_replication", "modules_to_save")),
+        **dict.fromkeys(("ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_qalora", "use_rslora"), False),
+        **{"bias": "none", "inference_mode": True, "loftq_config": {}, "lora_dropout": 0.05, "megatron_core": "megatron.core", "peft_version": "0.18.0"},
+        **{"qalora_group_size": 16, "rank_pattern": {}, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "revision": None},
+    }
+    found = opened(write_adapter(tmp_path / "adapter", base, lora(arrays), {}, **options))
+    assert same_bits(found, opened(write_adapter(tmp_path / "plain", base, lora(arrays), {})))
+
+
+@pytest.mark.parametrize("key, value", [("lora_alpha", v) for v in (float("nan"), float("inf"), -float("inf"), 1e300, 10**400, True, "8", None, [8], {})])
+@pytest.mark.parametrize("pattern", [False, True])
+def test_an_alpha_that_is_no_finite_number_is_refused(arrays, key, value, pattern):
+    options = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, **({"alpha_pattern": {"q_proj": value}} if pattern else {key: value})}
+    with pytest.raises(UserError, match="expected a whole number from 1 and a finite number"):
+        read_adapter(as_tensors(lora(arrays)), options, "here")
+
+
+@pytest.mark.parametrize("rank", [0, -2, True, 2.0, "2", None, [2], float("nan")])
+def test_a_rank_that_is_no_positive_whole_number_is_refused(arrays, rank):
+    with pytest.raises(UserError, match="expected a whole number from 1"):
+        read_adapter(as_tensors(lora(arrays)), {"peft_type": "LORA", "r": rank, "lora_alpha": 8}, "here")
+    with pytest.raises(UserError, match="patterns that are no object"):
+        read_adapter(as_tensors(lora(arrays)), {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "rank_pattern": [rank]}, "here")
+
+
+def test_nan_in_the_file_of_options_is_refused_in_one_line(tmp_path, arrays, base, capsys):
+    path = write_adapter(tmp_path / "adapter", base, lora(arrays), {}, lora_alpha=float("nan"))
+    assert main(["to-jax", str(path), str(tmp_path / "jax")]) == 1
+    line = capsys.readouterr().err
+    assert "adapter_config.json is not JSON (NaN is no number" in line and line.count("\n") == 1
+
+
+def test_a_matrix_that_is_there_twice_is_refused(arrays):
+    matrices = lora(arrays)
+    name = next(iter(matrices))
+    for twin in (name.removeprefix("base_model.model."), f"module.{name}"):
+        with pytest.raises(UserError, match="holds the same twice"):
+            read_adapter(as_tensors({**matrices, twin: matrices[name]}), {"peft_type": "LORA", "r": 2, "lora_alpha": 8}, "here")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.module.", "module.base_model.model."])
+def test_an_adapter_of_a_wrapped_model(tmp_path, arrays, base, prefix):
+    matrices = lora(arrays)
+    wrapped = {prefix + name.removeprefix("base_model.model."): array for name, array in matrices.items()}
+    assert same_bits(opened(write_adapter(tmp_path / "wrapped", base, wrapped, {})), opened(write_adapter(tmp_path / "plain", base, matrices, {})))
 
 
 def test_adapters_that_do_not_belong_to_the_base(tmp_path, arrays, base):

@@ -66,7 +66,7 @@ def test_the_way_back_to_torch_has_the_partial_files_in_the_files_of_the_base(tm
 
 
 def test_a_fresh_start_with_partial_files(tmp_path, arrays):
-    qwen, sam2 = write_qwen(tmp_path / "qwen", arrays, TINY, 500), write_sam2(tmp_path / "sam2.pt", arrays)
+    qwen, sam2 = write_qwen(tmp_path / "qwen", arrays, TINY, 505), write_sam2(tmp_path / "sam2.pt", arrays)
     sizes = tmp_path / "sizes.json"
     sizes.write_text(json.dumps(vars(TINY.sam2)))
     seg = stage(tmp_path / "seg", SEG, 2)

@@ -79,7 +79,17 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (header({"a": ONE}) + bytes(8), "truncated or damaged"),
         (header({"a": {**ONE, "dtype": "F4"}}) + bytes(4), "dtype F4"),
         (header({"a": {**ONE, "shape": [2]}}) + bytes(4), "expected 0..8"),
-        (header({"a": {**ONE, "shape": [-1, -1]}}) + bytes(4), "header is damaged"),
+        (header({"a": {**ONE, "shape": [-1, -1]}}) + bytes(4), "must be whole numbers"),
+        (header({"a": {**ONE, "shape": [True]}}) + bytes(4), "must be whole numbers"),
+        (header({"a": {**ONE, "shape": [1.0]}}) + bytes(4), "must be whole numbers"),
+        (header({"a": {**ONE, "shape": [10**30]}}) + bytes(4), "must be whole numbers"),
+        (header({"a": {**ONE, "shape": [1] * 10**4}}) + bytes(4), "10000 axes"),
+        (header({"a": {**ONE, "shape": {}}}) + bytes(4), "damaged header"),
+        (header({"a": {**ONE, "dtype": ["F32"]}}) + bytes(4), "damaged header"),
+        (header({"a": {**ONE, "data_offsets": [0, 4, 8]}}) + bytes(4), "damaged header"),
+        (header({"a": ONE, "__metadata__": {"format": {}}}) + bytes(4), "damaged header"),
+        (struct.pack("<Q", 200_000) + b"[" * 200_000, "damaged header"),
+        (struct.pack("<Q", 2**40), "no safetensors file"),
         (header({"a": ONE, "b": {**ONE, "data_offsets": [2, 6]}}) + bytes(6), "expected 4..8"),
         (header({"a": {"dtype": "F32"}}), "damaged header"),
     ],
@@ -111,11 +121,20 @@ def test_a_writer_notices_a_tensor_of_another_size(tmp_path):
 def test_an_index_with_a_missing_shard_or_of_another_kind(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "../two.safetensors"}}))
-    with pytest.raises(UserError, match=r"lacks 2 of 2 shards: \.\./two\.safetensors, one\.safetensors"):
+    with pytest.raises(UserError, match=r"names the shard '\.\./two\.safetensors', expected a file beside it"):
         read_index(path)
-    path.write_text("[]")
-    with pytest.raises(UserError, match="no index of shards"):
+    path.write_text('{"weight_map": {"a": "one.safetensors"}}')
+    with pytest.raises(UserError, match=r"lacks 1 of 1 shards: one\.safetensors"):
         read_index(path)
+    for content, message in (
+        ("[]", "holds a list"),
+        ("{}", "no index of shards"),
+        ('{"weight_map": {"a": 3}}', "names the shard 3"),
+        ("[" * 10**5, "nested too deeply"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_index(path)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 100))

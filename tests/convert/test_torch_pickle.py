@@ -100,7 +100,7 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, fake):
     storage = Storage("FloatStorage", bytes(16))
     for offset, shape, stride in [(0, (5,), (1,)), (3, (2,), (1,)), (0, (2, 2), (3, 1)), (-1, (1,), (1,)), (3, (2,), (-1,))]:
         path = write_torch(tmp_path / "x.pt", {"a": Call(fake.rebuild, storage, offset, shape, stride, False, OrderedDict())}, fake)
-        with pytest.raises(UserError, match="outside its storage"):
+        with pytest.raises(UserError, match="outside its storage" if min(offset, *stride) >= 0 else "whole numbers"):
             read_torch(path)
 
 
@@ -118,7 +118,7 @@ def test_damaged_and_foreign_files(tmp_path, fake):
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "before 1.6"),
         (b"hello", "no torch file"),
         (b"", "no torch file"),
-        (packed.read_bytes(), "compressed storages"),
+        (packed.read_bytes(), "compressed members"),
         (lone.read_bytes(), "no dictionary of tensors"),
         (numbers.read_bytes(), "no dictionary of tensors"),
         (other.read_bytes(), "no data.pkl"),

@@ -57,11 +57,16 @@ def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], config: UniPi
 
 
 def write_tokenizer(path: Path, count: int, added: tuple[str, ...]) -> None:
-    """A tokenizer.json of `count` tokens, the added ones last."""
-    words = {f"word{i}": i for i in range(count - len(SPECIAL) - len(added))}
-    tokens = [{"id": len(words) + i, "content": token, "special": True} for i, token in enumerate((*SPECIAL, *added))]
-    (path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": tokens}))
-    (path / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": list(SPECIAL), "added_tokens_decoder": {}}))
+    """A tokenizer of `count` tokens, the added ones last and those of TINY's vision at their ids."""
+    taken = {TINY.vision_start_token_id: SPECIAL[2], TINY.vision_end_token_id: SPECIAL[3], TINY.image_token_id: SPECIAL[0], TINY.video_token_id: SPECIAL[1]}
+    taken |= {count - len(added) + i: token for i, token in enumerate(added)}
+    vocabulary = {taken.get(i, f"word{i}"): i for i in range(count)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokens = [{"id": i, "content": token, **flags} for i, token in sorted(taken.items()) if i < count]
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "word0"}
+    (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": tokens, "model": model}))
+    names = {"pad_token": "word1", "eos_token": "word2", "chat_template": "{{ messages }}"}
+    (path / "tokenizer_config.json").write_text(json.dumps({**names, "additional_special_tokens": list(SPECIAL), "added_tokens_decoder": {}}))
 
 
 def load(path: Path) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from unipixel_jax import Box, UniPixel
 from unipixel_jax.cli import main
 from unipixel_jax.core.mesh import MeshConfig
 from unipixel_jax.data.shapes.scene import draw_scene
+from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
 
 MESHES = {"fsdp_tp": MeshConfig("fsdp_tp", tensor=4), "context": MeshConfig(context=4), "all": MeshConfig("fsdp_tp", tensor=2, context=2)}
@@ -48,5 +49,5 @@ def test_heads_that_do_not_divide():
 
 
 def test_command_names_chips_that_do_not_divide(tmp_path, capsys):
-    assert main(["segment", "photo.png", "Segment the circle.", "--tensor", "3", "--output-dir", str(tmp_path)]) == 1
+    assert main(["segment", str(ASSETS / "photo.png"), "Segment the circle.", "--tensor", "3", "--output-dir", str(tmp_path)]) == 1
     assert "a mesh of tensor 3 does not divide 8 chips" in capsys.readouterr().err
