@@ -35,16 +35,14 @@ def read_converted(directory: Path, config: UniPixelConfig, manifest: Manifest) 
     found = {_dotted(path): array.shape for path, array in stored.items()}
     Coverage.of(found, dict.fromkeys(_dotted(rule.jax) for rule in rules)).require_complete(str(directory))
     records = {canonical(name): record for name, record in manifest.tensors.items() if name != manifest.tied}
-    if records:
-        Coverage.of(dict.fromkeys(records, ()), dict.fromkeys(name for rule in rules for name in rule.torch)).require_complete(str(directory / NAME))
+    Coverage.of(dict.fromkeys(records, ()), dict.fromkeys(name for rule in rules for name in rule.torch)).require_complete(str(directory / NAME))
     tensors = {}
     for rule in rules:
         array = stored[rule.jax]
         shapes = rule.torch_shapes(array.shape)
         for index, name in enumerate(rule.torch):
             tensor = Tensor(CODES[array.dtype], shapes[name], partial(array.blocks, index if rule.stacked else None))
-            record = records.get(name)
-            tensors[name] = _checked(name, tensor.cast(record.dtype), record, directory) if record else tensor
+            tensors[name] = _checked(name, tensor.cast(records[name].dtype), records[name], directory)
     return tensors
 
 

@@ -10,14 +10,12 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
 from tiny_checkpoints import TIED, TINY, FakeTorch, as_tensors, load, newer_name, random_arrays, same_bits, torch_tensor, write_checkpoint, write_torch
 
 from unipixel_jax.convert import sources, to_jax, to_torch
 from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.manifest import Manifest
 from unipixel_jax.convert.safetensors_io import write_safetensors
-from unipixel_jax.core import checkpoint
 from unipixel_jax.core.checkpoint import restore_model
 from unipixel_jax.core.params import abstract
 from unipixel_jax.errors import UserError
@@ -123,20 +121,13 @@ def test_a_changed_array_is_noticed_on_the_way_back(tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-def test_arrays_without_records_take_the_older_names_and_their_own_dtypes(tmp_path):
-    """What training in JAX saves has no torch file to restore, and may be one chunk per array."""
-    arrays = random_arrays()
-    there_and_back(write_checkpoint(tmp_path / "source", {newer_name(name): array for name, array in arrays.items()}), tmp_path)
-    model = restore_model(tmp_path / "jax" / "params", abstract(lambda rngs: UniPixelModel(TINY, rngs=rngs)))
-    trained = tmp_path / "trained"
-    trained.mkdir()
-    checkpoint.save(trained / "params", {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model))})
-    (trained / "config.json").write_bytes((tmp_path / "jax" / "config.json").read_bytes())
-    Manifest({"kind": "training"}, {}).write(trained)
-    to_torch.convert(trained, tmp_path / "whole")
-    assert same_bits(load(tmp_path / "whole"), arrays)
-    to_torch.convert(trained, tmp_path / "sharded", shard_bytes=2_000_000)
-    assert same_bits(load(tmp_path / "sharded"), arrays) and len(list((tmp_path / "sharded").glob("model-0000*"))) > 2
+def test_a_manifest_without_records_is_refused(tmp_path):
+    """There would be nothing to compare the arrays with."""
+    there_and_back(write_checkpoint(tmp_path / "source", random_arrays()), tmp_path)
+    Manifest({"kind": "training"}, {}).write(tmp_path / "jax")
+    with pytest.raises(UserError, match=r"manifest\.json.*missing"):
+        to_torch.convert(tmp_path / "jax", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_memory_does_not_grow_with_the_weights(tmp_path):

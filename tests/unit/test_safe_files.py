@@ -78,6 +78,8 @@ def test_json_is_read(tmp_path):
     for content in (b'{"a": [1, 2.5, "\xc3\xa4"]}', b'\xef\xbb\xbf{"a": [1, 2.5, "\xc3\xa4"]}'):
         (tmp_path / "a.json").write_bytes(content)
         assert read_json(tmp_path / "a.json") == read_json_object(tmp_path / "a.json") == {"a": [1, 2.5, "ä"]}
+    (tmp_path / "a.json").write_text('"\\ud83d\\ude00"')
+    assert read_json(tmp_path / "a.json") == "\N{GRINNING FACE}"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,8 @@ def test_json_is_read(tmp_path):
         (b'{"a": -Infinity}', "-Infinity is no number"),
         (b'{"a": 1e999}', "1e999 is too large"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "is not JSON"),
+        (b'{"a": "\\ud800"}', "is not JSON .*surrogates not allowed"),
+        (b'{"a\\udfff": 1}', "is not JSON .*surrogates not allowed"),
         (b"[1, 2]", "holds a list, expected a JSON object"),
         (b'"' + b"x" * 3000 + b'"', "larger than"),
     ],

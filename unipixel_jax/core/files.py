@@ -27,6 +27,9 @@ MAX_JSON_BYTES = 64 << 20
 
 _PREFIX = ".unipixel-"
 _NAME = re.compile(r"\.unipixel-([0-9a-f]{8})-(\d+)-\d+\.part")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half a character of UTF-16, which JSON can spell alone, and which no text in UTF-8 can hold."""
+
 _numbers = itertools.count()
 
 
@@ -51,7 +54,7 @@ def require_regular_file(path: str | Path, expected: str = "expected a file") ->
 
 
 def read_json(path: str | Path, advice: str = "copy it again", most: int = MAX_JSON_BYTES) -> Any:
-    """The content of a JSON file in UTF-8, with or without a byte order mark. Numbers are finite.
+    """The content of a JSON file in UTF-8, with or without a byte order mark. Numbers are finite, and texts can be encoded.
 
     Args:
         path: of the file.
@@ -67,7 +70,11 @@ def read_json(path: str | Path, advice: str = "copy it again", most: int = MAX_J
             if os.fstat(file.fileno()).st_size > most:
                 raise UserError(f"{path} is larger than {most >> 20} MB, which no file of its kind is: {advice}")
             content = file.read()
-        return json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
+        text = content.decode("utf-8-sig")
+        found = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if _SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except OSError as error:
         raise UserError(f"{path} cannot be read ({_reason(error)}): {advice}") from None
     except RecursionError:
