@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unipixel_jax.core.files import PARAMS, aside_of, remove_abandoned
+from unipixel_jax.core.files import PARAMS, aside_of, remove_abandoned, require_shallow
 from unipixel_jax.core.stored import packed
 from unipixel_jax.errors import UserError
 
@@ -73,6 +73,7 @@ def new_directory(target: Path, force: bool, nbytes: int, sources: Iterable[Path
         UserError: `require_free`, too little room, or the disk refuses.
     """
     target = Path(os.path.abspath(target))
+    require_shallow(target)
     partial = aside_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -126,9 +126,9 @@ def read_index(path: Path, suffix: str = ".safetensors") -> dict[str, list[str]]
     placed = read_json_object(path, "copy the checkpoint again").get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{path} is no index of shards (expected a JSON object with weight_map); copy the checkpoint again")
-    unsafe = next((file for file in placed.values() if not is_shard_name(file, suffix)), None)
-    if unsafe is not None:
-        raise UserError(f"{path} names the shard {reprlib.repr(unsafe)}, expected a file beside it that ends in {suffix}; copy the checkpoint again")
+    unsafe = [file for file in placed.values() if not is_shard_name(file, suffix)]
+    if unsafe:
+        raise UserError(f"{path} names the shard {reprlib.repr(unsafe[0])}, expected a file beside it that ends in {suffix}; copy the checkpoint again")
     shards: dict[str, list[str]] = {}
     for name, file in placed.items():
         shards.setdefault(file, []).append(name)

@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("eval", help="measure the embedded model, or another, on scenes of shapes that it has never seen")
     judge.add_argument("benchmark", choices=("shapes",), help="what to measure on")
     judge.add_argument("--model", type=Path, metavar="DIR", help=MODEL_HELP)
-    judge.add_argument("--pictures", type=int, default=500, metavar="N", help="pictures, with a question of every kind each (default: 500)")
-    judge.add_argument("--clips", type=int, default=100, metavar="N", help="clips (default: 100)")
+    judge.add_argument("--pictures", type=_count, default=500, metavar="N", help="pictures, with a question of every kind each (default: 500)")
+    judge.add_argument("--clips", type=_count, default=100, metavar="N", help="clips (default: 100)")
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the scores")
     judge.set_defaults(run=_eval)
 
@@ -131,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("plan", help="say whether a run fits a topology, and what it costs there (plan --help)", add_help=False)
     commands.add_parser("bench", help="measure speed (bench --help)", add_help=False)
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value}, expected at least 0")
+    return value
 
 
 def _segment(args: argparse.Namespace) -> int:

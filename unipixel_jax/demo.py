@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from unipixel_jax.core.files import writable
 from unipixel_jax.infer.predictor import UniPixel
 from unipixel_jax.infer.visualize import save_overlay
 from unipixel_jax.processing.media import read_media
@@ -22,7 +23,12 @@ MAX_NEW_TOKENS = 24
 
 
 def run(output_dir: Path) -> Iterator[str]:
-    """Segment, describe and track; yields lines to show, the last ones the pictures' paths."""
+    """Segment, describe and track; yields lines to show, the last ones the pictures' paths.
+
+    Raises:
+        UserError: the pictures cannot be written, which is found out before the work.
+    """
+    writable(output_dir / "demo_photo.png")
     model = UniPixel.from_pretrained(dtype="float32")
     paths = []
     for name, shown, prompt, references in JOBS:

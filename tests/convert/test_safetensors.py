@@ -130,6 +130,7 @@ def test_an_index_with_a_missing_shard_or_of_another_kind(tmp_path):
         ("[]", "holds a list"),
         ("{}", "no index of shards"),
         ('{"weight_map": {"a": 3}}', "names the shard 3"),
+        ('{"weight_map": {"a": null}}', "names the shard None"),
         ("[" * 10**5, "nested too deeply"),
     ):
         path.write_text(content)

@@ -22,6 +22,9 @@ from unipixel_jax.errors import UserError
 PARAMS = "params"
 """Where a directory that a model runs from keeps its arrays."""
 
+MAX_DEPTH = 200
+"""Most folders inside each other that are made; Python's own calls for making them nest as deeply."""
+
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON file of settings. Python takes up to 25 times a file's size in memory, and a tokenizer of 150,000 tokens has 11 MB."""
 
@@ -139,9 +142,20 @@ def writable(path: str | Path) -> Path:
         raise UserError(f"{path} cannot be written ({_reason(error)}): choose another name") from None
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UserError(f"{path} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'}): choose another place")
+    require_shallow(target)
     if len(os.fsencode(target.name)) > 255:
         raise UserError(f"{path} cannot be written (its name has {len(os.fsencode(target.name))} bytes): choose a name of at most 255 bytes")
     return target
+
+
+def require_shallow(path: Path) -> None:
+    """Check that not too many folders would have to be made for a path.
+
+    Raises:
+        UserError: there are more than ``MAX_DEPTH`` above it.
+    """
+    if len(path.parents) > MAX_DEPTH:
+        raise UserError(f"{str(path)[:60]}... lies in {len(path.parents)} folders, expected at most {MAX_DEPTH}: choose another place")
 
 
 def aside_of(target: Path) -> Path:
