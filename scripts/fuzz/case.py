@@ -10,6 +10,9 @@ from random import Random
 
 from unipixel_jax.errors import run_command
 
+PLACE = "a/b/c"
+"""A case's folder below the one that is watched, so that ``..`` and ``../..`` are watched too."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -21,6 +24,7 @@ class Case:
         outputs: names in the folder that the command may write.
         kept: of these, what may be there after an error too, since it is complete in itself.
         anywhere: after success there may be new files anywhere, since random arguments say where.
+        talks: it tells what it does as it works, so that an error need not be all that it says.
     """
 
     run: list[str] | Callable[[], int]
@@ -28,6 +32,7 @@ class Case:
     outputs: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     anywhere: bool = False
+    talks: bool = False
 
     @property
     def command(self) -> str:

@@ -10,6 +10,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from .case import PLACE, Case
+
 OK, REFUSED, REPORTED = "ok", "refused", "reported"
 """It worked; an error in one line, or wrong arguments; status 1 after a report of what is wrong with the files."""
 FAILURES = ("unexpected", "traceback", "crash", "hang", "memory", "leftover", "destroyed", "noise")
@@ -49,23 +51,22 @@ def snapshot(folder: Path) -> Snapshot:
     return {str(path.relative_to(folder)): _describe(path) for path in sorted(folder.rglob("*"))}
 
 
-def judge(ended: Ended, before: Snapshot, after: Snapshot, outputs: tuple[str, ...], kept: tuple[str, ...], anywhere: bool) -> tuple[str, str]:
+def judge(ended: Ended, before: Snapshot, after: Snapshot, case: Case) -> tuple[str, str]:
     """The outcome's name, and for a failure what was seen.
 
     Args:
         ended: the end.
-        before: the case's folder before the command.
+        before: what is watched, before the command.
         after: and after it.
-        outputs: names that the command may write.
-        kept: of these, those that may be there after an error.
-        anywhere: after success, new files may be anywhere.
+        case: says what it may write.
     """
     code = os.waitstatus_to_exitcode(ended.status)
     errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    changed = [name for name, what in before.items() if after.get(name) != what and not _within(name, outputs)]
+    changed = [name for name, what in before.items() if after.get(name) != what and not _within(name, case.outputs)]
     refused = code != 0 and bool(errors)
-    allowed = kept if refused else ("a",) if anywhere else outputs
-    left = [name for name in after if name not in before and (_temporary(name) or not _within(name, allowed))]
+    allowed = case.kept if refused else case.outputs
+    free = case.anywhere and not refused
+    left = [name for name in after if name not in before and (_temporary(name) or (not (free and name.startswith("a/")) and not _within(name, allowed)))]
     text = ended.err + ended.out
     if ended.stopped:
         return ended.stopped, f"{ended.seconds:.0f} s, {ended.growth >> 20} MB"
@@ -82,13 +83,13 @@ def judge(ended: Ended, before: Snapshot, after: Snapshot, outputs: tuple[str, .
     if ended.processes or left:
         return "leftover", "processes" if ended.processes else ", ".join(left[:5])
     odd = [line for line in ended.err.splitlines() if line.strip() and not line.startswith("error: ") and not _HARMLESS.match(line)]
-    if refused and (len(errors) > 1 or odd):
+    if refused and (len(errors) > 1 or (odd and not case.talks)):
         return "noise", (odd or errors)[0][:200]
     return (OK if code == 0 else REFUSED if refused or code == 2 else REPORTED), ""
 
 
 def _within(name: str, places: tuple[str, ...]) -> bool:
-    return any(name == place or name.startswith(f"{place}/") for place in places)
+    return any(name == f"{PLACE}/{place}" or name.startswith(f"{PLACE}/{place}/") for place in places)
 
 
 def _temporary(name: str) -> bool:

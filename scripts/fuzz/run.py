@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from .case import Kind
+from .case import PLACE, Case, Kind
 from .judge import FAILURES, MAX_GROWTH, MAX_SECONDS, Ended, judge, snapshot
 from .processes import POLL, call, fork, gone, import_all, in_child, write_to
 
@@ -63,21 +63,20 @@ class Runner:
 
     def run(self, kind: Kind, number: int) -> Result:
         """Run one case; a failing one is kept."""
-        # deep enough that `..` and `../..` stay within
         top, control = self.work / "case", self.work / "control"
-        for folder in (top, control):
-            shutil.rmtree(folder, ignore_errors=True)
-        folder = top / "a" / "b" / "c"
-        for made in (folder, top / "tmp", top / "home", control):
-            made.mkdir(parents=True)
+        for place in (top, control):
+            shutil.rmtree(place, ignore_errors=True)
+        folder = top / PLACE
+        for place in (folder, top / "tmp", top / "home", control):
+            place.mkdir(parents=True)
         rng = Random(f"{self.seed} {kind.name} {number}")
         ended = self._watch(lambda: self._child(kind, rng, folder, control), control)
         made = json.loads((control / "made.json").read_text()) if (control / "made.json").exists() else None
         if made is None:
             raise RuntimeError(f"{kind.name} {number} could not be made:\n{ended.err}")
-        outputs, kept = (tuple(f"a/b/c/{name}" for name in made[key]) for key in ("outputs", "kept"))
-        outcome, detail = judge(ended, made["before"], snapshot(top), outputs, kept, made["anywhere"])
-        return Result(kind.name, number, outcome, detail, made["note"], made["command"], ended.seconds, ended.growth)
+        case = Case([], made["note"], tuple(made["outputs"]), tuple(made["kept"]), made["anywhere"], made["talks"])
+        outcome, detail = judge(ended, made["before"], snapshot(top), case)
+        return Result(kind.name, number, outcome, detail, case.note, made["command"], ended.seconds, ended.growth)
 
     def keep(self, result: Result) -> Path:
         """Keep the case that ran last, with what it wrote."""
@@ -108,6 +107,7 @@ class Runner:
             "outputs": case.outputs,
             "kept": case.kept,
             "anywhere": case.anywhere,
+            "talks": case.talks,
             "before": snapshot(self.work / "case"),
             "resident": _resident(os.getpid()),
             "started": time.monotonic(),
