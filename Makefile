@@ -29,7 +29,7 @@ package:  ## build the sdist and the wheel, and use each in a new environment ou
 
 fuzz: .venv/installed-dev  ## 5,000 mutated files and command lines, then 100 kills amid their work (an hour)
 	@$(BIN)/python -m scripts.fuzz
-	@$(BIN)/python -m scripts.fuzz --kills 100
+	@$(BIN)/python -m scripts.fuzz.kills
 
 # From pip's default index, which on Linux means a CUDA build of several gigabytes; the tests need only its CPU side. Install a smaller torch into
 # .venv-parity first and pip leaves it alone.

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +171,18 @@ def test_what_cannot_be_read_is_left_out_and_told(source, tmp_path):
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(UserError, match="none of the 7 samples of toy can be read"):
         pack(Listed("toy", source.annotations[:7]), "train", tmp_path / "other", failed.__setitem__)
+
+
+def test_packing_leaves_the_data_set_alone(source, tmp_path, monkeypatch):
+    """No temporary file of tensorflow-datasets stays, no folder of downloads, and nothing of what cannot be packed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    folder = pack(source, "train", tmp_path / "shards", refuse)
+    assert list((tmp_path / "tmp").iterdir()) == [] and set((tmp_path / "shards").rglob("*")) == {*folder.parents[:2], folder, *folder.iterdir()}
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(UserError, match="none of the 7 samples"):
+        pack(Listed("toy", source.annotations[:7]), "train", tmp_path / "other", lambda *_: None)
+    assert list((tmp_path / "tmp").iterdir()) == [] and not (tmp_path / "other").exists() and tempfile.tempdir == str(tmp_path / "tmp")
 
 
 def test_refusals(source, tmp_path):

@@ -76,5 +76,5 @@ def test_the_guide(pictures, tmp_path):
     assert before.keys() == after.keys() and all(any(part in name for name in changed) for part in (".self_attn.q_proj.weight", "seg_head", "sam2."))
     assert not any("embed_tokens" in name or "layernorm" in name for name in changed)
     assert "outputs/one-objects.png" in command(segment, tmp_path)[0]
-    with Image.open(tmp_path / "outputs" / "one.png") as overlay:
+    with Image.open(tmp_path / "outputs" / "one-objects.png") as overlay:
         assert overlay.size[0] >= SIDE

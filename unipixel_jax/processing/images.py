@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -90,6 +91,9 @@ def open_image(source: str | Path | Content, formats: tuple[str, ...] = PHOTOS) 
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"({image.width * image.height} pixels)")
         with image:
+            if image.format == "TIFF":
+                with _silent_libraries():
+                    image.load()
             yield image
     except UserError:
         raise
@@ -150,6 +154,19 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
             log.warning("%s has 16 bits a pixel, but its brightest is %d of 65535, so it is nearly black; save it with 8 bits if that is wrong", name, high)
         values = values / 257
     return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+@contextlib.contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Drop what libtiff writes to the standard error of the process about a broken file, beside the error that Pillow raises."""
+    with open(os.devnull, "wb") as nothing:
+        kept = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _register_heif() -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -16,6 +18,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from unipixel_jax.core.files import aside_of, remove_abandoned, require_shallow
 from unipixel_jax.data.annotation import Source
 from unipixel_jax.data.loader import FAILURES
 from unipixel_jax.data.packed import encode
@@ -92,11 +95,32 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: F
     Raises:
         UserError: it is there already, or no sample can be read.
     """
-    tfds.disable_progress_bar()
-    builder = Packed(source, split, failed, filters or Filters(), data_dir=str(out))
-    folder = Path(str(builder.data_path))
+    folder = Path(out) / Packed.name / config_name(source.name) / str(Packed.VERSION)
     if folder.exists():
         raise UserError(f"{folder} exists: remove it to pack {source.name} again, or choose another folder")
-    with contextlib.redirect_stdout(sys.stderr):  # where it tells of downloads that there are not
+    tfds.disable_progress_bar()
+    with _folder_beside(folder) as aside, contextlib.redirect_stdout(sys.stderr):  # where it tells of downloads that there are not
+        builder = Packed(source, split, failed, filters or Filters(), data_dir=str(aside))
         builder.download_and_prepare()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        Path(str(builder.data_path)).rename(folder)
     return folder
+
+
+@contextlib.contextmanager
+def _folder_beside(folder: Path) -> Iterator[Path]:
+    """A folder to build in, with all temporary files, of which tensorflow-datasets removes only some; it is gone afterwards, whatever happens."""
+    out = folder.parents[2]
+    require_shallow(folder.absolute())
+    out.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(out)
+    aside = aside_of(out / folder.name)
+    aside.mkdir()
+    usual, tempfile.tempdir = tempfile.tempdir, str(aside)
+    try:
+        yield aside
+    finally:
+        tempfile.tempdir = usual
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            out.rmdir()  # where it was made for this, and stayed empty
