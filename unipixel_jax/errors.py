@@ -30,8 +30,8 @@ def run_command(run: Callable[[], int], verbose: bool) -> int:
         The command's status; 1 after an error, whose reason is one line on stderr; 130 if it was interrupted or told to end.
     """
     try:
-        with _ended_by_signal(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # of what Pillow passes over in a file that it reads all the same
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of what Pillow passes over in a file that it reads all the same
+        with _ended_by_signal():
             return run()
     except KeyboardInterrupt:
         return _fail("interrupted; what was not complete was not written", verbose=False, status=130)

@@ -22,6 +22,7 @@ from unipixel_jax.export import export
 from unipixel_jax.train.checkpoint import Best, Checkpoints
 from unipixel_jax.train.loop import _go_on
 from unipixel_jax.train.manifest import About, _digest, weights_digest
+from unipixel_jax.train.orbax_noise import silence
 from unipixel_jax.train.stored import named_leaves, read_arrays
 
 ABOUT = About({"lr": 1e-3}, {"text": {"width": 64, "sections": (2, 3)}, "lora": {"rank": 8}, "trained": ["seg"]}, {"start": "base"})
@@ -461,3 +462,12 @@ def test_data_that_stood_nowhere_is_one_line(tmp_path, data):
 
     with pytest.raises(UserError, match="does not say where the data stood"):
         _go_on(Loader(), data, tmp_path)
+
+
+def test_reads_that_were_given_up_say_nothing(caplog):
+    silence()
+    log = logging.getLogger("asyncio")
+    log.error("Task exception was never retrieved\nfuture: <Task coro=<async_deserialize() done, defined at orbax/checkpoint/_src/serialization.py:394>>")
+    log.error("Future exception was never retrieved\nfuture: <Future exception=ValueError('[tensorstore_spec={}]')>")
+    log.error("Task exception was never retrieved\nfuture: <Task of somebody else>")
+    assert [record.getMessage().splitlines()[-1] for record in caplog.records] == ["future: <Task of somebody else>"]

@@ -16,6 +16,7 @@ from typing import Any
 def silence() -> None:
     """Silence it, for the life of the process: what was given up may complain at any time later."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: not _never_retrieved(record.getMessage()))
     warnings.filterwarnings("ignore", "coroutine '.*(orbax|array|restore|serialize|deserialize).*' was never awaited", RuntimeWarning)
     told = sys.unraisablehook
 
@@ -24,6 +25,11 @@ def silence() -> None:
             told(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _never_retrieved(message: str) -> bool:
+    """Whether asyncio tells of a read of Orbax, or of TensorStore for it, whose failure nobody asked for."""
+    return "exception was never retrieved" in message and ("orbax" in message or "tensorstore" in message)
 
 
 def _given_up(unraisable: Any) -> bool:
