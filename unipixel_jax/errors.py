@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -30,7 +31,9 @@ def run_command(run: Callable[[], int], verbose: bool) -> int:
         The command's status; 1 after an error, whose reason is one line on stderr; 130 if it was interrupted or told to end.
     """
     try:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of what Pillow passes over in a file that it reads all the same
+        # What Pillow passes over in a file that it reads all the same, and what it logs beside the error that it raises, are no lines of ours.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)
         with _ended_by_signal():
             return run()
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -190,7 +191,7 @@ def test_being_told_to_end_is_an_interruption():
     assert found.returncode == 130 and found.stderr.startswith("error: interrupted") and json.dumps(found.stdout) == '""'
 
 
-def test_what_pillow_passes_over_in_a_file_is_not_printed(tmp_path, capsys):
+def test_what_pillow_passes_over_in_a_file_is_not_printed(tmp_path, capsys, caplog):
     exif = Image.Exif()
     exif[0x010E] = "a description"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.tiff", exif=exif)
@@ -201,4 +202,6 @@ def test_what_pillow_passes_over_in_a_file_is_not_printed(tmp_path, capsys):
     with pytest.warns(UserWarning, match="Tag data larger than file"):
         read_media(tmp_path / "a.tiff")
     assert run_command(lambda: len(read_media(tmp_path / "a.tiff").frames), verbose=False) == 1
+    assert run_command(lambda: logging.getLogger("PIL.TiffImagePlugin").error("more samples than can be decoded") or 0, verbose=False) == 0
+    assert caplog.text == ""
     assert capsys.readouterr().err == ""

@@ -24,7 +24,6 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import check_ratio
 
 log = logging.getLogger(__name__)
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what Pillow logs of a broken file, beside the error that it raises
 
 PHOTOS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF", "ICO")
 """Pillow's names of the formats that photos and frames may have. Phones write JPEG (MPO among it: several in one file), HEIF and AVIF."""
