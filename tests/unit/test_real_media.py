@@ -277,6 +277,15 @@ def test_flipped_and_missing_bytes_are_one_line_or_harmless(tmp_path, kind):
             assert "\n" not in str(error)
 
 
+def test_a_broken_video_prints_nothing(capfd):
+    """It sends FFmpeg to a place before the beginning of the file."""
+    path = CASES / "media" / "seek_before_start.wmv"
+    for media in (path, Content(path.name, path.read_bytes())):
+        with pytest.raises(UserError, match=r"seek_before_start\.wmv is not a photo or video that can be read, or is broken"):
+            read_media(media)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_frames_of_a_folder_are_listed_by_their_endings(tmp_path):
     for name in ("2.JPG", "1.png", "notes.txt", ".3.png"):
         (tmp_path / name).touch()

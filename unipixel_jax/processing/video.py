@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import av
 import numpy as np
@@ -33,6 +33,21 @@ MAX_DECODED_PIXELS = 250_000_000_000
 
 FRAME_COST = 50_000
 """Pixels that take as long to decode as a frame does besides its pixels."""
+
+
+class _Input:
+    """An opened file as FFmpeg reads it. Broken ones make it ask for places before their beginning, and PyAV would print the error that a file raises then."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place; returns the new one, or -1 where there is none."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
 
 
 class _Packet(NamedTuple):
@@ -101,7 +116,7 @@ def _open(path: Path | Content) -> Iterator[tuple[Any, Any]]:
     try:
         with (
             path.open() if isinstance(path, Content) else open(path, "rb") as file,
-            av.open(file, options={"format_whitelist": CONTAINERS}, buffer_size=1 << 18) as container,
+            av.open(_Input(file), options={"format_whitelist": CONTAINERS}, buffer_size=1 << 18) as container,
         ):
             yield container, _video_track(container, path)
     except UserError:
