@@ -6,9 +6,10 @@ A pod reads few large files better than millions of small ones, and what is pack
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -24,6 +25,8 @@ from unipixel_jax.data.loader import FAILURES
 from unipixel_jax.data.packed import encode
 from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
+
+logging.getLogger("absl").addFilter(lambda record: "Using custom data configuration" not in record.getMessage())  # it is meant to be our own
 
 Failed = Callable[[str, str], None]
 """Told the name of a sample that is left out, and the reason."""
@@ -99,7 +102,7 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: F
     if folder.exists():
         raise UserError(f"{folder} exists: remove it to pack {source.name} again, or choose another folder")
     tfds.disable_progress_bar()
-    with _folder_beside(folder) as aside, contextlib.redirect_stdout(sys.stderr):  # where it tells of downloads that there are not
+    with _folder_beside(folder) as aside, contextlib.redirect_stdout(io.StringIO()):  # it tells of downloads that there are not
         builder = Packed(source, split, failed, filters or Filters(), data_dir=str(aside))
         builder.download_and_prepare()
         folder.parent.mkdir(parents=True, exist_ok=True)
