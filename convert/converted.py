@@ -8,8 +8,9 @@ from pathlib import Path
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import checkpoint
-from unipixel_jax.core.blocks import Blocks, KeyPath
+from unipixel_jax.core.blocks import Blocks
 from unipixel_jax.core.files import PARAMS
+from unipixel_jax.core.stored import dotted
 from unipixel_jax.errors import UserError
 
 from .manifest import NAME, Manifest, Record
@@ -32,8 +33,8 @@ def read_converted(directory: Path, config: UniPixelConfig, manifest: Manifest) 
     """
     stored = checkpoint.read(directory / PARAMS)
     rules = all_rules(config)
-    found = {_dotted(path): array.shape for path, array in stored.items()}
-    Coverage.of(found, dict.fromkeys(_dotted(rule.jax) for rule in rules)).require_complete(str(directory))
+    found = {dotted(path): array.shape for path, array in stored.items()}
+    Coverage.of(found, dict.fromkeys(dotted(rule.jax) for rule in rules)).require_complete(str(directory))
     records = {canonical(name): record for name, record in manifest.tensors.items() if name != manifest.tied}
     Coverage.of(dict.fromkeys(records, ()), dict.fromkeys(name for rule in rules for name in rule.torch)).require_complete(str(directory / NAME))
     tensors = {}
@@ -58,7 +59,3 @@ def _checked(name: str, tensor: Tensor, record: Record, directory: Path) -> Tens
             raise UserError(f"{directory}: {name} has changed since it was converted ({checksum:08x}, expected {record.crc32}); convert the checkpoint again")
 
     return Tensor(tensor.dtype, tensor.shape, blocks)
-
-
-def _dotted(path: KeyPath) -> str:
-    return ".".join(map(str, path))

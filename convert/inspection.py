@@ -141,7 +141,7 @@ def _jax(path: Path) -> Report:
     manifest = Manifest.read(path)
     _, config = read_config(path)
     arrays = {dotted(key): Tensor(CODES[array.dtype], array.shape, array.blocks) for key, array in read_arrays(path / PARAMS).items()}
-    coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(".".join(map(str, rule.jax)) for rule in all_rules(config)))
+    coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(dotted(rule.jax) for rule in all_rules(config)))
     origin = ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value is not None)
     details = {"torch tensors": len(manifest.tensors), "made from": origin}
     return _report(path, "jax", arrays, coverage, _model(config.vision, config.text), _sam2_size(config.sam2), details)
