@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "programs"
@@ -41,13 +42,25 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def full_disk() -> Iterator[Callable[[], None]]:
-    """A function after whose call no file grows past some kilobytes; the system says so as it does of a full disk."""
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """A disk that fills while the test runs: `with full_disk(): ...`."""
+    return _full_disk
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
+    """While it lasts no file grows past some kilobytes; the system says so as it does of a full disk.
+
+    The limit holds for the whole process, so it must end within the test: pytest's own report may go to a longer file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,8 +1,8 @@
 """What a run shows of itself where the disk or Weights & Biases refuses, and when it is started again."""
 
+import contextlib
 import io
 import json
-import resource
 import struct
 import sys
 from importlib.machinery import ModuleSpec
@@ -34,9 +34,10 @@ def events(run):
 
 
 def test_a_full_disk_leaves_numbers_out_and_hides_no_error(tmp_path, full_disk, caplog):
-    with pytest.raises(UserError, match="step 99 could not be saved"), Watch(tmp_path, {}, 100, 0) as watch:
+    refused = pytest.raises(UserError, match="step 99 could not be saved")
+    with refused, contextlib.ExitStack() as until_closed, Watch(tmp_path, {}, 100, 0) as watch:
         watch.write(1, VALUES)
-        full_disk()
+        until_closed.enter_context(full_disk())
         for step in range(2, 100):
             watch.write(step, VALUES)
         raise UserError("step 99 could not be saved")
@@ -49,12 +50,10 @@ def test_a_full_disk_leaves_numbers_out_and_hides_no_error(tmp_path, full_disk, 
 
 
 def test_numbers_go_on_when_there_is_room_again(tmp_path, full_disk):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Watch(tmp_path, {}, 200, 0) as watch:
-        full_disk()
-        for step in range(1, 100):
-            watch.write(step, VALUES)
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with full_disk():
+            for step in range(1, 100):
+                watch.write(step, VALUES)
         watch.write(100, VALUES)
     *written, last = steps(tmp_path)
     assert last == 100 and len(written) < 99

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import resource
 import shutil
 import subprocess
 import sys
@@ -325,20 +324,18 @@ def test_the_format_with_data_for_every_process_is_read(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_refuses_gives_one_line_and_keeps_what_was_complete(tmp_path, full_disk, caplog):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     large = make_state(20, rows=2000)
     saved(tmp_path, 10, keep=1)
     with Checkpoints(tmp_path, ABOUT, 1) as checkpoints:
-        full_disk()
-        checkpoints.save(20, large, None)
-        with pytest.raises(UserError, match=r"step 20 could not be saved \(a file may not become so large\); the newest complete .* step 10") as error:
-            checkpoints.wait()
-        assert "\n" not in str(error.value) and not caplog.records
-        assert names(tmp_path) == ["10"] and checkpoints.steps == [10]
-        checkpoints.save(30, large, None)
-        with pytest.raises(UserError, match="step 30 could not be saved"):
-            checkpoints.save(40, large, None)
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with full_disk():
+            checkpoints.save(20, large, None)
+            with pytest.raises(UserError, match=r"step 20 could not be saved \(a file may not become so large\); the newest complete .* step 10") as error:
+                checkpoints.wait()
+            assert "\n" not in str(error.value) and not caplog.records
+            assert names(tmp_path) == ["10"] and checkpoints.steps == [10]
+            checkpoints.save(30, large, None)
+            with pytest.raises(UserError, match="step 30 could not be saved"):
+                checkpoints.save(40, large, None)
         checkpoints.save(50, large, "data")
     assert names(tmp_path) == ["50"]
     assert restored(tmp_path, abstract(large)).data == "data"
