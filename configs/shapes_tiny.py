@@ -5,8 +5,8 @@
 `scripts/train_shapes.sh` gives the lessons, runs this and measures the result. Half of the batches are pictures, a quarter clips, a quarter words alone.
 """
 
+from unipixel_jax.synthetic.recipe import shapes
 from unipixel_jax.train.config import StartConfig, TrainConfig
-from unipixel_jax.train.shapes import shapes
 
 
 def get_config() -> TrainConfig:

@@ -27,7 +27,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask  # noqa: E402
 
-from unipixel_jax.core.chips import compile_mesh  # noqa: E402
+from unipixel_jax.core.accelerators import compile_mesh  # noqa: E402
 from unipixel_jax.ops.attention import AttnMask, pallas_tpu  # noqa: E402
 
 

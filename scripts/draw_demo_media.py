@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unipixel_jax.data.shapes.language import full_name
-from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
+from unipixel_jax.data.synthetic.language import full_name
+from unipixel_jax.data.synthetic.scene import SIDE, Scene, draw_scene
 
 ASSETS = Path(__file__).resolve().parent.parent / "unipixel_jax" / "assets"
 SEED = 31_000_000

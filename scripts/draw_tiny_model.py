@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from unipixel_jax.eval.shapes import judge
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.infer.predictor import UniPixel
-from unipixel_jax.train.shapes import COURSE
+from unipixel_jax.synthetic.evaluation import judge
+from unipixel_jax.synthetic.recipe import COURSE
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHOWN = 12

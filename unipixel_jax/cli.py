@@ -265,9 +265,9 @@ def _eval(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from unipixel_jax.core.files import replacing, writable
-    from unipixel_jax.eval.shapes import judge, summary
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
+    from unipixel_jax.synthetic.evaluation import judge, summary
 
     if args.json is not None:
         writable(args.json)
@@ -292,7 +292,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from unipixel_jax.training import main as train
+    from unipixel_jax.train.cli import main as train
 
     return train(args.arguments)
 

@@ -20,7 +20,7 @@ from unipixel_jax.cli import main
 IMPORTED = (
     "convert.cli", "convert.inspection", "convert.to_jax", "convert.to_torch", "convert.trained", "convert.random", "data.cli", "data.tfds.builder",
     "data.tfds.source", "infer.loading", "infer.predictor", "infer.visualize", "parity.recording", "parity.run", "processing.video", "train.config",
-    "train.loop", "train.reproduce", "training", "export", "eval.shapes", "bench.cli", "plan.cli", "demo",
+    "train.loop", "train.reproduce", "training", "export", "synthetic.evaluation", "bench.cli", "plan.cli", "demo",
 )  # fmt: skip
 """Modules of unipixel_jax that commands import when they are called."""
 

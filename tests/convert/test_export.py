@@ -21,13 +21,13 @@ from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.safetensors_io import read_safetensors
 from unipixel_jax.core.checkpoint import restore_model
 from unipixel_jax.errors import UserError
-from unipixel_jax.export import configure, export, run
 from unipixel_jax.infer.loading import load
 from unipixel_jax.models.lora import LoraConfig, add_lora, merge_lora
 from unipixel_jax.models.unipixel import abstract_model
-from unipixel_jax.train.checkpoint import CHECKPOINTS, Checkpoints
-from unipixel_jax.train.manifest import About
-from unipixel_jax.train.stored import named_leaves
+from unipixel_jax.train.checkpoints.manager import CHECKPOINTS, Checkpoints
+from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.reader import named_leaves
+from unipixel_jax.train.export import configure, export, run
 from unipixel_jax.train.trainable import trained
 
 NANO = Path(__file__).parents[1] / "recordings" / "nano_a" / "checkpoint"

@@ -17,7 +17,7 @@ from sample_data.discs import write_folder, write_video
 from unipixel_jax.data.annotation import Annotation, DrawOptions, FrameFiles, Photo, Turn, VideoFrames
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.frames import choose_frames, read_frames, resize_masks, square_masks
-from unipixel_jax.data.packed import decode, encode
+from unipixel_jax.data.records import decode, encode
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import bilinear_weights
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from unipixel_jax.data.annotation import DrawOptions, FrameFiles, Photo, VideoFrames
 from unipixel_jax.data.draw import draw
-from unipixel_jax.data.roles.multimodal import spread_frames
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.base import Filters
+from unipixel_jax.data.tasks.multimodal import spread_frames
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.video import frame_rate
 

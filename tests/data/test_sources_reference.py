@@ -12,9 +12,9 @@ from sample_data.edits import EDITS, add_stray, write_on_windows
 
 from unipixel_jax.data.annotation import DrawOptions, FrameFiles
 from unipixel_jax.data.draw import draw
-from unipixel_jax.data.roles import memory, referring, region, segmentation
 from unipixel_jax.data.sources import class_names, marked, open_source, videorefer
 from unipixel_jax.data.sources.base import Filters
+from unipixel_jax.data.tasks import memory, referring, region, segmentation
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import language_frames
 

@@ -9,8 +9,8 @@ from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.frames import square_masks
 from unipixel_jax.data.prompts_regions import CAPTION_PROMPTS
-from unipixel_jax.data.roles.marks import BOX_NOISE, draw_box, draw_point, visible_frame
 from unipixel_jax.data.sources import open_source
+from unipixel_jax.data.tasks.marks import BOX_NOISE, draw_box, draw_point, visible_frame
 from unipixel_jax.errors import UserError
 
 NAMES = ("videorefer_short_caption_ref", "inst_it_image_short_caption_raw_ref")

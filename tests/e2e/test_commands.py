@@ -154,7 +154,7 @@ def test_warnings_stay_on_a_terminal_and_answers_go_where_they_belong(monkeypatc
 
 def test_no_changing_line_beside_the_bar_of_a_training(monkeypatch, capsys):
     on_a_terminal(monkeypatch)
-    monkeypatch.setattr("unipixel_jax.training.main", warn)
+    monkeypatch.setattr("unipixel_jax.train.cli.main", warn)
     assert main(["train", "config.py"]) == 0
     assert capsys.readouterr().err == "a sample is replaced\n"
     logger = logging.getLogger("unipixel_jax")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from unipixel_jax import Point, UniPixel
-from unipixel_jax.data.shapes.language import full_name
-from unipixel_jax.data.shapes.scene import draw_scene
+from unipixel_jax.data.synthetic.language import full_name
+from unipixel_jax.data.synthetic.scene import draw_scene
 from unipixel_jax.demo import ASSETS, JOBS
-from unipixel_jax.eval.shapes import iou
 from unipixel_jax.infer.loading import EMBEDDED
+from unipixel_jax.synthetic.evaluation import iou
 
 
 def test_it_is_small():

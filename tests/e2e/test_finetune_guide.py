@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unipixel_jax.data.shapes.scene import SIDE, draw_scene
+from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
 from unipixel_jax.infer.loading import EMBEDDED
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from flax import nnx
 from unipixel_jax import Box, UniPixel
 from unipixel_jax.cli import main
 from unipixel_jax.core.mesh import MeshConfig
-from unipixel_jax.data.shapes.scene import draw_scene
+from unipixel_jax.data.synthetic.scene import draw_scene
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from unipixel_jax.bench.attention import WORKS, measure
-from unipixel_jax.core.chips import CHIPS
+from unipixel_jax.core.accelerators import CHIPS
 
 KERNELS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
 

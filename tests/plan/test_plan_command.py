@@ -10,7 +10,7 @@ CONFIG = """
 from dataclasses import replace
 from unipixel_jax.train.config import StartConfig
 from unipixel_jax.train.optim import OptimConfig
-from unipixel_jax.train.shapes import SHAPES_MODEL, shapes
+from unipixel_jax.synthetic.recipe import SHAPES_MODEL, shapes
 
 
 def get_config():

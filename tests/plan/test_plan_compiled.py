@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 from plan_programs import BF16, Small, mesh_of, mlp, product, single, train_step
 
-from unipixel_jax.core.chips import CHIPS, compile_mesh
+from unipixel_jax.core.accelerators import CHIPS, compile_mesh
 from unipixel_jax.core.mesh import MeshConfig, compiler_options, make_mesh
 from unipixel_jax.plan.hlo import read_costs
 from unipixel_jax.plan.memory import ARGUMENTS, NEEDED, RESULTS, bytes_per_chip, read_memory, refused_for_memory, usable

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from unipixel_jax.core.chips import CHIPS
+from unipixel_jax.core.accelerators import CHIPS
 from unipixel_jax.errors import UserError
 from unipixel_jax.plan.hlo import Costs, Operation
 from unipixel_jax.plan.hlo_collectives import Collective

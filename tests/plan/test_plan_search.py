@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from unipixel_jax.config import preset
-from unipixel_jax.core.chips import CHIPS
+from unipixel_jax.core.accelerators import CHIPS
 from unipixel_jax.core.mesh import AXES, MeshConfig, mesh_sizes
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import check_heads

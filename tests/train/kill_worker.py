@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unipixel_jax.train.checkpoint import Checkpoints
-from unipixel_jax.train.manifest import About
-from unipixel_jax.train.stored import named_leaves
+from unipixel_jax.train.checkpoints.manager import Checkpoints
+from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.reader import named_leaves
 
 STEPS, EVERY = 24, 4
 WIDTH = 256

@@ -10,8 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.checkpoint import Checkpoints
-from unipixel_jax.train.manifest import About
+from unipixel_jax.train.checkpoints.manager import Checkpoints
+from unipixel_jax.train.checkpoints.manifest import About
 
 ABOUT = About({}, {"kind": "pair"}, {})
 SHAPES = {"w": (16, 8), "large": (512, 1024), "b": (8,), "step": ()}

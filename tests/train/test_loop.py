@@ -11,12 +11,12 @@ from micro_run import MODEL, micro_config, micro_start, stopping_before
 from unipixel_jax.data.pipeline import open_mixture
 from unipixel_jax.errors import UserError
 from unipixel_jax.train import loop
+from unipixel_jax.train.checkpoints.reader import named_leaves
 from unipixel_jax.train.kept import read_kept
 from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
 from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, step_key
-from unipixel_jax.train.stored import named_leaves
 
 
 @pytest.fixture(scope="module")

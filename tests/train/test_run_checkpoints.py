@@ -17,12 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
-from unipixel_jax.export import export
-from unipixel_jax.train.checkpoint import Best, Checkpoints
+from unipixel_jax.train.checkpoints.manager import Best, Checkpoints
+from unipixel_jax.train.checkpoints.manifest import About, _digest, weights_digest
+from unipixel_jax.train.checkpoints.orbax_noise import silence
+from unipixel_jax.train.checkpoints.reader import named_leaves, read_arrays
+from unipixel_jax.train.export import export
 from unipixel_jax.train.loop import _go_on
-from unipixel_jax.train.manifest import About, _digest, weights_digest
-from unipixel_jax.train.orbax_noise import silence
-from unipixel_jax.train.stored import named_leaves, read_arrays
 
 ABOUT = About({"lr": 1e-3}, {"text": {"width": 64, "sections": (2, 3)}, "lora": {"rank": 8}, "trained": ["seg"]}, {"start": "base"})
 
@@ -308,7 +308,7 @@ def test_another_state_is_refused_and_the_arrays_are_named(tmp_path):
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("unipixel_jax.train.manifest.FORMAT", 3)
+    monkeypatch.setattr("unipixel_jax.train.checkpoints.manifest.FORMAT", 3)
     saved(tmp_path, 10)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"format 3, this version reads \(1, 2\)"):
@@ -316,7 +316,7 @@ def test_a_later_format_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_format_with_data_for_every_process_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("unipixel_jax.train.manifest.FORMAT", 1)
+    monkeypatch.setattr("unipixel_jax.train.checkpoints.manifest.FORMAT", 1)
     with Checkpoints(tmp_path, ABOUT, 5) as checkpoints:
         checkpoints.save(10, make_state(10), [{"position": 10}] * 2)
     monkeypatch.undo()

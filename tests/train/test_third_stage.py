@@ -24,10 +24,10 @@ from unipixel_jax.data.loader import Loader
 from unipixel_jax.data.pipeline import open_mixture
 from unipixel_jax.infer.loading import EMBEDDED, load
 from unipixel_jax.train import loop
+from unipixel_jax.train.checkpoints.reader import named_leaves
 from unipixel_jax.train.config import TrainConfig, load_config
 from unipixel_jax.train.loop import train
 from unipixel_jax.train.setup import Setup, TrainState, lay_out, set_up
-from unipixel_jax.train.stored import named_leaves
 from unipixel_jax.train.trainable import group_of
 
 ROOT = Path(__file__).parents[2]

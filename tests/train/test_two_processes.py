@@ -9,7 +9,7 @@ import pytest
 from pair_worker import ABOUT, SHAPES, whole
 from processes import Processes, free_port
 
-from unipixel_jax.train.checkpoint import Checkpoints
+from unipixel_jax.train.checkpoints.manager import Checkpoints
 
 
 @pytest.fixture(scope="module")

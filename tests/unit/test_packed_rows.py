@@ -12,7 +12,7 @@ from micro_models import MICRO, micro_model
 from unipixel_jax.core.buckets import LADDERS, Ladder
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.data.batch import collate
-from unipixel_jax.data.packing import WIDEST, choose_rows, pack
+from unipixel_jax.data.sequence_packing import WIDEST, choose_rows, pack
 from unipixel_jax.infer.inputs import to_prompt
 from unipixel_jax.processing.batch import Picture, Prompt
 from unipixel_jax.processing.chat import IGNORE_INDEX

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from unipixel_jax.core.chips import CHIPS, compile_mesh, is_here
+from unipixel_jax.core.accelerators import CHIPS, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention

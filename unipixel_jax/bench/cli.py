@@ -18,7 +18,7 @@ from rich.table import Table
 
 from unipixel_jax.bench import attention
 from unipixel_jax.bench.workloads import PARTS, Sizes
-from unipixel_jax.core.chips import CHIPS
+from unipixel_jax.core.accelerators import CHIPS
 from unipixel_jax.core.files import replacing, writable
 from unipixel_jax.errors import UserError, run_command
 from unipixel_jax.ops.attention import BACKENDS

@@ -21,7 +21,7 @@ from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.tokenizer import Message
 
 Role = Literal["segmentation", "referring", "region", "memory", "multimodal", "shapes"]
-"""What a sample teaches; data/roles/ has one file for each."""
+"""What a sample teaches; data/tasks/ has one file for each."""
 
 
 class MaskReader(Protocol):

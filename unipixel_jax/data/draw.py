@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Role, require_text
-from unipixel_jax.data.roles import memory, multimodal, referring, region, segmentation, shapes
+from unipixel_jax.data.synthetic import task
+from unipixel_jax.data.tasks import memory, multimodal, referring, region, segmentation
 
 _ROLES: Mapping[Role, Callable[[Annotation, DrawOptions, np.random.Generator], Example]] = {
     "segmentation": segmentation.draw,
@@ -15,7 +16,7 @@ _ROLES: Mapping[Role, Callable[[Annotation, DrawOptions, np.random.Generator], E
     "region": region.draw,
     "memory": memory.draw,
     "multimodal": multimodal.draw,
-    "shapes": shapes.draw,
+    "shapes": task.draw,
 }
 
 

@@ -17,7 +17,7 @@ from unipixel_jax.data.batch import Agree, BatchArrays, collate_rows
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.loader import Loader, LoaderOptions
 from unipixel_jax.data.mixture import Mixture, Part, parse
-from unipixel_jax.data.packing import choose_rows
+from unipixel_jax.data.sequence_packing import choose_rows
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from unipixel_jax.core.chips import Chip
+from unipixel_jax.core.accelerators import Chip
 
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import jax
 
-from unipixel_jax.core.chips import CHIPS, Chip, absent_devices
+from unipixel_jax.core.accelerators import CHIPS, Chip, absent_devices
 from unipixel_jax.errors import UserError
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -66,7 +66,7 @@ class Topology:
 def open_topology(name: str) -> Topology:
     """Devices to compile for, of chips that are not here.
 
-    From then on this process computes on the CPU (``core.chips.absent_devices``).
+    From then on this process computes on the CPU (``core.accelerators.absent_devices``).
 
     Args:
         name: "v5e:8x8", "v5p:2x2x4" or "v6e:4x4", a shape of ``SHAPES``; one of ``ACCELERATOR_TYPES``; either with "2*" before it for several slices; "h100:8"

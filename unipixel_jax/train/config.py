@@ -23,7 +23,7 @@ from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.data.mixture import parse
 from unipixel_jax.data.sources.base import Filters
-from unipixel_jax.data.sources.shapes import SHAPES
+from unipixel_jax.data.synthetic.source import SHAPES
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.lora import LoraConfig

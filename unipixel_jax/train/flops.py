@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from unipixel_jax.config import Sam2Config, UniPixelConfig
-from unipixel_jax.core.chips import CHIPS
+from unipixel_jax.core.accelerators import CHIPS
 from unipixel_jax.data.batch import BatchArrays
 
 
@@ -99,7 +99,7 @@ def object_flops(sam: Sam2Config, remembering: int) -> float:
 
 
 def peak_flops() -> float | None:
-    """bfloat16 FLOP/s of all local devices together; None where the chip is not one of core/chips.py (a CPU)."""
+    """bfloat16 FLOP/s of all local devices together; None where the chip is not one of core/accelerators.py (a CPU)."""
     devices = jax.local_devices()
     for chip in CHIPS.values():
         if chip.kind in devices[0].device_kind and devices[0].platform == chip.platform:

@@ -30,13 +30,13 @@ from unipixel_jax.data.report import report
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLosses
 from unipixel_jax.processing.tokenizer import Tokenizer
-from unipixel_jax.train.checkpoint import CHECKPOINTS, Best, Checkpoints
+from unipixel_jax.train.checkpoints.manager import CHECKPOINTS, Best, Checkpoints
+from unipixel_jax.train.checkpoints.manifest import About
 from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import count_tokens, row_sizes, to_batch
 from unipixel_jax.train.flops import peak_flops, row_flops
 from unipixel_jax.train.interruption import Interruption
 from unipixel_jax.train.kept import Kept, write_kept
-from unipixel_jax.train.manifest import About
 from unipixel_jax.train.metrics import Unwatched, Watch
 from unipixel_jax.train.objective import LossParts
 from unipixel_jax.train.setup import Layout, Setup, TrainState, lay_out, set_up

@@ -21,7 +21,7 @@ from rich.console import Console, ConsoleRenderable
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unipixel_jax.core.files import replacing
-from unipixel_jax.train.stored import reason
+from unipixel_jax.train.checkpoints.reader import reason
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.checkpoint import Checkpoints
+from unipixel_jax.train.checkpoints.manager import Checkpoints
+from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.reader import named_leaves
 from unipixel_jax.train.feed import to_batch
 from unipixel_jax.train.kept import read_kept
 from unipixel_jax.train.loop import not_finite
-from unipixel_jax.train.manifest import About
 from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, step_key
-from unipixel_jax.train.stored import named_leaves
 
 
 def reproduce(run_dir: Path, file: Path) -> Iterator[str]:

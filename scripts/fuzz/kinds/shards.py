@@ -40,7 +40,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
 
 def _pack_changed(name: str, data: Path, out: Path, rng: Random) -> str:
     """Pack a data set whose records are changed on the way, which checksums do not tell; returns what was done."""
-    from unipixel_jax.data.packed import Record, encode
+    from unipixel_jax.data.records import Record, encode
     from unipixel_jax.data.sources import open_source
     from unipixel_jax.data.tfds import builder
 

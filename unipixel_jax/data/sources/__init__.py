@@ -12,7 +12,7 @@ from unipixel_jax.data.annotation import Source
 from unipixel_jax.data.sources import classes, expressions, groundmore, inst_it, llava, osprey, parts, reason_seg, ref_sav, refcoco, revos, vicas, videorefer
 from unipixel_jax.data.sources.base import Filters, ListedSource, Loader
 from unipixel_jax.data.sources.own import is_own, open_own
-from unipixel_jax.data.sources.shapes import SHAPES, ShapesSource
+from unipixel_jax.data.synthetic.source import SHAPES, ShapesSource
 from unipixel_jax.errors import UserError
 
 SOURCES: dict[str, Loader] = {

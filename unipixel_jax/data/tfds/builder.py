@@ -1,4 +1,4 @@
-"""Any of our sources as a data set of tensorflow-datasets: ``packed/NAME``, with one record of data/packed.py for each sample.
+"""Any of our sources as a data set of tensorflow-datasets: ``packed/NAME``, with one record of data/records.py for each sample.
 
 A pod reads few large files better than millions of small ones, and what is packed needs none of the data set's own files. TensorFlow is not needed.
 """
@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from unipixel_jax.core.files import aside_of, remove_abandoned, require_shallow
 from unipixel_jax.data.annotation import Source
 from unipixel_jax.data.loader import FAILURES
-from unipixel_jax.data.packed import encode
+from unipixel_jax.data.records import encode
 from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from unipixel_jax.core.files import read_json_object, require_regular_file
 from unipixel_jax.data.annotation import Annotation
-from unipixel_jax.data.packed import Record, decode
+from unipixel_jax.data.records import Record, decode
 from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.data.tfds.davis import davis_annotation
 from unipixel_jax.data.tfds.ref_coco import ref_coco_annotation

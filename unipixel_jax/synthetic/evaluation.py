@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unipixel_jax.data.roles.shapes import refer
-from unipixel_jax.data.shapes.language import FIND, POINT, Question, about, find, full_name
-from unipixel_jax.data.shapes.scene import Scene, draw_scene
+from unipixel_jax.data.synthetic.language import FIND, POINT, Question, about, find, full_name
+from unipixel_jax.data.synthetic.scene import Scene, draw_scene
+from unipixel_jax.data.synthetic.task import refer
 from unipixel_jax.infer.prediction import Prediction
 from unipixel_jax.infer.predictor import DESCRIBE, UniPixel
 from unipixel_jax.processing.prompts import REGION, Box, Point, Reference

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Photo, VideoFrames
-from unipixel_jax.data.roles.conversation import conversation
+from unipixel_jax.data.tasks.conversation import conversation
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip, Content, read_media
 

@@ -16,16 +16,16 @@ from flax import nnx
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.files import replacing
-from unipixel_jax.data.roles.shapes import EVEN, Mix
+from unipixel_jax.data.synthetic.task import EVEN, Mix
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.synthetic.language_stage import BEHIND, COMPARING, RELATIONS, DrawTold, collate_told, telling_loss, verdicts
+from unipixel_jax.synthetic.segmentation_stage import PICTURES, TRACKS, draw_targets, learns, segmenting_loss
+from unipixel_jax.synthetic.trainer import Lesson, Weights, give, stacked, teach, weights_of
+from unipixel_jax.synthetic.vision_stage import Sight, collate_sights, draw_sights, tables_of
 from unipixel_jax.train.config import DataConfig
-from unipixel_jax.train.lessons.segmenting import PICTURES, TRACKS, draw_targets, learns, segmenting_loss
-from unipixel_jax.train.lessons.sight import Sight, collate_sights, draw_sights, tables_of
-from unipixel_jax.train.lessons.teaching import Lesson, Weights, give, stacked, teach, weights_of
-from unipixel_jax.train.lessons.telling import BEHIND, COMPARING, RELATIONS, DrawTold, collate_told, telling_loss, verdicts
 from unipixel_jax.train.trainable import Predicate, trained
 
 KEPT = "weights.npz"

@@ -17,8 +17,8 @@ from unipixel_jax.core.distributed import any_process
 from unipixel_jax.core.files import read_json
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.manifest import Damaged, Manifest
-from unipixel_jax.train.orbax_noise import silence
+from unipixel_jax.train.checkpoints.manifest import Damaged, Manifest
+from unipixel_jax.train.checkpoints.orbax_noise import silence
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

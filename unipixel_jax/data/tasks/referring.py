@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Turn
 from unipixel_jax.data.frames import square_masks
 from unipixel_jax.data.prompts_regions import CAPTION_PROMPTS
-from unipixel_jax.data.roles.conversation import choose_turns, conversation
-from unipixel_jax.data.roles.marks import draw_box, draw_point, visible_frame
-from unipixel_jax.data.roles.objects import read_clip, read_objects
+from unipixel_jax.data.tasks.conversation import choose_turns, conversation
+from unipixel_jax.data.tasks.marks import draw_box, draw_point, visible_frame
+from unipixel_jax.data.tasks.objects import read_clip, read_objects
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.tokenizer import REF_TOKEN
 

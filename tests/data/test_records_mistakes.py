@@ -16,7 +16,7 @@ from make_sample_data import WRITERS
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, FrameFiles, Photo, Turn, VideoFrames
 from unipixel_jax.data.draw import draw
-from unipixel_jax.data.packed import Record, decode, encode
+from unipixel_jax.data.records import Record, decode, encode
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.tfds.builder import pack
 from unipixel_jax.data.tfds.source import open_tfds

@@ -25,9 +25,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from unipixel_jax.core.distributed import barrier, gather
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.manifest import About, Damaged, Manifest, Stored
-from unipixel_jax.train.orbax_noise import silence
-from unipixel_jax.train.stored import named_leaves, read_manifest, reason, restore_arrays
+from unipixel_jax.train.checkpoints.manifest import About, Damaged, Manifest, Stored
+from unipixel_jax.train.checkpoints.orbax_noise import silence
+from unipixel_jax.train.checkpoints.reader import named_leaves, read_manifest, reason, restore_arrays
 
 logger = logging.getLogger(__name__)
 

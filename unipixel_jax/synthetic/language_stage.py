@@ -18,15 +18,15 @@ from unipixel_jax.core.buckets import Ladders
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.assemble import Sample, prepare
 from unipixel_jax.data.batch import collate_rows
-from unipixel_jax.data.roles.shapes import EVEN, Mix, conversation, example_of
-from unipixel_jax.data.shapes.scene import SIDE, draw_scene
+from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
+from unipixel_jax.data.synthetic.task import EVEN, Mix, conversation, example_of
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.models.unipixel import Prompt, UniPixelModel, unstack_towers
 from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.synthetic.appearance import filled, looks, prompt_code
 from unipixel_jax.train.config import DataConfig
 from unipixel_jax.train.feed import host_batch
-from unipixel_jax.train.lessons.looks import filled, looks, prompt_code
 from unipixel_jax.train.objective import TrainBatch
 
 CODE = 1.0

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: see train/loop.py.
     """
     if arguments[:1] == ["export"]:
-        from unipixel_jax import export
+        from unipixel_jax.train import export
 
         parser = argparse.ArgumentParser(prog="unipixel-jax train export", description=export.__doc__)
         export.configure(parser)

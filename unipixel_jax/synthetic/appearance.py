@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES, Scene
+from unipixel_jax.data.synthetic.scene import COLOURS, RADII, SHAPES, Scene
 from unipixel_jax.models.sam2.position import fourier
 
 LOOKS = (tuple(RADII), tuple(COLOURS), SHAPES)

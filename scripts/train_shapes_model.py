@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Teach the parts of the small model one by one, the first stage of docs/tiny_model.md: scripts/teach_shapes.py RUN
+"""Teach the parts of the small model one by one, the first stage of docs/tiny_model.md: scripts/train_shapes_model.py RUN
 
 Each lesson's numbers and weights go to a folder of RUN, and the whole model to RUN/model. Called again it goes on with the lesson that is not finished.
 """
@@ -12,8 +12,8 @@ from unipixel_jax.convert.random import random_source
 from unipixel_jax.convert.trained import merged_source, open_trained
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.processing.tokenizer import Tokenizer
-from unipixel_jax.train.lessons.course import take
-from unipixel_jax.train.shapes import COURSE, LOSSES, SHAPES_MODEL, conversations
+from unipixel_jax.synthetic.curriculum import take
+from unipixel_jax.synthetic.recipe import COURSE, LOSSES, SHAPES_MODEL, conversations
 
 SEED = 0
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import Ladder, Ladders
 from unipixel_jax.data.annotation import Annotation
-from unipixel_jax.data.roles.shapes import refer
-from unipixel_jax.data.shapes.scene import COLOURS, SIDE, draw_scene
+from unipixel_jax.data.synthetic.scene import COLOURS, SIDE, draw_scene
+from unipixel_jax.data.synthetic.task import refer
 from unipixel_jax.models.layers import Linear
 from unipixel_jax.models.qwen_vl.vision import VisionTables
 from unipixel_jax.models.unipixel import References, UniPixelModel, unstack_towers
@@ -32,7 +32,7 @@ from unipixel_jax.processing.prompts import References as ReferenceTable
 from unipixel_jax.processing.prompts import reference_table
 from unipixel_jax.processing.resize import language_frames
 from unipixel_jax.processing.vision_index import build_vision_index
-from unipixel_jax.train.lessons.looks import LOOKS, THINGS, filled, looks
+from unipixel_jax.synthetic.appearance import LOOKS, THINGS, filled, looks
 
 SHOWN = 0.25
 """A token shows a thing that covers at least this share of it."""

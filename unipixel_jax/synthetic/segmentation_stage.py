@@ -18,12 +18,12 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.stacking import unstack_layers
 from unipixel_jax.data.annotation import Annotation
-from unipixel_jax.data.roles.shapes import point_inside
-from unipixel_jax.data.shapes.scene import SIDE, draw_scene
+from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
+from unipixel_jax.data.synthetic.task import point_inside
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.square import square_frames
-from unipixel_jax.train.lessons.looks import filled, looks, prompt_code
+from unipixel_jax.synthetic.appearance import filled, looks, prompt_code
 from unipixel_jax.train.objective import TrainClips, clip_losses
 from unipixel_jax.train.trainable import CONSTANTS
 

@@ -9,13 +9,13 @@ from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.assemble import prepare
 from unipixel_jax.data.batch import collate_rows
 from unipixel_jax.data.draw import draw
-from unipixel_jax.data.shapes.language import about, at_side, find, full_name, names
-from unipixel_jax.data.shapes.scene import COLOURS, SHAPES, SIDE, VISIBLE, draw_scene
 from unipixel_jax.data.sources import open_source
+from unipixel_jax.data.synthetic.language import about, at_side, find, full_name, names
+from unipixel_jax.data.synthetic.scene import COLOURS, SHAPES, SIDE, VISIBLE, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, SEG_TOKEN, Tokenizer
-from unipixel_jax.train.shapes import SHAPES_MODEL
+from unipixel_jax.synthetic.recipe import SHAPES_MODEL
 
 OPTIONS = DrawOptions(sample_frames=(3, 3), max_turns=4, image_size=SIDE)
 

@@ -23,7 +23,7 @@ from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Frame
 from unipixel_jax.data.frames import read_frames, square_masks
 from unipixel_jax.data.masks import LabelClasses
 from unipixel_jax.data.prompts_segmentation import ANSWERS, DESCRIPTIONS, EXPLANATIONS, IMAGE_QUERIES, QUESTIONS, SENTENCES, VIDEO_QUERIES
-from unipixel_jax.data.roles.conversation import choose_turns, conversation
+from unipixel_jax.data.tasks.conversation import choose_turns, conversation
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import SEG_TOKEN
 

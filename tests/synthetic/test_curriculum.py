@@ -14,19 +14,19 @@ import pytest
 from flax import nnx
 
 from unipixel_jax.data.annotation import Annotation
-from unipixel_jax.data.shapes.scene import COLOURS, RADII, SHAPES, SIDE, draw_scene
+from unipixel_jax.data.synthetic.scene import COLOURS, RADII, SHAPES, SIDE, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.models.sam2.position import fourier
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
 from unipixel_jax.processing.tokenizer import Tokenizer
-from unipixel_jax.train.lessons import course, teaching
-from unipixel_jax.train.lessons.looks import LOOKS, THINGS, prompt_code
-from unipixel_jax.train.lessons.segmenting import draw_targets
-from unipixel_jax.train.lessons.sight import GLIMPSED, SHOWN, Sight, collate_sights, draw_sights, side_of, tables_of
-from unipixel_jax.train.lessons.teaching import Lesson, teach
-from unipixel_jax.train.lessons.telling import BEHIND, COMPARING, VERDICT, DrawTold, collate_told, telling_loss, verdicts
-from unipixel_jax.train.shapes import LOSSES, SHAPES_MODEL, conversations, from_nothing
+from unipixel_jax.synthetic import curriculum, trainer
+from unipixel_jax.synthetic.appearance import LOOKS, THINGS, prompt_code
+from unipixel_jax.synthetic.language_stage import BEHIND, COMPARING, VERDICT, DrawTold, collate_told, telling_loss, verdicts
+from unipixel_jax.synthetic.recipe import LOSSES, SHAPES_MODEL, conversations, from_nothing
+from unipixel_jax.synthetic.segmentation_stage import draw_targets
+from unipixel_jax.synthetic.trainer import Lesson, teach
+from unipixel_jax.synthetic.vision_stage import GLIMPSED, SHOWN, Sight, collate_sights, draw_sights, side_of, tables_of
 
 SMALL = dataclasses.replace(
     SHAPES_MODEL,
@@ -118,7 +118,7 @@ def test_the_code_stands_where_the_name_was_said():
 
 
 def test_the_vision_tower_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr(teaching, "LOG_EVERY", 10)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 10)
     tables = tables_of(SMALL)
     model = Sight(SMALL, nnx.Rngs(1))
     lesson = Lesson(30, 8, from_nothing(6e-3))
@@ -159,22 +159,22 @@ def test_silence_costs_the_whole_code():
 def test_one_side_that_fails_stops_the_other():
     start = time.monotonic()
     with pytest.raises(UserError, match="a lesson ended with an error"):
-        course._side_by_side(partial(time.sleep, 600), partial(sys.exit, 3))
+        curriculum._side_by_side(partial(time.sleep, 600), partial(sys.exit, 3))
     assert time.monotonic() - start < 300
-    course._side_by_side(partial(time.sleep, 0), partial(time.sleep, 0))
+    curriculum._side_by_side(partial(time.sleep, 0), partial(time.sleep, 0))
 
 
 @pytest.mark.slow
 def test_a_course_is_taken_once(tmp_path):
     lesson = Lesson(2, 8, from_nothing(1e-3))
-    short = course.Course(*[lesson] * 8)
+    short = curriculum.Course(*[lesson] * 8)
     tokenizer = Tokenizer.from_directory(EMBEDDED)
-    taught = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
+    taught = curriculum.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL)))}
     assert {path: array.shape for path, array in taught.items()} == wanted
     assert all(np.isfinite(array).all() for array in taught.values())
     (tmp_path / "comparing" / "weights.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/weights.npz")}
-    again = course.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
+    again = curriculum.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     assert len(before) == 7 and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert all(np.array_equal(again[path], array) for path, array in taught.items())

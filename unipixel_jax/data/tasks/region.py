@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Turn
 from unipixel_jax.data.prompts_regions import DESCRIBE_PROMPTS
-from unipixel_jax.data.roles.conversation import conversation
-from unipixel_jax.data.roles.objects import read_clip, read_objects
+from unipixel_jax.data.tasks.conversation import conversation
+from unipixel_jax.data.tasks.objects import read_clip, read_objects
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION

@@ -13,10 +13,10 @@ import numpy as np
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
 from unipixel_jax.data.frames import square_masks
 from unipixel_jax.data.prompts_regions import LOCATE_PROMPTS
-from unipixel_jax.data.roles.conversation import choose_turns, conversation
-from unipixel_jax.data.roles.marks import visible_frame
-from unipixel_jax.data.roles.objects import read_clip, read_objects
-from unipixel_jax.data.roles.referring import mark
+from unipixel_jax.data.tasks.conversation import choose_turns, conversation
+from unipixel_jax.data.tasks.marks import visible_frame
+from unipixel_jax.data.tasks.objects import read_clip, read_objects
+from unipixel_jax.data.tasks.referring import mark
 from unipixel_jax.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""The lessons and the run that make the small model which ships with the package (docs/tiny_model.md): scripts/teach_shapes.py and configs/shapes_tiny.py."""
+"""The curriculum and the run that make the small model of the package (docs/tiny_model.md): scripts/train_shapes_model.py, configs/shapes_tiny.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from unipixel_jax.core.buckets import Ladder, Ladders
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.losses.mask import MaskLossWeights
+from unipixel_jax.synthetic.curriculum import Course
+from unipixel_jax.synthetic.trainer import Lesson
 from unipixel_jax.train.config import DataConfig, StartConfig, TrainConfig
-from unipixel_jax.train.lessons.course import Course
-from unipixel_jax.train.lessons.teaching import Lesson
 from unipixel_jax.train.optim import OptimConfig
 
 SHAPES_MODEL = UniPixelConfig(

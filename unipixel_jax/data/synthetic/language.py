@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unipixel_jax.data.shapes.scene import Scene
+from unipixel_jax.data.synthetic.scene import Scene
 from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
 
 SIDES = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
-from unipixel_jax.data.shapes.language import SINGLE, Question, about, describe, find, point_at
-from unipixel_jax.data.shapes.scene import SIDE, Scene, draw_scene
+from unipixel_jax.data.synthetic.language import SINGLE, Question, about, describe, find, point_at
+from unipixel_jax.data.synthetic.scene import SIDE, Scene, draw_scene
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip
 from unipixel_jax.processing.memory import memory_prefix
@@ -32,7 +32,7 @@ class Mix:
     Attributes:
         point: a question points at something.
         locate: any other, where masks are learned, is PixelQA's first turn.
-        find: shares of the ways to ask for a thing (data/shapes/language.py), with more of the harder ones than users are taken to ask for.
+        find: shares of the ways to ask for a thing (data/synthetic/language.py), with more of the harder ones than users are taken to ask for.
         memories: a conversation of which only words are learned is about remembered things in all its turns.
         remember: a conversation with masks begins with remembered things.
         pair: two things are remembered, instead of one.

@@ -22,7 +22,7 @@ from unipixel_jax.data.annotation import Annotation, DrawOptions, FrameFiles, Ph
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.masks import LabelClasses, LabelImages, Tracks
 from unipixel_jax.data.mixture import Mixture, Part
-from unipixel_jax.data.packed import Record, decode
+from unipixel_jax.data.records import Record, decode
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.marked import locate_turn
 from unipixel_jax.data.tfds.builder import pack
