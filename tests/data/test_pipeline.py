@@ -13,7 +13,6 @@ from unipixel_jax.cli import main as command
 from unipixel_jax.config import preset
 from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.data.annotation import DrawOptions
-from unipixel_jax.data.batch import sizes_of
 from unipixel_jax.data.cli import main
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
@@ -42,13 +41,6 @@ def flat(value, name=""):
     return {name: value}
 
 
-def row(value, number):
-    """One row of a batch, by itself."""
-    if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{field.name: row(getattr(value, field.name), number) for field in dataclasses.fields(value)})
-    return value[number] if isinstance(value, np.ndarray) else value
-
-
 def assert_equal(ours, theirs):
     ours, theirs = flat(ours), flat(theirs)
     assert ours.keys() == theirs.keys()
@@ -67,7 +59,20 @@ def test_batches_of_every_kind(root):
     batches = take(loader, mixture.steps_per_epoch)
     assert {batch.kind for batch in batches} == {k for k in mixture.kinds if k not in mixture.left_out()}
     for batch in batches:
-        arrays, sizes = batch.arrays, sizes_of(row(batch.arrays, 0))
+        arrays, inputs = batch.arrays, batch.arrays.inputs
+        sizes = {
+            "batch": len(arrays.labels),
+            "tokens": inputs.input_ids.shape[-1],
+            "patches": inputs.patches.shape[-2],
+            "windows": inputs.vision.window_table.shape[-2],
+            "grid_frames": inputs.vision.frame_table.shape[-2],
+            "frame_patches": inputs.vision.frame_table.shape[-1],
+            "references": inputs.references.frames.shape[-1],
+            "memories": inputs.memory_rows.shape[-2],
+            "memory_tokens": inputs.memory_rows.shape[-1],
+            "objects": inputs.seg_positions.shape[-1],
+            "frames": 1 if arrays.clips is None else arrays.clips.frames.shape[2],
+        }
         assert (arrays.clips is not None) == batch.kind.startswith("mem_")
         assert all(size in getattr(LADDERS, name).sizes for name, size in sizes.items()), "only sizes of the ladders, so the programs are bounded"
         assert len(arrays.samples) == 2 and abs(arrays.label_weights.sum() - 1) < 1e-5

@@ -45,9 +45,9 @@ def test_arrays_come_about(source):
     for index, token in enumerate((image, video, None)):
         sample = assembled(draw(source[index], DrawOptions(), np.random.default_rng(0)))
         if token is None:
-            assert sample.prompt.picture is None and not np.isin(sample.prompt.input_ids, (image, video)).any()
+            assert sample.conversation.media is None and not np.isin(sample.conversation.input_ids, (image, video)).any()
         else:
-            assert (sample.prompt.input_ids == token).sum() == np.prod(sample.prompt.picture.grid_thw) // 4
+            assert (sample.conversation.input_ids == token).sum() == np.prod(sample.conversation.media.grid_thw) // 4
         assert sample.masks is None
 
 

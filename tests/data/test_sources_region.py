@@ -49,7 +49,7 @@ def test_the_prompt_lists_each_object_where_it_is_visible(source, frames):
             pieces = [f"<{s}>-<{s + 1}> <|mem|>" for s in sorted(starts)] if count > 1 else ["<|mem|>"]
             assert listed == " ".join(pieces)
         assert len(rest) == len(example.memory) + 1 and len(ids or (0,)) == len(example.memory)
-        assert assembled(example).prompt.memory.shape[1] == len(example.memory)
+        assert assembled(example).conversation.memory.shape[1] == len(example.memory)
 
 
 def test_words_speak_of_objects_by_numbers(source):

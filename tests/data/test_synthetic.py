@@ -7,7 +7,7 @@ import pytest
 
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.assemble import prepare
-from unipixel_jax.data.batch import collate_rows
+from unipixel_jax.data.batch import collate
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.synthetic.language import about, at_side, find, full_name, names
@@ -135,10 +135,10 @@ def test_rows_with_more_answers_than_are_trained_on_fill_one_batch():
     for number in range(12):
         rng = np.random.default_rng(number)
         samples.append(prepare(draw(source[number], replace(OPTIONS, max_turns=4 + number % 3), rng), tokenizer, config, rng))
-    counts = [int(np.sum(sample.prompt.input_ids == config.seg_token_id)) for sample in samples]
+    counts = [int(np.sum(sample.conversation.input_ids == config.seg_token_id)) for sample in samples]
     assert max(counts) > 4
-    batch = collate_rows(samples, [[i] for i in range(12)], 12, config, tokenizer.pad_id)
+    batch = collate(samples, [[i] for i in range(12)], 12, config, tokenizer.pad_id)
     assert batch.clips.valid.sum() == sum(min(count, 3) for count in counts) and batch.clips.masks.shape[3] <= 4
     for row in range(12):
-        at = batch.clips.seg_positions[row, 0, batch.clips.valid[row, 0]]
+        at = batch.inputs.seg_positions[row, 0, batch.clips.valid[row, 0]]
         assert np.all(batch.inputs.input_ids[row, 0, at + 1] == config.seg_token_id)

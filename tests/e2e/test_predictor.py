@@ -10,7 +10,6 @@ import pytest
 from unipixel_jax import Box, Mask, Point
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Sampling, generate
-from unipixel_jax.infer.inputs import to_prompt
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.media import read_media
 
@@ -40,7 +39,7 @@ def test_all_objects_of_a_clip_are_tracked_as_if_alone(model, clip):
 def test_references_reach_the_answer(model, photo):
     def hidden(reference):
         look, picture = model._look(photo, 16)
-        prompt = batch.prepare_prompt(batch.user_turn("<|ref|> <|seg|>"), picture, model.loaded.tokenizer, model.config, references=[reference])
+        prompt = batch.prepare_conversation(batch.user_turn("<|ref|> <|seg|>"), picture, model.loaded.tokenizer, model.config, references=[reference])
         assert len(look.frames) == 1
         return model._generate(prompt, 1)[0]
 
@@ -62,13 +61,13 @@ def test_prompts_of_different_lengths_answer_in_a_batch_as_they_do_alone(model, 
     texts = [(photo, "Where is it?"), (clip, "Please tell me about the large red thing <|seg|> on the left of the picture, in many words.")]
     prompts = []
     for media, text in texts:
-        picture = batch.prepare_picture(read_media(media, 16), model.config)
-        prompts.append(batch.prepare_prompt(batch.user_turn(text), picture, model.loaded.tokenizer, model.config))
+        picture = batch.prepare_media(read_media(media, 16), model.config)
+        prompts.append(batch.prepare_conversation(batch.user_turn(text), picture, model.loaded.tokenizer, model.config))
 
     def run(some):
         inputs = batch.collate(some, model.config, model.loaded.tokenizer.pad_id)
         return generate(
-            model.loaded.model, to_prompt(inputs), jnp.asarray(inputs.rope_deltas), jnp.asarray(inputs.seg_positions), jax.random.key(0),
+            model.loaded.model, jax.device_put(inputs), jax.random.key(0),
             jnp.asarray(6, jnp.int32), new_token_slots=32, end_tokens=(), dtype=jnp.dtype("float32"),
         )
 

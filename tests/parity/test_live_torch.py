@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unipixel_jax.convert.safetensors_io import read_safetensors
-from unipixel_jax.infer.inputs import to_prompt
 from unipixel_jax.models.layers import gelu
 from unipixel_jax.ops.attention import AttnMask, attention
 from unipixel_jax.ops.conv import conv, conv_transpose2, depthwise
 from unipixel_jax.ops.norm import layer_norm
 from unipixel_jax.ops.resize import resize_bicubic, resize_bilinear
 from unipixel_jax.parity.run import _converted
-from unipixel_jax.processing.batch import Picture, Prompt, collate
+from unipixel_jax.processing.batch import Conversation, PreparedMedia, collate
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 CHECKPOINT = Path(__file__).parents[1] / "recordings" / "nano_a" / "checkpoint"
@@ -95,8 +95,8 @@ def test_qwen_on_a_clip(torch, rng, grid):
         merged = grid[0] * grid[1] * grid[2] // 4
         ids = [5, 9, config.vision_start_token_id, *[config.video_token_id] * merged, config.vision_end_token_id, *rng.integers(0, 400, 11).tolist()]
         patches = random(rng, grid[0] * grid[1] * grid[2], config.vision.patch_dim)
-        inputs = collate([Prompt(np.array(ids, np.int32), Picture(patches, grid, None, (1, 1), 2 * grid[0]))], config, loaded.tokenizer.pad_id)
-        prompt = to_prompt(inputs)
+        inputs = collate([Conversation(np.array(ids, np.int32), PreparedMedia(patches, grid, None, (1, 1), 2 * grid[0]))], config, loaded.tokenizer.pad_id)
+        prompt = jax.device_put(inputs)
         hidden = loaded.model.text(loaded.model.embed(prompt, jnp.dtype("float32")), prompt.position_ids, prompt.segments)
         ours = np.asarray(loaded.model.text.logits(hidden))[0, -len(ids) :]
     with torch.no_grad():

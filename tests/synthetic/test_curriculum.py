@@ -72,7 +72,7 @@ def test_a_lesson_about_pairs_has_one_in_every_scene():
     asked = 0
     for seed in range(20):
         sample, _, _ = DrawTold(tokenizer, SHAPES_MODEL, DATA, BEHIND)(ANYTHING, np.random.default_rng(seed))
-        asked += "behind" in tokenizer.decode(sample.prompt.input_ids.tolist())
+        asked += "behind" in tokenizer.decode(sample.conversation.input_ids.tolist())
     assert asked >= 19, "four in five of four questions, of which a scene without a pair allows none"
 
 
@@ -106,7 +106,7 @@ def test_the_code_stands_where_the_name_was_said():
     samples = [DrawTold(tokenizer, SHAPES_MODEL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(16)]
     batch = collate_told(SHAPES_MODEL, tokenizer.pad_id, DATA.ladders, {}, samples)
     named = 0
-    for ids, at, look in zip(np.asarray(batch.rows.prompt.input_ids)[:, 0], batch.at, batch.looks, strict=True):
+    for ids, at, look in zip(np.asarray(batch.rows.inputs.input_ids)[:, 0], batch.at, batch.looks, strict=True):
         assert np.sum(ids == SHAPES_MODEL.seg_token_id) == np.sum(look[:, 0] >= 0)
         for position, words in zip(at[look[:, 0] >= 0], look[look[:, 0] >= 0], strict=True):
             assert ids[position + 1] == SHAPES_MODEL.seg_token_id

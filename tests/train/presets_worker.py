@@ -36,7 +36,7 @@ from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
 from unipixel_jax.models.lora import LoraConfig
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.config import TrainConfig
-from unipixel_jax.train.feed import to_batch
+from unipixel_jax.train.feed import to_devices
 from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, make_update, step_key
 
@@ -88,7 +88,7 @@ def one_step(start: Path, name: str, kind: str) -> Any:
     gradients, update = make_gradients(setup), make_update(setup)
     state, first = setup.state, None
     for number in range(2):
-        grads, losses = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), step_key(0, number, 0))
+        grads, losses = gradients(state.trained, setup.frozen, to_devices(arrays, setup.mesh), step_key(0, number, 0))
         if number == 0:
             flat = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(grads)}
             first = multihost_utils.process_allgather((losses, flat), tiled=True)

@@ -96,8 +96,8 @@ def test_two_devices_give_the_same_losses(start, straight, tmp_path):
 
 def test_accumulated_batches_are_averaged(start, tmp_path, monkeypatch):
     """The same batch once or twice in a step is the same step."""
-    real, first = loop.to_batch, []
-    monkeypatch.setattr(loop, "to_batch", lambda arrays, mesh: first[0] if first else (first.append(real(arrays, mesh)), first[0])[1])
+    real, first = loop.to_devices, []
+    monkeypatch.setattr(loop, "to_devices", lambda arrays, mesh: first[0] if first else (first.append(real(arrays, mesh)), first[0])[1])
     config = micro_config(start, batch_size=4, steps=2, dropout=False)
     once, twice = (train(replace(config, accumulation=count), tmp_path / str(count), start, jax.devices()[:1]) for count in (1, 2))
     assert int(once.step) == int(twice.step) == 2
@@ -108,14 +108,14 @@ def test_accumulated_batches_are_averaged(start, tmp_path, monkeypatch):
 
 
 def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
-    real = loop.to_batch
+    real = loop.to_devices
 
     def spoiled(arrays, mesh):
         batch = real(arrays, mesh)
         return replace(batch, label_weights=batch.label_weights * np.float32("inf")) if len(seen) == 2 else (seen.append(1), batch)[1]
 
     seen = []
-    monkeypatch.setattr(loop, "to_batch", spoiled)
+    monkeypatch.setattr(loop, "to_devices", spoiled)
     with pytest.raises(UserError, match=r"step 2: the loss or its gradients are not finite; samples: shapes_image"):
         train(micro_config(start, save_every=1000), tmp_path, start, jax.devices()[:1])
     (saved,) = tmp_path.glob("not_finite_step_2.npz")

@@ -12,7 +12,6 @@ from unipixel_jax.config import preset
 from unipixel_jax.core.buckets import LADDERS, Ladder
 from unipixel_jax.core.stacking import unstack
 from unipixel_jax.models.qwen_vl.cache import KVCache
-from unipixel_jax.models.qwen_vl.vision import VisionTables
 from unipixel_jax.models.unipixel import abstract_model
 from unipixel_jax.processing.rope_index import rope_index
 from unipixel_jax.processing.vision_index import build_vision_index
@@ -34,7 +33,7 @@ def read(text, x, positions, segments):
 
 def tables_of(grids, ladders=LADDERS):
     index = build_vision_index(grids, MICRO.vision, ladders)
-    return VisionTables(*(jnp.asarray(getattr(index, field.name)) for field in dataclasses.fields(VisionTables))), len(index.rope)
+    return jax.device_put(index), len(index.rope)
 
 
 def padded(patches, rows, filler=0.0):

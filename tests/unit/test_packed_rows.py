@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro_models import MICRO, micro_model
 
+from unipixel_jax.batch import row as row_of
 from unipixel_jax.core.buckets import LADDERS, Ladder
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.data.batch import collate
 from unipixel_jax.data.sequence_packing import WIDEST, choose_rows, pack
-from unipixel_jax.infer.inputs import to_prompt
-from unipixel_jax.processing.batch import Picture, Prompt
+from unipixel_jax.processing.batch import Conversation, PreparedMedia
 from unipixel_jax.processing.chat import IGNORE_INDEX
 from unipixel_jax.processing.prompts import SquareReference
-from unipixel_jax.train.objective import TrainBatch, objective
+from unipixel_jax.train.objective import objective
 
 PAD = 0
 C = MICRO
@@ -30,11 +30,11 @@ def sample(number, kind, words, answer):
     def text(count):
         return rng.integers(1, 60, count).tolist()
 
-    ids, picture, references, memory = text(words), None, (), None
+    ids, media, references, memory = text(words), None, (), None
     if kind != "text":
         grid = (1, 4, 4) if kind == "still" else (2, 2, 4)
         count = int(np.prod(grid))
-        picture = Picture(rng.normal(size=(count, C.vision.patch_dim)).astype(np.float32), grid, None, (8, 8), 2, 1.0, kind == "still")
+        media = PreparedMedia(rng.normal(size=(count, C.vision.patch_dim)).astype(np.float32), grid, None, (8, 8), 2, 1.0, kind == "still")
         pad = C.image_token_id if kind == "still" else C.video_token_id
         ids += [C.vision_start_token_id, *[pad] * (count // 4), C.vision_end_token_id]
     if kind == "point":
@@ -47,7 +47,7 @@ def sample(number, kind, words, answer):
     learned = text(answer)
     labels = np.array([IGNORE_INDEX] * (len(ids) + 2) + learned, np.int32)
     ids += [61, 62, *learned]
-    return Sample(Prompt(np.array(ids, np.int32), picture, references, memory), labels, None, (), "toy", "region", f"{number}")
+    return Sample(Conversation(np.array(ids, np.int32), media, references, memory, ()), labels, None, "toy", "region", f"{number}")
 
 
 SAMPLES = st.lists(
@@ -58,41 +58,46 @@ SAMPLES = st.lists(
 
 
 def collate_packed(samples, capacity=200):
-    return collate(samples, C, PAD, rows=pack([each.tokens for each in samples], capacity))
+    return collate(samples, pack([each.tokens for each in samples], capacity), len(samples), C, PAD)
+
+
+def collate_apart(samples):
+    return collate(samples, [[i] for i in range(len(samples))], len(samples), C, PAD)
 
 
 def seen(arrays, row, place):
     """All that the model is told of the tokens at a place of a row, with the tables looked up."""
+    arrays = row_of(arrays, row)
     inputs = arrays.inputs
     found = {
-        "ids": inputs.input_ids[row, place],
-        "positions": inputs.position_ids[:, row, place],
-        "labels": arrays.labels[row, place],
-        "weights": arrays.label_weights[row, place],
+        "ids": inputs.input_ids[0, place],
+        "positions": inputs.position_ids[:, 0, place],
+        "labels": arrays.labels[0, place],
+        "weights": arrays.label_weights[0, place],
     }
     merged = np.concatenate([inputs.patches.reshape(-1, 4 * C.vision.patch_dim), np.zeros((1, 4 * C.vision.patch_dim), np.float32)])
-    found["pixels"] = merged[inputs.vision_slots[row, place]]
+    found["pixels"] = merged[inputs.vision_slots[0, place]]
     refs = inputs.references
     for name in ("coords", "labels", "is_box", "frames", "spans"):
         table = getattr(refs, name)
-        found[f"reference {name}"] = np.concatenate([table, np.zeros_like(table[:1])])[inputs.reference_slots[row, place]]
+        found[f"reference {name}"] = np.concatenate([table, np.zeros_like(table[:1])])[inputs.reference_slots[0, place]]
     remembered = merged[inputs.memory_rows].sum(axis=1)
-    found["memory"] = np.concatenate([remembered, np.zeros_like(remembered[:1])])[inputs.memory_slots[row, place]]
+    found["memory"] = np.concatenate([remembered, np.zeros_like(remembered[:1])])[inputs.memory_slots[0, place]]
     return found
 
 
 @given(SAMPLES)
 def test_packed_samples_are_what_they_are_alone(samples):
     packed = collate_packed(samples)
-    width = packed.inputs.input_ids.shape[1]
+    width = packed.inputs.input_ids.shape[-1]
     used = len(pack([each.tokens for each in samples], 200))
     by_name = {}
     for each in samples:
         by_name.setdefault(each.name, []).append(each)
     names = iter(packed.samples)
     counted = 0
-    for row, length in enumerate(packed.inputs.lengths):
-        segments = packed.inputs.segments[row]
+    for row, length in enumerate(packed.inputs.lengths[:, 0]):
+        segments = packed.inputs.segments[row, 0]
         assert np.count_nonzero(segments) == length and not segments[: width - length].any()
         if row >= used:
             assert length == 1 and segments[-1] == 1 and not packed.label_weights[row].any()
@@ -101,9 +106,10 @@ def test_packed_samples_are_what_they_are_alone(samples):
             (place,) = np.nonzero(segments == number)
             place = slice(place[0], place[-1] + 1)
             _, name = next(names)
-            candidates = [collate([each], C, PAD) for each in by_name[name]]
-            expected = next(c for c in candidates if np.array_equal(c.inputs.input_ids[0, -c.inputs.lengths[0] :], packed.inputs.input_ids[row, place]))
-            alone = seen(expected, 0, slice(-expected.inputs.lengths[0], None))
+            candidates = [collate_apart([each]) for each in by_name[name]]
+            ids = packed.inputs.input_ids[row, 0, place]
+            expected = next(c for c in candidates if np.array_equal(c.inputs.input_ids[0, 0, -c.inputs.lengths[0, 0] :], ids))
+            alone = seen(expected, 0, slice(-expected.inputs.lengths[0, 0], None))
             alone["weights"] = alone["weights"] / len(samples)
             for key, value in seen(packed, row, place).items():
                 np.testing.assert_allclose(value, alone[key], rtol=1e-6, err_msg=key)
@@ -113,9 +119,9 @@ def test_packed_samples_are_what_they_are_alone(samples):
 
 
 @given(SAMPLES)
-def test_one_sample_a_row_is_the_default(samples):
-    arrays = collate(samples, C, PAD)
-    assert arrays.inputs.lengths[: len(samples)].tolist() == [s.tokens for s in samples]
+def test_one_sample_a_row(samples):
+    arrays = collate_apart(samples)
+    assert arrays.inputs.lengths[: len(samples), 0].tolist() == [s.tokens for s in samples]
     assert [name for _, name in arrays.samples] == [s.name for s in samples]
     assert arrays.inputs.segments.max() == 1
 
@@ -156,12 +162,12 @@ def test_the_loss_is_the_same(seed):
     model = micro_model()
 
     @jax.jit
-    def loss(prompt, labels, weights):
-        return objective(model, TrainBatch(prompt, labels, weights, None), jnp.dtype(jnp.float32))[0]
+    def loss(batch):
+        return objective(model, batch, jnp.dtype(jnp.float32))[0]
 
     def of(packed):
-        arrays = collate_packed(samples) if packed else collate(samples, C, PAD)
-        return float(loss(to_prompt(arrays.inputs), jnp.asarray(arrays.labels), jnp.asarray(arrays.label_weights))), len(arrays.inputs.input_ids)
+        arrays = collate_packed(samples) if packed else collate_apart(samples)
+        return float(loss(jax.device_put(arrays))), len(arrays.inputs.input_ids)
 
     (apart, apart_rows), (together, together_rows) = of(False), of(True)
     assert together_rows < apart_rows

@@ -9,7 +9,7 @@ from processing_cases import HERE, recorded, tokenizer
 from unipixel_jax.config import preset
 from unipixel_jax.core.buckets import LADDERS, Ladder
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.batch import collate, pad_frames, prepare_picture, prepare_prompt, user_turn
+from unipixel_jax.processing.batch import collate, prepare_conversation, prepare_media, user_turn
 from unipixel_jax.processing.media import read_media
 from unipixel_jax.processing.memory import memory_grid, memory_prefix
 from unipixel_jax.processing.prompts import Box, Point
@@ -23,11 +23,11 @@ E2E = [
 
 
 def picture_of(media, frames=16, segment=False):
-    return prepare_picture(read_media(HERE / "media" / media, frames), CONFIG, sample_frames=frames, segment=segment)
+    return prepare_media(read_media(HERE / "media" / media, frames), CONFIG, sample_frames=frames, segment=segment)
 
 
 def prompt_of(text, picture, **options):
-    return prepare_prompt(user_turn(text), picture, tokenizer(), CONFIG, **options)
+    return prepare_conversation(user_turn(text), picture, tokenizer(), CONFIG, **options)
 
 
 def batch_of(*prompts, ladders=LADDERS):
@@ -47,7 +47,7 @@ def test_a_batch_holds_what_its_prompts_hold_alone():
     tokens_before = 0
     for row, prompt in enumerate(prompts):
         alone = batch_of(prompt)
-        used, tokens = len(prompt.input_ids), len(prompt.picture.patches) // 4
+        used, tokens = len(prompt.input_ids), len(prompt.media.patches) // 4
         a, b = slice(-used, None), slice(-used, None)
         np.testing.assert_array_equal(together.input_ids[row, a], alone.input_ids[0, b])
         np.testing.assert_array_equal(together.position_ids[:, row, a], alone.position_ids[:, 0, b])
@@ -55,9 +55,9 @@ def test_a_batch_holds_what_its_prompts_hold_alone():
         assert together.rope_deltas[row] + together.input_ids.shape[1] == alone.rope_deltas[0] + alone.input_ids.shape[1]
         is_video = alone.input_ids[0, b] == CONFIG.video_token_id
         np.testing.assert_array_equal(together.vision_slots[row, a][is_video], np.arange(tokens) + tokens_before)
-        np.testing.assert_array_equal(together.patches[4 * tokens_before : 4 * (tokens_before + tokens)], prompt.picture.patches)
+        np.testing.assert_array_equal(together.patches[4 * tokens_before : 4 * (tokens_before + tokens)], prompt.media.patches)
         tokens_before += tokens
-    none = len(together.vision.window_order)
+    none = len(together.patches) // 4
     assert np.all(together.vision_slots[together.input_ids != CONFIG.video_token_id] == none)
 
 
@@ -66,7 +66,7 @@ def test_rows_are_padded_on_the_left_and_the_batch_with_harmless_rows():
     batch = batch_of(prompt_of("Hi", picture_of("photo.png")), ladders=ladders)
     assert batch.lengths.tolist()[1:] == [1, 1, 1]
     assert np.all(batch.input_ids[0, : -batch.lengths[0]] == tokenizer().pad_id)
-    assert np.all(batch.vision_slots[1:] == len(batch.vision.window_order))
+    assert np.all(batch.vision_slots[1:] == len(batch.patches) // 4)
     assert np.all(batch.seg_positions == batch.input_ids.shape[1])
 
 
@@ -99,7 +99,7 @@ def test_memories_reach_their_tokens():
     batch = batch_of(prompt_of(memory_prefix(grid, 4) + "What is [0] doing?", picture, memory=grid))
     slots = batch.memory_slots[batch.input_ids == CONFIG.mem_token_id]
     assert slots.tolist() == [0, 1, 2]
-    none = len(batch.vision.window_order)
+    none = len(batch.patches) // 4
     sizes = (batch.memory_rows < none).sum(axis=1)
     assert sizes[:3].tolist() == [grid[0, 0].sum(), grid[1, 0].sum(), grid[1, 1].sum()] and not sizes[3:].any()
 
@@ -122,15 +122,13 @@ def test_an_answer_may_be_begun_or_given():
     picture = picture_of("photo.png")
     begun = prompt_of("Which?", picture, answer_start="The best option is (")
     assert tokenizer().decode(begun.input_ids).endswith("<|im_start|>assistant\nThe best option is (")
-    given = prepare_prompt([*user_turn("Where?"), {"role": "assistant", "content": "[0] <|seg|>"}], picture, tokenizer(), CONFIG)
+    given = prepare_conversation([*user_turn("Where?"), {"role": "assistant", "content": "[0] <|seg|>"}], picture, tokenizer(), CONFIG)
     assert tokenizer().decode(given.input_ids).rstrip("\n").endswith("<|im_start|>assistant\n[0] <|seg|><|im_end|>")
 
 
 def test_frames_for_sam():
     picture = picture_of("clip", 16, segment=True)
     assert picture.frames.shape == (7, 128, 128, 3) and picture.frames.dtype == np.float32 and picture.frame_size == (208, 352)
-    padded = pad_frames(np.concatenate([picture.frames, picture.frames[:2]]))
-    assert len(padded) == LADDERS.frames.size(9) > 9 and not padded[9:].any()
 
 
 def test_a_prompt_that_is_too_long_is_refused():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from unipixel_jax.config import VisionConfig
 from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.memory import memory_grid, memory_prefix, memory_rows
+from unipixel_jax.processing.memory import memory_grid, memory_prefix, memory_tokens
 from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions, reference_table, to_square
 
 CONFIG = VisionConfig()
@@ -109,6 +109,5 @@ def test_memory_rows_follow_the_window_order_quirk(seed):
         reordered = features[order][start:]
         for seen in clip.swapaxes(0, 1):
             expected += [reordered[t * 6 : t * 6 + 6][mask.reshape(-1)].mean() for t, mask in enumerate(seen) if mask.any()]
-    table, count = memory_rows([(0, clips[0]), (sizes[0], clips[1])], order)
-    assert count == len(expected) and np.all(table[count:] == 64)
-    np.testing.assert_allclose([features[row[row < 64]].mean() for row in table[:count]], expected)
+    rows = [order[start + tokens] for start, clip in zip((0, sizes[0]), clips, strict=True) for tokens in memory_tokens(clip)]
+    np.testing.assert_allclose([features[row].mean() for row in rows], expected)

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.data.annotation import Example, Photo
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.batch import Picture, Prompt, prepare_picture
+from unipixel_jax.processing.batch import Conversation, PreparedMedia, prepare_media
 from unipixel_jax.processing.chat import chatml_labels, expand_pictures
 from unipixel_jax.processing.memory import memory_grid
 from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, SEG_TOKEN, Tokenizer
@@ -24,19 +24,18 @@ class Sample:
     """One sample, ready to be put into a batch.
 
     Attributes:
-        prompt: the conversation with its picture; ``picture.frames`` are SAM's, where something is to be segmented.
+        conversation: with its image or clip; ``media.frames`` are SAM's, where something is to be segmented, and ``segmented`` says which of the ``<|seg|>``
+            tokens the objects of ``masks`` are.
         labels: [tokens] int32, -100 where not trained on.
         masks: of the objects to segment: bool [F, O, S, S]; None for none.
-        objects: which of the ``<|seg|>`` tokens those objects are.
         source: where it came from.
         data_type: its kind; a batch has one.
         name: says which sample this is.
     """
 
-    prompt: Prompt
+    conversation: Conversation
     labels: NDArray[np.int32]
     masks: NDArray[np.bool_] | None
-    objects: tuple[int, ...]
     source: str
     data_type: str
     name: str
@@ -50,7 +49,7 @@ class Sample:
 def prepare(
     example: Example, tokenizer: Tokenizer, config: UniPixelConfig, rng: np.random.Generator, pixel_dtype: DTypeLike = np.float32
 ) -> Sample:
-    """Tokenise a conversation and prepare its pictures, whose pixels get ``pixel_dtype``.
+    """Tokenise a conversation and prepare its images, whose pixels get ``pixel_dtype``.
 
     Where the configuration limits ``sample_objects``, so many of the objects are drawn, as the reference does in its forward pass.
 
@@ -59,35 +58,34 @@ def prepare(
     """
     text = tokenizer.render(example.messages, add_generation_prompt=False).strip()
     annotation, masks = example.annotation, example.masks
-    picture, grid, found = _picture(example, config, pixel_dtype), None, 0
-    if example.memory is not None and picture is not None:
+    media, grid, found = _media(example, config, pixel_dtype), None, 0
+    if example.memory is not None and media is not None:
         if not example.memory.any(axis=(1, 2, 3)).all():
             raise UserError(f"{annotation.source}, {annotation.name}: the mask of an object to remember is empty in the frames that were taken")
-        grid = memory_grid(example.memory, picture.grid_thw, config.vision)
+        grid = memory_grid(example.memory, media.grid_thw, config.vision)
         found = int(grid.any(axis=(2, 3)).sum())
     objects = 0 if masks is None else len(masks)
     expected = [(REF_TOKEN, len(example.references)), (MEM_TOKEN, found), *([] if masks is None else [(SEG_TOKEN, objects)])]
     for token, count in expected:
         if text.count(token) != count:
             raise UserError(f"{annotation.source}, {annotation.name}: the conversation holds {text.count(token)} {token} for {count}, expected one each")
-    ids, labels = chatml_labels(expand_pictures(text, [] if picture is None else [picture.grid_thw], config.vision), tokenizer)
+    ids, labels = chatml_labels(expand_pictures(text, [] if media is None else [media.grid_thw], config.vision), tokenizer)
     chosen = np.arange(objects)
     if 0 < config.sample_objects < objects:
         chosen = rng.permutation(objects)[: config.sample_objects]
     return Sample(
-        prompt=Prompt(ids, picture, example.references, grid),
+        conversation=Conversation(ids, media, example.references, grid, tuple(chosen.tolist())),
         labels=labels,
         masks=None if masks is None else np.ascontiguousarray(masks[chosen].swapaxes(0, 1)),
-        objects=tuple(chosen.tolist()),
         source=annotation.source,
         data_type=annotation.data_type,
         name=annotation.name,
     )
 
 
-def _picture(example: Example, config: UniPixelConfig, dtype: DTypeLike) -> Picture | None:
+def _media(example: Example, config: UniPixelConfig, dtype: DTypeLike) -> PreparedMedia | None:
     if example.clip is None:
         return None
-    picture = prepare_picture(example.clip, config, sample_frames=example.sample_frames, segment=example.masks is not None, dtype=dtype)
+    media = prepare_media(example.clip, config, sample_frames=example.sample_frames, segment=example.masks is not None, dtype=dtype)
     seconds = example.seconds_per_frame * config.vision.temporal_patch_size
-    return replace(picture, seconds_per_grid=seconds, is_still=isinstance(example.annotation.media, Photo))
+    return replace(media, seconds_per_grid=seconds, is_still=isinstance(example.annotation.media, Photo))

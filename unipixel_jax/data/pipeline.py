@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from unipixel_jax.batch import TrainBatch
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.data.annotation import Annotation, DrawOptions
 from unipixel_jax.data.assemble import Sample, prepare
-from unipixel_jax.data.batch import Agree, BatchArrays, collate_rows
+from unipixel_jax.data.batch import Agree, collate
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.loader import Loader, LoaderOptions
 from unipixel_jax.data.mixture import Mixture, Part, parse
@@ -86,7 +87,7 @@ def open_loader(
     host: int = 0,
     hosts: int = 1,
     agree: Agree | None = None,
-) -> Loader[Sample, BatchArrays]:
+) -> Loader[Sample, TrainBatch]:
     """A loader of arrays.
 
     Args:
@@ -121,7 +122,7 @@ class _Collate:
     agree: Agree | None
     parts: int | None
 
-    def __call__(self, samples: Sequence[Sample]) -> BatchArrays:
+    def __call__(self, samples: Sequence[Sample]) -> TrainBatch:
         share = self.packed and samples[0].masks is None
         rows = choose_rows([sample.tokens for sample in samples], self.ladders) if share else [[i] for i in range(len(samples))]
-        return collate_rows(samples, rows, self.batch_size, self.config, self.pad_id, self.ladders, self.agree, self.parts)
+        return collate(samples, rows, self.batch_size, self.config, self.pad_id, self.ladders, self.agree, self.parts)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.batch import ModelInputs
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.models.qwen_vl.cache import KVCache
-from unipixel_jax.models.unipixel import Prompt, UniPixelModel
+from unipixel_jax.models.unipixel import UniPixelModel
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Generation:
     tokens: [B, N] int32; only the first ``count`` of a row mean anything.
     count: [B] int32, tokens of each row, the end token included.
     hidden: [B, N, D], the state before the final norm that predicted each token.
-    prompt_hidden: [B, O, D], the states at ``seg_positions``.
+    prompt_hidden: [B, O, D], the states at the prompts' ``seg_positions``.
     first_logits: [B, V] float32, the scores from which the first token was taken.
     """
 
@@ -51,9 +52,7 @@ class Generation:
 @Programs
 def generate(
     model: UniPixelModel,
-    prompt: Prompt,
-    rope_deltas: jax.Array,
-    seg_positions: jax.Array,
+    inputs: ModelInputs,
     key: jax.Array,
     max_new_tokens: jax.Array,
     *,
@@ -66,9 +65,7 @@ def generate(
 
     Args:
         model: the weights.
-        prompt: padded on the left.
-        rope_deltas: [B] int32, added to a token's index in the padded row to get its rotary position.
-        seg_positions: [B, O] int32, where the hidden states of `<|seg|>` tokens of the prompt lie; T (or more) where there is none.
+        inputs: the prompts, padded on the left.
         key: for sampling.
         max_new_tokens: int32 scalar, where answers are cut off; at most N.
         new_token_slots: N, for which memory is set aside; from the Ladder, since every other N is another program.
@@ -76,10 +73,10 @@ def generate(
         dtype: compute dtype.
         sampling: how tokens are drawn.
     """
-    batch, length = prompt.input_ids.shape
+    batch, length = inputs.input_ids.shape
     cache = KVCache.empty(model.config.text, batch, length + new_token_slots, dtype)
-    states, cache = model.text.extend(model.embed(prompt, dtype), prompt.position_ids, prompt.segments, cache, 0)
-    at = jnp.minimum(seg_positions, length - 1)
+    states, cache = model.text.extend(model.embed(inputs, dtype), inputs.position_ids, inputs.segments, cache, 0)
+    at = jnp.minimum(inputs.seg_positions, length - 1)
     prompt_hidden = jnp.take_along_axis(states, at[..., None], axis=1)
     ends = jnp.asarray(end_tokens, jnp.int32)
 
@@ -104,7 +101,7 @@ def generate(
     def body(loop: _Loop) -> _Loop:
         last = jax.lax.dynamic_slice_in_dim(loop.tokens, loop.step - 1, 1, 1)
         index = length + loop.step - 1
-        positions = jnp.broadcast_to((index + rope_deltas)[None, :, None], (3, batch, 1))
+        positions = jnp.broadcast_to((index + inputs.rope_deltas)[None, :, None], (3, batch, 1))
         states, cache = model.text.extend(model.text.embed(last, dtype), positions, jnp.ones((batch, 1), jnp.int32), loop.cache, index)
         return record(replace(loop, cache=cache), draw(states, loop.step)[0], states[:, -1])
 

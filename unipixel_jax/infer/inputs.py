@@ -1,21 +1,19 @@
-"""From the host's arrays to the model's, in sizes that few programs serve."""
+"""The padded sizes of a prompt about one image or clip, of which few programs come."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-
-import jax
+from dataclasses import replace
 
 from unipixel_jax.config import VisionConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
-from unipixel_jax.models.qwen_vl.vision import VisionTables
-from unipixel_jax.models.unipixel import Prompt, References
-from unipixel_jax.processing.batch import Inputs
 
 WHOLE_WINDOWS = 1.25
 """Windows for each one that the patches would fill: where the sides of a grid are no multiples of a window's, there are more, cut at the edges."""
 
+
+OBJECTS = 8
+"""Columns for ``<|seg|>`` tokens come in multiples of this: their number is no reason to compile generation anew for prompts with one or with five."""
 
 PICTURE_SIZES = {1: 40, 16: 266}
 """In how many combinations of sizes photos (1) and clips of up to 16 frames come to the published models' vision tower, whatever the size of the media."""
@@ -41,17 +39,4 @@ def picture_sizes(grid_thw: tuple[int, int, int], config: VisionConfig, ladders:
     windows = math.ceil(WHOLE_WINDOWS * ladders.patches.size(time * height * width) / side**2)
     while windows < time * -(-height // side) * -(-width // side):
         windows *= 2
-    return ladders.fixed({"windows": windows})
-
-
-def prompt_arrays(inputs: Inputs) -> Prompt:
-    """The same batch in the form that ``UniPixelModel`` takes, still on the host."""
-    tables = {field.name: getattr(inputs.vision, field.name) for field in dataclasses.fields(VisionTables)}
-    references = {field.name: getattr(inputs.references, field.name) for field in dataclasses.fields(References)}
-    own = [field.name for field in dataclasses.fields(Prompt) if field.name not in ("tables", "references")]
-    return Prompt(tables=VisionTables(**tables), references=References(**references), **{name: getattr(inputs, name) for name in own})
-
-
-def to_prompt(inputs: Inputs) -> Prompt:
-    """The same batch on the device. ``jnp.asarray`` would compile, and keep, a program for each shape that it copies."""
-    return jax.device_put(prompt_arrays(inputs))
+    return replace(ladders.fixed({"windows": windows}), objects=replace(ladders.objects, step=OBJECTS))

@@ -20,7 +20,7 @@ from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Generation, Sampling, generate
-from unipixel_jax.infer.inputs import picture_sizes, to_prompt
+from unipixel_jax.infer.inputs import picture_sizes
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks
@@ -99,9 +99,9 @@ class UniPixel:
         Raises:
             UserError: media that cannot be read, an empty prompt, or references that do not fit.
         """
-        clip, picture = self._look(media, sample_frames)
+        clip, prepared = self._look(media, sample_frames)
         text = name_regions(prompt, [REF_TOKEN] * len(references)) if references else prompt
-        return self._answer(clip, batch.user_turn(text), picture, max_new_tokens, references=references)
+        return self._answer(clip, batch.user_turn(text), prepared, max_new_tokens, references=references)
 
     def ask(
         self,
@@ -132,7 +132,7 @@ class UniPixel:
         """
         if not references:
             raise UserError("no references: give at least one Point, Box or Mask that the question is about, or use segment()")
-        clip, picture = self._look(media, sample_frames)
+        clip, prepared = self._look(media, sample_frames)
         count, height, width = clip.frames.shape[:3]
         masks = [r.on_clip(count, height, width) for r in references if isinstance(r, Mask)]
         if masks and len(masks) < len(references):
@@ -140,68 +140,64 @@ class UniPixel:
         if masks:
             objects = [SegmentedObject(m, np.ones(count, np.float32), None) for m in masks]
         else:
-            objects = self._locate(clip, picture, question, [r for r in references if not isinstance(r, Mask)])
-        grid = memory_grid(np.stack([o.masks for o in objects]), picture.grid_thw, self.config.vision)
+            objects = self._locate(clip, prepared, question, [r for r in references if not isinstance(r, Mask)])
+        grid = memory_grid(np.stack([o.masks for o in objects]), prepared.grid_thw, self.config.vision)
         text = memory_prefix(grid, count) + name_regions(question, [f"[{i}]" for i in range(len(objects))])
-        answer = self._answer(clip, batch.user_turn(text), picture, max_new_tokens, memory=grid)
+        answer = self._answer(clip, batch.user_turn(text), prepared, max_new_tokens, memory=grid)
         return replace(answer, objects=(*objects, *answer.objects))
 
     def describe(self, media: Media, reference: Point | Box | Mask, **options: Any) -> Prediction:
         """Describe one object: ``ask`` with a request for a description. ``options``, result and errors as there."""
         return self.ask(media, DESCRIBE, [reference], **options)
 
-    def _look(self, media: Media, sample_frames: int) -> tuple[Clip, batch.Picture]:
+    def _look(self, media: Media, sample_frames: int) -> tuple[Clip, batch.PreparedMedia]:
         if sample_frames < 1:
             raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
         with _stage("reading the media"):
             clip = read_media(media, sample_frames)
-            return clip, batch.prepare_picture(clip, self.config, sample_frames=sample_frames)
+            return clip, batch.prepare_media(clip, self.config, sample_frames=sample_frames)
 
-    def _locate(self, clip: Clip, picture: batch.Picture, question: str, references: Sequence[Point | Box]) -> list[SegmentedObject]:
+    def _locate(self, clip: Clip, prepared: batch.PreparedMedia, question: str, references: Sequence[Point | Box]) -> list[SegmentedObject]:
         """PixelQA's first turn: the masks of points and boxes, from an answer that is given rather than generated."""
         turn, answer = locating_turn(question, len(references))
         messages = [*batch.user_turn(turn), {"role": "assistant", "content": answer}]
-        prompt = batch.prepare_prompt(messages, picture, self.loaded.tokenizer, self.config, references=references)
-        hidden, _, _ = self._generate(prompt, 1)
-        return self._track(clip, picture, hidden[: len(references)], [None] * len(references))
+        conversation = batch.prepare_conversation(messages, prepared, self.loaded.tokenizer, self.config, references=references)
+        hidden, _, _ = self._generate(conversation, 1)
+        return self._track(clip, prepared, hidden[: len(references)], [None] * len(references))
 
     def _answer(
         self,
         clip: Clip,
         messages: list[Message],
-        picture: batch.Picture,
+        prepared: batch.PreparedMedia,
         max_new_tokens: int,
         *,
         references: Sequence[Point | Box] = (),
         memory: NDArray[np.bool_] | None = None,
     ) -> Prediction:
-        prompt = batch.prepare_prompt(messages, picture, self.loaded.tokenizer, self.config, references=references, memory=memory)
-        in_prompt, generation, count = self._generate(prompt, max_new_tokens)
+        conversation = batch.prepare_conversation(messages, prepared, self.loaded.tokenizer, self.config, references=references, memory=memory)
+        in_prompt, generation, count = self._generate(conversation, max_new_tokens)
         tokens = np.asarray(generation.tokens)[0, :count]
         if count and tokens[-1] in self.loaded.end_tokens:
             tokens = tokens[:-1]
         said = tokens == self.config.seg_token_id
         hidden = np.concatenate([in_prompt, np.asarray(generation.hidden)[0, : len(tokens)][said]])
         text, spans = self._decode(tokens)
-        objects = self._track(clip, picture, hidden, [*[None] * len(in_prompt), *spans])
+        objects = self._track(clip, prepared, hidden, [*[None] * len(in_prompt), *spans])
         return Prediction(text, tokens.tolist(), objects, clip.indices.tolist(), clip.frames.shape[1:3])
 
-    def _generate(self, prompt: batch.Prompt, max_new_tokens: int) -> tuple[NDArray[Any], Generation, int]:
+    def _generate(self, conversation: batch.Conversation, max_new_tokens: int) -> tuple[NDArray[Any], Generation, int]:
         """Hidden states [O, D] of the prompt's ``<|seg|>`` tokens, the generation, and how many tokens it has."""
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         loaded = self.loaded
-        assert prompt.picture is not None
-        sizes = picture_sizes(prompt.picture.grid_thw, self.config.vision)
-        inputs = batch.collate([prompt], self.config, loaded.tokenizer.pad_id, sizes)
-        length = inputs.input_ids.shape[1]
-        seg_positions = _wide(inputs.seg_positions, length)
+        assert conversation.media is not None
+        sizes = picture_sizes(conversation.media.grid_thw, self.config.vision)
+        inputs = batch.collate([conversation], self.config, loaded.tokenizer.pad_id, sizes)
         with _stage("answering"), loaded.on_mesh():
             generation = generate(
                 loaded.model,
-                to_prompt(inputs),
-                jax.device_put(inputs.rope_deltas),
-                jax.device_put(seg_positions),
+                jax.device_put(inputs),
                 jax.random.key(self.seed),
                 jax.device_put(np.int32(max_new_tokens)),
                 new_token_slots=LADDERS.new_tokens.size(max_new_tokens),
@@ -210,7 +206,7 @@ class UniPixel:
                 sampling=self.sampling,
             )
             count = int(np.asarray(generation.count)[0])
-        in_prompt = np.asarray(generation.prompt_hidden)[0][seg_positions[0] < length]
+        in_prompt = np.asarray(generation.prompt_hidden)[0][inputs.seg_positions[0] < inputs.input_ids.shape[1]]
         return in_prompt, generation, count
 
     def _decode(self, tokens: NDArray[np.int32]) -> tuple[str, list[tuple[int, int]]]:
@@ -224,22 +220,17 @@ class UniPixel:
         return text, spans
 
     def _track(
-        self, clip: Clip, picture: batch.Picture, hidden: NDArray[Any], spans: Sequence[tuple[int, int] | None]
+        self, clip: Clip, prepared: batch.PreparedMedia, hidden: NDArray[Any], spans: Sequence[tuple[int, int] | None]
     ) -> list[SegmentedObject]:
-        assert picture.frames is not None
-        with _stage(f"segmenting {len(hidden)} objects in {len(picture.frames)} frames"), self.loaded.on_mesh():
-            found = clip_logits(self.loaded.model, picture.frames, hidden, self.loaded.dtype)
+        assert prepared.frames is not None
+        with _stage(f"segmenting {len(hidden)} objects in {len(prepared.frames)} frames"), self.loaded.on_mesh():
+            found = clip_logits(self.loaded.model, prepared.frames, hidden, self.loaded.dtype)
         objects = []
         for number, span in enumerate(spans):
-            masks = np.stack([resize_masks(frame, picture.frame_size) > 0 for frame in found.low_res[:, number]])
+            masks = np.stack([resize_masks(frame, prepared.frame_size) > 0 for frame in found.low_res[:, number]])
             present = 1 / (1 + np.exp(-found.presence[:, number]))
             objects.append(SegmentedObject(masks, (present * found.iou[:, number]).astype(np.float32), span))
         return objects
-
-
-def _wide(positions: NDArray[np.int32], nowhere: int) -> NDArray[np.int32]:
-    """At least 8 columns: their number is no reason to compile generation anew for prompts with one ``<|seg|>`` or with five."""
-    return np.pad(positions, ((0, 0), (0, max(8 - positions.shape[1], 0))), constant_values=nowhere)
 
 
 @contextmanager

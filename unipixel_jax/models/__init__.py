@@ -1,1 +1,12 @@
-"""The models: Qwen2.5-VL, SAM 2.1, and UniPixel, which joins them."""
+"""Qwen2.5-VL, SAM 2.1 and UniPixel as flax modules. Their inputs (``batch.py``) are pytrees wherever a model can be imported."""
+
+from dataclasses import fields
+
+import jax
+
+from unipixel_jax.batch import ModelInputs, References, TrainBatch, TrainClips, VisionTables
+
+for _kind in (VisionTables, References, ModelInputs, TrainClips, TrainBatch):
+    _names = [field.name for field in fields(_kind)]
+    _host = [name for name in _names if name == "samples"]
+    jax.tree_util.register_dataclass(_kind, [name for name in _names if name not in _host], [], drop_fields=_host)

@@ -6,12 +6,11 @@ B batch, T tokens, D language width, d SAM width, M merged vision tokens, E refe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from unipixel_jax.batch import ModelInputs, References, VisionTables
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import CHANNELS, EMBED, SEQUENCE
 from unipixel_jax.core.params import abstract, declare, unit_normal, xavier
@@ -19,60 +18,10 @@ from unipixel_jax.core.sharding import constrain, over_images
 from unipixel_jax.core.stacking import Remat, unstack_layers
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, gelu
 from unipixel_jax.models.qwen_vl.text import TextModel
-from unipixel_jax.models.qwen_vl.vision import VisionTables, VisionTower
+from unipixel_jax.models.qwen_vl.vision import VisionTower
 from unipixel_jax.models.sam2.position import fourier
 from unipixel_jax.models.sam2.prompt_encoder import PromptEncoder
 from unipixel_jax.models.sam2.tracker import Sam2
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class References:
-    """Points and boxes that stand at `<|ref|>` tokens, filled up to a fixed number.
-
-    Attributes:
-        coords: [E, 3, 2] float32, (x, y) in pixels of SAM's square image: a point and two fillers, or a box's corners and a filler.
-        labels: [E, 3] int32: 1 for a point, 2 and 3 for corners, -1 for fillers.
-        is_box: [E] booleans.
-        frames: [E] float32, the frame each lies in.
-        spans: [E] float32, the last frame of its clip as the vision tower counts them.
-    """
-
-    coords: jax.Array
-    labels: jax.Array
-    is_box: jax.Array
-    frames: jax.Array
-    spans: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Prompt:
-    """A batch of prompts, as processing/ makes it.
-
-    Attributes:
-        input_ids: [B, T] int32.
-        position_ids: [3, B, T] int32.
-        segments: [B, T] int32, 0 at padding.
-        patches: [P, patch_dim]; or [C, P, patch_dim], and so the tables, in parts that share no frame.
-        tables: the vision tower's index tables.
-        vision_slots: [B, T] int32, the merged vision token that replaces each token; M where there is none.
-        references: for the `<|ref|>` tokens.
-        reference_slots: [B, T] int32, likewise into the references; E where there is none.
-        memory_rows: [Q, C] int32, the merged vision tokens averaged for each `<|mem|>` token, filled up with M.
-        memory_slots: [B, T] int32, likewise into the rows of memory_rows; Q where there is none.
-    """
-
-    input_ids: jax.Array
-    position_ids: jax.Array
-    segments: jax.Array
-    patches: jax.Array
-    tables: VisionTables
-    vision_slots: jax.Array
-    references: References
-    reference_slots: jax.Array
-    memory_rows: jax.Array
-    memory_slots: jax.Array
 
 
 class SegHead(nnx.Module):
@@ -108,17 +57,17 @@ class UniPixelModel(nnx.Module):
         self.msk_proj = Mlp(c.vision.merge_dim, c.vision.merge_dim, d, gelu, rngs)
         self.config = c
 
-    def embed(self, prompt: Prompt, dtype: jnp.dtype, remat: Remat = "none") -> jax.Array:
+    def embed(self, inputs: ModelInputs, dtype: jnp.dtype, remat: Remat = "none") -> jax.Array:
         """Token embeddings [B, T, D] in ``dtype``, with vision tokens, references and memory features in their places."""
-        return self.fill(self.text.embed(prompt.input_ids, dtype), prompt, remat)
+        return self.fill(self.text.embed(inputs.input_ids, dtype), inputs, remat)
 
-    def fill(self, x: jax.Array, prompt: Prompt, remat: Remat = "none") -> jax.Array:
+    def fill(self, x: jax.Array, inputs: ModelInputs, remat: Remat = "none") -> jax.Array:
         """Embedded tokens [B, T, D] with vision tokens, references and memory features in their places, in x's dtype."""
         x, dtype = constrain(x), x.dtype
-        tokens, merger_input = self.look(prompt.patches.astype(dtype), prompt.tables, remat)
-        x = _fill(x, tokens, prompt.vision_slots)
-        x = _fill(x, self.encode_references(prompt.references, dtype), prompt.reference_slots)
-        return constrain(_fill(x, self.memory_features(merger_input, prompt.memory_rows), prompt.memory_slots), None, SEQUENCE)
+        tokens, merger_input = self.look(inputs.patches.astype(dtype), inputs.vision, remat)
+        x = _fill(x, tokens, inputs.vision_slots)
+        x = _fill(x, self.encode_references(inputs.references, dtype), inputs.reference_slots)
+        return constrain(_fill(x, self.memory_features(merger_input, inputs.memory_rows), inputs.memory_slots), None, SEQUENCE)
 
     def look(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
         """The vision tower over patches [P, patch_dim], or over parts of them [C, P, patch_dim] that chips share: tokens [M, D] and merger inputs [M, 4 d]

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unipixel_jax.batch import ModelInputs, TrainBatch, TrainClips
 from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.rules import Rule
 from unipixel_jax.convert.tables import all_rules
-from unipixel_jax.infer.inputs import to_prompt
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case
-from unipixel_jax.processing.batch import Inputs
-from unipixel_jax.train.objective import LossParts, TrainBatch, TrainClips, objective
+from unipixel_jax.train.objective import LossParts, objective
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def compare_gradients(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check]:
+def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[Check]:
     """Losses and gradients of one recorded sample."""
     batch = to_batch(case, inputs)
     (_, parts), grads = _loss_and_gradients(loaded.model, batch)
@@ -72,17 +73,18 @@ def _find(grads: dict[str, np.ndarray], name: str) -> np.ndarray:
     return grads[EMBEDDING if known == HEAD and HEAD not in grads else known]
 
 
-def to_batch(case: Case, inputs: Inputs) -> TrainBatch:
-    """A case's only sample as a batch."""
+def to_batch(case: Case, inputs: ModelInputs) -> TrainBatch:
+    """A case's only sample as a batch of one row."""
     ids, masks = inputs.input_ids, case.input("label_mask").astype(bool)
     labels = np.full(ids.shape, -100, np.int32)
     labels[:, ids.shape[1] - case.input("labels").shape[1] :] = case.input("labels")
     (frames, objects), labelled = masks.shape[:2], labels != -100
     clips = TrainClips(
-        frames=jnp.asarray(case.input("frames").astype(np.float32).transpose(0, 2, 3, 1)[None]),
-        counts=jnp.full((1,), frames, jnp.int32),
-        seg_positions=jnp.asarray(inputs.seg_positions[:, :objects]),
-        masks=jnp.asarray(masks[None]),
-        valid=jnp.ones((1, objects), bool),
+        frames=case.input("frames").astype(np.float32).transpose(0, 2, 3, 1)[None],
+        counts=np.full(1, frames, np.int32),
+        masks=masks[None],
+        valid=np.ones((1, objects), bool),
     )
-    return TrainBatch(to_prompt(inputs), jnp.asarray(labels), jnp.asarray(labelled / labelled.sum(), jnp.float32), clips)
+    inputs = replace(inputs, seg_positions=inputs.seg_positions[:, :objects])
+    batch = TrainBatch(inputs, labels, (labelled / labelled.sum()).astype(np.float32), clips)
+    return jax.tree.map(lambda a: jax.device_put(a[None]), batch)

@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unipixel_jax.batch import ModelInputs, VisionTables
 from unipixel_jax.infer.generate import Generation, generate
-from unipixel_jax.infer.inputs import to_prompt
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks
-from unipixel_jax.models.qwen_vl.vision import VisionTables
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.position import sine_grid
 from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput, TrackState
-from unipixel_jax.models.unipixel import Prompt, UniPixelModel
+from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.gradients import compare_gradients
@@ -34,7 +33,7 @@ from unipixel_jax.processing.media import read_media
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.resize import smart_resize
 from unipixel_jax.processing.rope_index import rope_index
-from unipixel_jax.processing.vision_index import build_vision_index
+from unipixel_jax.processing.vision_index import build_vision_index, window_order
 
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 MAX_FRAMES, MAX_NEW_TOKENS = 128, 4096
@@ -71,16 +70,15 @@ class Context:
 def vision(case: Case, context: Context) -> list[Check]:
     """The vision tower: tokens, and the merger's input in both orders."""
     config = context.loaded.config
-    patches, index = case.input("pixel_values"), build_vision_index(case.grid("grid_thw"), config.vision)
-    padded = np.zeros((len(index.rope), patches.shape[1]), np.float32)
+    patches, tables = case.input("pixel_values"), build_vision_index(case.grid("grid_thw"), config.vision)
+    padded = np.zeros((len(tables.rope), patches.shape[1]), np.float32)
     padded[: len(patches)] = patches
-    tables = VisionTables(*(jnp.asarray(getattr(index, n)) for n in ("rope", "window_table", "window_inverse", "frame_table", "frame_inverse")))
-    tokens, merger_input = _vision(context.loaded.model, padded, tables)
+    tokens, merger_input = _vision(context.loaded.model, padded, jax.device_put(tables))
     count = len(patches) // config.vision.merge_unit
     ours = {
         "embeds": np.asarray(tokens)[:count],
         "merger_input": np.asarray(merger_input)[:count],
-        "merger_input_window_order": np.asarray(merger_input)[index.window_order[:count]],
+        "merger_input_window_order": np.asarray(merger_input)[window_order(case.grid("grid_thw"), config.vision)],
     }
     return [compare.close(name, ours[name], value, context.hidden) for name, value in case.outputs.items()]
 
@@ -100,12 +98,12 @@ def multimodal(case: Case, context: Context) -> list[Check]:
     inputs = _collate(case, context)
     length = case.input("input_ids").shape[1]
     names = ("hidden_before_norm", "logits", "seg_tokens")
-    prompt = to_prompt(inputs)
-    ours = dict(zip(names, (np.asarray(a)[:, -length:] for a in _language(context.loaded.model, prompt)), strict=True))
+    placed = jax.device_put(inputs)
+    ours = dict(zip(names, (np.asarray(a)[:, -length:] for a in _language(context.loaded.model, placed)), strict=True))
     bounds = dict.fromkeys(names, context.hidden)
     if context.reduced:
         # Some models amplify rounding more than others (an adapter doubled it): what bfloat16 does to ours says how far the reference may be.
-        rounded = (np.asarray(a, np.float32)[:, -length:] for a in _language(context.loaded.model, prompt, BF16))
+        rounded = (np.asarray(a, np.float32)[:, -length:] for a in _language(context.loaded.model, placed, BF16))
         bounds = {n: max(context.hidden, 1.5 * compare.close(n, r, ours[n], 0).relative_error) for n, r in zip(names, rounded, strict=True)}
     integers = {
         "position_ids": inputs.position_ids[:, :, -length:],
@@ -180,7 +178,7 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
 def generated(case: Case, context: Context) -> list[Check]:
     """Greedy generation and the masks of every `<|seg|>`, those of the prompt first."""
     size = case.frame_size()
-    return _compare_answer(case, context, _prompt(case), _channels_last(case.input("frames")), size)
+    return _compare_answer(case, context, _conversation(case), _channels_last(case.input("frames")), size)
 
 
 def end_to_end(case: Case, context: Context) -> list[Check]:
@@ -188,20 +186,20 @@ def end_to_end(case: Case, context: Context) -> list[Check]:
     loaded, options = context.loaded, case.options
     count = case.number("sample_frames", MAX_FRAMES)
     clip = read_media(inside(context.root, options["media"]), count)
-    picture = batch.prepare_picture(clip, loaded.config, sample_frames=count)
-    assert picture.frames is not None
+    media = batch.prepare_media(clip, loaded.config, sample_frames=count)
+    assert media.frames is not None
     messages = batch.user_turn(options["prompt"])
-    prompt = batch.prepare_prompt(messages, picture, loaded.tokenizer, loaded.config)
+    conversation = batch.prepare_conversation(messages, media, loaded.tokenizer, loaded.config)
     theirs = case.outputs
     rendered = loaded.tokenizer.render(messages, add_generation_prompt=True)
     checks = [
         compare.exact("text", np.asarray(rendered == options["text"]), np.asarray(True)),
-        compare.exact("input_ids", prompt.input_ids, case.input("input_ids")[0]),
-        compare.exact("video_grid_thw", np.asarray([picture.grid_thw]), theirs["video_grid_thw"]),
-        compare.close("pixel_values", picture.patches[::41], theirs["pixel_values_videos_every_41st_row"], context.hidden),
-        compare.close("frames", picture.frames[::3].transpose(0, 3, 1, 2), theirs["frames_every_3rd"], context.hidden),
+        compare.exact("input_ids", conversation.input_ids, case.input("input_ids")[0]),
+        compare.exact("video_grid_thw", np.asarray([media.grid_thw]), theirs["video_grid_thw"]),
+        compare.close("pixel_values", media.patches[::41], theirs["pixel_values_videos_every_41st_row"], context.hidden),
+        compare.close("frames", media.frames[::3].transpose(0, 3, 1, 2), theirs["frames_every_3rd"], context.hidden),
     ]
-    return [*checks, *_compare_answer(case, context, prompt, picture.frames, picture.frame_size)]
+    return [*checks, *_compare_answer(case, context, conversation, media.frames, media.frame_size)]
 
 
 def resized(case: Case, context: Context) -> list[Check]:
@@ -260,8 +258,8 @@ def _text(model: UniPixelModel, ids: jax.Array, positions: jax.Array, segments: 
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _language(model: UniPixelModel, prompt: Prompt, dtype: jnp.dtype = F32) -> tuple[jax.Array, jax.Array, jax.Array]:
-    hidden = model.text(model.embed(prompt, dtype), prompt.position_ids, prompt.segments)
+def _language(model: UniPixelModel, inputs: ModelInputs, dtype: jnp.dtype = F32) -> tuple[jax.Array, jax.Array, jax.Array]:
+    hidden = model.text(model.embed(inputs, dtype), inputs.position_ids, inputs.segments)
     return hidden, model.text.logits(hidden), model.seg_head(hidden)
 
 
@@ -284,15 +282,15 @@ def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
     return state.memory[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
 
 
-def _prompt(case: Case) -> batch.Prompt:
-    """The recorded arrays as one prompt."""
+def _conversation(case: Case) -> batch.Conversation:
+    """The recorded arrays as one conversation."""
     ids = case.input("input_ids")[0].astype(np.int32)
     grid = case.grid("video_grid_thw")
     coords = case.inputs_like("point_coords")
     frames = case.input("point_frames").reshape(-1).tolist() if coords else []
     references = [SquareReference(c.reshape(-1, 2).astype(np.float32), f) for c, f in zip(coords, frames, strict=True)]
     time, height, width = grid[0].tolist()
-    picture = batch.Picture(
+    media = batch.PreparedMedia(
         patches=case.input("pixel_values_videos").astype(np.float32),
         grid_thw=(time, height, width),
         frames=None,
@@ -301,27 +299,25 @@ def _prompt(case: Case) -> batch.Prompt:
         seconds_per_grid=float(case.input("second_per_grid_ts")[0]),
     )
     memory = case.input("refer_mask").astype(bool) if case.has_input("refer_mask") else None
-    return batch.Prompt(ids, picture, references, memory)
+    return batch.Conversation(ids, media, references, memory)
 
 
-def _collate(case: Case, context: Context) -> batch.Inputs:
-    return batch.collate([_prompt(case)], context.loaded.config, context.loaded.tokenizer.pad_id)
+def _collate(case: Case, context: Context) -> ModelInputs:
+    return batch.collate([_conversation(case)], context.loaded.config, context.loaded.tokenizer.pad_id)
 
 
 def _compare_answer(
-    case: Case, context: Context, prompt: batch.Prompt, frames: np.ndarray, size: tuple[int, int]
+    case: Case, context: Context, conversation: batch.Conversation, frames: np.ndarray, size: tuple[int, int]
 ) -> list[Check]:
     """Greedy tokens and masks; in bfloat16 the scores along the recorded answer."""
     loaded, theirs = context.loaded, case.outputs
     if context.reduced:
-        return [_compare_scores(prompt, context, theirs["tokens"])]
-    inputs = batch.collate([prompt], loaded.config, loaded.tokenizer.pad_id)
+        return [_compare_scores(conversation, context, theirs["tokens"])]
+    inputs = batch.collate([conversation], loaded.config, loaded.tokenizer.pad_id)
     limit = case.number("max_new_tokens", MAX_NEW_TOKENS)
     answer = generate(
         loaded.model,
-        to_prompt(inputs),
-        jnp.asarray(inputs.rope_deltas),
-        jnp.asarray(inputs.seg_positions),
+        jax.device_put(inputs),
         jax.random.key(0),
         jnp.asarray(limit, jnp.int32),
         new_token_slots=limit,
@@ -340,22 +336,22 @@ def _compare_answer(
     return [*checks, compare.same_masks("masks", masks, theirs["masks"])]
 
 
-def _seg_hidden(answer: Generation, inputs: batch.Inputs, tokens: np.ndarray, seg: int) -> np.ndarray:
+def _seg_hidden(answer: Generation, inputs: ModelInputs, tokens: np.ndarray, seg: int) -> np.ndarray:
     """Hidden states [O, D] of the `<|seg|>` tokens, those of the prompt first."""
     in_prompt = np.asarray(answer.prompt_hidden[0])[inputs.seg_positions[0] < inputs.input_ids.shape[1]]
     return np.concatenate([in_prompt, np.asarray(answer.hidden[0])[: len(tokens)][tokens == seg]])
 
 
-def _compare_scores(prompt: batch.Prompt, context: Context, tokens: np.ndarray) -> Check:
+def _compare_scores(conversation: batch.Conversation, context: Context, tokens: np.ndarray) -> Check:
     """Where bfloat16 may decide an argmax: by how much our scores prefer another token to the recorded one, along the recorded answer.
 
     In units of the root mean square of a step's scores. Two scores that are each off by the allowed share of that may change places when they lie
     within a few such errors of each other; ``ARGMAX_MARGIN`` says how many.
     """
     loaded = context.loaded
-    told = replace(prompt, input_ids=np.concatenate([prompt.input_ids, tokens[:-1]]).astype(np.int32))
+    told = replace(conversation, input_ids=np.concatenate([conversation.input_ids, tokens[:-1]]).astype(np.int32))
     inputs = batch.collate([told], loaded.config, loaded.tokenizer.pad_id)
-    _, logits, _ = _language(loaded.model, to_prompt(inputs))
+    _, logits, _ = _language(loaded.model, jax.device_put(inputs))
     scores = np.asarray(logits, np.float64)[0, -len(tokens) :]
     gap = scores.max(axis=1) - scores[np.arange(len(tokens)), tokens]
     unit = np.sqrt(np.mean(scores**2, axis=1))

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from unipixel_jax.batch import ModelInputs, TrainBatch
 from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.rules import Rule
 from unipixel_jax.convert.tables import all_rules
@@ -23,8 +24,7 @@ from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.gradients import to_batch
 from unipixel_jax.parity.recording import Case
-from unipixel_jax.processing.batch import Inputs
-from unipixel_jax.train.objective import TrainBatch, objective
+from unipixel_jax.train.objective import objective
 from unipixel_jax.train.optim import OptimConfig, make_optimizer
 from unipixel_jax.train.trainable import Group, groups, trained
 
@@ -38,7 +38,7 @@ NAMES = {"sam2_enc_lr": "sam_encoder_lr", "sam2_dec_lr": "sam_decoder_lr", "max_
 """The reference's names of settings where ours differ."""
 
 
-def compare_steps(case: Case, loaded: LoadedModel, inputs: Inputs) -> list[Check]:
+def compare_steps(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[Check]:
     """Losses of every step, what is trained and how, the first gradients of the adapters, and the change of every trained weight."""
     config = OptimConfig(**{NAMES.get(key, key): value for key, value in case.options["optimizer"].items()})
     model, rules = loaded.model, all_rules(loaded.config)
@@ -113,7 +113,7 @@ def _trained(case: Case) -> list[tuple[str, float, float]]:
 def _moved(batch: TrainBatch, step: jax.Array) -> TrainBatch:
     assert batch.clips is not None
     clips = dataclasses.replace(
-        batch.clips, frames=jnp.roll(batch.clips.frames, SHIFT * step, axis=3), masks=jnp.roll(batch.clips.masks, SHIFT * step, axis=-1)
+        batch.clips, frames=jnp.roll(batch.clips.frames, SHIFT * step, axis=-2), masks=jnp.roll(batch.clips.masks, SHIFT * step, axis=-1)
     )
     return dataclasses.replace(batch, clips=clips)
 

@@ -36,7 +36,6 @@ from unipixel_jax.plan.report import PlanReport, ProgramReport
 from unipixel_jax.plan.roofline import Roofline
 from unipixel_jax.plan.topology import Topology
 from unipixel_jax.train.config import TrainConfig
-from unipixel_jax.train.feed import host_batch
 from unipixel_jax.train.flops import row_flops
 from unipixel_jax.train.setup import lay_out
 
@@ -79,7 +78,7 @@ def make_plan(
     layout = lay_out(config, model_config, STEPS, topology.devices)
     chips = layout.mesh.size
     row = sample_row(model_config, workload, layout.mesh)
-    batch = rows_like(host_batch(row), config.batch_size, layout.mesh)
+    batch = rows_like(row, config.batch_size, layout.mesh)
     flops = row_flops(model_config, row)
     trained, frozen, optimizer = (bytes_per_chip(tree) for tree in (layout.state.trained, layout.frozen, layout.state.opt_state))
     served = bytes_per_chip(partitioned(abstract_model(model_config), model_config, layout.mesh, jnp.dtype(model_config.dtype)))

@@ -15,24 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from unipixel_jax.batch import ModelInputs, TrainBatch, row
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import HEADS, IMAGES, Axes
 from unipixel_jax.core.buckets import LADDERS, Ladder
 from unipixel_jax.core.mesh import OnMesh, data_shards
 from unipixel_jax.core.sharding import BATCH, mesh_axes, over_samples
 from unipixel_jax.data.assemble import Sample
-from unipixel_jax.data.batch import SINGLE, BatchArrays, collate
+from unipixel_jax.data.batch import SINGLE, collate
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.inputs import prompt_arrays
 from unipixel_jax.models.partition import partitioned
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.sam2.tracker import TrackState
-from unipixel_jax.models.unipixel import Prompt as ModelPrompt
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
-from unipixel_jax.processing.batch import Prompt, prepare_picture
+from unipixel_jax.processing.batch import Conversation, prepare_media
 from unipixel_jax.processing.media import Clip
 from unipixel_jax.train.feed import row_sizes
-from unipixel_jax.train.objective import TrainBatch
 from unipixel_jax.train.setup import Layout
 from unipixel_jax.train.step import make_gradients, make_update
 
@@ -64,7 +62,7 @@ class Workload:
     width: int = 1280
 
 
-def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> BatchArrays:
+def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> TrainBatch:
     """One row of a batch, as the data pipeline makes it of a black clip for such a mesh.
 
     Raises:
@@ -72,8 +70,8 @@ def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> BatchA
     """
     frames = np.zeros((workload.frames, workload.height, workload.width, 3), np.uint8)
     clip = Clip(frames, np.arange(workload.frames), workload.frames == 1, "plan")
-    picture = prepare_picture(clip, config, sample_frames=workload.frames, dtype=np.dtype(config.dtype))
-    seen = len(picture.patches) // config.vision.merge_unit
+    media = prepare_media(clip, config, sample_frames=workload.frames, dtype=np.dtype(config.dtype))
+    seen = len(media.patches) // config.vision.merge_unit
     words = workload.tokens - seen - workload.objects - 2
     if words < 1:
         least = workload.tokens + 1 - words
@@ -81,10 +79,10 @@ def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> BatchA
     clip_ids = [config.vision_start_token_id, *[config.video_token_id] * seen, config.vision_end_token_id]
     ids, side = np.asarray([*clip_ids, *[WORD] * words, *[config.seg_token_id] * workload.objects], np.int32), config.sam2.image_size
     masks = np.zeros((workload.frames, workload.objects, side, side), bool)
-    sample = Sample(Prompt(ids, picture), ids, masks, tuple(range(workload.objects)), "plan", "plan", "plan")
+    sample = Sample(Conversation(ids, media), ids, masks, "plan", "plan", "plan")
     tokens = Ladder("tokens", workload.tokens, 1.0, workload.tokens)
     ladders, parts = row_sizes(replace(LADDERS, batch=SINGLE, tokens=tokens), mesh)
-    return collate([sample], config, WORD, ladders, parts=parts)
+    return row(collate([sample], [[0]], 1, config, WORD, ladders, parts=parts), 0)
 
 
 def train_programs(layout: Layout, batch: TrainBatch) -> Mapping[str, Callable[[], Any]]:
@@ -111,7 +109,7 @@ def train_programs(layout: Layout, batch: TrainBatch) -> Mapping[str, Callable[[
 
 
 def inference_programs(
-    config: UniPixelConfig, mesh: Mesh, batch_size: int, row: BatchArrays, new_tokens: int = 512
+    config: UniPixelConfig, mesh: Mesh, batch_size: int, sample: TrainBatch, new_tokens: int = 512
 ) -> Mapping[str, Callable[[], Any]]:
     """Functions that lower the prefill of a batch of prompts, one token of decoding, and one frame of tracking.
 
@@ -119,7 +117,7 @@ def inference_programs(
         config: sizes of the model, whose weights are kept in its own dtype.
         mesh: the chips.
         batch_size: prompts, or clips, at a time.
-        row: what each holds, from ``sample_row``.
+        sample: what each holds, from ``sample_row``.
         new_tokens: slots of the cache beyond the prompt.
 
     Raises:
@@ -129,12 +127,12 @@ def inference_programs(
         raise UserError(f"{batch_size} prompts do not divide among the {data_shards(mesh)} parts of the mesh {dict(mesh.shape)}: use a multiple of that")
     dtype, text, sam = jnp.dtype(config.dtype), config.text, config.sam2
     model = partitioned(abstract_model(config), config, mesh, dtype)
-    assert row.clips is not None, "the sample has a clip"
-    prompts = rows_like(prompt_arrays(row.inputs), batch_size, mesh)
-    slots = row.inputs.input_ids.shape[1] + new_tokens
+    assert sample.clips is not None, "the sample has a clip"
+    prompts = rows_like(sample.inputs, batch_size, mesh)
+    slots = sample.inputs.input_ids.shape[1] + new_tokens
 
-    def prefill(model: UniPixelModel, prompts: ModelPrompt) -> tuple[jax.Array, KVCache]:
-        def one(prompt: ModelPrompt) -> tuple[jax.Array, KVCache]:
+    def prefill(model: UniPixelModel, prompts: ModelInputs) -> tuple[jax.Array, KVCache]:
+        def one(prompt: ModelInputs) -> tuple[jax.Array, KVCache]:
             cache = KVCache.empty(text, 1, slots, dtype)
             states, cache = model.text.extend(model.embed(prompt, dtype), prompt.position_ids, prompt.segments, cache, 0)
             return model.text.logits(states[:, -1]), cache
@@ -155,7 +153,7 @@ def inference_programs(
 
         return over_samples(one)(states, frames, hidden)
 
-    objects = row.clips.valid.shape[1]
+    objects = sample.clips.valid.shape[1]
     cache = rows_like(jax.eval_shape(lambda: KVCache.empty(text, 1, slots, dtype)), batch_size, mesh, (None, None, None, HEADS))
     state = rows_like(jax.eval_shape(lambda: TrackState.empty(sam, objects, dtype)), batch_size, mesh, (None, IMAGES))
     one = jax.ShapeDtypeStruct

@@ -1,36 +1,40 @@
 """From a conversation about a clip to the padded arrays that the model runs on.
 
-B prompts, L tokens, N patches, M merged tokens, R references, K memories, O objects, F frames, S side of SAM's square: all but S and the three of a
-picture are padded sizes from the ``Ladders``. A padded index is one past the last row of what it points into, never -1, which would wrap.
+Sizes are measured first, from lengths and grids alone; then every array is allocated once and written into. The letters of the shapes are those of
+``unipixel_jax/batch.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from unipixel_jax.batch import ModelInputs, References, VisionTables, row
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.chat import expand_pictures, seconds_per_grid
 from unipixel_jax.processing.media import Clip
-from unipixel_jax.processing.memory import memory_rows
+from unipixel_jax.processing.memory import memory_tokens
 from unipixel_jax.processing.patchify import patchify
-from unipixel_jax.processing.prompts import Reference, References, SquareReference, reference_table, require_words, to_square
+from unipixel_jax.processing.prompts import Reference, SquareReference, reference_table, require_words, to_square
 from unipixel_jax.processing.resize import language_frames
 from unipixel_jax.processing.rope_index import rope_index
 from unipixel_jax.processing.square import square_frames
 from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, Message, Tokenizer
-from unipixel_jax.processing.vision_index import VisionIndex, build_vision_index
+from unipixel_jax.processing.vision_index import build_vision_index, vision_counts, window_order
+
+Sizes = dict[str, int]
+"""The padded size of every dimension that depends on the input, under the names of ``Ladders``' fields."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A clip as the model sees it, not yet padded; several prompts may share it.
+class PreparedMedia:
+    """An image or a clip as the model sees it, not yet padded; several conversations may share it.
 
     Attributes:
         patches: for the language side [patches, patch_dim], float32 or the dtype asked for.
@@ -39,7 +43,7 @@ class Picture:
         frame_size: height and width of the media in pixels.
         frame_count: frames of the clip.
         seconds_per_grid: between two pairs of frames.
-        is_still: the language side sees a picture (``<|image_pad|>``) rather than a clip; only multimodal training data does that.
+        is_still: the language side sees an image (``<|image_pad|>``) rather than a clip; only multimodal training data does that.
     """
 
     patches: NDArray[np.floating]
@@ -52,61 +56,28 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Conversation:
     """One conversation, not yet padded.
 
     Attributes:
         input_ids: [tokens], int32, with one ``<|video_pad|>`` (``<|image_pad|>`` for a still) per merged token.
-        picture: what it is about; none for words alone.
+        media: what it is about; none for words alone.
         references: what its ``<|ref|>`` tokens stand for, in order.
         memory: the merged tokens that each remembered object touches, bool [pairs of frames, objects, h, w]; its ``<|mem|>`` tokens are ordered by
             object, then time.
+        segmented: the numbers of the ``<|seg|>`` tokens that are to be segmented, in the order of the objects; None for all.
     """
 
     input_ids: NDArray[np.int32]
-    picture: Picture | None
+    media: PreparedMedia | None
     references: Sequence[SquareReference] = field(default=())
     memory: NDArray[np.bool_] | None = None
+    segmented: Sequence[int] | None = None
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What the language side reads, for a batch. Every array has a size from the ``Ladders``.
-
-    Attributes:
-        input_ids: token ids [B, L], int32, padded on the left; a padded row holds one token.
-        lengths: tokens that count, at the end of each row [B], int32.
-        segments: the prompt that a token belongs to, counted from 1 in each row [B, L], int32; 0 at padding.
-        position_ids: rotary positions in time, height and width [3, B, L], int32.
-        rope_deltas: what to add to an index >= L to get the position of a generated token, which goes on with the last prompt of its row [B], int32.
-        patches: [N, patch_dim], of the pictures' dtype, 0 at padding.
-        vision: index tables of the vision tower.
-        vision_slots: for each token the merged token that replaces it [B, L], int32; M for none.
-        references: points and boxes.
-        reference_slots: for each token the reference that replaces it [B, L], int32; R for none.
-        memory_rows: the merged tokens that each memory averages [K, tokens], int32, padded with M.
-        memory_slots: for each token the memory that replaces it [B, L], int32; K for none.
-        seg_positions: the positions just before each ``<|seg|>`` of a prompt, whose hidden states are to be segmented [B, O], int32; L for none.
-    """
-
-    input_ids: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    segments: NDArray[np.int32]
-    position_ids: NDArray[np.int32]
-    rope_deltas: NDArray[np.int32]
-    patches: NDArray[np.floating]
-    vision: VisionIndex
-    vision_slots: NDArray[np.int32]
-    references: References
-    reference_slots: NDArray[np.int32]
-    memory_rows: NDArray[np.int32]
-    memory_slots: NDArray[np.int32]
-    seg_positions: NDArray[np.int32]
-
-
-def prepare_picture(
+def prepare_media(
     clip: Clip, config: UniPixelConfig, *, sample_frames: int = 16, segment: bool = True, dtype: DTypeLike = np.float32
-) -> Picture:
+) -> PreparedMedia:
     """Resize, normalise and cut a clip for both sides of the model.
 
     Args:
@@ -123,7 +94,7 @@ def prepare_picture(
     patches, grid = patchify(shown, config.vision, dtype)
     frames = square_frames(clip.frames, config.sam2.image_size, dtype) if segment else None
     height, width = clip.frames.shape[1:3]
-    return Picture(patches, grid, frames, (height, width), len(clip.frames), seconds_per_grid(config.vision))
+    return PreparedMedia(patches, grid, frames, (height, width), len(clip.frames), seconds_per_grid(config.vision))
 
 
 def user_turn(text: str) -> list[Message]:
@@ -131,21 +102,21 @@ def user_turn(text: str) -> list[Message]:
     return [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
 
 
-def prepare_prompt(
+def prepare_conversation(
     messages: Sequence[Message],
-    picture: Picture,
+    media: PreparedMedia,
     tokenizer: Tokenizer,
     config: UniPixelConfig,
     *,
     references: Sequence[Reference] = (),
     memory: NDArray[np.bool_] | None = None,
     answer_start: str = "",
-) -> Prompt:
+) -> Conversation:
     """Render and tokenise a conversation about one clip.
 
     Args:
         messages: the turns; if the last is the user's, the assistant's is opened for an answer.
-        picture: the clip.
+        media: the clip.
         tokenizer: the checkpoint's.
         config: the model's sizes and token ids.
         references: points and boxes for the ``<|ref|>`` tokens of the text, in pixels of the media.
@@ -161,99 +132,238 @@ def prepare_prompt(
     for token, count, what in ((REF_TOKEN, len(references), "points and boxes"), (MEM_TOKEN, memories, "memories of objects")):
         if text.count(token) != count:
             raise UserError(f"the prompt holds {text.count(token)} {token} for {count} {what}: expected one each")
-    ids = tokenizer.encode(expand_pictures(text, [picture.grid_thw], config.vision))
-    square = [to_square(reference, picture.frame_count, *picture.frame_size, config.sam2.image_size) for reference in references]
-    return Prompt(ids, picture, square, memory)
+    ids = tokenizer.encode(expand_pictures(text, [media.grid_thw], config.vision))
+    square = [to_square(reference, media.frame_count, *media.frame_size, config.sam2.image_size) for reference in references]
+    return Conversation(ids, media, square, memory)
 
 
 def collate(
-    prompts: Sequence[Prompt],
+    conversations: Sequence[Conversation],
     config: UniPixelConfig,
     pad_id: int,
     ladders: Ladders = LADDERS,
-    *,
-    per_row: Sequence[int] | None = None,
-    parts: int | None = None,
-) -> Inputs:
-    """Pad several prompts to one batch.
+) -> ModelInputs:
+    """Pad several conversations, of any lengths, each with its own media or none, to one batch with a row for each.
 
     Args:
-        prompts: of any lengths, each with its own clip or none.
+        conversations: see ``prepare_conversation``.
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
         ladders: the padded sizes.
-        per_row: how many prompts follow one another in each row; one each where absent. Prompts of a row do not see one another.
-        parts: divide the grid frames among so many parts, each with tables of its own, for chips that share them: patches [parts, N, patch_dim], and so
-            every array of ``vision``; M then counts the merged tokens of all parts.
 
     Raises:
-        UserError: a size beyond its ladder, picture tokens that do not fit a clip, or references or memories that do not fit their tokens.
+        UserError: a size beyond its ladder, or image tokens, references or memories that do not fit what the conversations bring.
     """
-    row_of = np.repeat(np.arange(len(prompts) if per_row is None else len(per_row)), 1 if per_row is None else per_row)
-    totals = np.bincount(row_of, weights=[len(p.input_ids) for p in prompts]).astype(np.int32)
-    rows, width = ladders.batch.size(len(totals)), ladders.tokens.size(int(totals.max()))
-    lengths = np.ones(rows, np.int32)
-    lengths[: len(totals)] = totals
-    ids = np.full((rows, width), pad_id, np.int32)
-    segments = np.zeros((rows, width), np.int32)
-    segments[len(totals) :, -1] = 1
-    position_ids = np.ones((3, rows, width), np.int32)
-    position_ids[:, len(totals) :, -1] = 0
-    deltas = 1 - np.full(rows, width, np.int32)
+    rows = [[conversation] for conversation in conversations]
+    out = empty_inputs(measure(rows, config, ladders), config, pad_id, pixel_dtype(conversations))
+    write_inputs(out, rows, config)
+    return out
 
-    places = width - totals
-    for prompt, row, (positions, delta) in zip(prompts, row_of, _positions(prompts, config), strict=True):
-        place = slice(places[row], places[row] + len(prompt.input_ids))
-        ids[row, place] = prompt.input_ids
-        segments[row, place] = segments[row].max() + 1
-        position_ids[:, row, place] = positions
-        deltas[row] = delta - width
-        places[row] = place.stop
-    valid = segments > 0
 
-    pictures = [p.picture for p in prompts if p.picture is not None]
-    grids = [p.grid_thw for p in pictures]
-    patches, vision, places, none = _vision([p.patches for p in pictures], grids, config, ladders, parts)
-    window_order = build_vision_index(grids, config.vision, ladders).window_order if parts else vision.window_order
+def measure(rows: Sequence[Sequence[Conversation]], config: UniPixelConfig, ladders: Ladders = LADDERS, parts: int | None = None) -> Sizes:
+    """The padded sizes of rows of conversations, found without making any array of theirs.
 
-    references = [(reference, 2 * p.picture.grid_thw[0]) for p in prompts if p.picture is not None for reference in p.references]
-    table = reference_table(references, ladders.references)
-    starts = np.cumsum([0, *(len(p.patches) // config.vision.merge_unit for p in pictures)])
-    memories = [p.memory for p in prompts if p.picture is not None]
-    remembered = [(int(start), memory) for start, memory in zip(starts, memories, strict=False) if memory is not None]
-    memory_table, memory_count = memory_rows(remembered, window_order, ladders)
-    if parts:
-        memory_table = np.where(memory_table < len(places), places[np.minimum(memory_table, len(places) - 1)], none).astype(np.int32)
-    return Inputs(
-        input_ids=ids,
-        lengths=lengths,
+    Args:
+        rows: the conversations that follow one another in each row.
+        config: the model's sizes and token ids.
+        ladders: the padded sizes to choose from.
+        parts: see ``write_inputs``.
+
+    Raises:
+        UserError: a size beyond its ladder, or a grid that does not divide into merged tokens.
+    """
+    conversations = [conversation for together in rows for conversation in together]
+    shares = [vision_counts(share, config.vision) for share in _shares(_grids(conversations), parts)]
+    memories = [len(tokens) for conversation in conversations if conversation.memory is not None for tokens in memory_tokens(conversation.memory)]
+    counts = {
+        "batch": len(rows),
+        "tokens": max(sum(len(conversation.input_ids) for conversation in together) for together in rows),
+        **{name: max(share[name] for share in shares) for name in shares[0]},
+        "references": sum(len(conversation.references) for conversation in conversations if conversation.media is not None),
+        "memories": len(memories),
+        "memory_tokens": max(memories, default=0),
+        "objects": max(sum(len(_segmented(conversation, config)) for conversation in together) for together in rows),
+    }
+    return {name: getattr(ladders, name).size(count) for name, count in counts.items()}
+
+
+def empty_inputs(
+    sizes: Mapping[str, int], config: UniPixelConfig, pad_id: int, dtype: DTypeLike, parts: int | None = None, lead: tuple[int, ...] = ()
+) -> ModelInputs:
+    """A batch that holds nothing but padding, in which every row has one token.
+
+    Args:
+        sizes: from ``measure``, or the largest of several.
+        config: the model's sizes and token ids.
+        pad_id: the token that fills up rows.
+        dtype: of the patches.
+        parts: see ``write_inputs``.
+        lead: dimensions in front of those of every array.
+    """
+    rows, width, patches = sizes["batch"], sizes["tokens"], sizes["patches"]
+    split = lead if parts is None else (*lead, parts)
+    merged = patches // config.vision.merge_unit * (parts or 1)
+
+    def full(shape: tuple[int, ...], value: int, first: tuple[int, ...] = lead) -> NDArray[np.int32]:
+        return np.full((*first, *shape), value, np.int32)
+
+    def repeated(array: NDArray[np.generic], first: tuple[int, ...]) -> NDArray[np.generic]:
+        return np.array(np.broadcast_to(array, (*first, *array.shape)))
+
+    fixed = LADDERS.fixed(sizes)
+    tables = build_vision_index([], config.vision, fixed)
+    references = reference_table([], fixed.references)
+    segments, position_ids = full((rows, width), 0), full((3, rows, width), 1)
+    segments[..., -1], position_ids[..., -1] = 1, 0
+    return ModelInputs(
+        input_ids=full((rows, width), pad_id),
+        lengths=full((rows,), 1),
         segments=segments,
         position_ids=position_ids,
-        rope_deltas=deltas,
-        patches=patches,
-        vision=vision,
-        vision_slots=_slots(valid & np.isin(ids, (config.video_token_id, config.image_token_id)), int(starts[-1]), none, "picture tokens", places),
-        references=table,
-        reference_slots=_slots(valid & (ids == config.ref_token_id), len(references), len(table.frames), "points and boxes"),
-        memory_rows=memory_table,
-        memory_slots=_slots(valid & (ids == config.mem_token_id), memory_count, len(memory_table), "memories of objects"),
-        seg_positions=_before(valid[:, :-1] & (ids[:, 1:] == config.seg_token_id), ladders),
+        rope_deltas=full((rows,), 1 - width),
+        patches=np.zeros((*split, patches, config.vision.patch_dim), dtype),
+        vision=VisionTables(**{name: repeated(array, split) for name, array in vars(tables).items()}),
+        vision_slots=full((rows, width), merged),
+        references=References(**{name: repeated(array, lead) for name, array in vars(references).items()}),
+        reference_slots=full((rows, width), sizes["references"]),
+        memory_rows=full((sizes["memories"], sizes["memory_tokens"]), merged),
+        memory_slots=full((rows, width), sizes["memories"]),
+        seg_positions=full((rows, sizes["objects"]), width),
     )
 
 
-def pad_frames(frames: NDArray[np.floating], ladders: Ladders = LADDERS) -> NDArray[np.floating]:
-    """Frames filled up with zeros to a size from the ladder [F, S, S, 3]."""
-    return np.pad(frames, ((0, ladders.frames.size(len(frames)) - len(frames)), (0, 0), (0, 0), (0, 0)))
+def write_inputs(out: ModelInputs, rows: Sequence[Sequence[Conversation]], config: UniPixelConfig) -> None:
+    """Write rows of conversations into a batch that holds nothing yet.
+
+    Args:
+        out: from ``empty_inputs``, without leading dimensions. With ``patches`` [parts, N, patch_dim] the grid frames are divided among so many parts, each
+            with tables of its own, for devices that share them.
+        rows: the conversations that follow one another in each row; neither sees another.
+        config: the model's sizes and token ids.
+
+    Raises:
+        UserError: image tokens, references or memories that do not fit what the conversations bring.
+    """
+    conversations = [conversation for together in rows for conversation in together]
+    for number, together in enumerate(rows):
+        _write_row(out, number, together, config)
+    valid = out.segments > 0
+    tokens, none = _write_vision(out, conversations, config)
+
+    references = [(own, 2 * c.media.grid_thw[0]) for c in conversations if c.media is not None for own in c.references]
+    for name, array in vars(reference_table(references, LADDERS.fixed({"references": len(out.references.frames)}).references)).items():
+        getattr(out.references, name)[...] = array
+
+    memories = _memories(conversations, config)
+    for number, own in enumerate(memories):
+        out.memory_rows[number, : len(own)] = tokens[own]
+
+    videos = valid & np.isin(out.input_ids, (config.video_token_id, config.image_token_id))
+    out.vision_slots[...] = _slots(videos, tokens, none, "image tokens")
+    pointing, remembering = (valid & (out.input_ids == token) for token in (config.ref_token_id, config.mem_token_id))
+    out.reference_slots[...] = _slots(pointing, np.arange(len(references)), len(out.references.frames), "points and boxes")
+    out.memory_slots[...] = _slots(remembering, np.arange(len(memories)), len(out.memory_rows), "memories of objects")
 
 
-def _positions(prompts: Sequence[Prompt], config: UniPixelConfig) -> Iterator[tuple[NDArray[np.int32], int]]:
-    """Rotary positions of every prompt by itself [3, tokens], and the position after its last one."""
-    for prompt in prompts:
-        picture = prompt.picture
-        still, clip = ([], []) if picture is None else ([picture.grid_thw], []) if picture.is_still else ([], [picture.grid_thw])
-        seconds = [] if picture is None or picture.is_still else [picture.seconds_per_grid]
-        positions, deltas = rope_index(prompt.input_ids[None], config, image_grid_thw=still, video_grid_thw=clip, second_per_grid_ts=seconds)
-        yield positions[:, 0], int(deltas[0]) + len(prompt.input_ids)
+def pixel_dtype(conversations: Sequence[Conversation]) -> np.dtype:
+    """The dtype of the conversations' pixels; float32 where none has any."""
+    return next((conversation.media.patches.dtype for conversation in conversations if conversation.media is not None), np.dtype(np.float32))
+
+
+def _write_row(out: ModelInputs, number: int, conversations: Sequence[Conversation], config: UniPixelConfig) -> None:
+    """The words of one row: its tokens, segments and positions, at the right end."""
+    width = out.input_ids.shape[1]
+    out.lengths[number] = sum(len(conversation.input_ids) for conversation in conversations)
+    out.segments[number, -1] = 0
+    end, objects = width - out.lengths[number], 0
+    for segment, conversation in enumerate(conversations, 1):
+        start, end = end, end + len(conversation.input_ids)
+        out.input_ids[number, start:end] = conversation.input_ids
+        out.segments[number, start:end] = segment
+        out.position_ids[:, number, start:end], delta = _positions(conversation, config)
+        out.rope_deltas[number] = delta - width
+        before = start + _segmented(conversation, config)
+        out.seg_positions[number, objects : objects + len(before)] = before
+        objects += len(before)
+
+
+def _positions(conversation: Conversation, config: UniPixelConfig) -> tuple[NDArray[np.int32], int]:
+    """Rotary positions of a conversation by itself [3, tokens], and the position after its last one."""
+    media = conversation.media
+    still, clip = ([], []) if media is None else ([media.grid_thw], []) if media.is_still else ([], [media.grid_thw])
+    seconds = [] if media is None or media.is_still else [media.seconds_per_grid]
+    positions, deltas = rope_index(conversation.input_ids[None], config, image_grid_thw=still, video_grid_thw=clip, second_per_grid_ts=seconds)
+    return positions[:, 0], int(deltas[0]) + len(conversation.input_ids)
+
+
+def _segmented(conversation: Conversation, config: UniPixelConfig) -> NDArray[np.int64]:
+    """The positions in a conversation just before the ``<|seg|>`` tokens that are to be segmented; one at its very beginning has none before it."""
+    before = np.flatnonzero(conversation.input_ids[1:] == config.seg_token_id)
+    return before if conversation.segmented is None else before[list(conversation.segmented)]
+
+
+def _write_vision(out: ModelInputs, conversations: Sequence[Conversation], config: UniPixelConfig) -> tuple[NDArray[np.int32], int]:
+    """Patches and tables, in one part or several.
+
+    Returns:
+        Where each merged token, in reading order, lies among those of all parts [merged tokens], int32; and the number that means none of them, M.
+    """
+    grids, unit = _grids(conversations), config.vision.merge_unit
+    several = out.patches.ndim == 3
+    views = [(out.patches[i], row(out.vision, i)) for i in range(len(out.patches))] if several else [(out.patches, out.vision)]
+    shares = _shares(grids, len(views) if several else None)
+    ends = np.cumsum([0, *(vision_counts(share, config.vision)["patches"] for share in shares)])
+    tokens = []
+    for part, ((patches, tables), share, (start, end)) in enumerate(zip(views, shares, pairwise(ends), strict=True)):
+        sizes = {"patches": len(patches), "windows": len(tables.window_table)}
+        sizes |= {"grid_frames": tables.frame_table.shape[0], "frame_patches": tables.frame_table.shape[1]}
+        for name, array in vars(build_vision_index(share, config.vision, LADDERS.fixed(sizes))).items():
+            getattr(tables, name)[...] = array
+        _write_patches(patches, [c.media.patches for c in conversations if c.media is not None], start, end)
+        tokens.append(np.arange((end - start) // unit, dtype=np.int32) + part * (len(patches) // unit))
+    return np.concatenate(tokens), len(views) * (out.patches.shape[-2] // unit)
+
+
+def _write_patches(out: NDArray[np.floating], patches: Sequence[NDArray[np.floating]], start: int, end: int) -> None:
+    """The patches from number ``start`` to ``end`` of some clips that follow one another, each copied once."""
+    first = 0
+    for own in patches:
+        low, high = max(start, first), min(end, first + len(own))
+        if low < high:
+            out[low - start : high - start] = own[low - first : high - first]
+        first += len(own)
+
+
+def _grids(conversations: Sequence[Conversation]) -> list[tuple[int, int, int]]:
+    return [conversation.media.grid_thw for conversation in conversations if conversation.media is not None]
+
+
+def _shares(grids: Sequence[tuple[int, int, int]], parts: int | None) -> list[list[tuple[int, int, int]]]:
+    """The grids of each part; grid frames follow one another, and what one computes does not depend on its neighbours, so that a part takes some of a clip."""
+    if parts is None:
+        return [list(grids)]
+    frames = [(1, height, width) for time, height, width in grids for _ in range(time)]
+    ends = np.cumsum([0, *(height * width for _, height, width in frames)])
+    part = np.minimum((ends[:-1] + np.diff(ends) // 2) * parts // max(int(ends[-1]), 1), parts - 1)
+    return [[frame for frame, own in zip(frames, part, strict=True) if own == p] for p in range(parts)]
+
+
+def _memories(conversations: Sequence[Conversation], config: UniPixelConfig) -> list[NDArray[np.int32]]:
+    """The merged tokens, in reading order over all clips, that each memory averages.
+
+    The reference lays masks in reading order over features in window order, and its weights were trained so. The tokens are therefore those that stand at
+    the masked places of window order.
+    """
+    order = window_order(_grids(conversations), config.vision)
+    rows: list[NDArray[np.int32]] = []
+    first = 0
+    for conversation in conversations:
+        if conversation.media is None:
+            continue
+        if conversation.memory is not None:
+            rows += [order[first + tokens] for tokens in memory_tokens(conversation.memory)]
+        first += len(conversation.media.patches) // config.vision.merge_unit
+    return rows
 
 
 def _words(message: Message) -> str:
@@ -261,59 +371,15 @@ def _words(message: Message) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def _vision(
-    patches: Sequence[NDArray[np.floating]], grids: Sequence[tuple[int, int, int]], config: UniPixelConfig, ladders: Ladders, parts: int | None
-) -> tuple[NDArray[np.floating], VisionIndex, NDArray[np.int32], int]:
-    """Patches and tables, whole or in parts; where each merged token lies among those of all parts, and the number that means none of them."""
-    vision, unit = config.vision, config.vision.merge_unit
-    if parts is None:
-        index = build_vision_index(grids, vision, ladders)
-        tokens = sum(len(own) for own in patches) // unit
-        return _filled_up(patches, len(index.rope), vision.patch_dim), index, np.arange(tokens, dtype=np.int32), len(index.window_order)
-    whole = np.concatenate(patches) if patches else np.zeros((0, vision.patch_dim), np.float32)
-    frames = [(1, height, width) for time, height, width in grids for _ in range(time)]  # what a frame computes does not depend on its neighbours
-    ends = np.cumsum([0, *(height * width for _, height, width in frames)])
-    part = np.minimum((ends[:-1] + np.diff(ends) // 2) * parts // max(int(ends[-1]), 1), parts - 1)
-    shares = [[frame for frame, own in zip(frames, part, strict=True) if own == p] for p in range(parts)]
-    indices = [build_vision_index(share, vision, ladders) for share in shares]
-    sizes = {
-        "patches": max(len(index.rope) for index in indices),
-        "windows": max(len(index.window_table) for index in indices),
-        "grid_frames": max(len(index.frame_table) for index in indices),
-        "frame_patches": max(index.frame_table.shape[1] for index in indices),
-    }
-    indices = [build_vision_index(share, vision, ladders.fixed(sizes)) for share in shares]
-    bounds = np.concatenate([[0], np.cumsum([sum(height * width for _, height, width in share) for share in shares])])
-    cut = [_filled_up([whole[a:b]], sizes["patches"], vision.patch_dim) for a, b in pairwise(bounds)]
-    each = sizes["patches"] // unit
-    places = np.concatenate([p * each + np.arange((b - a) // unit) for p, (a, b) in enumerate(pairwise(bounds))]).astype(np.int32)
-    stacked = {field.name: np.stack([getattr(index, field.name) for index in indices]) for field in fields(VisionIndex)}
-    return np.stack(cut), VisionIndex(**stacked), places, parts * each
+def _slots(marked: NDArray[np.bool_], rows: NDArray[np.integer], none: int, what: str) -> NDArray[np.int32]:
+    """Give the marked tokens, in reading order, the rows that replace them. With nothing to put there, they keep their own embeddings, as in the reference.
 
-
-def _filled_up(patches: Sequence[NDArray[np.floating]], length: int, width: int) -> NDArray[np.floating]:
-    """One after the other, and zeros [length, width]; copied once."""
-    out = np.zeros((length, width), patches[0].dtype if patches else np.float32)
-    if patches:
-        np.concatenate(patches, out=out[: sum(len(own) for own in patches)])
-    return out
-
-
-def _slots(marked: NDArray[np.bool_], count: int, none: int, what: str, places: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
-    """Number the marked tokens in reading order, or give them ``places``. With nothing to put there, they keep their own embeddings, as in the reference."""
+    Raises:
+        UserError: there are others than one marked token for each row.
+    """
     slots = np.full(marked.shape, none, np.int32)
-    if count:
-        if marked.sum() != count:
-            raise UserError(f"the prompts hold {marked.sum()} tokens for {count} {what}: expected one each")
-        slots[marked] = np.arange(count) if places is None else places
+    if len(rows):
+        if marked.sum() != len(rows):
+            raise UserError(f"the conversations hold {marked.sum()} tokens for {len(rows)} {what}: expected one each")
+        slots[marked] = rows
     return slots
-
-
-def _before(marked: NDArray[np.bool_], ladders: Ladders) -> NDArray[np.int32]:
-    """The marked positions of each row as a padded table; ``marked`` is one token shorter than the rows."""
-    rows, width = marked.shape
-    out = np.full((rows, ladders.objects.size(int(marked.sum(axis=1).max(initial=0)))), width + 1, np.int32)
-    for row in range(rows):
-        found = np.flatnonzero(marked[row])
-        out[row, : len(found)] = found
-    return out

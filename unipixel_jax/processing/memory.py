@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.config import VisionConfig
-from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.processing.resize import bilinear_weights
 from unipixel_jax.processing.tokenizer import MEM_TOKEN
 
@@ -63,32 +62,15 @@ def memory_prefix(grid: NDArray[np.bool_], frames: int, ids: Sequence[int] | Non
     return "\n".join(lines) + "\n"
 
 
-def memory_rows(grids: Sequence[tuple[int, NDArray[np.bool_]]], window_order: NDArray[np.int32], ladders: Ladders = LADDERS) -> tuple[NDArray[np.int32], int]:
-    """The merged tokens that each ``<|mem|>`` token averages.
-
-    The reference lays masks in reading order over features in window order, and its weights were trained so. The rows therefore point where the
-    masked places of that order come from.
+def memory_tokens(grid: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
+    """For each ``<|mem|>`` token the merged tokens that it averages, numbered within their clip, ordered by object and time.
 
     Args:
-        grids: for each clip the number of merged tokens before it in the batch, and which of its own each object touches, bool [T, O, h, w].
-        window_order: the merged tokens in window order [M], from ``VisionIndex``.
-        ladders: the padded sizes.
-
-    Returns:
-        Merged tokens in reading order [memories, tokens of the largest] with M in empty places, ordered by clip, object and time; and the number
-        of memories before padding.
+        grid: which merged tokens each object touches, bool [T, O, h, w].
     """
-    rows: list[NDArray[np.int32]] = []
-    for first, grid in grids:
-        time, objects = grid.shape[:2]
-        order = window_order[first : first + grid.size // max(objects, 1)].reshape(time, -1)
-        for seen in grid.swapaxes(0, 1).reshape(objects, time, -1):
-            rows += [order[t][seen[t]] for t in range(time) if seen[t].any()]
-    shape = ladders.memories.size(len(rows)), ladders.memory_tokens.size(max((len(r) for r in rows), default=0))
-    table = np.full(shape, len(window_order), np.int32)
-    for number, row in enumerate(rows):
-        table[number, : len(row)] = row
-    return table, len(rows)
+    seen = grid.swapaxes(0, 1).reshape(grid.shape[1], grid.shape[0], -1)
+    each = seen.shape[2]
+    return [(t * each + np.flatnonzero(touched)).astype(np.int32) for own in seen for t, touched in enumerate(own) if touched.any()]
 
 
 def _touched(size: int, tokens: int, unit: int) -> NDArray[np.float32]:

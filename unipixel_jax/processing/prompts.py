@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.batch import References
 from unipixel_jax.core.buckets import Ladder
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
@@ -88,25 +89,6 @@ class SquareReference:
 
 
 Reference: TypeAlias = Point | Box
-
-
-@dataclass(frozen=True)
-class References:
-    """The points and boxes of a batch, in the order of their ``<|ref|>`` tokens. R is a padded size.
-
-    Attributes:
-        coords: x and y in SAM's square [R, 3, 2], float32: a point and two fillers, or two corners and a filler.
-        labels: of each of them [R, 3], int32: 1 point, 2 and 3 corners, -1 filler. The encoder itself adds no further filler.
-        is_box: three embeddings count instead of the first two [R], bool.
-        frames: frame of the clip [R], float32.
-        spans: last frame that the clip's grid has room for, by which ``frames`` is divided [R], float32; 1 at padding.
-    """
-
-    coords: NDArray[np.float32]
-    labels: NDArray[np.int32]
-    is_box: NDArray[np.bool_]
-    frames: NDArray[np.float32]
-    spans: NDArray[np.float32]
 
 
 def require_words(text: str) -> None:

@@ -7,84 +7,104 @@ arrive: frame by frame, merged tokens row by row, and the patches of a merged to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from unipixel_jax.batch import VisionTables
 from unipixel_jax.config import VisionConfig
 from unipixel_jax.core.buckets import LADDERS, Ladders
 from unipixel_jax.errors import UserError
 
 
-@dataclass(frozen=True)
-class VisionIndex:
-    """Where every patch goes. All arrays are int32; N, W and G are padded sizes, and an empty slot of a table holds N.
+def vision_counts(grid_thw: ArrayLike, config: VisionConfig) -> dict[str, int]:
+    """How many patches, windows and grid frames some clips have, and the patches of their largest frame, under the names of ``Ladders``' fields.
 
-    Attributes:
-        rope: row and column of each patch in its frame [N, 2]; 0 at padding.
-        window_table: the patches of each window [W, patches of a full window].
-        window_inverse: where each patch lies in the flattened ``window_table`` [N]; 0 at padding.
-        frame_table: the patches of each grid frame [G, patches of the largest frame, padded].
-        frame_inverse: where each patch lies in the flattened ``frame_table`` [N]; 0 at padding.
-        window_order: the merged tokens in the order in which the reference's tower holds them, window after window [M]; padding keeps its place.
+    Args:
+        grid_thw: patches of each clip in time, height and width [clips, 3].
+        config: the tower's sizes.
+
+    Raises:
+        UserError: a grid that does not divide into merged tokens.
     """
+    time, height, width = _checked(grid_thw, config).T
+    side = _window_side(config) * config.spatial_merge_size
+    return {
+        "patches": int((time * height * width).sum()),
+        "windows": int((time * -(-height // side) * -(-width // side)).sum()),
+        "grid_frames": int(time.sum()),
+        "frame_patches": int((height * width).max(initial=0)),
+    }
 
-    rope: NDArray[np.int32]
-    window_table: NDArray[np.int32]
-    window_inverse: NDArray[np.int32]
-    frame_table: NDArray[np.int32]
-    frame_inverse: NDArray[np.int32]
-    window_order: NDArray[np.int32]
+
+def window_order(grid_thw: ArrayLike, config: VisionConfig) -> NDArray[np.int32]:
+    """The merged tokens of some clips in the order in which the reference's tower holds them, window after window.
+
+    Args:
+        grid_thw: patches of each clip in time, height and width [clips, 3].
+        config: the tower's sizes.
+
+    Returns:
+        [merged tokens], int32; a token's number says where it stands in reading order.
+    """
+    _, _, windows, _ = _label_tokens(_checked(grid_thw, config), config)
+    return np.argsort(windows, kind="stable").astype(np.int32)
 
 
-def build_vision_index(grid_thw: ArrayLike, config: VisionConfig, ladders: Ladders = LADDERS) -> VisionIndex:
+def build_vision_index(grid_thw: ArrayLike, config: VisionConfig, ladders: Ladders = LADDERS) -> VisionTables:
     """The tables for a list of clips whose patches follow one another.
 
     Args:
         grid_thw: patches of each clip in time, height and width [clips, 3]; height and width are multiples of ``spatial_merge_size``.
         config: the tower's sizes.
-        ladders: the padded sizes; N comes from ``patches``, W from ``windows``, G from ``grid_frames``, and the width of the frame table from
-            ``frame_patches``.
+        ladders: the padded sizes of what ``vision_counts`` counts.
 
     Raises:
         UserError: a grid that does not divide into merged tokens, or a size beyond its ladder.
     """
-    grids = np.asarray(grid_thw, np.int64).reshape(-1, 3)
-    merge, unit = config.spatial_merge_size, config.merge_unit
-    if np.any(grids < 1) or np.any(grids[:, 1:] % merge):
-        raise UserError(f"patch grids {grids.tolist()}: expected positive sizes, height and width multiples of {merge}")
-    side = config.window_size // merge // config.patch_size
-    rows, columns, windows, frames = (np.concatenate(part) for part in zip(*_label_tokens(grids // np.array([1, merge, merge]), side), strict=True))
-
-    patches = len(rows) * unit
-    total = ladders.patches.size(patches)
+    grids = _checked(grid_thw, config)
+    sizes = {name: getattr(ladders, name).size(count) for name, count in vision_counts(grids, config).items()}
+    merge, unit, total = config.spatial_merge_size, config.merge_unit, sizes["patches"]
+    rows, columns, windows, frames = _label_tokens(grids, config)
     within_rows, within_columns = np.divmod(np.arange(unit), merge)
     rope = np.zeros((total, 2), np.int32)
-    rope[:patches, 0] = (rows[:, None] * merge + within_rows).reshape(-1)
-    rope[:patches, 1] = (columns[:, None] * merge + within_columns).reshape(-1)
-
-    window_table, window_inverse = _group(np.repeat(windows, unit), total, ladders.windows.size(windows.max(initial=-1) + 1), side**2 * unit)
-    largest = int((grids[:, 1] * grids[:, 2]).max(initial=0))
-    shown = ladders.grid_frames.size(frames.max(initial=-1) + 1)
-    frame_table, frame_inverse = _group(np.repeat(frames, unit), total, shown, ladders.frame_patches.size(largest))
-    window_order = np.arange(total // unit, dtype=np.int32)
-    window_order[: len(windows)] = np.argsort(windows, kind="stable")
-    return VisionIndex(rope, window_table, window_inverse, frame_table, frame_inverse, window_order)
+    rope[: len(rows) * unit, 0] = (rows[:, None] * merge + within_rows).reshape(-1)
+    rope[: len(rows) * unit, 1] = (columns[:, None] * merge + within_columns).reshape(-1)
+    window_table, window_inverse = _group(np.repeat(windows, unit), total, sizes["windows"], _window_side(config) ** 2 * unit)
+    frame_table, frame_inverse = _group(np.repeat(frames, unit), total, sizes["grid_frames"], sizes["frame_patches"])
+    return VisionTables(rope, window_table, window_inverse, frame_table, frame_inverse)
 
 
-def _label_tokens(grids: NDArray[np.int64], side: int) -> list[tuple[NDArray[np.int64], ...]]:
-    """Row, column, window and frame number of every merged token, clip by clip; the numbers of windows and frames run on from clip to clip."""
+def _checked(grid_thw: ArrayLike, config: VisionConfig) -> NDArray[np.int64]:
+    """The grids [clips, 3].
+
+    Raises:
+        UserError: one that does not divide into merged tokens.
+    """
+    grids = np.asarray(grid_thw, np.int64).reshape(-1, 3)
+    merge = config.spatial_merge_size
+    if np.any(grids < 1) or np.any(grids[:, 1:] % merge):
+        raise UserError(f"patch grids {grids.tolist()}: expected positive sizes, height and width multiples of {merge}")
+    return grids
+
+
+def _window_side(config: VisionConfig) -> int:
+    """Merged tokens along the side of a window."""
+    return config.window_size // config.spatial_merge_size // config.patch_size
+
+
+def _label_tokens(grids: NDArray[np.int64], config: VisionConfig) -> tuple[NDArray[np.int64], ...]:
+    """Row, column, window and frame number of every merged token; the numbers of windows and frames run on from clip to clip."""
+    merge, side = config.spatial_merge_size, _window_side(config)
     labels: list[tuple[NDArray[np.int64], ...]] = [(np.zeros(0, np.int64),) * 4]
     first_window = first_frame = 0
-    for time, height, width in grids:
+    for time, height, width in grids // np.array([1, merge, merge]):
         frame, row, column = np.indices((time, height, width)).reshape(3, -1)
         down, across = -(-height // side), -(-width // side)
         window = (frame * down + row // side) * across + column // side
         labels.append((row, column, window + first_window, frame + first_frame))
         first_window += time * down * across
         first_frame += time
-    return labels
+    return tuple(np.concatenate(part) for part in zip(*labels, strict=True))
 
 
 def _group(group: NDArray[np.int64], total: int, groups: int, size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -13,21 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.batch import ModelInputs, TrainBatch
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import Ladders
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.assemble import Sample, prepare
-from unipixel_jax.data.batch import collate_rows
+from unipixel_jax.data.batch import collate
 from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
 from unipixel_jax.data.synthetic.task import EVEN, Mix, conversation, example_of
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.lm import next_token_loss
-from unipixel_jax.models.unipixel import Prompt, UniPixelModel, unstack_towers
+from unipixel_jax.models.unipixel import UniPixelModel, unstack_towers
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.synthetic.appearance import filled, looks, prompt_code
 from unipixel_jax.train.config import DataConfig
-from unipixel_jax.train.feed import host_batch
-from unipixel_jax.train.objective import TrainBatch
 
 CODE = 1.0
 """Weight of the codes' error, which is 1 for silence, beside the language loss."""
@@ -95,23 +94,23 @@ def collate_told(
     samples: Sequence[tuple[Sample, NDArray[np.int32], NDArray[np.float32]]],
 ) -> Told:
     """One conversation a row; ``counts`` says for some tokens how many times more they count than others."""
-    arrays = collate_rows([sample for sample, _, _ in samples], [[i] for i in range(len(samples))], len(samples), config, pad_id, ladders)
+    arrays = collate([sample for sample, _, _ in samples], [[i] for i in range(len(samples))], len(samples), config, pad_id, ladders)
     for token, count in counts.items():
         arrays.label_weights[arrays.labels == token] *= count
     ids = arrays.inputs.input_ids[:, 0]
     at = np.stack([filled(np.flatnonzero(row[1:] == config.seg_token_id).astype(np.int32), 0, MASKS) for row in ids])
-    return Told(host_batch(arrays), at, np.stack([look for _, look, _ in samples]), np.stack([place for _, _, place in samples]))  # type: ignore[arg-type]
+    return Told(arrays, at, np.stack([look for _, look, _ in samples]), np.stack([place for _, _, place in samples]))  # type: ignore[arg-type]
 
 
 def telling_loss(model: UniPixelModel, batch: Told) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Language loss and the codes' mean squared error, relative to a code's mean square."""
     unstack_towers(model)
-    embedded = model.text.embed(batch.rows.prompt.input_ids, jnp.float32)
+    embedded = model.text.embed(batch.rows.inputs.input_ids, jnp.float32)
 
-    def one(x: jax.Array, prompt: Prompt) -> jax.Array:
-        return model.text(model.fill(x, prompt), prompt.position_ids, prompt.segments)[0]
+    def one(x: jax.Array, inputs: ModelInputs) -> jax.Array:
+        return model.text(model.fill(x, inputs), inputs.position_ids, inputs.segments)[0]
 
-    hidden = jax.vmap(one)(embedded, batch.rows.prompt)
+    hidden = jax.vmap(one)(embedded, batch.rows.inputs)
     normed = model.text.norm(hidden)
     labels, weights = batch.rows.labels[:, 0], batch.rows.label_weights[:, 0]
     language, (seg_said, segs) = next_token_loss(normed, model.text.head_weight, labels, weights, model.config.seg_token_id)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.batch import TrainClips
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.stacking import unstack_layers
@@ -24,7 +25,7 @@ from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.square import square_frames
 from unipixel_jax.synthetic.appearance import filled, looks, prompt_code
-from unipixel_jax.train.objective import TrainClips, clip_losses
+from unipixel_jax.train.objective import clip_losses
 from unipixel_jax.train.trainable import CONSTANTS
 
 NO_PLACE, ANYWHERE = 0.1, 0.3
@@ -62,7 +63,7 @@ def segmenting_loss(weights: MaskLossWeights, model: UniPixelModel, batch: Seque
     frames, look, at, masks, valid = batch
     unstack_layers(*model.sam2.hiera.stages)
     prompts = prompt_code(look, at, model.sam2.prompt_encoder.pe_matrix[...])
-    clips = TrainClips(frames, jnp.full(frames.shape[0], frames.shape[1], jnp.int32), look[..., 0], masks, valid)
+    clips = TrainClips(frames, jnp.full(frames.shape[0], frames.shape[1], jnp.int32), masks, valid)
     losses = clip_losses(model, prompts[:, :, None], clips, frames.dtype, weights, "none")
     total = losses.total(weights)
     return total, {"loss": total} | {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}

@@ -18,17 +18,16 @@ import optax
 from flax import nnx
 from numpy.typing import NDArray
 
+from unipixel_jax.batch import References, VisionTables
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import Ladder, Ladders
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.synthetic.scene import COLOURS, SIDE, draw_scene
 from unipixel_jax.data.synthetic.task import refer
 from unipixel_jax.models.layers import Linear
-from unipixel_jax.models.qwen_vl.vision import VisionTables
-from unipixel_jax.models.unipixel import References, UniPixelModel, unstack_towers
+from unipixel_jax.models.unipixel import UniPixelModel, unstack_towers
 from unipixel_jax.processing.memory import memory_grid
 from unipixel_jax.processing.patchify import patchify
-from unipixel_jax.processing.prompts import References as ReferenceTable
 from unipixel_jax.processing.prompts import reference_table
 from unipixel_jax.processing.resize import language_frames
 from unipixel_jax.processing.vision_index import build_vision_index
@@ -134,9 +133,9 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
 
 def collate_sights(samples: Sequence[Mapping[str, Any]]) -> Sights:
     """With B in front."""
-    tables: list[ReferenceTable] = [sample["references"] for sample in samples]
+    tables: list[References] = [sample["references"] for sample in samples]
     names = [field.name for field in dataclasses.fields(References)]
-    references = References(**{name: np.stack([getattr(table, name) for table in tables]) for name in names})  # type: ignore[arg-type]
+    references = References(**{name: np.stack([getattr(table, name) for table in tables]) for name in names})
     return Sights(references=references, **{name: np.stack([s[name] for s in samples]) for name in samples[0] if name != "references"})  # type: ignore[arg-type]
 
 
@@ -154,5 +153,4 @@ def tables_of(config: UniPixelConfig) -> VisionTables:
     """Of one picture."""
     side = side_of(config) * config.vision.spatial_merge_size
     sizes = Ladders(patches=Ladder("patches", side**2, 1.0, side**2), windows=Ladder("windows", 1, 1.0, side**2), grid_frames=Ladder("frames", 1, 1.0, 1))
-    index = build_vision_index([[1, side, side]], config.vision, sizes)
-    return VisionTables(**{field.name: jnp.asarray(getattr(index, field.name)) for field in dataclasses.fields(VisionTables)})
+    return jax.device_put(build_vision_index([[1, side, side]], config.vision, sizes))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from unipixel_jax.batch import TrainBatch
 from unipixel_jax.config import Sam2Config, UniPixelConfig
 from unipixel_jax.core.accelerators import CHIPS
-from unipixel_jax.data.batch import BatchArrays
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Flops:
         return Flops((3 if everything else 2) * self.language, (3 if everything or "sam2" in trained else 2) * self.sam)
 
 
-def row_flops(config: UniPixelConfig, arrays: BatchArrays) -> Flops:
+def row_flops(config: UniPixelConfig, arrays: TrainBatch) -> Flops:
     """Forward FLOPs of the samples of some rows, shared tables or not."""
     text, vision = config.text, config.vision
     lengths = (arrays.inputs.segments > 0).sum(axis=-1).astype(np.float64)

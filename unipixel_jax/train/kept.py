@@ -18,9 +18,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from unipixel_jax.batch import TrainBatch
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.files import replacing, require_regular_file
-from unipixel_jax.data.batch import BatchArrays
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.config import TrainConfig
 
@@ -48,7 +48,7 @@ class Kept:
     start: str
     config: TrainConfig
     model_config: UniPixelConfig
-    batches: tuple[BatchArrays, ...]
+    batches: tuple[TrainBatch, ...]
 
 
 def write_kept(path: Path, kept: Kept) -> None:

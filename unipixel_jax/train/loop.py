@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from unipixel_jax.batch import TrainBatch
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import distributed
 from unipixel_jax.core.buckets import Ladder
 from unipixel_jax.core.files import replacing
 from unipixel_jax.core.mesh import OnMesh, data_shards
 from unipixel_jax.core.sharding import batch_spec
-from unipixel_jax.data.batch import BatchArrays
 from unipixel_jax.data.loader import Loader
 from unipixel_jax.data.mixture import Mixture
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
@@ -33,7 +33,7 @@ from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.checkpoints.manager import CHECKPOINTS, Best, Checkpoints
 from unipixel_jax.train.checkpoints.manifest import About
 from unipixel_jax.train.config import TrainConfig
-from unipixel_jax.train.feed import count_tokens, row_sizes, to_batch
+from unipixel_jax.train.feed import count_tokens, row_sizes, to_devices
 from unipixel_jax.train.flops import peak_flops, row_flops
 from unipixel_jax.train.interruption import Interruption
 from unipixel_jax.train.kept import Kept, write_kept
@@ -143,7 +143,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             return _Run(setup, tokenizer, about, checkpoints, loader, watch, interruption, run_dir, total, start, model_config, held_out).steps(first)
 
 
-def _go_on(loader: Loader[Any, BatchArrays], data: Any, run_dir: Path) -> None:
+def _go_on(loader: Loader[Any, TrainBatch], data: Any, run_dir: Path) -> None:
     """Take the data up where a checkpoint says.
 
     Raises:
@@ -165,7 +165,7 @@ class _Done:
     """A step that was started, and what may not have been looked at."""
 
     step: int
-    batches: list[BatchArrays]
+    batches: list[TrainBatch]
     numbers: StepNumbers
 
 
@@ -177,7 +177,7 @@ class _Run:
     tokenizer: Tokenizer
     about: About
     checkpoints: Checkpoints
-    loader: Loader[Any, BatchArrays]
+    loader: Loader[Any, TrainBatch]
     watch: Unwatched
     interruption: Interruption
     run_dir: Path
@@ -201,14 +201,14 @@ class _Run:
                 ended = f"{self.run_dir}: stopped by a signal; step {step} of {self.total} is saved. Start the same command again to go on"
                 break
             grads: Any = None
-            batches: list[BatchArrays] = []
+            batches: list[TrainBatch] = []
             parts: list[LossParts] = []
             for number in range(config.accumulation):
                 begin = time.perf_counter()
                 arrays = next(self.loader).arrays
                 meter.wait += time.perf_counter() - begin
                 key = step_key(config.seed, step, number)
-                grad, part = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), key)
+                grad, part = gradients(state.trained, setup.frozen, to_devices(arrays, setup.mesh), key)
                 grads = grad if grads is None else add(grads, grad)
                 del grad  # would be kept beside the sum while the next batch's are computed
                 batches.append(arrays)
@@ -276,11 +276,11 @@ class _Run:
         setup, config = self.setup, self.setup.config
         assert self.held_out is not None, "asked for only where there is validation data"
         with _loader(config, setup, self.held_out, self.tokenizer) as loader:
-            found = [self._loss(state.trained, setup.frozen, to_batch(batch.arrays, setup.mesh)) for batch in _take(loader, config.data.validation_batches)]
+            found = [self._loss(state.trained, setup.frozen, to_devices(batch.arrays, setup.mesh)) for batch in _take(loader, config.data.validation_batches)]
         return {f"validation_{name}": value for name, value in _means(found).items()}
 
 
-def _take(loader: Loader[Any, BatchArrays], count: int) -> Iterator[Any]:
+def _take(loader: Loader[Any, TrainBatch], count: int) -> Iterator[Any]:
     for _ in range(count):
         yield next(loader)
 
@@ -289,7 +289,7 @@ def _mixture(config: TrainConfig, datasets: str, seed: int, split: str) -> Mixtu
     return open_mixture(datasets, config.data.root, config.batch_size, seed, split, config.data.filters)
 
 
-def _loader(config: TrainConfig, setup: Layout, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, BatchArrays]:
+def _loader(config: TrainConfig, setup: Layout, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, TrainBatch]:
     options = replace(config.data.draw, image_size=setup.model_config.sam2.image_size)
     draw = DrawSample(tokenizer, setup.model_config, options, config.data.max_tokens, config.dtype)
     host, hosts = _share(setup)

@@ -1,6 +1,6 @@
 """What UniPixel minimises: language loss plus mask loss (section 3.4 of the paper; reference: unipixel/model/qwen2_5_vl.py, forward).
 
-B samples, T tokens, F frames, O objects, S side of SAM's square image, D language width.
+The letters of the shapes are those of ``unipixel_jax/batch.py``; D is the language width, d that of SAM, H hidden tokens of an object.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.batch import TrainBatch, TrainClips
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.sharding import collected, over_samples
@@ -19,48 +20,12 @@ from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput
-from unipixel_jax.models.unipixel import Prompt, UniPixelModel
+from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.resize import resize_bilinear
 from unipixel_jax.ops.take import take_divided_rows
 
 WEIGHTS = MaskLossWeights()
 """The reference's."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainClips:
-    """What SAM is to find, one clip a sample.
-
-    Attributes:
-        frames: [B, F, S, S, 3], normalised.
-        counts: [B] int32, true frames of each clip; later frames are padding and count nothing.
-        seg_positions: [B, O] int32, the position just before each `<|seg|>`; anything for padding objects.
-        masks: [B, F, O, S, S] booleans, the truth.
-        valid: [B, O] booleans, False for padding objects.
-    """
-
-    frames: jax.Array
-    counts: jax.Array
-    seg_positions: jax.Array
-    masks: jax.Array
-    valid: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainBatch:
-    """Attributes:
-    prompt: the conversations, answers included.
-    labels: [B, T] int32, -100 where not trained on.
-    label_weights: [B, T] float32, how much each label counts; they sum to 1.
-    clips: None where nothing is segmented.
-    """
-
-    prompt: Prompt
-    labels: jax.Array
-    label_weights: jax.Array
-    clips: TrainClips | None
 
 
 @jax.tree_util.register_dataclass
@@ -94,10 +59,10 @@ class Segments(Protocol):
     config: UniPixelConfig
 
 
-def batch_objective(
+def objective(
     model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = WEIGHTS, remat: Remat = "full"
 ) -> tuple[jax.Array, LossParts]:
-    """The loss of a batch of rows, and its parts. Chips share the rows; what a row draws at random depends on its number, not on the chips.
+    """The loss of a batch of rows, and its parts. Devices share the rows; what a row draws at random depends on its number, not on the devices.
 
     Args:
         model: the weights.
@@ -111,7 +76,7 @@ def batch_objective(
         return _outputs(fold(model, number), row, x, weights, remat)
 
     model = collected(model)
-    embedded = take_divided_rows(model.text.embed.weight[...], batch.prompt.input_ids, dtype)
+    embedded = take_divided_rows(model.text.embed.weight[...], batch.inputs.input_ids, dtype)
     normed, masks = over_samples(one)(batch, embedded, jnp.arange(len(batch.labels)))
     if masks is not None and batch.clips is not None:
         counted = jnp.any(batch.clips.valid, axis=(1, 2)).astype(jnp.float32)
@@ -120,34 +85,18 @@ def batch_objective(
     return _total(model, normed, labels, shares, batch.clips, masks, weights)
 
 
-def objective(
-    model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = WEIGHTS, remat: Remat = "full"
-) -> tuple[jax.Array, LossParts]:
-    """The loss of rows that share their tables, and its parts.
-
-    Args:
-        model: the weights.
-        batch: the samples.
-        dtype: compute dtype.
-        weights: of the parts of the mask loss.
-        remat: what the backward pass computes again (core/stacking.py).
-    """
-    normed, masks = _outputs(model, batch, model.text.embed(batch.prompt.input_ids, dtype), weights, remat)
-    return _total(model, normed, batch.labels, batch.label_weights, batch.clips, masks, weights)
-
-
-def _outputs(model: UniPixelModel, batch: TrainBatch, x: jax.Array, weights: MaskLossWeights, remat: Remat) -> tuple[jax.Array, MaskLosses | None]:
-    """Normalised hidden states [B, T, D] of embedded tokens, and the mask losses, where something is segmented.
+def _outputs(model: UniPixelModel, row: TrainBatch, x: jax.Array, weights: MaskLossWeights, remat: Remat) -> tuple[jax.Array, MaskLosses | None]:
+    """Normalised hidden states [B, L, D] of a row's embedded tokens, and its mask losses, where something is segmented.
 
     With ``sam2_batch_mode`` in the configuration each frame is segmented by itself, as in the reference; otherwise the clip is tracked.
     """
-    prompt, text = batch.prompt, model.text
-    hidden = text(model.fill(x, prompt, remat), prompt.position_ids, prompt.segments, remat=remat)
-    if batch.clips is None:
+    inputs, text = row.inputs, model.text
+    hidden = text(model.fill(x, inputs, remat), inputs.position_ids, inputs.segments, remat=remat)
+    if row.clips is None:
         return text.norm(hidden), None
-    at = jnp.minimum(batch.clips.seg_positions, hidden.shape[1] - 1)
+    at = jnp.minimum(inputs.seg_positions, hidden.shape[1] - 1)
     prompts = jnp.take_along_axis(hidden, at[..., None], axis=1)
-    return text.norm(hidden), clip_losses(model, model.seg_head(prompts), batch.clips, x.dtype, weights, remat)
+    return text.norm(hidden), clip_losses(model, model.seg_head(prompts), row.clips, x.dtype, weights, remat)
 
 
 def _total(

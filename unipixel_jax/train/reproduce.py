@@ -12,7 +12,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoints.manager import Checkpoints
 from unipixel_jax.train.checkpoints.manifest import About
 from unipixel_jax.train.checkpoints.reader import named_leaves
-from unipixel_jax.train.feed import to_batch
+from unipixel_jax.train.feed import to_devices
 from unipixel_jax.train.kept import read_kept
 from unipixel_jax.train.loop import not_finite
 from unipixel_jax.train.setup import lay_out, set_up
@@ -45,7 +45,7 @@ def reproduce(run_dir: Path, file: Path) -> Iterator[str]:
     gradients = make_gradients(setup)
     for number, arrays in enumerate(saved.batches):
         try:
-            grads, parts = gradients(state.trained, setup.frozen, to_batch(arrays, setup.mesh), step_key(config.seed, step, number))
+            grads, parts = gradients(state.trained, setup.frozen, to_devices(arrays, setup.mesh), step_key(config.seed, step, number))
         except (TypeError, ValueError, IndexError) as error:  # what JAX says of arrays that do not fit one another
             raise UserError(f"{file} does not hold a batch of this model ({str(error)[:300]}): expected the file that a stopped run named") from None
         values = {"loss": parts.total, "language": parts.language, **{name: getattr(parts.masks, name) for name in ("mask", "dice", "iou", "object")}}

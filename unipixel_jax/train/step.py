@@ -14,9 +14,10 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from unipixel_jax.batch import TrainBatch
 from unipixel_jax.core.dropout import with_keys
 from unipixel_jax.core.mesh import OnMesh, compiler_options
-from unipixel_jax.train.objective import LossParts, TrainBatch, batch_objective
+from unipixel_jax.train.objective import LossParts, objective
 from unipixel_jax.train.setup import Layout, TrainState, places
 from unipixel_jax.train.trainable import groups
 
@@ -39,7 +40,7 @@ def make_gradients(setup: Layout) -> OnMesh:
         def loss(own: nnx.State) -> tuple[jax.Array, LossParts]:
             model = setup.merge(own, rest)
             model = with_keys(model, key) if config.dropout else model
-            return batch_objective(model, batch, jnp.dtype(config.dtype), config.losses, config.remat)
+            return objective(model, batch, jnp.dtype(config.dtype), config.losses, config.remat)
 
         (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(own)
         return grads, parts
@@ -53,7 +54,7 @@ def make_loss(setup: Layout) -> OnMesh:
     config = setup.config
 
     def loss(own: nnx.State, rest: nnx.State, batch: TrainBatch) -> LossParts:
-        return batch_objective(setup.merge(own, rest), batch, jnp.dtype(config.dtype), config.losses, "none")[1]
+        return objective(setup.merge(own, rest), batch, jnp.dtype(config.dtype), config.losses, "none")[1]
 
     return OnMesh(setup.mesh, jax.jit(loss, out_shardings=NamedSharding(setup.mesh, PartitionSpec()), compiler_options=compiler_options(setup.mesh)))
 

@@ -8,13 +8,12 @@ P patches (padded), M = P / 4 merged tokens, D width, N heads, H head size, G gr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unipixel_jax.batch import VisionTables
 from unipixel_jax.config import VisionConfig
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED, HEADS, PATCH
@@ -22,24 +21,6 @@ from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, SwiGlu, gelu
 from unipixel_jax.ops.attention import AttnMask, attention
 from unipixel_jax.ops.rope import grid_angles, rotate_half
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class VisionTables:
-    """Where each patch lies and whom it attends to; made on the host by processing/vision_index.py.
-
-    Attributes:
-        rope: [P, 2] int32, row and column of each patch in its frame.
-        window_table, frame_table: [G, C] int32, the patches of each group, filled up with P (out of range).
-        window_inverse, frame_inverse: [P] int32, each patch's place in the flattened table.
-    """
-
-    rope: jax.Array
-    window_table: jax.Array
-    window_inverse: jax.Array
-    frame_table: jax.Array
-    frame_inverse: jax.Array
 
 
 class Attention(nnx.Module):
@@ -88,7 +69,7 @@ class VisionTower(nnx.Module):
 
         Args:
             patches: [P, patch_dim]; its dtype is the compute dtype. Padding patches may hold anything: no table names them.
-            tables: see VisionTables.
+            tables: see batch.py.
             remat: what the backward pass computes again (core/stacking.py).
 
         Returns:
