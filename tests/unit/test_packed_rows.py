@@ -126,6 +126,17 @@ def test_one_sample_a_row(samples):
     assert arrays.inputs.segments.max() == 1
 
 
+@given(SAMPLES, st.integers(1, 5))
+def test_devices_that_share_frames_are_told_the_same(samples, parts):
+    """Rows of any sizes whose frames are divided into parts: every token finds what it finds in a row that is whole."""
+    rows = [[i] for i in range(len(samples))]
+    whole, shared = (collate(samples, rows, len(samples), C, PAD, parts=number) for number in (None, parts))
+    assert shared.inputs.patches.shape[:2] == (len(whole.labels), parts)
+    for row in range(len(samples)):
+        for key, value in seen(whole, row, slice(None)).items():
+            np.testing.assert_array_equal(seen(shared, row, slice(None))[key], value, err_msg=key)
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(10, 80))
 def test_rows_hold_what_fits(lengths, capacity):
     rows = pack(lengths, capacity)
