@@ -63,10 +63,10 @@ def export(
     from unipixel_jax.train.checkpoints.reader import read_arrays
 
     manifest, arrays = read_arrays(run_dir / CHECKPOINTS, step, f"{TRAINED}/")
-    about = manifest.about
+    run_info = manifest.run_info
     try:
-        origin, weights, adapters = Path(about.source["start"]), about.matters["weights"], about.matters["lora"]
-        settings = trained.LoraSettings(adapters["rank"], adapters["alpha"], about.source["lora_dropout"]) if adapters else None
+        origin, weights, adapters = Path(run_info.source["start"]), run_info.identity["weights"], run_info.identity["lora"]
+        settings = trained.LoraSettings(adapters["rank"], adapters["alpha"], run_info.source["lora_dropout"]) if adapters else None
     except (KeyError, TypeError) as error:
         raise UserError(f"{run_dir}: its checkpoint does not say what it was trained from ({error!r}): expected one of `unipixel-jax train`") from None
     start = start or origin

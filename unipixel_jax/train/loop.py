@@ -31,7 +31,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLosses
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.checkpoints.manager import CHECKPOINTS, Best, Checkpoints
-from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import count_tokens, row_sizes, to_batch
 from unipixel_jax.train.flops import peak_flops, row_flops
@@ -122,10 +122,10 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
         held_out = _mixture(config, config.data.validation, config.seed + VALIDATION_SEED, config.data.validation_split)
     total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
     layout = lay_out(config, model_config, total, devices or jax.devices())
-    about = About.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
+    run_info = RunInfo.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
-        Checkpoints(run_dir / CHECKPOINTS, about, config.keep, BEST if config.data.validation else None) as checkpoints,
+        Checkpoints(run_dir / CHECKPOINTS, run_info, config.keep, BEST if config.data.validation else None) as checkpoints,
         _loader(config, layout, mixture, tokenizer) as loader,
     ):
         restored = checkpoints.restore(layout.state)
@@ -140,7 +140,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             watch.say(report(mixture))
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
-            return _Run(setup, tokenizer, about, checkpoints, loader, watch, interruption, run_dir, total, start, model_config, held_out).steps(first)
+            return _Run(setup, tokenizer, run_info, checkpoints, loader, watch, interruption, run_dir, total, start, model_config, held_out).steps(first)
 
 
 def _go_on(loader: Loader[Any, BatchArrays], data: Any, run_dir: Path) -> None:
@@ -175,7 +175,7 @@ class _Run:
 
     setup: Setup
     tokenizer: Tokenizer
-    about: About
+    run_info: RunInfo
     checkpoints: Checkpoints
     loader: Loader[Any, BatchArrays]
     watch: Unwatched
@@ -258,7 +258,7 @@ class _Run:
         part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
         path = weights.with_name(f"{weights.name}{part}.npz")
         write_kept(path, Kept(last.step, self.total, str(self.start), self.setup.config, self.model_config, tuple(last.batches)))
-        with Checkpoints(weights, self.about, keep=1) as checkpoints:
+        with Checkpoints(weights, self.run_info, keep=1) as checkpoints:
             checkpoints.save(last.step, state, self.loader.state())
         names = ", ".join(f"{source} {name}" for batch in last.batches for source, name in batch.samples[:8])
         raise UserError(
