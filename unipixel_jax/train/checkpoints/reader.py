@@ -16,6 +16,7 @@ from etils import epath  # type: ignore[import-untyped]
 from unipixel_jax.core.distributed import any_process
 from unipixel_jax.core.files import read_json
 from unipixel_jax.core.fingerprint import fingerprints
+from unipixel_jax.core.trees import join, key_path
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoints.manifest import CorruptCheckpointError, Manifest
 from unipixel_jax.train.checkpoints.orbax_noise import silence
@@ -24,12 +25,9 @@ from unipixel_jax.train.checkpoints.orbax_noise import silence
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of any tree by their paths, as `trained/text/embed/weight`. An nnx.State has the names of the dictionary that it stands for."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path[:-1] if path and path[-1] == _INSIDE_VARIABLE else path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    named = {join(key_path(keys), "/"): leaf for keys, leaf in leaves}
     assert len(named) == len(leaves), "two leaves have the same name"
     return named
-
-
-_INSIDE_VARIABLE = jax.tree_util.GetAttrKey("value")
 
 
 def read_manifest(directory: Path, step: int) -> Manifest:
