@@ -22,7 +22,7 @@ from unipixel_jax.train.checkpoints.manifest import RunInfo, _digest, weights_di
 from unipixel_jax.train.checkpoints.orbax_noise import silence
 from unipixel_jax.train.checkpoints.reader import named_leaves, read_arrays
 from unipixel_jax.train.export import export
-from unipixel_jax.train.loop import _go_on
+from unipixel_jax.train.loaders import resume
 
 RUN_INFO = RunInfo({"lr": 1e-3}, {"text": {"width": 64, "sections": (2, 3)}, "lora": {"rank": 8}, "trained": ["seg"]}, {"start": "base"})
 
@@ -450,7 +450,7 @@ def test_data_that_stood_nowhere_is_one_line(tmp_path, data):
             int(state["step"])
 
     with pytest.raises(UserError, match="does not say where the data stood"):
-        _go_on(Loader(), data, tmp_path)
+        resume(Loader(), data, tmp_path)
 
 
 def test_reads_that_were_given_up_say_nothing(caplog):

@@ -14,7 +14,7 @@ from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.checkpoints.reader import named_leaves
 from unipixel_jax.train.feed import to_batch
 from unipixel_jax.train.kept import read_kept
-from unipixel_jax.train.loop import not_finite
+from unipixel_jax.train.non_finite import not_finite
 from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, step_key
 
