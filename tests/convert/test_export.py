@@ -43,7 +43,7 @@ def train(base, folder, parts, lora):
     """A converted start, and a run on it whose one checkpoint has other numbers in all that is trained; also the model with those numbers."""
     start, run_dir = folder / "start", folder / "run"
     assert main(["to-jax", str(base), str(start)]) == 0
-    config = UniPixelConfig.from_hf(json.loads((start / "config.json").read_text()))
+    config = UniPixelConfig.from_directory(start)
     model = restore_model(start / "params", abstract_model(config))
     if lora:
         model = add_lora(model, lora, nnx.Rngs(0))
