@@ -8,9 +8,9 @@ from pathlib import Path
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import checkpoint
-from unipixel_jax.core.blocks import Blocks
+from unipixel_jax.core.byte_streams import Blocks
 from unipixel_jax.core.files import PARAMS
-from unipixel_jax.core.stored import dotted
+from unipixel_jax.core.trees import join
 from unipixel_jax.errors import UserError
 
 from .manifest import NAME, Manifest, Record
@@ -33,8 +33,8 @@ def read_converted(directory: Path, config: UniPixelConfig, manifest: Manifest) 
     """
     stored = checkpoint.read(directory / PARAMS)
     rules = all_rules(config)
-    found = {dotted(path): array.shape for path, array in stored.items()}
-    Coverage.of(found, dict.fromkeys(dotted(rule.jax) for rule in rules)).require_complete(str(directory))
+    found = {join(path): array.shape for path, array in stored.items()}
+    Coverage.of(found, dict.fromkeys(join(rule.jax) for rule in rules)).require_complete(str(directory))
     records = {canonical(name): record for name, record in manifest.tensors.items() if name != manifest.tied}
     Coverage.of(dict.fromkeys(records, ()), dict.fromkeys(name for rule in rules for name in rule.torch)).require_complete(str(directory / NAME))
     tensors = {}

@@ -10,8 +10,8 @@ from typing import Any
 
 from unipixel_jax.config import PRESETS, SAM2_SIZES, Sam2Config, TextConfig, VisionConfig, read_qwen
 from unipixel_jax.core.files import PARAMS, read_json_object
-from unipixel_jax.core.stored import dotted
 from unipixel_jax.core.stored import read as read_arrays
+from unipixel_jax.core.trees import join
 
 from . import fresh
 from .hf_config import COPY, merged_config, model_config, read_config
@@ -140,8 +140,8 @@ def _jax(path: Path) -> Report:
     """Here the tensors are the stacked arrays, under their paths."""
     manifest = Manifest.read(path)
     _, config = read_config(path)
-    arrays = {dotted(key): Tensor(CODES[array.dtype], array.shape, array.blocks) for key, array in read_arrays(path / PARAMS).items()}
-    coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(dotted(rule.jax) for rule in all_rules(config)))
+    arrays = {join(key): Tensor(CODES[array.dtype], array.shape, array.blocks) for key, array in read_arrays(path / PARAMS).items()}
+    coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(join(rule.jax) for rule in all_rules(config)))
     origin = ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value is not None)
     details = {"torch tensors": len(manifest.tensors), "made from": origin}
     return _report(path, "jax", arrays, coverage, _model(config.vision, config.text), _sam2_size(config.sam2), details)

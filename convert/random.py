@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.tokenizer import Tokenizer
 

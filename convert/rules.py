@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.core.trees import KeyPath, parse
 from unipixel_jax.errors import UserError
 
 Shape = tuple[int, ...]
@@ -62,7 +62,7 @@ class Rule:
 
 def single(rows: Iterable[Row], torch: str = "", jax: str = "") -> list[Rule]:
     """One rule per row, with a prefix on either side."""
-    return [Rule((torch + name,), _path(jax + path), torch_shape=shape) for name, path, shape in _expanded(rows)]
+    return [Rule((torch + name,), parse(jax + path), torch_shape=shape) for name, path, shape in _expanded(rows)]
 
 
 def each(rows: Iterable[Row], torch: str, jax: str, indices: Iterable[int]) -> list[Rule]:
@@ -75,7 +75,7 @@ def stacked(rows: Iterable[Row], torch: str, jax: str, indices: Iterable[int]) -
     prefixes = [torch.replace("*", str(index)) for index in indices]
     if not prefixes:
         return []
-    return [Rule(tuple(prefix + name for prefix in prefixes), _path(jax + path), True, shape) for name, path, shape in _expanded(rows)]
+    return [Rule(tuple(prefix + name for prefix in prefixes), parse(jax + path), True, shape) for name, path, shape in _expanded(rows)]
 
 
 def _expanded(rows: Iterable[Row]) -> Iterable[tuple[str, str, TorchShape]]:
@@ -96,10 +96,6 @@ def _split(text: str) -> tuple[str, list[str], str]:
     head, _, rest = text.partition("{")
     choices, _, tail = rest.partition("}")
     return head, choices.split(","), tail
-
-
-def _path(dotted: str) -> KeyPath:
-    return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from unipixel_jax.core.blocks import Blocks, bytes_of, read_file
+from unipixel_jax.core.byte_streams import Blocks, bytes_of, read_file
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -15,9 +15,10 @@ from flax import nnx
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import checkpoint
-from unipixel_jax.core.blocks import Blocks, KeyPath
+from unipixel_jax.core.byte_streams import Blocks
 from unipixel_jax.core.files import PARAMS
 from unipixel_jax.core.params import abstract
+from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.tokenizer import Tokenizer

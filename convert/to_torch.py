@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from unipixel_jax.core.blocks import Blocks
+from unipixel_jax.core.byte_streams import Blocks
 
 from .converted import read_converted
 from .hf_config import copy_companions, read_config

@@ -19,7 +19,7 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
-from unipixel_jax.core.blocks import read_file
+from unipixel_jax.core.byte_streams import read_file
 from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.core.pickles import scan_pickle
 from unipixel_jax.core.stored import member_offset

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.files import read_json_object
-from unipixel_jax.core.stored import dotted
+from unipixel_jax.core.trees import KeyPath, join
 from unipixel_jax.errors import UserError
 
 from . import lora
@@ -137,7 +136,7 @@ def write_adapter(trained: Trained, target: Path, base: str | None, *, force: bo
 def torch_tensors(config: UniPixelConfig, arrays: Mapping[KeyPath, np.ndarray], start: Path, shaped: bool = True) -> dict[str, Tensor]:
     """Arrays under torch's names; a stack becomes one tensor per layer. `shaped` gives each the shape that torch has for a weight of the rule."""
     rules = {rule.jax: rule for rule in all_rules(config)}
-    unknown = [dotted(path) for path in arrays if path not in rules]
+    unknown = [join(path) for path in arrays if path not in rules]
     if unknown:
         raise UserError(f"the training state has {', '.join(unknown[:10])}, which the model of {start} does not have; give its own start with --start DIR")
     tensors = {}

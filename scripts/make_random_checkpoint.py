@@ -31,7 +31,7 @@ from unipixel_jax.convert.tensors import Tensor
 from unipixel_jax.convert.to_jax import model_shapes
 from unipixel_jax.convert.to_torch import SHARD_BYTES
 from unipixel_jax.convert.tokens import token_ids
-from unipixel_jax.core.blocks import BLOCK_BYTES, Blocks, bytes_of
+from unipixel_jax.core.byte_streams import BLOCK_BYTES, Blocks, bytes_of
 from unipixel_jax.errors import UserError
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

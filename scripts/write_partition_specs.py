@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 from unipixel_jax.config import preset
 from unipixel_jax.core.mesh import AXES, MeshConfig
 from unipixel_jax.core.params import abstract
+from unipixel_jax.core.trees import join
 from unipixel_jax.models.lora import LoraConfig, add_lora
 from unipixel_jax.models.partition import partitioned
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
@@ -40,7 +41,7 @@ def specs(size: str, mesh: str) -> dict[str, str]:
 
     model = partitioned(abstract(make), config, AbstractMesh(tuple(sizes.values()), AXES))
     flat = nnx.to_flat_state(nnx.state(model))
-    return {".".join(map(str, path)): str(tuple(leaf.get_value().sharding.spec)) for path, leaf in flat}
+    return {join(path): str(tuple(leaf.get_value().sharding.spec)) for path, leaf in flat}
 
 
 def main() -> int:

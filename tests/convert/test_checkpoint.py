@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from unipixel_jax.core import checkpoint
-from unipixel_jax.core.blocks import bytes_of
+from unipixel_jax.core.byte_streams import bytes_of
 from unipixel_jax.core.checkpoint import StreamedArray
 from unipixel_jax.errors import UserError
 

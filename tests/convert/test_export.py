@@ -25,7 +25,7 @@ from unipixel_jax.infer.loading import load
 from unipixel_jax.models.lora import LoraConfig, add_lora, merge_lora
 from unipixel_jax.models.unipixel import abstract_model
 from unipixel_jax.train.checkpoints.manager import CHECKPOINTS, Checkpoints
-from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.checkpoints.reader import named_leaves
 from unipixel_jax.train.export import configure, export, run
 from unipixel_jax.train.trainable import trained
@@ -43,7 +43,7 @@ def train(base, folder, parts, lora):
     """A converted start, and a run on it whose one checkpoint has other numbers in all that is trained; also the model with those numbers."""
     start, run_dir = folder / "start", folder / "run"
     assert main(["to-jax", str(base), str(start)]) == 0
-    config = UniPixelConfig.from_hf(json.loads((start / "config.json").read_text()))
+    config = UniPixelConfig.from_directory(start)
     model = restore_model(start / "params", abstract_model(config))
     if lora:
         model = add_lora(model, lora, nnx.Rngs(0))
@@ -51,8 +51,8 @@ def train(base, folder, parts, lora):
     generator = np.random.default_rng(3)
     chosen = jax.tree.map(lambda a: jnp.asarray(generator.normal(0, 0.3, a.shape).astype(np.float32)), chosen)
     state = {"step": jnp.int32(40), "trained": chosen, "opt_state": (jnp.zeros(3),)}
-    about = About.of({"name": "test"}, config, parts, lora, start)
-    with Checkpoints(run_dir / CHECKPOINTS, about, keep=1) as checkpoints:
+    run_info = RunInfo.of({"name": "test"}, config, parts, lora, start)
+    with Checkpoints(run_dir / CHECKPOINTS, run_info, keep=1) as checkpoints:
         checkpoints.save(40, state, None)
     return start, run_dir, nnx.merge(graph, chosen, frozen)
 
@@ -156,7 +156,7 @@ def test_a_base_is_asked_for_where_none_has_what_was_not_trained(half_base, tmp_
     for name, parts, lost in (("seg", ("seg",), True), ("both", ("ref", "seg"), False)):
         model = restore_model(tmp_path / "second" / "params", abstract_model(config))
         chosen = nnx.state(model, trained(parts))
-        with Checkpoints(tmp_path / name / CHECKPOINTS, About.of({}, config, parts, None, tmp_path / "second"), keep=1) as checkpoints:
+        with Checkpoints(tmp_path / name / CHECKPOINTS, RunInfo.of({}, config, parts, None, tmp_path / "second"), keep=1) as checkpoints:
             checkpoints.save(1, {"step": jnp.int32(1), "trained": nnx.to_pure_dict(chosen)}, None)
         if lost:
             with pytest.raises(UserError, match=r"second holds .*ref_proj.* of partial files.*convert to-torch .*second BASE, and name it with --base BASE"):
@@ -206,14 +206,14 @@ def test_the_command(third, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
-def test_what_matters_of_a_run(third, tmp_path):
+def test_what_identifies_a_run(third, tmp_path):
     """Another dropout, a start that moved: the same run. Another rank, other weights: another one."""
     start, _, model = third
     shutil.copytree(start, tmp_path / "moved")
-    about = lambda lora, place: About.of({}, model.config, THIRD_STAGE, lora, place)  # noqa: E731
-    first = about(LORA, start)
-    first.require_same(about(LoraConfig(**asdict(LORA) | {"dropout": 0.5}), tmp_path / "moved"), "here")
+    run_info = lambda lora, place: RunInfo.of({}, model.config, THIRD_STAGE, lora, place)  # noqa: E731
+    first = run_info(LORA, start)
+    first.require_same(run_info(LoraConfig(**asdict(LORA) | {"dropout": 0.5}), tmp_path / "moved"), "here")
     with pytest.raises(UserError, match=r"lora\.rank is 3 here, 4 there"):
-        first.require_same(about(LoraConfig(**asdict(LORA) | {"rank": 4}), start), "here")
+        first.require_same(run_info(LoraConfig(**asdict(LORA) | {"rank": 4}), start), "here")
     with pytest.raises(UserError, match=r"trained is .* here, \[\"seg\"\] there"):
-        first.require_same(About.of({}, model.config, ["seg"], LORA, start), "here")
+        first.require_same(RunInfo.of({}, model.config, ["seg"], LORA, start), "here")

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from unipixel_jax.train.checkpoints.manager import Checkpoints
-from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.checkpoints.reader import named_leaves
 
 STEPS, EVERY = 24, 4
@@ -43,7 +43,7 @@ def train(directory: str, log: int) -> None:
         return {"step": state["step"] + jnp.int32(1), "trained": optax.apply_updates(state["trained"], updates), "opt_state": moments}
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=places)
-    with Checkpoints(directory, About({}, {"width": WIDTH}, {}), keep=2) as checkpoints:
+    with Checkpoints(directory, RunInfo({}, {"width": WIDTH}, {}), keep=2) as checkpoints:
         target = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), jax.eval_shape(start), places)
         found = checkpoints.restore(target)
         state = found.state if found else jax.jit(start, out_shardings=places)()

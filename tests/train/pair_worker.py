@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoints.manager import Checkpoints
-from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.manifest import RunInfo
 
-ABOUT = About({}, {"kind": "pair"}, {})
+RUN_INFO = RunInfo({}, {"kind": "pair"}, {})
 SHAPES = {"w": (16, 8), "large": (512, 1024), "b": (8,), "step": ()}
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("fsdp", "tp"))
     places = {name: NamedSharding(mesh, PartitionSpec("fsdp") if len(shape) == 2 else PartitionSpec()) for name, shape in SHAPES.items()}
     target = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=places[name]) for name, shape in SHAPES.items()}
-    with Checkpoints(directory, ABOUT, keep=2) as checkpoints:
+    with Checkpoints(directory, RUN_INFO, keep=2) as checkpoints:
         for step in (1, 2, 3):
             state = {name: jax.make_array_from_callback(a.shape, places[name], lambda index, a=a: a[index]) for name, a in whole(step).items()}
             checkpoints.save(step, state, {"position": 10 * step})

@@ -10,13 +10,14 @@ from micro_run import MODEL, micro_config, micro_start, stopping_before
 
 from unipixel_jax.data.pipeline import open_mixture
 from unipixel_jax.errors import UserError
-from unipixel_jax.train import loop
+from unipixel_jax.train import loaders, loop
 from unipixel_jax.train.checkpoints.reader import named_leaves
 from unipixel_jax.train.kept import read_kept
 from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
 from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, step_key
+from unipixel_jax.train.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +136,18 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
 
 def test_the_best_by_validation_is_kept(start, tmp_path, monkeypatch):
     opened, measured = [], iter([3.0, 1.0, 2.0, 4.0])
-    real_mixture, real_validate = loop.open_mixture, loop._Run._validate
+    real_mixture, real_measure = loaders.open_mixture, Validation.measure
 
     def open_mixture(datasets, root, batch_size, seed, split, filters):
         opened.append((seed, split))
         return real_mixture(datasets, root, batch_size, seed, split, filters)
 
-    monkeypatch.setattr(loop, "open_mixture", open_mixture)
-    monkeypatch.setattr(loop._Run, "_validate", lambda self, state: {**real_validate(self, state), "validation_loss": next(measured)})
+    monkeypatch.setattr(loaders, "open_mixture", open_mixture)
+    monkeypatch.setattr(Validation, "measure", lambda self, state: {**real_measure(self, state), "validation_loss": next(measured)})
     config = micro_config(start, steps=4, save_every=1, evaluate_every=1, keep=1)
     config = replace(config, data=replace(config.data, validation="shapes_image", validation_split="val", validation_batches=1))
     train(config, tmp_path, start, jax.devices()[:1])
-    assert opened == [(0, "train"), (loop.VALIDATION_SEED, "val")]
+    assert opened == [(0, "train"), (loaders.VALIDATION_SEED, "val")]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "4"]
     assert [line["validation_loss"] for line in numbers(tmp_path) if "validation_loss" in line] == [3.0, 1.0, 2.0, 4.0]
     assert all(np.isfinite(line["validation_dice"]) for line in numbers(tmp_path) if "validation_loss" in line)
@@ -160,7 +161,7 @@ def test_a_mistake_in_the_validation_data_shows_before_the_first_step(start, tmp
 
 
 def test_replaced_samples_are_counted_in_the_log(start, tmp_path, monkeypatch):
-    real = loop.DrawSample.__call__
+    real = loaders.DrawSample.__call__
 
     def draw(self, annotation, rng):
         if annotation.name in broken:
@@ -170,7 +171,7 @@ def test_replaced_samples_are_counted_in_the_log(start, tmp_path, monkeypatch):
     config = micro_config(start, steps=4)
     batches = [open_mixture("shapes_image", "data", 8, config.seed).batch(step) for step in range(4)]
     broken = {str(batches[2][0]), str(batches[3][5])}
-    monkeypatch.setattr(loop.DrawSample, "__call__", draw)
+    monkeypatch.setattr(loaders.DrawSample, "__call__", draw)
     train(config, tmp_path, start, jax.devices()[:1])
     assert [line.get("replaced") for line in numbers(tmp_path)] == [None, 2]
 

@@ -18,13 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoints.manager import Best, Checkpoints
-from unipixel_jax.train.checkpoints.manifest import About, _digest, weights_digest
+from unipixel_jax.train.checkpoints.manifest import RunInfo, _digest, weights_digest
 from unipixel_jax.train.checkpoints.orbax_noise import silence
 from unipixel_jax.train.checkpoints.reader import named_leaves, read_arrays
 from unipixel_jax.train.export import export
-from unipixel_jax.train.loop import _go_on
+from unipixel_jax.train.loaders import resume
 
-ABOUT = About({"lr": 1e-3}, {"text": {"width": 64, "sections": (2, 3)}, "lora": {"rank": 8}, "trained": ["seg"]}, {"start": "base"})
+RUN_INFO = RunInfo({"lr": 1e-3}, {"text": {"width": 64, "sections": (2, 3)}, "lora": {"rank": 8}, "trained": ["seg"]}, {"start": "base"})
 
 
 @jax.tree_util.register_dataclass
@@ -54,13 +54,13 @@ def same_bits(a, b):
 
 def saved(directory, *steps, keep=5, **kwargs):
     """A closed directory with a checkpoint of each step."""
-    with Checkpoints(directory, ABOUT, keep, **kwargs) as checkpoints:
+    with Checkpoints(directory, RUN_INFO, keep, **kwargs) as checkpoints:
         for step in steps:
             checkpoints.save(step, make_state(step), {"position": step})
 
 
-def restored(directory, target=None, about=ABOUT):
-    with Checkpoints(directory, about, 5) as checkpoints:
+def restored(directory, target=None, run_info=RUN_INFO):
+    with Checkpoints(directory, run_info, 5) as checkpoints:
         return checkpoints.restore(target or abstract(make_state()))
 
 
@@ -70,7 +70,7 @@ def names(directory):
 
 def test_a_state_comes_back_bit_for_bit_with_its_data(tmp_path):
     state = make_state(7)
-    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 2) as checkpoints:
         assert checkpoints.restore(abstract(state)) is None
         checkpoints.save(7, state, {"epoch": 1, "position": [3, 4]})
         checkpoints.wait()
@@ -85,7 +85,7 @@ def test_donated_arrays_do_not_reach_the_file(tmp_path):
     """`save` returns before the file is written, and the next step may overwrite the arrays."""
     state = jax.device_put(make_state(1))
     expected = jax.tree.map(lambda a: np.array(a), state)
-    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 2) as checkpoints:
         checkpoints.save(1, state, None)
         jax.jit(lambda s: jax.tree.map(lambda a: a * jnp.zeros((), a.dtype), s), donate_argnums=0)(state)
         checkpoints.wait()
@@ -100,17 +100,17 @@ def test_only_the_latest_are_kept(tmp_path):
 
 @pytest.mark.parametrize("larger, best", [(True, 20), (False, 10)])
 def test_the_best_is_kept_too(tmp_path, larger, best):
-    with Checkpoints(tmp_path, ABOUT, 1, Best("iou", larger)) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 1, Best("iou", larger)) as checkpoints:
         for step, metrics in [(10, {"iou": 0.1}), (20, {"iou": 0.9}), (30, {"iou": float("nan")}), (40, None), (50, {"loss": 2.0}), (60, {"iou": 0.5})]:
             checkpoints.save(step, make_state(step), None, metrics)
     assert names(tmp_path) == [str(best), "60"]
-    with Checkpoints(tmp_path, ABOUT, 1, Best("iou", larger)) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 1, Best("iou", larger)) as checkpoints:
         checkpoints.save(70, make_state(70), None, {"iou": 0.5})
     assert names(tmp_path) == [str(best), "70"]
 
 
 def test_a_step_is_saved_once(tmp_path):
-    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 2) as checkpoints:
         checkpoints.save(5, make_state(5), "first")
         checkpoints.save(5, make_state(6), "second")
         assert checkpoints.restore(abstract(make_state())).data == "first"
@@ -131,7 +131,7 @@ def test_other_meshes_read_the_same_bits(tmp_path):
     state = make_state(3)
     on_eight = jax.tree.map(lambda a, t: jax.device_put(a, t.sharding), state, divided(state, 8))
     assert fingerprints(named_leaves(on_eight)) == fingerprints(named_leaves(state))
-    with Checkpoints(tmp_path / "8", ABOUT, 1) as checkpoints:
+    with Checkpoints(tmp_path / "8", RUN_INFO, 1) as checkpoints:
         checkpoints.save(3, on_eight, None)
     previous = tmp_path / "8"
     for count in (4, 1, 8):
@@ -140,7 +140,7 @@ def test_other_meshes_read_the_same_bits(tmp_path):
         assert same_bits(found, state)
         assert all(a.sharding == t.sharding for a, t in zip(jax.tree.leaves(found), jax.tree.leaves(target), strict=True))
         previous = tmp_path / str(count + 100)
-        with Checkpoints(previous, ABOUT, 1) as checkpoints:
+        with Checkpoints(previous, RUN_INFO, 1) as checkpoints:
             checkpoints.save(3, found, None)
 
 
@@ -148,7 +148,7 @@ def test_half_written_and_half_deleted_steps_are_ignored_and_cleaned(tmp_path):
     saved(tmp_path, 10)
     shutil.copytree(tmp_path / "10", tmp_path / "20.orbax-checkpoint-tmp")
     shutil.copytree(tmp_path / "10" / "state", tmp_path / ".deleted" / "5" / "state")
-    with Checkpoints(tmp_path, ABOUT, 2) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 2) as checkpoints:
         assert checkpoints.restore(abstract(make_state())).step == 10
         checkpoints.save(20, make_state(20), None)
     assert names(tmp_path) == ["10", "20"]
@@ -214,9 +214,9 @@ FORGED = {
     "a fingerprint that is text": entry(fingerprint="1"),
     "no arrays": lambda raw: raw.pop("arrays"),
     "a list of arrays": lambda raw: raw.update(arrays=[1]),
-    "text about the run": lambda raw: raw.update(about="x"),
-    "another field about the run": lambda raw: raw["about"].update(other=1),
-    "what matters as a list": lambda raw: raw["about"].update(matters=[1]),
+    "text about the run": lambda raw: raw.update(run_info="x"),
+    "another field about the run": lambda raw: raw["run_info"].update(other=1),
+    "an identity that is a list": lambda raw: raw["run_info"].update(identity=[1]),
     "a step that is none": lambda raw: raw.update(step="30"),
     "deep nesting": lambda raw: raw.update(data=nested(300)),
 }
@@ -242,7 +242,7 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_read(tmp_path, caplog, damage):
     saved(tmp_path, 10, 20, 30)
     DAMAGES[damage](tmp_path / "30")
-    with caplog.at_level(logging.WARNING, "unipixel_jax"), Checkpoints(tmp_path, ABOUT, 5) as checkpoints:
+    with caplog.at_level(logging.WARNING, "unipixel_jax"), Checkpoints(tmp_path, RUN_INFO, 5) as checkpoints:
         found = checkpoints.restore(abstract(make_state()))
         assert (found.step, found.data) == (20, {"position": 20}) and same_bits(found.state, make_state(20))
         checkpoints.save(30, make_state(30), {"position": 30})
@@ -255,7 +255,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_read(tmp_path, 
 def test_a_damaged_large_array_is_noticed(tmp_path):
     """Orbax reads it by another way, and fails otherwise."""
     target = divided(make_state(rows=80_000), 8)
-    with Checkpoints(tmp_path, ABOUT, 5) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 5) as checkpoints:
         for step in (10, 20):
             checkpoints.save(step, jax.tree.map(lambda a, t: jax.device_put(a, t.sharding), make_state(step, rows=80_000), target), None)
     each_file(tmp_path / "20", lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]))
@@ -288,10 +288,10 @@ def test_a_run_does_not_start_anew_where_all_checkpoints_are_damaged(tmp_path):
 
 def test_another_run_is_refused_and_the_fields_are_named(tmp_path):
     saved(tmp_path, 10)
-    other = About({}, {"text": {"width": 128, "sections": (2, 3)}, "lora": None, "trained": ["seg"]}, {})
+    other = RunInfo({}, {"text": {"width": 128, "sections": (2, 3)}, "lora": None, "trained": ["seg"]}, {})
     with pytest.raises(UserError, match=r"another run: text\.width is 128 here, 64 there; lora is null here, absent there; lora\.rank is absent here, 8 there"):
-        restored(tmp_path, about=other)
-    assert restored(tmp_path, about=About({"lr": 2}, ABOUT.matters, {"start": "moved"})).step == 10
+        restored(tmp_path, run_info=other)
+    assert restored(tmp_path, run_info=RunInfo({"lr": 2}, RUN_INFO.identity, {"start": "moved"})).step == 10
 
 
 def test_another_state_is_refused_and_the_arrays_are_named(tmp_path):
@@ -308,25 +308,17 @@ def test_another_state_is_refused_and_the_arrays_are_named(tmp_path):
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("unipixel_jax.train.checkpoints.manifest.FORMAT", 3)
+    monkeypatch.setattr("unipixel_jax.train.checkpoints.manifest.FORMAT", 4)
     saved(tmp_path, 10)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"format 3, this version reads \(1, 2\)"):
+    with pytest.raises(UserError, match=r"format 4, this version reads 3"):
         restored(tmp_path)
-
-
-def test_the_format_with_data_for_every_process_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("unipixel_jax.train.checkpoints.manifest.FORMAT", 1)
-    with Checkpoints(tmp_path, ABOUT, 5) as checkpoints:
-        checkpoints.save(10, make_state(10), [{"position": 10}] * 2)
-    monkeypatch.undo()
-    assert restored(tmp_path).data == {"position": 10}
 
 
 def test_a_disk_that_refuses_gives_one_line_and_keeps_what_was_complete(tmp_path, full_disk, caplog):
     large = make_state(20, rows=2000)
     saved(tmp_path, 10, keep=1)
-    with Checkpoints(tmp_path, ABOUT, 1) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 1) as checkpoints:
         with full_disk():
             checkpoints.save(20, large, None)
             with pytest.raises(UserError, match=r"step 20 could not be saved \(a file may not become so large\); the newest complete .* step 10") as error:
@@ -344,9 +336,9 @@ def test_a_disk_that_refuses_gives_one_line_and_keeps_what_was_complete(tmp_path
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
-        Checkpoints(tmp_path / "file" / "run", ABOUT, 1)
+        Checkpoints(tmp_path / "file" / "run", RUN_INFO, 1)
     with pytest.raises(UserError, match="keep is 0, expected at least 1"):
-        Checkpoints(tmp_path / "run", ABOUT, 0)
+        Checkpoints(tmp_path / "run", RUN_INFO, 0)
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
@@ -354,7 +346,7 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="run is in use by another training process"):
-            Checkpoints(tmp_path / "run", ABOUT, 1)
+            Checkpoints(tmp_path / "run", RUN_INFO, 1)
         other.kill()
         other.wait()
         saved(tmp_path / "run", 10)
@@ -366,7 +358,7 @@ def test_a_part_is_read_without_touching_the_directory(tmp_path):
     (tmp_path / "30.orbax-checkpoint-tmp").mkdir()
     before = names(tmp_path)
     manifest, arrays = read_arrays(tmp_path, None, "trained/")
-    assert manifest.step == 20 and manifest.about.source == {"start": "base"}
+    assert manifest.step == 20 and manifest.run_info.source == {"start": "base"}
     expected = {name: leaf for name, leaf in named_leaves(make_state(20)).items() if name.startswith("trained/")}
     assert same_bits(arrays, expected) and all(isinstance(array, np.ndarray) for array in arrays.values())
     assert read_arrays(tmp_path, 10, "step")[1]["step"] == 10
@@ -421,12 +413,12 @@ def test_names_that_are_no_steps_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[1]", '{"iou": "best"}', "{", '{"iou": null}'])
 def test_metrics_that_are_damaged_stop_nothing_or_are_one_line(tmp_path, content):
-    with Checkpoints(tmp_path, ABOUT, 2, Best("iou", True)) as checkpoints:
+    with Checkpoints(tmp_path, RUN_INFO, 2, Best("iou", True)) as checkpoints:
         checkpoints.save(10, make_state(10), None, {"iou": 0.5})
     for file in (tmp_path / "10" / "metrics").iterdir():
         file.write_text(content)
     try:
-        with Checkpoints(tmp_path, ABOUT, 2, Best("iou", True)) as checkpoints:
+        with Checkpoints(tmp_path, RUN_INFO, 2, Best("iou", True)) as checkpoints:
             assert checkpoints.restore(abstract(make_state())).step == 10
             checkpoints.save(20, make_state(20), None, {"iou": 0.6})
             checkpoints.wait()
@@ -458,7 +450,7 @@ def test_data_that_stood_nowhere_is_one_line(tmp_path, data):
             int(state["step"])
 
     with pytest.raises(UserError, match="does not say where the data stood"):
-        _go_on(Loader(), data, tmp_path)
+        resume(Loader(), data, tmp_path)
 
 
 def test_reads_that_were_given_up_say_nothing(caplog):

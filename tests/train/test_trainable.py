@@ -11,11 +11,12 @@ from flax import nnx
 from tests.unit.micro_models import MICRO, micro_model
 from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.tables import all_rules
+from unipixel_jax.core.trees import join
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import LoraConfig, add_lora
 from unipixel_jax.train.trainable import CONSTANTS, PARTS, Group, group_of, groups, trained
 
-NAMES = {path: ".".join(str(part) for part in path) for path, _ in nnx.to_flat_state(nnx.state(micro_model()))}
+NAMES = {path: join(path) for path, _ in nnx.to_flat_state(nnx.state(micro_model()))}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def model():
 
 
 def names_of(model, *parts):
-    return {".".join(str(p) for p in path) for path, _ in nnx.to_flat_state(nnx.state(model, trained(parts)))}
+    return {join(path) for path, _ in nnx.to_flat_state(nnx.state(model, trained(parts)))}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_groups_of_the_learning_rate(model):
         (("sam2", "prompt_encoder", "mask_down", "norm1", "weight"), True),
         (("sam2", "prompt_encoder", "mask_down", "norm1", "bias"), False),
     ],
-    ids=lambda value: ".".join(str(part) for part in value) if isinstance(value, tuple) else "",
+    ids=lambda value: join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
 def test_weight_decay(path, decays):
     """As torch's names and modules have it; the recording of training steps compares every parameter."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pair_worker import ABOUT, SHAPES, whole
+from pair_worker import RUN_INFO, SHAPES, whole
 from processes import Processes, free_port
 
 from unipixel_jax.train.checkpoints.manager import Checkpoints
@@ -41,7 +41,7 @@ def test_processes_must_read_the_same_data(pair):
 
 def test_one_process_goes_on(pair):
     target = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])) for name, shape in SHAPES.items()}
-    with Checkpoints(pair[0], ABOUT, keep=2) as checkpoints:
+    with Checkpoints(pair[0], RUN_INFO, keep=2) as checkpoints:
         found = checkpoints.restore(target)
     assert (found.step, found.data) == (2, {"position": 20})
     assert all(np.array_equal(found.state[name], array) for name, array in whole(2).items())

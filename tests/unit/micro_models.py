@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config, TextConfig, UniPixelConfig, VisionConfig, preset
+from unipixel_jax.core.trees import join
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
 
 TEXT = TextConfig(
@@ -35,7 +36,7 @@ def micro_model(seed: int = 0) -> UniPixelModel:
     model = abstract_model(MICRO)
 
     def draw(path: tuple, leaf: nnx.Variable) -> jax.Array:
-        shape, name = leaf.shape, ".".join(str(p) for p in path)
+        shape, name = leaf.shape, join(path)
         inputs = int(np.prod(shape[1:])) if len(shape) == 4 else shape[-1]
         scale = 1.0 if "embed" in name or "token" in name else inputs**-0.5
         return jnp.asarray(rng.normal(size=shape).astype(np.float32) * scale + ("norm" in name and name.endswith("weight")))

@@ -94,6 +94,39 @@ def test_nobody_imports_torch_and_the_host_side_imports_no_jax(path, module):
         assert not within(name, never), f"{module} imports {name}"
 
 
+@pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
+def test_one_module_imports_the_internals_of_jax(path, module):
+    if module != "unipixel_jax.core.jax_internals":
+        assert not [name for name, _ in imports(path, module) if within(name, {"jax._src", "jaxlib"})]
+
+
+def circles(graph):
+    """Groups of modules that import each other, directly or through others, each sorted."""
+    reached = {module: set(graph[module]) for module in graph}
+    for through in graph:
+        for module in graph:
+            if through in reached[module]:
+                reached[module] |= reached[through]
+    return sorted({tuple(sorted(other for other in reached[module] if module in reached[other])) for module in graph if module in reached[module]})
+
+
+def test_no_modules_import_each_other():
+    """Imports inside functions count too: what has to be imported late to work at all lies in the wrong module."""
+    known = {module for _, module in ALL}
+    graph = {module: set() for module in known}
+    for path, module in ALL:
+        for name, _ in imports(path, module):
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            graph[module] |= {name} & known - {module}
+    assert circles(graph) == []
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "e"}, "d": {"d2"}, "d2": {"d"}, "e": set()}
+    assert circles(graph) == [("b", "c"), ("d", "d2")]
+
+
 def test_the_rules_see_what_they_forbid(tmp_path):
     """A file that breaks every rule, so that a reader of imports that misses some is noticed."""
     path = tmp_path / "bad.py"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from unipixel_jax.core.stored import has_arrays, pack, packed, read
+from unipixel_jax.core.trees import join
 from unipixel_jax.errors import UserError
 
 ARRAYS = {
@@ -21,7 +22,7 @@ ARRAYS = {
 def params(tmp_path):
     folder = tmp_path / "model" / "params"
     for key, array in ARRAYS.items():
-        place = folder / ".".join(map(str, key))
+        place = folder / join(key)
         place.mkdir(parents=True)
         chunk = [1, *array.shape[1:]] if array.ndim == 3 else list(array.shape)
         name = "bfloat16" if array.dtype == ml_dtypes.bfloat16 else array.dtype.str

@@ -22,8 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from unipixel_jax.core.blocks import Blocks, KeyPath, bytes_of
-from unipixel_jax.core.stored import StoredArray, chunk_name, dotted, read
+from unipixel_jax.core.byte_streams import Blocks, bytes_of
+from unipixel_jax.core.stored import StoredArray, chunk_name, read
+from unipixel_jax.core.trees import KeyPath, flatten, join, nest
 from unipixel_jax.errors import UserError
 
 WRITERS = 2
@@ -84,9 +85,9 @@ def save(path: Path, arrays: Mapping[KeyPath, StreamedArray | np.ndarray | jax.A
     registry = ocp.type_handlers.create_type_handler_registry((StreamedArray, _Declare()), (jax.Array, ocp.type_handlers.ArrayHandler()))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
+        checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(nest(leaves)))
     with ThreadPoolExecutor(WRITERS) as pool:
-        chunks = [(path / dotted(key) / chunk_name(len(leaf.shape), i), piece) for key, leaf in leaves.items() for i, piece in enumerate(leaf.pieces)]
+        chunks = [(path / join(key) / chunk_name(len(leaf.shape), i), piece) for key, leaf in leaves.items() for i, piece in enumerate(leaf.pieces)]
         try:
             for written in [pool.submit(_write, file, piece) for file, piece in chunks]:
                 written.result()
@@ -109,7 +110,7 @@ def restore(path: Path, abstract: Mapping[Any, Any]) -> dict[Any, Any]:
     Raises:
         UserError: no checkpoint there, leaves missing or too many, or another shape than asked for.
     """
-    return _like(abstract, _nested(restore_leaves(path, dict(_flat(abstract)))))
+    return _like(abstract, nest(restore_leaves(path, dict(flatten(abstract)))))
 
 
 def restore_leaves(path: Path, abstract: Mapping[KeyPath, Any], unread: Mapping[KeyPath, Any] = {}) -> dict[KeyPath, jax.Array]:
@@ -147,15 +148,15 @@ def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None
         return jax.ShapeDtypeStruct(leaf.shape, dtype or jax.dtypes.canonicalize_dtype(own), sharding=leaf.sharding)
 
     pure = nnx.to_pure_dict(state)
-    wanted = {key: target(key, leaf) for key, leaf in _flat(pure)}
-    nnx.replace_by_pure_dict(state, restore(path, _like(pure, _nested(wanted))))
+    wanted = {key: target(key, leaf) for key, leaf in flatten(pure)}
+    nnx.replace_by_pure_dict(state, restore(path, _like(pure, nest(wanted))))
     return nnx.merge(graph, state)
 
 
 def _require_same_shapes(path: Path, wanted: Mapping[KeyPath, Any], stored: Mapping[KeyPath, StoredArray]) -> None:
-    wrong = [f"{dotted(key)} is missing" for key in wanted if key not in stored]
-    wrong += [f"{dotted(key)} is not part of the model" for key in stored if key not in wanted]
-    wrong += [f"{dotted(k)} is {stored[k].shape}, expected {tuple(v.shape)}" for k, v in wanted.items() if k in stored and stored[k].shape != tuple(v.shape)]
+    wrong = [f"{join(key)} is missing" for key in wanted if key not in stored]
+    wrong += [f"{join(key)} is not part of the model" for key in stored if key not in wanted]
+    wrong += [f"{join(k)} is {stored[k].shape}, expected {tuple(v.shape)}" for k, v in wanted.items() if k in stored and stored[k].shape != tuple(v.shape)]
     if wrong:
         more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise UserError(f"{path} does not fit this model: {'; '.join(wrong[:20])}{more}. Convert the checkpoint again with its own config.json.")
@@ -169,21 +170,6 @@ def _write(file: Path, piece: Callable[[], Blocks]) -> None:
 def _restored(array: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array.load(index or (), np.dtype(leaf.dtype)))
-
-
-def _flat(tree: Mapping[Any, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    for key, value in tree.items():
-        yield from _flat(value, (*prefix, key)) if isinstance(value, Mapping) else [((*prefix, key), value)]
-
-
-def _nested(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(str(part), {})
-        node[str(path[-1])] = value
-    return tree
 
 
 def _like(abstract: Mapping[Any, Any], tree: Mapping[str, Any]) -> dict[Any, Any]:

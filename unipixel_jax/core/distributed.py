@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed as _jax_distributed  # the client of the coordination service has no public name in jax 0.10.2
-from jax._src.clusters import GceTpuCluster, GkeTpuCluster, SlurmCluster
 
+from unipixel_jax.core.jax_internals import cluster_types, distributed_state
 from unipixel_jax.errors import UserError
 
 PERIOD = 2.0
@@ -207,7 +206,7 @@ def share(sharding: jax.sharding.Sharding, length: int) -> tuple[int, int]:
 
 def _service() -> tuple[Any, int, int]:
     """The client of the coordination service (None where there is one process), this process's number, and how many there are."""
-    state = _jax_distributed.global_state
+    state = distributed_state()
     return (state.client, state.process_id, state.num_processes) if state.client is not None else (None, 0, 1)
 
 
@@ -219,7 +218,7 @@ def _start(config: HostsConfig) -> bool:
     if config.coordinator_address is not None:
         known = {name: getattr(config, name) for name in ("coordinator_address", "num_processes", "process_id")} | {"cluster_detection_method": "deactivate"}
     else:
-        clusters = (cluster for cluster in (GkeTpuCluster, GceTpuCluster, SlurmCluster) if cluster.is_env_present() and cluster.get_process_count() > 1)
+        clusters = (cluster for cluster in cluster_types() if cluster.is_env_present() and cluster.get_process_count() > 1)
         cluster = next(clusters, None)
         if cluster is None:
             return False
@@ -246,7 +245,7 @@ def _require_start(started: threading.Event, seconds: int) -> None:
     """End this process where the others are not there in time."""
     if started.wait(seconds):
         return
-    address = _jax_distributed.global_state.coordinator_address or "the first process"
+    address = distributed_state().coordinator_address or "the first process"
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=5):

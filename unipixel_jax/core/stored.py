@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +20,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from unipixel_jax.core.blocks import Blocks, KeyPath, bytes_of, read_file
+from unipixel_jax.core.byte_streams import Blocks, bytes_of, read_file
 from unipixel_jax.core.files import read_json_object, replacing
+from unipixel_jax.core.trees import KeyPath, parse
 from unipixel_jax.errors import UserError
 
 ALIGNMENT = 64
@@ -139,11 +139,6 @@ def chunk_name(rank: int, number: int) -> str:
     return ".".join([str(number), *["0"] * (rank - 1)])
 
 
-def dotted(key: KeyPath) -> str:
-    """The name of an array's folder."""
-    return ".".join(map(str, key))
-
-
 def _read_folder(params: Path) -> dict[KeyPath, StoredArray]:
     def locate(name: str) -> tuple[Chunk, int]:
         file = params / name
@@ -153,7 +148,7 @@ def _read_folder(params: Path) -> dict[KeyPath, StoredArray]:
             raise UserError(f"{file} is missing: the checkpoint is incomplete, {_ADVICE}") from None
 
     headers = sorted(params.glob("*/.zarray"))
-    return {_key(header.parent.name): _array(header, read_json_object(header, _ADVICE, MAX_HEADER_BYTES), header.parent.name, locate) for header in headers}
+    return {parse(header.parent.name): _array(header, read_json_object(header, _ADVICE, MAX_HEADER_BYTES), header.parent.name, locate) for header in headers}
 
 
 def _read_zip(file: Path) -> dict[KeyPath, StoredArray]:
@@ -189,7 +184,7 @@ def _zip_arrays(file: Path, archive: zipfile.ZipFile, members: Mapping[str, zipf
                 raise UserError(f"{file}: the header {name} has {size} bytes: {_ADVICE}")
             source.seek(chunk.offset)
             header = json.loads(source.read(size))
-            yield _key(folder), _array(f"{file}/{name}", header, folder, locate)
+            yield parse(folder), _array(f"{file}/{name}", header, folder, locate)
 
 
 def member_offset(file: Any, member: zipfile.ZipInfo) -> int:
@@ -235,7 +230,3 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     raw = np.empty(count + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + count].view(dtype).reshape(shape)
-
-
-def _key(name: str) -> KeyPath:
-    return tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in name.split("."))

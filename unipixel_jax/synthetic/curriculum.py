@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.files import replacing
+from unipixel_jax.core.trees import join, parse
 from unipixel_jax.data.synthetic.task import EVEN, Mix
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLossWeights
@@ -155,7 +155,7 @@ def _once(directory: Path, lesson: Callable[[Path], Weights]) -> Weights:
     """What a lesson taught, which is not taken again if it was taken before."""
     kept = directory / KEPT
     if not kept.is_file():
-        named = {"/".join(map(str, path)): array for path, array in lesson(directory).items()}
+        named = {join(path, "/"): array for path, array in lesson(directory).items()}
         with replacing(kept) as path, path.open("wb") as file:
             np.savez(file, **named)  # type: ignore[arg-type]
     return _kept(directory)
@@ -163,8 +163,4 @@ def _once(directory: Path, lesson: Callable[[Path], Weights]) -> Weights:
 
 def _kept(directory: Path) -> Weights:
     with np.load(directory / KEPT) as arrays:
-        return {_path(name): arrays[name] for name in arrays.files}
-
-
-def _path(name: str) -> KeyPath:
-    return tuple(int(part) if part.isdecimal() else part for part in name.split("/"))
+        return {parse(name, "/"): arrays[name] for name in arrays.files}

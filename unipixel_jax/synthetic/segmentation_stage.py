@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from unipixel_jax.batch import TrainClips
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.blocks import KeyPath
 from unipixel_jax.core.stacking import unstack_layers
+from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
 from unipixel_jax.data.synthetic.task import point_inside

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from numpy.typing import NDArray
 
-from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.loader import Loader, LoaderOptions
 from unipixel_jax.data.pipeline import open_mixture

@@ -58,15 +58,16 @@ def export(
 
     # Imported here: the command line must not wait for jax.
     from unipixel_jax.convert import to_jax, to_torch, trained
+    from unipixel_jax.core.trees import parse
     from unipixel_jax.train.checkpoints.manager import CHECKPOINTS, TRAINED
     from unipixel_jax.train.checkpoints.manifest import weights_digest
     from unipixel_jax.train.checkpoints.reader import read_arrays
 
     manifest, arrays = read_arrays(run_dir / CHECKPOINTS, step, f"{TRAINED}/")
-    about = manifest.about
+    run_info = manifest.run_info
     try:
-        origin, weights, adapters = Path(about.source["start"]), about.matters["weights"], about.matters["lora"]
-        settings = trained.LoraSettings(adapters["rank"], adapters["alpha"], about.source["lora_dropout"]) if adapters else None
+        origin, weights, adapters = Path(run_info.source["start"]), run_info.identity["weights"], run_info.identity["lora"]
+        settings = trained.LoraSettings(adapters["rank"], adapters["alpha"], run_info.source["lora_dropout"]) if adapters else None
     except (KeyError, TypeError) as error:
         raise UserError(f"{run_dir}: its checkpoint does not say what it was trained from ({error!r}): expected one of `unipixel-jax train`") from None
     start = start or origin
@@ -74,7 +75,7 @@ def export(
         raise UserError(f"{start}, from which training started, is not there; say where it lies now with --start DIR")
     if weights_digest(start) != weights:
         raise UserError(f"{start} holds other weights than training started from; say where those lie with --start DIR")
-    result = trained.open_trained(start, {_path(name): array for name, array in arrays.items()}, settings)
+    result = trained.open_trained(start, {parse(name, "/")[1:]: array for name, array in arrays.items()}, settings)
     if format == "adapter":
         count = trained.write_adapter(result, out, base, force=force)
     elif format == "torch":
@@ -82,8 +83,3 @@ def export(
     else:
         count = to_jax.convert(trained.merged_source(result, str(run_dir)), out, force=force).tensors
     return f"{out}: {count} tensors of step {manifest.step}, {FORMATS[format]}"
-
-
-def _path(name: str) -> tuple[str | int, ...]:
-    """The model's path in the name of a leaf of the training state."""
-    return tuple(int(part) if part.isdigit() else part for part in name.split("/")[1:])

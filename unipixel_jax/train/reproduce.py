@@ -10,11 +10,11 @@ import numpy as np
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoints.manager import Checkpoints
-from unipixel_jax.train.checkpoints.manifest import About
+from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.checkpoints.reader import named_leaves
 from unipixel_jax.train.feed import to_devices
 from unipixel_jax.train.kept import read_kept
-from unipixel_jax.train.loop import not_finite
+from unipixel_jax.train.non_finite import not_finite
 from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, step_key
 
@@ -32,11 +32,11 @@ def reproduce(run_dir: Path, file: Path) -> Iterator[str]:
     saved = read_kept(file)
     config, step, start = saved.config, saved.step, Path(saved.start)
     layout = lay_out(config, saved.model_config, saved.total, jax.devices())
-    about = About.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
+    run_info = RunInfo.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
     weights = run_dir / not_finite(step)
     if not weights.is_dir():
         raise UserError(f"{weights} is not there: expected the folder with the weights of step {step}, which lies in the run's directory")
-    with Checkpoints(weights, about, keep=1) as checkpoints:
+    with Checkpoints(weights, run_info, keep=1) as checkpoints:
         restored = checkpoints.restore(layout.state)
     if restored is None:
         raise UserError(f"{weights} holds no complete checkpoint: the run was ended while it saved the weights of step {step}")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from optax.contrib import MuonDimensionNumbers
 
-from unipixel_jax.core.blocks import KeyPath
+from unipixel_jax.core.trees import KeyPath, key_path
 from unipixel_jax.errors import UserError
 
 LORA, ALL = "lora", "all"
@@ -91,14 +91,14 @@ def group_of(path: KeyPath) -> Group:
 
 def groups(params: Any) -> Any:
     """A tree like ``params`` (an ``nnx.State``, nested dictionaries or a module) with each array's ``Group`` in its place."""
-    return jax.tree_util.tree_map_with_path(lambda keys, _: group_of(_key_path(keys)), params)
+    return jax.tree_util.tree_map_with_path(lambda keys, _: group_of(key_path(keys)), params)
 
 
 def matrices(params: Any) -> Any:
     """A tree like ``params`` that says which arrays are matrices of products, and along which axes: linear layers [..., out, in], each layer of a stack by
     itself, and convolutions [out, in, height, width] over more than one input; None for tables of embeddings and everything else.
     """
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: _matrix(_key_path(keys), leaf), params)
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: _matrix(key_path(keys), leaf), params)
 
 
 def _matrix(path: KeyPath, leaf: Any) -> MuonDimensionNumbers | None:
@@ -118,9 +118,3 @@ def _rate(path: KeyPath) -> str:
 
 def _below(path: KeyPath, prefixes: Sequence[KeyPath]) -> bool:
     return any(path[: len(prefix)] == prefix for prefix in prefixes)
-
-
-def _key_path(keys: Sequence[Any]) -> KeyPath:
-    """JAX's keys as plain names and numbers, without the step from a variable to its array."""
-    parts: list[Any] = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in keys]
-    return tuple(parts[:-1] if parts[-1] == "value" else parts)

@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from unipixel_jax.core.distributed import barrier, gather
 from unipixel_jax.core.fingerprint import fingerprints
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.checkpoints.manifest import About, Damaged, Manifest, Stored
+from unipixel_jax.train.checkpoints.manifest import ArrayInfo, CorruptCheckpointError, Manifest, RunInfo
 from unipixel_jax.train.checkpoints.orbax_noise import silence
 from unipixel_jax.train.checkpoints.reader import named_leaves, read_manifest, reason, restore_arrays
 
@@ -76,7 +76,7 @@ class Checkpoints:
 
     Args:
         directory: where they lie; it is made if need be.
-        about: the run.
+        run_info: the run.
         keep: how many of the latest to keep, at least 1.
         best: keep the best by this metric too.
 
@@ -84,10 +84,10 @@ class Checkpoints:
         UserError: `keep` is less than 1, the directory cannot be made, or another run writes to it.
     """
 
-    def __init__(self, directory: str | Path, about: About, keep: int, best: Best | None = None) -> None:
+    def __init__(self, directory: str | Path, run_info: RunInfo, keep: int, best: Best | None = None) -> None:
         if keep < 1:
             raise UserError(f"keep is {keep}, expected at least 1 checkpoint")
-        self._directory, self._about = Path(directory).absolute(), about
+        self._directory, self._run_info = Path(directory).absolute(), run_info
         policies: list[Any] = [preservation_policy.LatestN(keep)]
         if best:
             policies.append(preservation_policy.BestN(get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False))
@@ -136,8 +136,8 @@ class Checkpoints:
             return
         arrays = named_leaves(state)
         marks = fingerprints(arrays)
-        stored = {name: Stored(str(leaf.dtype), tuple(leaf.shape), marks[name]) for name, leaf in arrays.items()}
-        manifest = Manifest(step, self._about, stored, _agreed(data))
+        described = {name: ArrayInfo(str(leaf.dtype), tuple(leaf.shape), marks[name]) for name, leaf in arrays.items()}
+        manifest = Manifest(step, self._run_info, described, _agreed(data))
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave(manifest.to_json()))
         self._pending = step
         try:
@@ -195,13 +195,13 @@ class Checkpoints:
             where = self._directory / str(step)
             try:
                 manifest = read_manifest(self._directory, step)
-                self._about.require_same(manifest.about, where)
+                self._run_info.require_same(manifest.run_info, where)
                 wanted = named_leaves(target)
                 unknown = [name for name in manifest.arrays if name not in wanted]
                 if unknown:
                     raise UserError(f"{where} holds {', '.join(unknown[:10])}, which this run does not have. Continue with the configuration that wrote it")
                 leaves = restore_arrays(where, wanted, manifest)
-            except Damaged as error:
+            except CorruptCheckpointError as error:
                 damaged.append(step)
                 aside = self._set_aside(where)
                 logger.warning("checkpoint %s is damaged (%s); it is now called %s, and an older one is tried", where, error, aside.name)

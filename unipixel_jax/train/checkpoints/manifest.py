@@ -14,9 +14,7 @@ from unipixel_jax.core.files import read_json_object
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import LoraConfig
 
-FORMAT = 2
-READABLE = (1, FORMAT)
-"""Format 1 held the data loader's state once for every process."""
+FORMAT = 3
 
 SWITCHES = ("dtype", "sample_objects", "sam2_batch_mode", "sam2_config")
 """Fields of the model's configuration that say nothing of its arrays."""
@@ -31,26 +29,26 @@ SHOWN = 10
 """How many differences an error lists."""
 
 
-class Damaged(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint that cannot be read, or not as it was written."""
 
 
 @dataclass(frozen=True)
-class About:
+class RunInfo:
     """The run that checkpoints belong to. Everything in it must be JSON.
 
     Attributes:
         config: the whole configuration, for people and for the export.
-        matters: the part of it without which the arrays mean nothing: sizes of the model, what is trained, LoRA. A run whose own differs is refused.
+        identity: the part of it without which the arrays mean nothing: sizes of the model, what is trained, LoRA. A run whose own differs is refused.
         source: where the weights that are not trained come from.
     """
 
     config: Mapping[str, Any]
-    matters: Mapping[str, Any]
+    identity: Mapping[str, Any]
     source: Mapping[str, Any]
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], model: UniPixelConfig, parts: Sequence[str], lora: LoraConfig | None, start: Path) -> About:
+    def of(cls, config: Mapping[str, Any], model: UniPixelConfig, parts: Sequence[str], lora: LoraConfig | None, start: Path) -> RunInfo:
         """The run that trains some parts of a converted directory's model.
 
         Args:
@@ -65,23 +63,23 @@ class About:
         """
         sizes = {name: value for name, value in asdict(model).items() if name not in SWITCHES}
         adapters = {"rank": lora.rank, "alpha": lora.alpha, "part": lora.part} if lora else None
-        matters = {"model": sizes, "trained": sorted(parts), "lora": adapters, "weights": weights_digest(start)}
-        return cls(config, matters, {"start": str(start.absolute()), "lora_dropout": lora.dropout if lora else None})
+        identity = {"model": sizes, "trained": sorted(parts), "lora": adapters, "weights": weights_digest(start)}
+        return cls(config, identity, {"start": str(start.absolute()), "lora_dropout": lora.dropout if lora else None})
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what matters."""
-        return _digest(self.matters)
+        """SHA-256 of the identity."""
+        return _digest(self.identity)
 
-    def require_same(self, stored: About, where: object) -> None:
-        """Do nothing if `stored` is of a run like this one.
+    def require_same(self, other: RunInfo, where: object) -> None:
+        """Do nothing if `other` is a run like this one.
 
         Raises:
             UserError: it is not; the fields that differ are named with both values.
         """
-        if stored.digest == self.digest:
+        if other.digest == self.digest:
             return
-        ours, theirs = dict(_flat(_plain(self.matters))), dict(_flat(stored.matters))
+        ours, theirs = dict(_flat(_plain(self.identity))), dict(_flat(other.identity))
         differ = [key for key in {**ours, **theirs} if ours.get(key, _ABSENT) != theirs.get(key, _ABSENT)]
         named = [f"{key} is {_shown(ours, key)} here, {_shown(theirs, key)} there" for key in differ[:SHOWN]]
         more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
@@ -89,7 +87,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Stored:
+class ArrayInfo:
     """One array of a checkpoint."""
 
     dtype: str
@@ -103,19 +101,19 @@ class Manifest:
 
     Attributes:
         step: optimisation steps done.
-        about: the run.
+        run_info: the run.
         arrays: by the names of the training state's leaves.
         data: the state of the data loader, the same on all hosts.
     """
 
     step: int
-    about: About
-    arrays: Mapping[str, Stored]
+    run_info: RunInfo
+    arrays: Mapping[str, ArrayInfo]
     data: Any
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, with a checksum of itself."""
-        raw = _plain({"format": FORMAT, "digest": self.about.digest, **asdict(self)})
+        raw = _plain({"format": FORMAT, "digest": self.run_info.digest, **asdict(self)})
         return {**raw, "checksum": _digest(raw)}
 
     @classmethod
@@ -123,27 +121,27 @@ class Manifest:
         """Read it back.
 
         Raises:
-            Damaged: it is not as it was written.
+            CorruptCheckpointError: it is not as it was written.
             UserError: another version of this package wrote it.
         """
         if not isinstance(raw, Mapping) or not _is_shallow(raw, MAX_NESTING):
-            raise Damaged("its manifest is no object, or nested too deeply")
+            raise CorruptCheckpointError("its manifest is no object, or nested too deeply")
         if raw.get("checksum") != _digest({key: value for key, value in raw.items() if key != "checksum"}):
-            raise Damaged("its manifest is not as it was written")
-        if raw.get("format") not in READABLE:
-            raise UserError(f"{where} has format {str(raw.get('format'))[:40]}, this version reads {READABLE}; continue with the version that wrote it")
+            raise CorruptCheckpointError("its manifest is not as it was written")
+        if raw.get("format") != FORMAT:
+            raise UserError(f"{where} has format {str(raw.get('format'))[:40]}, this version reads {FORMAT}; continue with the version that wrote it")
         try:
-            about = About(**raw["about"])
-            arrays = {name: _stored(entry) for name, entry in raw["arrays"].items()}
-            step, data = raw["step"], raw["data"][0] if raw["format"] == 1 else raw["data"]
+            run_info = RunInfo(**raw["run_info"])
+            arrays = {name: _array_info(entry) for name, entry in raw["arrays"].items()}
+            step, data = raw["step"], raw["data"]
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            raise Damaged(f"its manifest has another form ({error!r})") from None
-        if type(step) is not int or not all(isinstance(part, Mapping) for part in (about.config, about.matters, about.source)):
-            raise Damaged("its manifest has another form")
-        return cls(step, about, arrays, data)
+            raise CorruptCheckpointError(f"its manifest has another form ({error!r})") from None
+        if type(step) is not int or not all(isinstance(part, Mapping) for part in (run_info.config, run_info.identity, run_info.source)):
+            raise CorruptCheckpointError("its manifest has another form")
+        return cls(step, run_info, arrays, data)
 
 
-def _stored(entry: Any) -> Stored:
+def _array_info(entry: Any) -> ArrayInfo:
     """One array's entry.
 
     Raises:
@@ -153,7 +151,7 @@ def _stored(entry: Any) -> Stored:
     sizes = isinstance(shape, list) and len(shape) <= 32 and all(type(size) is int and 0 <= size < 1 << 48 for size in shape)
     if dtype not in DTYPES or not sizes or type(mark) is not int:
         raise ValueError(f"an array {str(entry)[:100]}")
-    return Stored(dtype, tuple(shape), mark)
+    return ArrayInfo(dtype, tuple(shape), mark)
 
 
 def _is_shallow(value: Any, room: int) -> bool:

@@ -16,33 +16,31 @@ from etils import epath  # type: ignore[import-untyped]
 from unipixel_jax.core.distributed import any_process
 from unipixel_jax.core.files import read_json
 from unipixel_jax.core.fingerprint import fingerprints
+from unipixel_jax.core.trees import join, key_path
 from unipixel_jax.errors import UserError
-from unipixel_jax.train.checkpoints.manifest import Damaged, Manifest
+from unipixel_jax.train.checkpoints.manifest import CorruptCheckpointError, Manifest
 from unipixel_jax.train.checkpoints.orbax_noise import silence
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of any tree by their paths, as `trained/text/embed/weight`. An nnx.State has the names of the dictionary that it stands for."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path[:-1] if path and path[-1] == _INSIDE_VARIABLE else path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    named = {join(key_path(keys), "/"): leaf for keys, leaf in leaves}
     assert len(named) == len(leaves), "two leaves have the same name"
     return named
-
-
-_INSIDE_VARIABLE = jax.tree_util.GetAttrKey("value")
 
 
 def read_manifest(directory: Path, step: int) -> Manifest:
     """The manifest of one step.
 
     Raises:
-        Damaged: it cannot be read.
+        CorruptCheckpointError: it cannot be read.
         UserError: another version of this package wrote it.
     """
     try:
         raw = read_json(directory / str(step) / "manifest" / "metadata")
     except UserError as error:
-        raise Damaged(f"its manifest: {error}") from None
+        raise CorruptCheckpointError(f"its manifest: {error}") from None
     return Manifest.from_json(raw, directory / str(step))
 
 
@@ -76,7 +74,7 @@ def read_arrays(directory: str | Path, step: int | None, prefix: str) -> tuple[M
         }
         _require_room(where, wanted)
         arrays = restore_arrays(where, wanted, manifest)
-    except Damaged as error:
+    except CorruptCheckpointError as error:
         others = f"; others are there: {', '.join(map(str, steps[:-1]))}" if steps[:-1] else ""
         raise UserError(f"{where} is damaged ({error}){others}") from None
     return manifest, {name: np.asarray(array) for name, array in arrays.items()}
@@ -86,12 +84,12 @@ def _require_room(where: Path, wanted: Mapping[str, Any]) -> None:
     """Check that arrays whose sizes only the manifest gives are not much larger than the files, which are not compressed.
 
     Raises:
-        Damaged: they are.
+        CorruptCheckpointError: they are.
     """
     named = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
     found = sum(file.stat().st_size for file in (where / "state").rglob("*") if file.is_file())
     if named > 2 * found + (1 << 20):
-        raise Damaged(f"its manifest names arrays of {named:,} bytes, its files have {found:,}")
+        raise CorruptCheckpointError(f"its manifest names arrays of {named:,} bytes, its files have {found:,}")
 
 
 def restore_arrays(where: Path, wanted: Mapping[str, Any], manifest: Manifest) -> dict[str, jax.Array]:
@@ -103,14 +101,14 @@ def restore_arrays(where: Path, wanted: Mapping[str, Any], manifest: Manifest) -
         manifest: of the step.
 
     Raises:
-        Damaged: they cannot be read, or are not as they were written.
+        CorruptCheckpointError: they cannot be read, or are not as they were written.
         UserError: they are others than those wanted.
     """
     wrong = [f"{name} is not in it" for name in wanted if name not in manifest.arrays]
     for name, leaf in wanted.items():
-        stored = manifest.arrays.get(name)
-        if stored and (stored.shape, stored.dtype) != (tuple(leaf.shape), str(leaf.dtype)):
-            wrong.append(f"{name} is {stored.dtype} {stored.shape}, expected {leaf.dtype} {tuple(leaf.shape)}")
+        found = manifest.arrays.get(name)
+        if found and (found.shape, found.dtype) != (tuple(leaf.shape), str(leaf.dtype)):
+            wrong.append(f"{name} is {found.dtype} {found.shape}, expected {leaf.dtype} {tuple(leaf.shape)}")
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise UserError(f"{where} does not fit this run: {'; '.join(wrong[:10])}{more}. Continue with the configuration that wrote it")
@@ -127,10 +125,10 @@ def restore_arrays(where: Path, wanted: Mapping[str, Any], manifest: Manifest) -
     if failure:
         gc.collect()  # the reads that were given up are let go of now, and not while Python ends, when their last words would be an error
     if any_process("a checkpoint that cannot be read", failure is not None):
-        raise Damaged(failure or "another process cannot read its part")
+        raise CorruptCheckpointError(failure or "another process cannot read its part")
     changed = [name for name, mark in fingerprints(arrays).items() if mark != manifest.arrays[name].fingerprint]
     if changed:
-        raise Damaged(f"{len(changed)} arrays are not as they were written, first {changed[0]}")
+        raise CorruptCheckpointError(f"{len(changed)} arrays are not as they were written, first {changed[0]}")
     return {name: arrays[name] for name in wanted}
 
 

@@ -9,9 +9,6 @@ import numpy as np
 
 from unipixel_jax.errors import UserError
 
-KeyPath = tuple[str | int, ...]
-"""Where an array lies in a tree: attribute names, and numbers for the items of a list."""
-
 Blocks = Iterator[memoryview]
 """Consecutive bytes of an array in C order. A block is valid only until the next one is asked for."""
 

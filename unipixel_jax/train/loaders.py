@@ -1,0 +1,74 @@
+"""The data of a run: the samples that it reads, and the loader of this process's part of every batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import NamedSharding
+
+from unipixel_jax.batch import TrainBatch
+from unipixel_jax.core import distributed
+from unipixel_jax.core.buckets import Ladder
+from unipixel_jax.core.mesh import data_shards
+from unipixel_jax.core.sharding import batch_spec
+from unipixel_jax.data.loader import Loader
+from unipixel_jax.data.mixture import Mixture
+from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.train.config import TrainConfig
+from unipixel_jax.train.feed import row_sizes
+from unipixel_jax.train.setup import Layout
+
+VALIDATION_SEED = 1 << 20
+"""Added to the run's seed for validation data, so that sources which draw as they go draw something else."""
+
+
+def training_mixture(config: TrainConfig) -> Mixture:
+    """The samples that a run trains on.
+
+    Raises:
+        UserError: a data set that is unknown, or cannot be read.
+    """
+    return open_mixture(config.data.datasets, config.data.root, config.batch_size, config.seed, "train", config.data.filters)
+
+
+def validation_mixture(config: TrainConfig) -> Mixture | None:
+    """The samples that a run is measured on, None if its configuration names none; see ``training_mixture``."""
+    data = config.data
+    if not data.validation:
+        return None
+    return open_mixture(data.validation, data.root, config.batch_size, config.seed + VALIDATION_SEED, data.validation_split, data.filters)
+
+
+def run_loader(config: TrainConfig, layout: Layout, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, TrainBatch]:
+    """A loader of this process's rows of every batch of a mixture."""
+    options = replace(config.data.draw, image_size=layout.model_config.sam2.image_size)
+    draw = DrawSample(tokenizer, layout.model_config, options, config.data.max_tokens, config.dtype)
+    host, hosts = batch_share(layout)
+    # every number of rows that the devices of this host can share, and none that fills up a batch of whole samples
+    shards = data_shards(layout.mesh) // hosts
+    rows = Ladder("rows of a batch", shards, 1.0, max(config.batch_size // hosts, shards))
+    ladders, parts = row_sizes(replace(config.data.ladders, batch=rows), layout.mesh)
+    agree = partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
+    return open_loader(mixture, draw, config.data.loader, ladders=ladders, parts=parts, host=host, hosts=hosts, agree=agree)
+
+
+def batch_share(layout: Layout) -> tuple[int, int]:
+    """Which part of every batch this process reads, and in how many parts a batch is read."""
+    return distributed.share(NamedSharding(layout.mesh, batch_spec(1)), data_shards(layout.mesh))
+
+
+def resume(loader: Loader[Any, TrainBatch], data: Any, run_dir: Path) -> None:
+    """Take the data up where a checkpoint says.
+
+    Raises:
+        UserError: what it says is no state of a loader.
+    """
+    try:
+        loader.restore(data)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{run_dir}: its checkpoint does not say where the data stood ({error!r}): copy it again, or start a new run") from None

@@ -1,0 +1,97 @@
+"""What is measured of the steps between two lines of the log, and means of losses over batches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+
+import jax
+import numpy as np
+
+from unipixel_jax.batch import TrainBatch
+from unipixel_jax.core import distributed
+from unipixel_jax.losses.mask import MaskLosses
+from unipixel_jax.train.feed import count_tokens
+from unipixel_jax.train.flops import peak_flops
+from unipixel_jax.train.objective import LossParts
+from unipixel_jax.train.step import StepNumbers
+
+
+@dataclass
+class Meter:
+    """Metrics of the steps since it was made; device arrays are fetched when `values` is called. Counts are of this process's part of the batches.
+
+    Attributes:
+        losses: of each batch.
+        numbers: of each update.
+        samples: how many were trained on.
+        tokens: how many they have, without padding.
+        flops: floating-point operations that the model needs for them.
+        wait: seconds that the devices may have waited for the host's batches.
+        since: when it was made, on the clock of ``time.perf_counter``.
+    """
+
+    losses: list[LossParts] = field(default_factory=list)
+    numbers: list[StepNumbers] = field(default_factory=list)
+    samples: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    wait: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for a batch."""
+        begin = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - begin
+
+    def count(self, arrays: TrainBatch, losses: LossParts, flops: float) -> None:
+        """Add a batch that was trained on."""
+        self.losses.append(losses)
+        self.samples += len(arrays.samples)
+        self.tokens += count_tokens(arrays)
+        self.flops += flops
+
+    def values(self, learning_rate: float, readers: int, replaced: int) -> dict[str, float]:
+        """Means over the steps, and rates of all processes together. All of them must call it.
+
+        Args:
+            learning_rate: of the last step.
+            readers: how many processes read each sample.
+            replaced: how many samples this process has replaced since the start.
+        """
+        counts = [json.loads(own) for own in distributed.gather("counts", json.dumps([self.samples, self.tokens, self.flops, replaced]))]
+        samples, tokens, flops, replaced_by_all = (sum(every) / readers for every in zip(*counts, strict=True))
+        steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.numbers)
+        seconds = time.perf_counter() - self.since
+        peak = peak_flops()
+        return {
+            **mean_losses(self.losses),
+            "grad_norm": steps.grad_norm,
+            **{f"grad_norm_{name}": value for name, value in steps.group_norms.items()},
+            "learning_rate": learning_rate,
+            "samples_per_second": samples / seconds,
+            "tokens_per_second": tokens / seconds,
+            "host_wait": self.wait / seconds,
+            "model_flops_per_second": flops / seconds,
+            **({} if peak is None else {"mfu": flops / seconds / (peak * jax.process_count())}),
+            **({"replaced": replaced_by_all} if replaced_by_all else {}),
+        }
+
+
+def mean_losses(losses: Sequence[LossParts]) -> dict[str, float]:
+    """Means over batches, by name. The mask losses are averaged over the batches that segment something, and left out where there is none; likewise the share
+    of ``<|seg|>`` tokens that the model would say itself, over all of them.
+    """
+    losses = jax.device_get(losses)
+    mean = jax.tree.map(lambda *a: float(np.mean(a)), *losses)
+    segmenting, segs = [one for one in losses if one.clips], sum(float(one.segs) for one in losses)
+    found = {"loss": mean.total, "language": mean.language}
+    if segmenting:
+        masks = jax.tree.map(lambda *a: float(np.mean(a)), *segmenting)
+        found |= {"segmentation": masks.segmentation, **{field.name: getattr(masks.masks, field.name) for field in fields(MaskLosses)}}
+    return found | ({"seg_rate": sum(float(one.seg_said) for one in losses) / segs} if segs else {})
