@@ -12,24 +12,27 @@ ROOT = Path(__file__).parents[2]
 
 # Room -> what it may import of ours, besides itself. An entry allows a module and everything below it; "" is the rest of the package.
 BASE = {"errors"}
+ARGUMENTS = {"arguments"}
+"""What the commands of a room share with those of others, in its cli.py."""
 CONFIG = {"config", *BASE}
 ROOMS = {
     "errors": set(),
+    "arguments": set(),
     "config": {"core.fields", "core.files", *BASE},
     "core": BASE,
     "ops": {"core", *BASE},
     "models": {"ops", "core", *CONFIG},
     "losses": {"ops", "core", *CONFIG},
     "processing": {"core.buckets", "core.files", *CONFIG},
-    "data": {"processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *CONFIG},
+    "data": {*ARGUMENTS, "processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *CONFIG},
     # infer.inputs is the one place where the host's arrays become a prompt on the device
     "train": {"infer.inputs", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
     "infer": {"models", "losses", "processing", "ops", "core", *CONFIG},
     # the embedded model's curriculum, which trains and judges through all that stands
-    "synthetic": {"train", "infer", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
-    "convert": {"models", "core", "processing", *CONFIG},
+    "synthetic": {*ARGUMENTS, "train", "infer", "models", "losses", "data", "processing", "ops", "core", *CONFIG},
+    "convert": {*ARGUMENTS, "models", "core", "processing", *CONFIG},
 }
-FREE = {"cli", "demo", "parity", "bench", "plan", "train.cli", "train.export", "__init__"}
+FREE = {"cli", "demo", "parity", "bench", "plan", "infer.cli", "train.cli", "train.export", "__init__"}
 """These put the others together and may import everything."""
 
 
