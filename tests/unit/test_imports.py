@@ -1,6 +1,7 @@
 """Who may import whom. Every import of every file is read from its source, lazy ones inside functions included."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -124,6 +125,36 @@ def test_the_public_api_can_be_imported():
         assert getattr(unipixel_jax, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Unipixel'"):
         unipixel_jax.Unipixel  # noqa: B018
+
+
+DISTRIBUTIONS = {
+    "PIL": "pillow", "absl": "absl-py", "jaxlib": "jax", "orbax": "orbax-checkpoint", "pi_heif": "pi-heif", "tensorflow_datasets": "tensorflow-datasets",
+}  # fmt: skip
+"""Of modules that are called otherwise."""
+NEED = {"data": "train", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
+"""Rooms and modules that count on an extra: whoever has it not is told so by `errors.needing`, or by who imports them inside a function."""
+
+
+def declared(requirements):
+    return {re.match(r"[\w.-]+", requirement)[0] for requirement in requirements}
+
+
+@pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
+def test_what_is_imported_of_others_is_declared(path, module):
+    """At the top of a file, what every installation has, or that of training in its rooms; inside functions, what some extra brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core, extras = declared(project["dependencies"]), project["optional-dependencies"]
+    own = next((declared(extras[extra]) for need, extra in NEED.items() if within(room_of(module)[1], {need})), set())
+    for name, top in imports(path, module):
+        root = name.split(".")[0]
+        if root in sys.stdlib_module_names or root in ("unipixel_jax", "__future__"):
+            continue
+        allowed = core | own if top else core.union(*(declared(extras[extra]) for extra in extras.keys() - {"dev", "parity"}))
+        assert DISTRIBUTIONS.get(root, root) in allowed, f"{module} imports {name}, which pyproject.toml does not declare for it"
+
+
+def test_videos_are_opened_by_those_who_have_the_extra_only():
+    assert not [module for path, module in ALL for name, top in imports(path, module) if top and within(name, {"unipixel_jax.processing.video"})]
 
 
 def test_every_package_is_installed():

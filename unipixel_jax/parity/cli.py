@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from unipixel_jax.arguments import add_attention
+from unipixel_jax.errors import needing
 
 SMALL_WEIGHTS = 200e6
 """Bytes of a recording's weights up to which its programs are not worth optimising."""
@@ -28,8 +29,10 @@ def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from unipixel_jax.core.files import replacing, writable
-    from unipixel_jax.parity.recording import open_recording
-    from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
+
+    with needing("train", "replaying a recording"):
+        from unipixel_jax.parity.recording import open_recording
+        from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
 
     _optimise_little(args.recording)
     if args.json is not None:
