@@ -90,11 +90,16 @@ def test_imports_follow_the_plan(path, module):
 
 @pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
 def test_nobody_imports_torch_and_the_host_side_imports_no_jax(path, module):
-    never = {"torch", "torchvision", "torch_npu", "transformers"}
+    never = {"torch", "torchvision", "torch_npu"}
     if room_of(module)[0] in ("processing", "data", "errors", "config"):
         never |= {"jax", "jaxlib", "flax", "orbax", "optax"}
     for name, _ in imports(path, module):
         assert not within(name, never), f"{module} imports {name}"
+
+
+def test_transformers_is_imported_in_one_place_when_it_is_needed():
+    found = {(module, top) for path, module in ALL for name, top in imports(path, module) if within(name, {"transformers"})}
+    assert found == {("unipixel_jax.processing.hugging_face", False)}
 
 
 def test_the_rules_see_what_they_forbid(tmp_path):
