@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from unipixel_jax.config import SAM2_SIZES
-from unipixel_jax.errors import UserError, run_command
+from unipixel_jax.errors import UserError
 
 from .output import require_free
 
@@ -28,21 +26,9 @@ INSPECT = """Say what a checkpoint, an adapter, a Qwen2.5-VL directory, a SAM 2.
 is 1 if something is missing or unexpected."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the three commands.
-
-    Args:
-        argv: the arguments after `convert`; None for those of the process.
-
-    Returns:
-        The exit status: 0, 1 after an error or an incomplete report (the reason is one line on stderr), 130 if interrupted.
-    """
-    args = _parser().parse_args(argv)
-    return run_command(lambda: int(args.run(args)), args.verbose)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="unipixel-jax convert", description="Convert weights between torch and JAX, or say what a checkpoint holds.")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``convert``."""
+    parser.description = "Convert weights between torch and JAX, or say what a checkpoint holds."
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     to_jax = commands.add_parser("to-jax", help="from torch to JAX", description=TO_JAX, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,9 +57,6 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (to_jax, to_torch):
         command.add_argument("--force", action="store_true", help="replace an output that is not empty")
-    for command in (to_jax, to_torch, inspect):
-        command.add_argument("--verbose", action="store_true", help="show the traceback of an error")
-    return parser
 
 
 def _to_jax(args: argparse.Namespace) -> int:
@@ -121,6 +104,3 @@ def _inspect(args: argparse.Namespace) -> int:
     print(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
     return 0 if report.complete else 1
 
-
-if __name__ == "__main__":
-    sys.exit(main())

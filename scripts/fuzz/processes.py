@@ -19,8 +19,9 @@ from unipixel_jax.cli import main
 
 IMPORTED = (
     "convert.cli", "convert.inspection", "convert.to_jax", "convert.to_torch", "convert.trained", "convert.random", "data.cli", "data.tfds.builder",
-    "data.tfds.source", "infer.loading", "infer.predictor", "infer.visualize", "parity.recording", "parity.run", "processing.video", "train.config",
-    "train.loop", "train.reproduce", "training", "export", "synthetic.evaluation", "bench.cli", "plan.cli", "demo",
+    "data.tfds.source", "infer.cli", "infer.loading", "infer.predictor", "infer.visualize", "parity.cli", "parity.recording", "parity.run",
+    "processing.video", "train.config", "train.cli", "train.export", "train.loop", "train.reproduce", "synthetic.cli", "synthetic.evaluation",
+    "bench.cli", "plan.cli", "demo",
 )  # fmt: skip
 """Modules of unipixel_jax that commands import when they are called."""
 
@@ -33,7 +34,7 @@ _BROKEN = 99
 
 def import_all() -> None:
     """Import what commands import."""
-    for name in (*(f"unipixel_jax.{name}" for name in IMPORTED), "tyro", "av", "pi_heif", "pycocotools.mask"):
+    for name in (*(f"unipixel_jax.{name}" for name in IMPORTED), "av", "pi_heif", "pycocotools.mask"):
         importlib.import_module(name)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
+from converting import main
 from tiny_checkpoints import (
     TINY,
     Call,
@@ -28,7 +29,6 @@ from tiny_checkpoints import (
 
 from unipixel_jax.config import SAM2_SIZES
 from unipixel_jax.convert import output, tensors
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.safetensors_io import write_safetensors
 
 
@@ -141,12 +141,12 @@ def test_an_interruption_leaves_nothing(tmp_path, source, capsys, monkeypatch, e
 
 def test_a_killed_conversion_leaves_no_output_and_the_next_one_tidies_up(tmp_path, source):
     program = (
-        "import sys, time; from unipixel_jax.convert import to_jax, cli;"
+        "import sys, time; from unipixel_jax import cli; from unipixel_jax.convert import to_jax;"
         "to_jax._manifest = lambda *args: time.sleep(60);"  # all but the end is written by then
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     for number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
-        process = subprocess.Popen([sys.executable, "-c", program, "to-jax", str(source), str(tmp_path / "jax")], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", program, "convert", "to-jax", str(source), str(tmp_path / "jax")], stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".unipixel-*.part/config.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -227,5 +227,5 @@ def test_inspect_lists_what_is_missing(source, arrays, capsys):
 
 
 def test_inspect_does_not_wait_for_jax(source):
-    program = "import sys; from unipixel_jax.convert.cli import main; main(sys.argv[1:]); sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program, "inspect", str(source)], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    program = "import sys; from unipixel_jax.cli import main; main(sys.argv[1:]); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program, "convert", "inspect", str(source)], stdout=subprocess.DEVNULL, check=False).returncode == 0

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from converting import main
 from flax import nnx
 from tiny_checkpoints import TIED, random_arrays, same_bits, write_checkpoint
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.convert import sources
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.safetensors_io import read_safetensors
 from unipixel_jax.core.checkpoint import restore_model

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 import ml_dtypes
 import numpy as np
 import pytest
+from converting import main
 from tiny_checkpoints import TIED, TINY, FakeTorch, as_tensors, random_arrays, sam2_state, torch_shapes, torch_tensor, write_qwen, write_sam2, write_torch
 
 from unipixel_jax.config import SAM2_SIZES
 from unipixel_jax.convert import fresh, sources, to_jax
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.tensors import Tensor
 from unipixel_jax.errors import UserError
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+from converting import main
 from tiny_checkpoints import (
     TINY,
     Call,
@@ -23,7 +24,6 @@ from tiny_checkpoints import (
     write_torch,
 )
 
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.torch_pickle import read_torch
 from unipixel_jax.convert.weights import read_file
 from unipixel_jax.errors import UserError

@@ -6,10 +6,10 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
+from converting import main
 from tiny_checkpoints import TIED, TINY, as_tensors, newer_name, random_arrays, same_bits, write_adapter, write_checkpoint, write_qwen, write_sam2
 
 from unipixel_jax.convert import sources
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.lora import read_adapter
 from unipixel_jax.convert.safetensors_io import write_safetensors
 from unipixel_jax.errors import UserError

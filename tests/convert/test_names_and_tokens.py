@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from converting import main
 from tiny_checkpoints import FakeTorch, load, random_arrays, sam2_state, same_bits, torch_tensor, write_checkpoint, write_tokenizer, write_torch
 
 from unipixel_jax.convert import sources
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.names import canonical
 
 CASES = Path(__file__).parents[1] / "cases"

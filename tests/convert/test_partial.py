@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from converting import main
 from tiny_checkpoints import (
     TINY,
     as_tensors,
@@ -16,7 +17,6 @@ from tiny_checkpoints import (
 )
 
 from unipixel_jax.convert import sources
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.manifest import Manifest
 from unipixel_jax.convert.names import canonical, newer
 from unipixel_jax.convert.safetensors_io import write_safetensors

@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from converting import main
 from tiny_checkpoints import TIED, TINY, FakeTorch, as_tensors, load, newer_name, random_arrays, same_bits, torch_tensor, write_checkpoint, write_torch
 
 from unipixel_jax.convert import sources, to_jax, to_torch
-from unipixel_jax.convert.cli import main
 from unipixel_jax.convert.manifest import Manifest
 from unipixel_jax.convert.safetensors_io import write_safetensors
 from unipixel_jax.core.checkpoint import restore_model

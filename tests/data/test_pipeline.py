@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from marked_samples import TOKENIZER, write
 
-from unipixel_jax.cli import main as command
+from unipixel_jax.cli import main
 from unipixel_jax.config import preset
 from unipixel_jax.core.buckets import LADDERS
 from unipixel_jax.data.annotation import DrawOptions
-from unipixel_jax.data.cli import main
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
 from unipixel_jax.data.sources import open_source
@@ -141,16 +140,16 @@ def test_several_hosts_have_to_agree(root):
 
 
 def test_data_check_tells_what_is_there_and_what_is_wrong(root, capsys):
-    assert main(["check", f"osprey_conversation:3,{TALK}", "--root", str(root), "--all"]) == 1
+    assert main(["data", "check", f"osprey_conversation:3,{TALK}", "--root", str(root), "--all"]) == 1
     shown = capsys.readouterr().out
     assert "osprey_conversation" in shown and "multimodal 4, text 3" in shown
     assert "do not alternate" in shown
-    assert main(["check", "osprey_conversation", "--root", str(root), "--samples", "2"]) == 0
+    assert main(["data", "check", "osprey_conversation", "--root", str(root), "--samples", "2"]) == 0
     assert "do not alternate" not in capsys.readouterr().out
 
 
 def test_data_pack_writes_what_training_reads(root, tmp_path, capsys):
-    assert main(["pack", f"videorefer_qa_mem,{TALK}", "--root", str(root), "--out", str(tmp_path)]) == 0
+    assert main(["data", "pack", f"videorefer_qa_mem,{TALK}", "--root", str(root), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "samples of videorefer_qa_mem in" in shown
     packed = open_mixture(NAMES.replace("videorefer_qa_mem", "tfds:packed/videorefer_qa_mem").split(",")[0], tmp_path, 2)
@@ -163,7 +162,7 @@ def test_data_pack_writes_what_training_reads(root, tmp_path, capsys):
 def test_what_is_packed_with_filters_takes_the_same_again(root, tmp_path):
     name, filters = f"tfds:packed/{TALK}", Filters(max_frames=500, max_seconds=300, max_words=2)
     options = ["--max-frames", "500", "--max-seconds", "300", "--max-words", "2"]
-    assert main(["pack", TALK, "--root", str(root), "--out", str(tmp_path), *options]) == 0
+    assert main(["data", "pack", TALK, "--root", str(root), "--out", str(tmp_path), *options]) == 0
     packed, original = open_mixture(name, tmp_path, 1, filters=filters), open_source(TALK, root, filters=filters)
     assert [packed.annotation(i).name for i in range(len(packed))] == [original[i].name for i in range(len(original))]
     assert 0 < len(packed) < len(open_source(TALK, root))
@@ -175,30 +174,33 @@ def test_what_is_packed_with_filters_takes_the_same_again(root, tmp_path):
 
 
 def test_what_is_packed_without_filters_takes_none(root, tmp_path):
-    assert main(["pack", TALK, "--root", str(root), "--out", str(tmp_path)]) == 0
+    assert main(["data", "pack", TALK, "--root", str(root), "--out", str(tmp_path)]) == 0
     assert len(open_source(f"tfds:packed/{TALK}", tmp_path, filters=Filters())) == len(open_source(TALK, root))
     with pytest.raises(UserError, match="packed with the filters none, asked for are the filters max_words 2; expected the same"):
         open_source(f"tfds:packed/{TALK}", tmp_path, filters=Filters(max_words=2))
 
 
 def test_data_commands_refuse_in_one_line(root, tmp_path, capsys):
-    assert main(["check", "nonsense", "--root", str(root)]) == 1
+    assert main(["data", "check", "nonsense", "--root", str(root)]) == 1
     assert capsys.readouterr().err.startswith("error: there is no source 'nonsense'")
-    assert main(["pack", "osprey_conversation:3", "--root", str(root), "--out", str(tmp_path)]) == 1
+    assert main(["data", "pack", "osprey_conversation:3", "--root", str(root), "--out", str(tmp_path)]) == 1
     assert "samples are packed once" in capsys.readouterr().err
     write("osprey_conversation", tmp_path)
     (tmp_path / "osprey/Osprey-724K/osprey_conversation.json").write_text('[{"id": 1}]')
-    assert main(["check", "osprey_conversation", "--root", str(tmp_path)]) == 1
+    assert main(["data", "check", "osprey_conversation", "--root", str(tmp_path)]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: osprey_conversation (train): 'conversations' is missing in ") and shown.count("\n") == 1
 
 
-@pytest.mark.parametrize(("missing", "loaded"), [("grain", ("cli", "pipeline", "loader")), ("tensorflow_datasets", ("tfds.builder",))])
-def test_data_commands_without_the_extra(root, tmp_path, capsys, monkeypatch, missing, loaded):
+@pytest.mark.parametrize(
+    ("command", "missing", "loaded"), [("check", "grain", ("pipeline", "loader")), ("pack --out shards", "tensorflow_datasets", ("tfds.builder",))]
+)
+def test_data_commands_without_the_extra(root, tmp_path, capsys, monkeypatch, command, missing, loaded):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, missing, None)
     for name in loaded:
         monkeypatch.delitem(sys.modules, f"unipixel_jax.data.{name}", raising=False)
-    assert command(["data", "pack", "osprey_conversation", "--root", str(root), "--out", str(tmp_path / "shards")]) == 1
+    assert main(["data", *command.split(), "osprey_conversation", "--root", str(root)]) == 1
     assert capsys.readouterr().err == f"error: looking at training data needs {missing}: run pip install 'unipixel-jax[train]'\n"
     assert not (tmp_path / "shards").exists()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unipixel_jax.cli import main
+from unipixel_jax.cli import COMMANDS, main
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.prompts import Box, Point
@@ -143,7 +143,7 @@ def warn(*_):
 
 def test_warnings_stay_on_a_terminal_and_answers_go_where_they_belong(monkeypatch, capsys):
     on_a_terminal(monkeypatch)
-    monkeypatch.setattr("unipixel_jax.cli._demo", warn)
+    monkeypatch.setattr("unipixel_jax.infer.cli._demo", warn)
     assert main(["demo"]) == 0
     out, err = capsys.readouterr()
     lines = re.split(r"[\r\n]|\x1b\[[\d;?]*\w", err)
@@ -154,8 +154,34 @@ def test_warnings_stay_on_a_terminal_and_answers_go_where_they_belong(monkeypatc
 
 def test_no_changing_line_beside_the_bar_of_a_training(monkeypatch, capsys):
     on_a_terminal(monkeypatch)
-    monkeypatch.setattr("unipixel_jax.train.cli.main", warn)
+    monkeypatch.setattr("unipixel_jax.train.cli._train", warn)
     assert main(["train", "config.py"]) == 0
     assert capsys.readouterr().err == "a sample is replaced\n"
     logger = logging.getLogger("unipixel_jax")
     assert logger.propagate and not logger.handlers and logger.level == logging.NOTSET
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_learns_every_command_and_its_options(shell, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(word in script for word in [*COMMANDS, "to-jax", "reproduce", "max-new-tokens", "pallas_tpu", "unipixel-jax"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_help_and_takes_verbose_before_it(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0 and "--verbose" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["--verbose", name, "--no-such-option", "--help=3"])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and said[0].startswith("usage: ") and "error: " in said[-1]
+
+
+def test_options_that_nobody_knows_are_named_by_the_command_that_got_them(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "export", "run", "out", "--stepp", "3"])
+    assert ended.value.code == 2 and "unipixel-jax train export: error: unrecognized arguments: --stepp 3" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from jax.sharding import AbstractMesh
 
+from unipixel_jax.cli import main, parse
 from unipixel_jax.config import preset
 from unipixel_jax.core.accelerators import CHIPS
 from unipixel_jax.core.mesh import AXES, MeshConfig, mesh_sizes
@@ -17,7 +19,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import check_heads
 from unipixel_jax.plan import fit as search
 from unipixel_jax.plan.advice import advice
-from unipixel_jax.plan.cli import main, sizes
+from unipixel_jax.plan.cli import sizes
 from unipixel_jax.plan.memory import Memory
 from unipixel_jax.plan.plan import PROGRAMS, check_programs
 from unipixel_jax.plan.programs import DECODE, GRADIENTS, LANGUAGE, PREFILL, TRACK, UPDATE, Workload, sample_row
@@ -148,7 +150,7 @@ def test_compilations_are_bounded(monkeypatch, capsys):
         levels = len(search.sharings(chips, 1, 512))
         assert len(search.dividing_meshes(chips, 1, 1)) * (1 + (levels - 1).bit_length()) <= search.MOST
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["plan", "--help"])
     assert f"{search.MOST} compilations at most" in " ".join(capsys.readouterr().out.split())
 
 
@@ -171,8 +173,8 @@ def test_a_refusal_for_one_topology_leaves_the_others(monkeypatch, tmp_path, cap
     monkeypatch.setattr("unipixel_jax.plan.plan.make_plan", make_plan)
     written = tmp_path / "plans.json"
     arguments = [str(SEVEN), "--json", str(written), "--topology"]
-    assert main([*arguments, "64"]) == 1 and not written.exists()
-    assert main([*arguments, "64", "--topology", "8"]) == 1
+    assert main(["plan", *arguments, "64"]) == 1 and not written.exists()
+    assert main(["plan", *arguments, "64", "--topology", "8"]) == 1
     assert "64: a batch of 8 does not divide among 64 parts" in capsys.readouterr().err
     assert [report["mesh"]["fsdp"] for report in json.loads(written.read_text())] == [8]
 
@@ -185,7 +187,7 @@ def test_a_plan_of_least_effort_that_just_fits_is_no_promise(monkeypatch, capsys
 
     monkeypatch.setattr("unipixel_jax.plan.topology.open_topology", lambda name: topology(int(name)))
     monkeypatch.setattr("unipixel_jax.plan.plan.make_plan", make_plan)
-    assert main([str(SEVEN), "--topology", "8", *(["--full-effort"] if full else [])]) == int(needed > 15.75)
+    assert main(["plan", str(SEVEN), "--topology", "8", *(["--full-effort"] if full else [])]) == int(needed > 15.75)
     assert ("gradients fills 95%: a run's program needs a little more; see --full-effort" in capsys.readouterr().out) == told
 
 
@@ -269,5 +271,7 @@ def test_a_clip_that_does_not_fit_its_conversation():
 def test_unknown_names():
     with pytest.raises(UserError, match="program 'training' is unknown: expected some of gradients, update, prefill, decode, track, language part"):
         check_programs(["training"])
+    args = Namespace()
+    parse(["plan", "configs/unipixel_7b_stage3.py", "--topology", "v5e:5x5"], args)
     with pytest.raises(UserError, match=r"topology 'v5e:5x5' is unknown: .*v5e:\{1x1,2x2"):
-        main(["configs/unipixel_7b_stage3.py", "--topology", "v5e:5x5"])
+        args.run(args)

@@ -1,6 +1,7 @@
 """Who may import whom. Every import of every file is read from its source, lazy ones inside functions included."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,10 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 # Room -> what it may import of ours, besides itself. An entry allows a module and everything below it; "" is the rest of the package.
 BASE = {"errors"}
+ARGUMENTS = {"arguments"}
+"""What the commands of a room share with those of others, in its cli.py."""
 CONFIG = {"config", *BASE}
 INPUTS = {"batch", *CONFIG}
 ROOMS = {
     "errors": set(),
+    "arguments": set(),
     "config": {"core.fields", "core.files", *BASE},
     "batch": set(),
     "core": BASE,
@@ -23,14 +27,14 @@ ROOMS = {
     "models": {"ops", "core", *INPUTS},
     "losses": {"ops", "core", *CONFIG},
     "processing": {"core.buckets", "core.files", *INPUTS},
-    "data": {"processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *INPUTS},
+    "data": {*ARGUMENTS, "processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *INPUTS},
     "train": {"models", "losses", "data", "processing", "ops", "core", *INPUTS},
     "infer": {"models", "losses", "processing", "ops", "core", *INPUTS},
     # the embedded model's curriculum, which trains and judges through all that stands
-    "synthetic": {"train", "infer", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
-    "convert": {"models", "core", "processing", *CONFIG},
+    "synthetic": {*ARGUMENTS, "train", "infer", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
+    "convert": {*ARGUMENTS, "models", "core", "processing", *CONFIG},
 }
-FREE = {"cli", "demo", "parity", "bench", "plan", "train.cli", "train.export", "__init__"}
+FREE = {"cli", "demo", "parity", "bench", "plan", "infer.cli", "train.cli", "train.export", "__init__"}
 """These put the others together and may import everything."""
 
 
@@ -87,7 +91,7 @@ def test_imports_follow_the_plan(path, module):
 
 @pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
 def test_nobody_imports_torch_and_the_host_side_imports_no_jax(path, module):
-    never = {"torch", "torchvision", "torch_npu", "transformers"}
+    never = {"torch", "torchvision", "torch_npu"}
     if room_of(module)[0] in ("processing", "data", "errors", "config", "batch"):
         never |= {"jax", "jaxlib", "flax", "orbax", "optax"}
     for name, _ in imports(path, module):
@@ -127,6 +131,11 @@ def test_circles_are_found():
     assert circles(graph) == [("b", "c"), ("d", "d2")]
 
 
+def test_transformers_is_imported_in_one_place_when_it_is_needed():
+    found = {(module, top) for path, module in ALL for name, top in imports(path, module) if within(name, {"transformers"})}
+    assert found == {("unipixel_jax.processing.hugging_face", False)}
+
+
 def test_the_rules_see_what_they_forbid(tmp_path):
     """A file that breaks every rule, so that a reader of imports that misses some is noticed."""
     path = tmp_path / "bad.py"
@@ -155,6 +164,36 @@ def test_the_public_api_can_be_imported():
         assert getattr(unipixel_jax, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Unipixel'"):
         unipixel_jax.Unipixel  # noqa: B018
+
+
+DISTRIBUTIONS = {
+    "PIL": "pillow", "absl": "absl-py", "jaxlib": "jax", "orbax": "orbax-checkpoint", "pi_heif": "pi-heif", "tensorflow_datasets": "tensorflow-datasets",
+}  # fmt: skip
+"""Of modules that are called otherwise."""
+NEED = {"data": "train", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
+"""Rooms and modules that count on an extra: whoever has it not is told so by `errors.needing`, or by who imports them inside a function."""
+
+
+def declared(requirements):
+    return {re.match(r"[\w.-]+", requirement)[0] for requirement in requirements}
+
+
+@pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
+def test_what_is_imported_of_others_is_declared(path, module):
+    """At the top of a file, what every installation has, or that of training in its rooms; inside functions, what some extra brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core, extras = declared(project["dependencies"]), project["optional-dependencies"]
+    own = next((declared(extras[extra]) for need, extra in NEED.items() if within(room_of(module)[1], {need})), set())
+    for name, top in imports(path, module):
+        root = name.split(".")[0]
+        if root in sys.stdlib_module_names or root in ("unipixel_jax", "__future__"):
+            continue
+        allowed = core | own if top else core.union(*(declared(extras[extra]) for extra in extras.keys() - {"dev", "parity"}))
+        assert DISTRIBUTIONS.get(root, root) in allowed, f"{module} imports {name}, which pyproject.toml does not declare for it"
+
+
+def test_videos_are_opened_by_those_who_have_the_extra_only():
+    assert not [module for path, module in ALL for name, top in imports(path, module) if top and within(name, {"unipixel_jax.processing.video"})]
 
 
 def test_every_package_is_installed():

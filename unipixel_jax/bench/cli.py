@@ -7,7 +7,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +16,33 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from unipixel_jax.arguments import positive
 from unipixel_jax.bench import attention
 from unipixel_jax.bench.workloads import PARTS, Sizes
 from unipixel_jax.core.accelerators import CHIPS
 from unipixel_jax.core.files import replacing, writable
-from unipixel_jax.errors import UserError, run_command
+from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS
 
 Report = dict[str, dict[str, float]]
 """{name: {"min", "median", "max"}} in seconds per item, as scripts/benchmark_reference.py prints it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the measurements.
-
-    Args:
-        argv: the arguments after `bench`; None for those of the process.
-
-    Returns:
-        The exit status: 0, or 1 after an error (one line on stderr).
-    """
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _run(args), args.verbose)
-
-
-def _run(args: argparse.Namespace) -> int:
-    if args.json is not None and str(args.json) != "-":
-        writable(args.json)
-    table, report = args.run(args)
-    shown = args.json is not None and str(args.json) == "-"
-    Console(stderr=shown, width=None if sys.stdout.isatty() else 160).print(table)
-    if args.json is not None:
-        _write(args.json, report)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="unipixel-jax bench", description=__doc__)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``bench``."""
+    parser.description = __doc__
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     models = commands.add_parser("models", help="SAM 2 and the language model, in comparison with the torch reference")
     models.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     models.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    models.add_argument("--image-size", type=_positive, default=768, help="side of SAM 2's square frames, in pixels")
-    models.add_argument("--frames", type=_positive, default=10, help="frames of the clip")
-    models.add_argument("--objects", type=_positive, default=5, help="objects tracked together through the clip")
-    models.add_argument("--layers", type=_positive, default=4, help="layers of the language model (UniPixel-3B has 36)")
-    models.add_argument("--prompt-tokens", type=_positive, default=512)
-    models.add_argument("--new-tokens", type=_positive, default=8)
+    models.add_argument("--image-size", type=positive, default=768, help="side of SAM 2's square frames, in pixels")
+    models.add_argument("--frames", type=positive, default=10, help="frames of the clip")
+    models.add_argument("--objects", type=positive, default=5, help="objects tracked together through the clip")
+    models.add_argument("--layers", type=positive, default=4, help="layers of the language model (UniPixel-3B has 36)")
+    models.add_argument("--prompt-tokens", type=positive, default=512)
+    models.add_argument("--new-tokens", type=positive, default=8)
     models.add_argument("--against", type=Path, metavar="FILE", help="what scripts/benchmark_reference.py printed here; the table then shows ours / theirs")
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_run, measure=_models)
 
     kernels = commands.add_parser("attention", help="every backend of attention at the shapes of the models' work")
     kernels.add_argument("--work", nargs="+", choices=tuple(attention.WORKS), default=list(attention.WORKS), metavar="NAME", help="; ".join(attention.WORKS))
@@ -73,13 +51,22 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     kernels.add_argument("--backward", action="store_true", help="with the gradients")
     kernels.add_argument("--plot", type=Path, metavar="FILE.png", help="draw times and memory")
-    kernels.set_defaults(run=_attention)
+    kernels.set_defaults(run=_run, measure=_attention)
 
     for command in (models, kernels):
-        command.add_argument("--repeats", type=_positive, default=2, help="timed runs of each measurement")
+        command.add_argument("--repeats", type=positive, default=2, help="timed runs of each measurement")
         command.add_argument("--json", type=Path, metavar="FILE", help='write the figures as JSON; "-" for standard output')
-        command.add_argument("--verbose", action="store_true", help="show the traceback of an error")
-    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.json is not None and str(args.json) != "-":
+        writable(args.json)
+    table, report = args.measure(args)
+    shown = args.json is not None and str(args.json) == "-"
+    Console(stderr=shown, width=None if sys.stdout.isatty() else 160).print(table)
+    if args.json is not None:
+        _write(args.json, report)
+    return 0
 
 
 def _models(args: argparse.Namespace) -> tuple[Table, Report]:
@@ -102,13 +89,6 @@ def _attention(args: argparse.Namespace) -> tuple[Table, list[dict[str, object]]
     if args.plot is not None:
         attention.plot(results, args.plot)
     return table, [{**dataclasses.asdict(r), "efficiency": r.efficiency} for r in results]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}, expected at least 1")
-    return value
 
 
 def _measure(args: argparse.Namespace) -> Report:

@@ -8,69 +8,58 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.data.annotation import DrawOptions
-from unipixel_jax.data.loader import FAILURES
-from unipixel_jax.data.mixture import Mixture, parse
-from unipixel_jax.data.pipeline import DrawSample, open_mixture
-from unipixel_jax.data.report import report
-from unipixel_jax.data.sources import open_source
-from unipixel_jax.data.sources.base import Filters
-from unipixel_jax.errors import UserError, needing, run_command
-from unipixel_jax.processing.tokenizer import Tokenizer
+from unipixel_jax.arguments import positive
+from unipixel_jax.errors import UserError, needing
+
+if TYPE_CHECKING:
+    from unipixel_jax.data.mixture import Mixture
 
 _MODEL = Path(__file__).parent.parent / "assets" / "shapes_tiny"
 _SHOWN = 50
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `data check` or `data pack`.
-
-    Args:
-        argv: the arguments after `data`; None for those of the process.
-
-    Returns:
-        The exit status: 0; 1 after an error (one line on stderr), or where a sample cannot be drawn or packed.
-    """
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _run(args), args.verbose)
-
-
-def _run(args: argparse.Namespace) -> int:
-    with needing("train", "looking at training data"):
-        return int(args.run(args))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="unipixel-jax data", description=__doc__)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``data``."""
+    parser.description = __doc__
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     check = commands.add_parser("check", help="open data sets, count their samples, and draw some or all of them")
     check.add_argument("sources", metavar="SOURCES", help="names and repeats, for example refcoco:10,mevis; a path to your own data; tfds:NAME")
-    check.add_argument("--samples", type=_positive, default=16, metavar="N", help="samples to draw of each source, spread evenly (default: 16)")
+    check.add_argument("--samples", type=positive, default=16, metavar="N", help="samples to draw of each source, spread evenly (default: 16)")
     check.add_argument("--all", action="store_true", help="draw every sample")
     check.add_argument("--seed", type=int, default=0)
-    check.set_defaults(run=_check)
+    check.set_defaults(run=_run, work=_check)
     pack = commands.add_parser("pack", help="write data sets with everything they need as ArrayRecord shards, to be read as tfds:packed/NAME")
     pack.add_argument("sources", metavar="SOURCES", help="names, for example refcoco,mevis; a path to your own data")
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go; the data root of training on them")
     for what, kind in (("frames", int), ("words", int), ("seconds", float)):
         for end, most in (("min", "at least"), ("max", "at most")):
             pack.add_argument(f"--{end}-{what}", type=kind, metavar="N", help=f"only samples with {most} N {what}, as data.filters of training has it")
-    pack.set_defaults(run=_pack)
+    pack.set_defaults(run=_run, work=_pack)
     for command in (check, pack):
         command.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="the folder that holds all data sets (default: data)")
         command.add_argument("--split", default="train", help="of the data sets (default: train)")
-        command.add_argument("--verbose", action="store_true", help="show the traceback of an error")
-    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    with needing("train", "looking at training data"):
+        return int(args.work(args))
 
 
 def _check(args: argparse.Namespace) -> int:
+    from unipixel_jax.config import UniPixelConfig
+    from unipixel_jax.data.annotation import DrawOptions
+    from unipixel_jax.data.loader import FAILURES
+    from unipixel_jax.data.pipeline import DrawSample, open_mixture
+    from unipixel_jax.data.report import report
+    from unipixel_jax.processing.tokenizer import Tokenizer
+
     console = _console()
     mixture = open_mixture(args.sources, args.root, 1, args.seed, args.split)
     console.print(report(mixture))
@@ -95,6 +84,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
+    from unipixel_jax.data.mixture import parse
+    from unipixel_jax.data.sources import open_source
+    from unipixel_jax.data.sources.base import Filters
     from unipixel_jax.data.tfds.builder import pack
 
     console = _console()
@@ -135,10 +127,3 @@ def _table(columns: str, rows: Sequence[Sequence[str]]) -> Table:
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}, expected at least 1")
-    return value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,16 +18,13 @@ NEAR = 0.95
 """Share of a chip's memory above which a plan of least effort does not say that a run fits: it needed 0.35 GiB of 15.75 more (docs/plan.md)."""
 EPILOG = """After CONFIG and the options, any field of the configuration can be given another value, as with `unipixel-jax train`: --batch-size 32
 --mesh.preset fsdp_tp --mesh.tensor 2 --remat full. The programs are compiled for the topology by its own compiler, on this machine, and not run: times are
-those of the roofline. --verbose, anywhere among the arguments, shows the traceback of an error."""
+those of the roofline."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run ``plan`` with its arguments; returns the exit status: 0, or 1 where something does not fit, or is refused for a topology.
-
-    Raises:
-        UserError: unknown topologies or programs, or what ``load_config`` and ``sizes`` refuse.
-    """
-    parser = argparse.ArgumentParser(prog="unipixel-jax plan", description="Say whether a run fits a topology, and what it costs there.", epilog=EPILOG)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``plan``, whose exit status is 1 where something does not fit, or is refused for a topology."""
+    parser.description, parser.epilog = "Say whether a run fits a topology, and what it costs there.", EPILOG
+    parser.allow_abbrev = False  # the beginning of an option may be a field
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
     parser.add_argument("--topology", action="append", required=True, metavar="NAME", help="v5e:8x8, v5p-16, 2*v5e:4x4, h100:8, ...; may be repeated")
     parser.add_argument("--programs", nargs="+", metavar="NAME", help="some of gradients, update, prefill, decode, track (default: these), 'language part'")
@@ -42,13 +38,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for a page")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and times")
-    args, fields = parser.parse_known_args(arguments)
+    parser.set_defaults(run=_run, fields=[])
+
+
+def _run(args: argparse.Namespace) -> int:
     with needing("train,tpu", "planning"):
-        return run(args, fields)
+        return run(args)
 
 
-def run(args: argparse.Namespace, fields: list[str]) -> int:
-    """Plan as the arguments say."""
+def run(args: argparse.Namespace) -> int:
+    """Plan as the arguments say; returns the exit status.
+
+    Raises:
+        UserError: unknown topologies or programs, or what ``load_config`` and ``sizes`` refuse.
+    """
     from rich.console import Console
 
     from unipixel_jax.core.files import replacing, writable
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace, fields: list[str]) -> int:
             writable(path)
     programs = args.programs or USUAL
     check_programs(programs)
-    config = load_config(args.config, fields)
+    config = load_config(args.config, args.fields)
     model_config = sizes(args.model, config)
     workload = Workload(args.frames, args.tokens, args.objects)
     topologies = [open_topology(name) for name in args.topology]

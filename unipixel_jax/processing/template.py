@@ -3,7 +3,7 @@
 A chat template is a program in Jinja that a checkpoint brings along. Jinja's sandbox keeps it from files and from Python itself, but not from a loop without
 end or from a string of gigabytes. Those of UniPixel's checkpoints only walk over the turns and their parts, compare and print. Such plain templates are told
 by their syntax tree: their work is bounded by the conversation, and they are rendered at once. Any other one is rendered by a child process with limits on
-its time and memory, which takes a tenth of a second longer.
+its time and memory, which takes a second longer.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-import jinja2.sandbox
 from jinja2 import nodes
 
 from unipixel_jax.errors import UserError
+from unipixel_jax.processing.hugging_face import template_environment
 
 MAX_SOURCE = 1 << 18
 """Longest template in characters; the longest of any published model has a tenth of that."""
@@ -29,7 +30,7 @@ MAX_TEXT = 1 << 24
 """Longest rendered conversation in characters."""
 
 SECONDS = 5
-"""Processor time of the child process; a conversation takes a millisecond."""
+"""Processor time of the child process after its imports; a conversation takes a millisecond."""
 
 MEMORY = 1 << 30
 """Address space of the child process in bytes; it begins with a tenth of that."""
@@ -59,7 +60,7 @@ class ChatTemplate:
             raise UserError(f"the chat template has {len(source):,} characters, expected at most {MAX_SOURCE:,}: copy chat_template.jinja again")
         self._source = source
         try:
-            environment = _environment()
+            environment = template_environment()
             self._plain = environment.from_string(source) if _is_plain(environment.parse(source)) else None
         except Exception as error:  # beside Jinja's own, those of Python's compiler, such as for too deep nesting
             raise UserError(f"the chat template cannot be read ({_named(error)}): copy chat_template.jinja again from the checkpoint") from None
@@ -80,18 +81,6 @@ class ChatTemplate:
             return _rendered(self._plain, messages, add_generation_prompt)
         except Exception as error:  # a template can raise nearly anything
             raise _failed(_named(error)) from None
-
-
-def _environment() -> jinja2.sandbox.SandboxedEnvironment:
-    """With the block trimming, sandbox and function of transformers, since templates are written for them."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["raise_exception"] = _refuse
-    return environment
-
-
-def _refuse(message: object = "") -> NoReturn:
-    """What templates call to refuse a conversation."""
-    raise jinja2.TemplateError(str(message))
 
 
 def _is_plain(node: nodes.Node, loops: int = 0) -> bool:
@@ -155,12 +144,14 @@ def _named(error: Exception) -> str:
 
 def _child() -> None:
     """What the child process does: the request on its stdin, the answer on its stdout."""
+    environment = template_environment()
+    seconds = int(time.process_time()) + 1 + SECONDS
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     request = json.load(sys.stdin)
     try:
-        template = _environment().from_string(request["source"])
+        template = environment.from_string(request["source"])
         answer = {"text": _rendered(template, request["messages"], request["add_generation_prompt"])}
     except Exception as error:
         answer = {"error": _named(error)}

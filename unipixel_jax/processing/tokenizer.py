@@ -1,17 +1,19 @@
 """The text side of a checkpoint directory: tokenizer, special tokens and chat template.
 
-The directory holds what transformers saves (``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``). The files are read with the
-``tokenizers`` and ``jinja2`` packages, on which transformers itself rests: the ids are the same and starting takes a tenth of the time.
+The directory holds what transformers saves: ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; ``tokenizer_config.json``; ``chat_template.jinja``.
+Everything that is read is checked first and then read by transformers (processing/hugging_face.py).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.files import MAX_JSON_BYTES, read_json_object, require_regular_file
 from unipixel_jax.errors import UserError
+from unipixel_jax.processing.hugging_face import read_qwen_tokenizer, read_tokenizer
 from unipixel_jax.processing.template import MAX_SOURCE, ChatTemplate
 
 REF_TOKEN = "<|ref|>"
@@ -63,19 +66,20 @@ class Tokenizer:
     def from_directory(cls, directory: str | Path) -> Tokenizer:
         """Read the tokenizer files of a checkpoint directory.
 
+        Where there is no ``tokenizer.json``, ``vocab.json`` and ``merges.txt`` are taken for those of Qwen's tokenizer.
+
         Raises:
             UserError: a file is missing or cannot be read, or names a token that the tokenizer does not have.
         """
         root = Path(directory)
         settings = read_json_object(root / "tokenizer_config.json", _ADVICE)
-        backend = _read_backend(root / "tokenizer.json")
+        backend = _read_backend(root, settings)
         ids = {}
         for key in ("pad_token", "eos_token"):
-            name = settings.get(key)
-            name = name.get("content") if isinstance(name, dict) else name
+            name = _token_name(settings, key)
             found = backend.token_to_id(name) if isinstance(name, str) else None
             if found is None:
-                raise UserError(f"{root}: the {key} {str(name)[:60]!r} of tokenizer_config.json is not in tokenizer.json; expected files of one checkpoint")
+                raise UserError(f"{root}: the {key} {str(name)[:60]!r} of tokenizer_config.json is no token of the tokenizer; expected files of one checkpoint")
             ids[key] = found
         return cls(backend, _read_template(root, settings), ids["pad_token"], ids["eos_token"])
 
@@ -153,24 +157,72 @@ def _failing(failure: str) -> Iterator[None]:
         raise UserError(f"{failure} ({str(error)[:200]}): {_ADVICE}") from None
 
 
-def _read_backend(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a file. Truncation and padding, which training scripts leave in it, are left out, as transformers does; so is dropout of merges, which
-    would give the same text other ids each time.
+def _read_backend(root: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The tokenizer of a directory. Truncation and padding, which training scripts leave in it, are left out, as transformers does; so is dropout of merges,
+    which would give the same text other ids each time.
     """
-    require_regular_file(path, _ADVICE)
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise UserError(f"{path} has {size >> 20} MB, expected at most {MAX_JSON_BYTES >> 20}: {_ADVICE}")
-    with _failing(f"{path} is not a tokenizer file"):
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        part = getattr(backend, name)
-        if part is not None:
-            _require_bounded(path, name, json.loads(part.__getstate__()))
+    path = root / "tokenizer.json"
+    if not path.exists() and (root / "vocab.json").is_file():
+        backend = _read_vocabulary(root, settings)
+    else:
+        _require_sound(path)
+        with _failing(f"{path} is not a tokenizer file"):
+            backend = read_tokenizer(path)
     backend.no_truncation()
     backend.no_padding()
     if isinstance(backend.model, tokenizers.models.BPE):
         backend.model.dropout = None
     return backend
+
+
+def _read_vocabulary(root: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Qwen's tokenizer from the files that stand for a tokenizer.json in older directories."""
+    for name in ("vocab.json", "merges.txt"):
+        _require_small(root / name)
+    added = settings.get("added_tokens_decoder")
+    if added is None:
+        flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        found = read_json_object(root / "added_tokens.json", _ADVICE)
+        added = {str(number): {"content": token, **flags} for token, number in found.items()}
+    own = {"added_tokens_decoder": added, "unk_token": None, **{key: _token_name(settings, key) for key in ("pad_token", "eos_token")}}
+    with TemporaryDirectory(prefix="unipixel-jax-tokenizer-") as folder, _failing(f"{root} holds no vocabulary of Qwen's tokenizer"):
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(root / name, Path(folder, name))
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(own), encoding="utf-8")
+        backend = read_qwen_tokenizer(Path(folder))
+        numbers = {token["content"]: int(number) for number, token in added.items()}
+    for token, number in numbers.items():
+        if (given := backend.token_to_id(token)) != number:
+            raise UserError(f"{root}: {str(token)[:60]!r} would get the id {given} after vocab.json, expected {number}: {_ADVICE}")
+    return backend
+
+
+def _token_name(settings: Mapping[str, Any], key: str) -> Any:
+    """The text of a token that tokenizer_config.json names, by itself or with its flags."""
+    name = settings.get(key)
+    return name.get("content") if isinstance(name, dict) else name
+
+
+def _require_small(path: Path) -> None:
+    require_regular_file(path, _ADVICE)
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise UserError(f"{path} has {size >> 20} MB, expected at most {MAX_JSON_BYTES >> 20}: {_ADVICE}")
+
+
+def _require_sound(path: Path) -> None:
+    """Check a tokenizer.json by its parts, without its words: to read it as a whole is to apply the normaliser to them.
+
+    Raises:
+        UserError: it is no such file, or may take without bound.
+    """
+    _require_small(path)
+    parts = read_json_object(path, _ADVICE) | {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    with _failing(f"{path} is not a tokenizer file"):
+        backend = tokenizers.Tokenizer.from_str(json.dumps(parts))
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part = getattr(backend, name)
+        if part is not None:
+            _require_bounded(path, name, json.loads(part.__getstate__()))
 
 
 def _require_bounded(path: Path, part: str, description: Any) -> None:

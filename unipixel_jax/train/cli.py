@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,54 +12,65 @@ from unipixel_jax.errors import UserError, needing
 if TYPE_CHECKING:
     from unipixel_jax.train.config import TrainConfig
 
-EPILOG = """After CONFIG, any field of the configuration can be given another value: --optim.learning-rate 1e-4 --data.datasets refcoco:10,mevis.
-CONFIG --help lists them. Starting the same command again goes on from the newest checkpoint. `unipixel-jax train export --help` and
-`unipixel-jax train reproduce --help` tell of the other two commands. --verbose, anywhere among the arguments of all
-three, shows the traceback of an error."""
+EPILOG = """CONFIG is a Python file as those in configs/, with which a model is trained. After it, any field of the configuration can be given another
+value: --optim.learning-rate 1e-4 --data.datasets refcoco:10,mevis. CONFIG --help lists them. Starting the same command again goes on from the newest
+checkpoint."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run ``train`` with its arguments; returns the exit status.
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``train``."""
+    from unipixel_jax.train import export
 
-    Raises:
-        UserError: see train/loop.py.
-    """
-    if arguments[:1] == ["export"]:
-        from unipixel_jax.train import export
-
-        parser = argparse.ArgumentParser(prog="unipixel-jax train export", description=export.__doc__)
-        export.configure(parser)
-        return export.run(parser.parse_args(arguments[1:]))
-    if arguments[:1] == ["reproduce"]:
-        from unipixel_jax.train.reproduce import reproduce
-
-        parser = argparse.ArgumentParser(prog="unipixel-jax train reproduce", description="Compute a saved step that was not finite again.")
-        parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of the run")
-        parser.add_argument("file", type=Path, metavar="FILE", help="not_finite_step_N.npz from it")
-        args = parser.parse_args(arguments[1:])
-        for line in reproduce(args.run_dir, args.file):
-            print(line)
-        return 0
-    parser = argparse.ArgumentParser(prog="unipixel-jax train", description="Train a model as a configuration file says.", epilog=EPILOG)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
-    parser.add_argument("fields", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="other values for fields of the configuration")
-    args = parser.parse_args(arguments)
-    with needing("train", "training"):
-        return run(args.config, args.fields)
+    parser.description, parser.epilog = "Train a model as a configuration file says, or export what was trained.", EPILOG
+    commands = parser.add_subparsers(required=True, dest="config", metavar="CONFIG | export | reproduce")
+    exporting = commands.add_parser("export", help="make a model that runs here or in the torch reference", description=export.__doc__)
+    export.configure(exporting)
+    exporting.set_defaults(run=export.run)
+    reproducing = commands.add_parser("reproduce", help="compute a saved step that was not finite again", description="Compute a saved step again.")
+    reproducing.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of the run")
+    reproducing.add_argument("file", type=Path, metavar="FILE", help="not_finite_step_N.npz from it")
+    reproducing.set_defaults(run=_reproduce)
+    # its fields, and the help that lists them, are of load_config
+    training = type(parser)(prog=f"{parser.prog} CONFIG", add_help=False, allow_abbrev=False)
+    training.set_defaults(run=_train, fields=[])
+    commands.choices = commands._name_parser_map = _OrConfig(commands.choices, training)
 
 
-def run(path: Path, overrides: list[str]) -> int:
-    """Train as a file says, together with the other processes if there are any."""
-    from unipixel_jax.core.distributed import connected
-    from unipixel_jax.train.config import load_config
+class _OrConfig(dict[str, argparse.ArgumentParser]):
+    """Subcommands by their names; any other word is the configuration file of a training."""
 
-    config = load_config(path, overrides)
-    with connected(config.hosts):
-        _train(config)
+    def __init__(self, commands: Mapping[str, argparse.ArgumentParser], training: argparse.ArgumentParser) -> None:
+        super().__init__(commands)
+        self.training = training
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> argparse.ArgumentParser:
+        return self.training
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from unipixel_jax.train.reproduce import reproduce
+
+    for line in reproduce(args.run_dir, args.file):
+        print(line)
     return 0
 
 
-def _train(config: TrainConfig) -> None:
+def _train(args: argparse.Namespace) -> int:
+    """Train as a file says, together with the other processes if there are any."""
+    with needing("train", "training"):
+        from unipixel_jax.core.distributed import connected
+        from unipixel_jax.train.config import load_config
+
+        config = load_config(args.config, args.fields)
+        with connected(config.hosts):
+            _train_together(config)
+    return 0
+
+
+def _train_together(config: TrainConfig) -> None:
     import jax
 
     from unipixel_jax.core.distributed import barrier

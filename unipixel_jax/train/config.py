@@ -28,6 +28,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.lora import LoraConfig
 from unipixel_jax.train.optim import OptimConfig
+from unipixel_jax.train.overrides import override
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,6 @@ def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:
         UserError: no such file, or it fails or gives something else; an unknown field is named with the nearest known one.
         SystemExit: wrong arguments, after an explanation; or ``--help``.
     """
-    import tyro  # takes a while, and only training needs it
-
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{file} does not exist: expected a Python file with get_config(), as those in configs/")
@@ -209,8 +208,7 @@ def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:
         raise UserError(f"{file}: {_explain(error)} (line {line})") from error
     if not isinstance(config, TrainConfig):
         raise UserError(f"{file}: get_config() gives a {type(config).__name__}, expected a TrainConfig")
-    # else the fields of adapters would come after a word of tyro's own, lora:lora-config
-    return tyro.cli(TrainConfig, default=config, args=arguments, prog=f"unipixel-jax train {file}", config=(tyro.conf.AvoidSubcommands,))
+    return override(config, arguments, f"unipixel-jax train {file}")
 
 
 def _explain(error: Exception) -> str:

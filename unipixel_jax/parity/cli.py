@@ -1,0 +1,61 @@
+"""`unipixel-jax parity`: replay a recording and report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from unipixel_jax.arguments import add_attention
+from unipixel_jax.errors import needing
+
+SMALL_WEIGHTS = 200e6
+"""Bytes of a recording's weights up to which its programs are not worth optimising."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Fill the parser of ``parity``."""
+    parser.description = "Replay a recording of the torch reference and compare. The exit status is 1 where something differs."
+    parser.add_argument("recording", type=Path, metavar="RECORDING", help="a folder made by scripts/record_reference.py")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    add_attention(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from unipixel_jax.core.files import replacing, writable
+
+    with needing("train", "replaying a recording"):
+        from unipixel_jax.parity.recording import open_recording
+        from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
+
+    _optimise_little(args.recording)
+    if args.json is not None:
+        writable(args.json)
+    log = logging.getLogger("unipixel_jax.parity")
+    recording = open_recording(args.recording)
+    results: list[CaseResult] = []
+    for result in replay(recording):
+        log.debug("case %d of %d, %s done", len(results) + 1, len(recording.cases), result.name)
+        results.append(result)
+    report = to_json(results)
+    print_table(results, Console(width=None if sys.stdout.isatty() else 160))
+    if args.json is not None:
+        with replacing(args.json) as aside:
+            aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    failed = [case["name"] for case in report["cases"] if not case["passed"]]
+    print(f"{len(results)} cases, all passed" if report["passed"] else f"{len(failed)} of {len(results)} cases FAILED: {', '.join(failed)}")
+    return 0 if report["passed"] else 1
+
+
+def _optimise_little(recording: Path) -> None:
+    """Compile without optimisation for a small recording: dozens of small programs that each run once, and half of the work would be that."""
+    weights = sum(file.stat().st_size for file in recording.glob("checkpoint/*.safetensors"))
+    if weights < SMALL_WEIGHTS and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+        # read when jax meets its first device
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
