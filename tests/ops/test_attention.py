@@ -191,14 +191,14 @@ def check_random(backend, drawn, dtype):
 
 
 @backends
-@quiet(max_examples=25)
+@quiet(max_examples=10)
 @given(drawn=cases)
 def test_random_cases(backend, drawn):
     check_random(backend, drawn, "float32")
 
 
 @backends
-@quiet(max_examples=8)
+@quiet(max_examples=5)
 @given(drawn=cases)
 def test_random_cases_in_bfloat16(backend, drawn):
     check_random(backend, drawn, "bfloat16")
