@@ -10,7 +10,7 @@ BIN := .venv/bin
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
 
-demo: .venv/installed-demo  ## segment a photo and a clip that ship with the project, and say where the pictures are
+demo: .venv/installed-demo  ## segment a photo and a clip that ship with the project, and say where the images are
 	@$(BIN)/unipixel-jax demo --output-dir outputs
 
 test: lint  ## ruff, mypy and the tests, without torch

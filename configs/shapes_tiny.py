@@ -2,7 +2,7 @@
 
     unipixel-jax train configs/shapes_tiny.py
 
-`scripts/train_shapes.sh` gives the lessons, runs this and measures the result. Half of the batches are pictures, a quarter clips, a quarter words alone.
+`scripts/train_shapes.sh` gives the lessons, runs this and measures the result. Half of the batches are images, a quarter clips, a quarter words alone.
 """
 
 from unipixel_jax.synthetic.recipe import shapes

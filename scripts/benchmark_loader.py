@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of each side (default: one for each processor)")
     parser.add_argument("--threads", action="store_true", help="threads instead of processes on our side, as many")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our pictures; the reference's are float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our images; the reference's are float32")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--batches", type=int, default=16, help="timed batches of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
@@ -147,7 +147,7 @@ def write_refcoco(root: Path, count: int) -> None:
     images, annotations, refs = [], [], []
     for number in range(count):
         file = f"COCO_train2014_{number:012d}.jpg"
-        draw_picture(rng, 480, 640, root / "lisa/refer_seg/images/mscoco/images/train2014" / file)
+        draw_image(rng, 480, 640, root / "lisa/refer_seg/images/mscoco/images/train2014" / file)
         images.append({"id": number, "file_name": file, "height": 480, "width": 640})
         for _ in range(4):
             identity = len(annotations)
@@ -173,7 +173,7 @@ def write_mevis(root: Path, count: int) -> None:
     for number in range(count):
         names = [f"{i:05d}" for i in range(frames)]
         for name in names:
-            draw_picture(rng, height, width, root / "mevis/train/JPEGImages" / f"clip{number}" / f"{name}.jpg")
+            draw_image(rng, height, width, root / "mevis/train/JPEGImages" / f"clip{number}" / f"{name}.jpg")
         for thing in range(2):
             y, x = rng.integers(100, 380), rng.integers(100, 500)
             masks[str(2 * number + thing)] = [run_length((rows - y) ** 2 + (columns - x - 5 * i) ** 2 < 80**2) for i in range(frames)]
@@ -187,8 +187,8 @@ def write_mevis(root: Path, count: int) -> None:
 WRITERS = {"refcoco": write_refcoco, "mevis": write_mevis}
 
 
-def draw_picture(rng: np.random.Generator, height: int, width: int, path: Path) -> None:
-    """A picture that costs as much to decode as a photo: soft colours with fine noise."""
+def draw_image(rng: np.random.Generator, height: int, width: int, path: Path) -> None:
+    """An image that costs as much to decode as a photo: soft colours with fine noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soft = Image.fromarray(rng.integers(0, 256, (height // 24, width // 24, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     noisy = np.asarray(soft).astype(np.int16) + rng.integers(-8, 9, (height, width, 1), np.int16)
@@ -196,7 +196,7 @@ def draw_picture(rng: np.random.Generator, height: int, width: int, path: Path) 
 
 
 def _config() -> UniPixelConfig:
-    """The published models' picture sizes; the ids of the small tokenizer."""
+    """The published models' image sizes; the ids of the small tokenizer."""
     real, tiny = preset("3b"), preset("tiny")
     vision = dataclasses.replace(real.vision, out_hidden_size=tiny.text.hidden_size)
     return dataclasses.replace(tiny, vision=vision, sam2=dataclasses.replace(real.sam2, image_size=SIDE))

@@ -20,7 +20,7 @@ PHOTO_SIDE, CLIP_SIDE = 320, 256
 CLIP_FRAMES, FRAME_MILLISECONDS = 8, 160
 PHOTO = {"large blue square", "small red circle", "large green triangle"}
 CLIP = {"small yellow circle", "large purple square"}
-"""What the pictures must show."""
+"""What the images must show."""
 
 
 def first_scene(wanted: set[str], frames: int) -> Scene:
@@ -33,7 +33,7 @@ def first_scene(wanted: set[str], frames: int) -> Scene:
 
 
 def enlarged(frame: np.ndarray, side: int) -> Image.Image:
-    """A frame as a larger picture."""
+    """A frame as a larger image."""
     return Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
 
 
@@ -42,8 +42,8 @@ def main() -> None:
     photo = first_scene(PHOTO, 1)
     enlarged(photo.frames[0], PHOTO_SIDE).save(ASSETS / "photo.png", optimize=True)
     clip = first_scene(CLIP, CLIP_FRAMES)
-    pictures = [enlarged(frame, CLIP_SIDE).quantize(64, Image.Quantize.MEDIANCUT) for frame in clip.frames]
-    pictures[0].save(ASSETS / "clip.gif", save_all=True, append_images=pictures[1:], duration=FRAME_MILLISECONDS, loop=0)
+    images = [enlarged(frame, CLIP_SIDE).quantize(64, Image.Quantize.MEDIANCUT) for frame in clip.frames]
+    images[0].save(ASSETS / "clip.gif", save_all=True, append_images=images[1:], duration=FRAME_MILLISECONDS, loop=0)
     for name, scene, side in (("photo", photo, PHOTO_SIDE), ("clip", clip, CLIP_SIDE)):
         print(name, [(full_name(scene, i), (scene.centres[i] * side / SIDE).round().tolist()) for i in range(len(scene.things))])
 

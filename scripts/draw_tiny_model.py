@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the pictures of docs/tiny_model.md: scripts/draw_tiny_model.py LESSONS RUN
+"""Draw the images of docs/tiny_model.md: scripts/draw_tiny_model.py LESSONS RUN
 
 The curves are those of the lessons and of the run after them (their folders); the sheet shows the first questions of `unipixel-jax eval shapes` about masks,
 good and bad, with what the model that ships with the package answers. Needs the extra plot.
@@ -27,7 +27,7 @@ PANELS = {
     "telling behind relations comparing all_together": ("language loss, a token", ("language",)),
     "telling behind relations comparing": ("error of the codes before <|seg|>", ("code",)),
 }
-"""Title of a picture of some lessons, one after the other, and the numbers that it shows."""
+"""Title of an image of some lessons, one after the other, and the numbers that it shows."""
 
 
 def curves(lessons: Path, run: Path, path: Path) -> None:
@@ -52,7 +52,7 @@ def curves(lessons: Path, run: Path, path: Path) -> None:
 
 
 def sheet(path: Path) -> None:
-    """The first questions in words about pictures, in the order in which they come."""
+    """The first questions in words about images, in the order in which they come."""
     model = UniPixel.from_pretrained(EMBEDDED, "float32")
     found = list(islice((one for one in judge(model, 10 * SHOWN, 0) if one.measure == "picture_iou"), SHOWN))
     figure = Figure(figsize=(13, 8.2), layout="constrained")

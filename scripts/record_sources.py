@@ -228,8 +228,8 @@ def describe(sample: dict[str, Any], taken: list[int]) -> dict[str, Any]:
         video, rate = importlib.import_module("unipixel.dataset.utils").fetch_video(content[0], return_video_sample_fps=True)
         out |= {"frame_count": len(video), "seconds_per_frame": 1 / rate, "size": list(video.shape[2:])}
     elif out["media"] == "video":
-        picture = importlib.import_module("unipixel.dataset.utils").fetch_video(content[0])[0]
-        out |= {"frames": list(taken), "size": [picture.height, picture.width]}
+        image = importlib.import_module("unipixel.dataset.utils").fetch_video(content[0])[0]
+        out |= {"frames": list(taken), "size": [image.height, image.width]}
     for key in ("label_mask", "refer_mask"):
         if key in sample:
             out[key] = fingerprint(sample[key].numpy() > 0)

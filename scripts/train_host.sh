@@ -4,7 +4,7 @@
 # Exits with 143 where SIGTERM ended the training early; it was saved, and the same command goes on. So a launcher can tell that from the end of the training.
 # Exits with 75 where a process was lost, this one or another: the same command on all hosts goes on.
 # --forward hands SIGTERM on to the training: for Kubernetes, which tells one process. Slurm and a system that shuts down tell all; a second signal would kill it.
-# --alone first ends a training of this configuration that still runs here and holds the chips: for ssh, which may lose it. Slurm has several on a host.
+# --alone first ends a training of this configuration that still runs here and holds the devices: for ssh, which may lose it. Slurm has several on a host.
 set -uo pipefail
 
 die() {

@@ -33,8 +33,8 @@ FOLDER = Path(__file__).parent.parent / "tests" / "unit" / "partition"
 
 def specs(size: str, mesh: str) -> dict[str, str]:
     """Each weight's path and PartitionSpec; adapters included."""
-    config, (arrangement, chips) = preset(size), MESHES[mesh]
-    sizes = arrangement.sizes(chips)
+    config, (arrangement, devices) = preset(size), MESHES[mesh]
+    sizes = arrangement.sizes(devices)
 
     def make(rngs: nnx.Rngs) -> UniPixelModel:
         return add_lora(abstract_model(config), LoraConfig(), rngs)

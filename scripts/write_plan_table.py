@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compile every plan of docs/plan.md and write its table and picture: scripts/write_plan_table.py [ROW ... | --table]
+"""Compile every plan of docs/plan.md and write its table and image: scripts/write_plan_table.py [ROW ... | --table]
 
 A row takes minutes and is kept in docs/plans/ROW.json; a row that is there is not compiled again, unless it is named. With --table nothing is compiled.
 Needs the extras train, tpu and plot.

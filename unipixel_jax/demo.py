@@ -1,4 +1,4 @@
-"""``unipixel-jax demo``: the whole path from media to pictures, with the small model and on the media that ship with the package."""
+"""``unipixel-jax demo``: the whole path from media to images, with the small model and on the media that ship with the package."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MAX_NEW_TOKENS = 24
 
 
 def run(output_dir: Path) -> Iterator[str]:
-    """Segment, describe and track; yields lines to show, the last ones the pictures' paths.
+    """Segment, describe and track; yields lines to show, the last ones the images' paths.
 
     Raises:
-        UserError: the pictures cannot be written, which is found out before the work.
+        UserError: the images cannot be written, which is found out before the work.
     """
     writable(output_dir / "demo_photo.png")
     model = UniPixel.from_pretrained(dtype="float32")

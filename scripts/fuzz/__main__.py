@@ -1,8 +1,8 @@
 """Try the commands on mutated files and odd arguments, and count how they end.
 
     python -m scripts.fuzz                              # 5,000 cases, about an hour
-    python -m scripts.fuzz --only pictures --count 100
-    python -m scripts.fuzz --only pictures --case 17    # one case again, with what it writes
+    python -m scripts.fuzz --only images --count 100
+    python -m scripts.fuzz --only images --case 17    # one case again, with what it writes
     python -m scripts.fuzz.kills                        # commands killed at events of their files
 
 The exit status is 1 if a case ended in another way than by success or an error in one line. Such cases are kept in WORK/failures;

@@ -36,7 +36,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the inputs. Grids are (time, height, width) in patches, frame sizes (height, width), picture sizes (width, height), all in pixels.
+    """Sizes of the inputs. Grids are (time, height, width) in patches, frame sizes (height, width), image sizes (width, height), all in pixels.
 
     ``clips`` gives each tracked clip's number of frames and the size its masks are wanted at (None: SAM 2's own).
     """

@@ -28,8 +28,8 @@ def _scene(size: tuple[int, int], phase: float, ground: Colour) -> Image.Image:
     """A blue square that ``phase`` (0 to 1) moves to the right, in front of a red circle and a green triangle."""
     width, height = size
     side = min(size) // 3
-    picture = Image.new("RGB", size, ground)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, ground)
+    pen = ImageDraw.Draw(image)
     for y in range(0, height, 4):
         shade = y / height
         pen.rectangle((0, y, width, y + 3), fill=(int(ground[0] * (1 - shade / 2)), int(ground[1] * (1 - shade / 3)), ground[2]))
@@ -38,4 +38,4 @@ def _scene(size: tuple[int, int], phase: float, ground: Colour) -> Image.Image:
     pen.polygon(((width * 3 // 4, top), (width * 3 // 4 - side // 2, foot), (width * 3 // 4 + side // 3, foot)), fill=(40, 170, 70))
     left = int(phase * (width - side))
     pen.rectangle((left, height // 2, left + side, height // 2 + side), fill=(35, 80, 210))
-    return picture
+    return image

@@ -53,14 +53,14 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_photo(path: Path, picture: Image.Image) -> None:
-    """A picture in the format that its name tells; its folder is made."""
+def write_photo(path: Path, image: Image.Image) -> None:
+    """An image in the format that its name tells; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
 def write_folder(folder: Path, frames: list[Image.Image], name: str = "{:05d}.jpg") -> None:
-    """Frames as numbered pictures."""
+    """Frames as numbered images."""
     for number, frame in enumerate(frames):
         write_photo(folder / name.format(number), frame)
 

@@ -30,21 +30,21 @@ def edit_pickle(path: Path, change: Callable[[Any], None]) -> None:
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
-def edit_picture(path: Path, change: Callable[[Image.Image], Image.Image], **options: Any) -> None:
-    """Change a picture."""
-    with Image.open(path) as picture:
-        changed = change(picture.copy())
+def edit_image(path: Path, change: Callable[[Image.Image], Image.Image], **options: Any) -> None:
+    """Change an image."""
+    with Image.open(path) as image:
+        changed = change(image.copy())
     changed.save(path, **options)
 
 
-def halve(picture: Image.Image) -> Image.Image:
+def halve(image: Image.Image) -> Image.Image:
     """Half the height and width, without new numbers."""
-    return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.NEAREST)
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.NEAREST)
 
 
-def enlarge(picture: Image.Image) -> Image.Image:
+def enlarge(image: Image.Image) -> Image.Image:
     """768 pixels wide, more than the language side takes of a frame."""
-    return picture.resize((768, 768 * picture.height // picture.width))
+    return image.resize((768, 768 * image.height // image.width))
 
 
 def name_oddly(root: Path) -> None:
@@ -83,16 +83,16 @@ def turn_photo(root: Path) -> None:
     """A photo that is stored turned, as its EXIF says."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    edit_picture(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_0.jpg", lambda picture: picture, exif=exif)
+    edit_image(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_0.jpg", lambda image: image, exif=exif)
 
 
 def enlarge_photo(root: Path) -> None:
     """A photo that is larger than its polygons."""
-    edit_picture(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_1.jpg", enlarge)
+    edit_image(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_1.jpg", enlarge)
 
 
 def scale_polygons(root: Path) -> None:
-    """Two polygons for an object, drawn in a picture of another size."""
+    """Two polygons for an object, drawn in an image of another size."""
 
     def change(content: Any) -> None:
         for image in content["images"]:
@@ -117,22 +117,22 @@ def silence_objects(root: Path) -> None:
 
 def ignore_all_classes(root: Path) -> None:
     """A photo with nothing but what is to be ignored."""
-    edit_picture(root / "lisa/ade20k/annotations/training/photo_1.png", lambda labels: labels.point(lambda value: 255 if value else 0))
+    edit_image(root / "lisa/ade20k/annotations/training/photo_1.png", lambda labels: labels.point(lambda value: 255 if value else 0))
 
 
 def halve_classes(root: Path) -> None:
-    """Classes in a picture that is smaller than its photo."""
-    edit_picture(root / "lisa/ade20k/annotations/training/photo_1.png", halve)
+    """Classes in an image that is smaller than its photo."""
+    edit_image(root / "lisa/ade20k/annotations/training/photo_1.png", halve)
 
 
 def add_class(root: Path) -> None:
     """A class that has no name."""
-    edit_picture(root / "lisa/cocostuff/train2017/photo_1.png", lambda labels: labels.point(lambda value: 200 if value == 61 else value))
+    edit_image(root / "lisa/cocostuff/train2017/photo_1.png", lambda labels: labels.point(lambda value: 200 if value == 61 else value))
 
 
 def halve_labels(root: Path) -> None:
     """One label image of a clip that is smaller than its frame."""
-    edit_picture(root / "groundmore/annotations/clip_a/masks/frame_0.png", halve)
+    edit_image(root / "groundmore/annotations/clip_a/masks/frame_0.png", halve)
 
 
 def ask_for_absent(root: Path) -> None:
@@ -167,7 +167,7 @@ def drop_masks(root: Path) -> None:
 
 def halve_frame(root: Path) -> None:
     """A frame that is smaller than the others of its clip."""
-    edit_picture(root / "mevis/train/JPEGImages/first/00000.jpg", halve)
+    edit_image(root / "mevis/train/JPEGImages/first/00000.jpg", halve)
 
 
 def draw_shapes(root: Path) -> None:
@@ -215,7 +215,7 @@ def add_stray(root: Path) -> None:
 def enlarge_frames(root: Path) -> None:
     """Videos with large frames, one of which has two frames only."""
     for path in (root / "vicas/video_frames").rglob("*.jpg"):
-        edit_picture(path, enlarge)
+        edit_image(path, enlarge)
 
     def change(content: Any) -> None:
         del content["000002"]["segmentations"][2:]

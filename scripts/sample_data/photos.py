@@ -48,10 +48,10 @@ def write_classes(source: str, folders: tuple[tuple[str, str], ...], root: Path)
             for disc, value in enumerate(CLASSES[source][: 3 if number < 2 else 1]):
                 label[masks[disc, 0]] = value
             write_photo(root / images / f"photo_{number}.jpg", frames[0])
-            picture = Image.fromarray(label)
+            image = Image.fromarray(label)
             if source == "mapillary":  # whose label images have palettes
-                picture.putpalette(np.arange(768, dtype=np.uint16).astype(np.uint8).tobytes())
-            write_photo(root / labels / f"photo_{number}.png", picture)
+                image.putpalette(np.arange(768, dtype=np.uint16).astype(np.uint8).tobytes())
+            write_photo(root / labels / f"photo_{number}.png", image)
 
 
 def write_parts(listed: tuple[str, ...], images: str, inside: str, root: Path) -> None:

@@ -128,10 +128,10 @@ def test_sixteen_bits_and_one(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (encoded(LABELS, "JPEG"), "is no picture of masks: expected PNG, .*: save it as PNG"),
-        ((CASES / "eps_mask/p0.png").read_bytes(), "is no picture of masks"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no picture of masks"),
-        (b"BLP2" + bytes(200), "is no picture of masks"),
+        (encoded(LABELS, "JPEG"), "is no image of masks: expected PNG, .*: save it as PNG"),
+        ((CASES / "eps_mask/p0.png").read_bytes(), "is no image of masks"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image of masks"),
+        (b"BLP2" + bytes(200), "is no image of masks"),
         (encoded(LABELS, "PNG")[:45], "is broken or incomplete"),
         (encoded(LABELS.astype(np.float32), "TIFF"), "holds numbers with fractions"),
         (encoded(np.stack([LABELS] * 4, -1), "PNG"), "has 4 channels, expected one"),

@@ -55,9 +55,9 @@ def test_numbers_that_no_picture_has_are_nowhere(tmp_path):
 
 def test_label_images_with_palettes_count_by_number(tmp_path, rng):
     labels = rng.integers(0, 9, SIZE).astype(np.uint8)
-    picture = Image.fromarray(labels, "P")
-    picture.putpalette(bytes(768))
-    picture.save(tmp_path / "p.png")
+    image = Image.fromarray(labels, "P")
+    image.putpalette(bytes(768))
+    image.save(tmp_path / "p.png")
     assert (LabelImages((str(tmp_path / "p.png"),), ((7,),)).read([0], SIZE)[0, 0] == (labels == 7)).all()
 
 
@@ -196,7 +196,7 @@ def test_polygons_may_lie_outside(points):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no picture", "is no picture of masks"),
+        (b"no image", "is no image of masks"),
         (None, "does not exist: expected an image file"),
     ],
 )

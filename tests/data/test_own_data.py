@@ -29,7 +29,7 @@ def polygon(x0, y0, x1, y1):
     return [x0, y0, x1 + 1, y0, x1 + 1, y1 + 1, x0, y1 + 1]
 
 
-def picture(path, size=(WIDTH, HEIGHT), **options):
+def image(path, size=(WIDTH, HEIGHT), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((size[1], size[0], 3), 128, np.uint8)
     pixels[6:21, 4:15] = 200, 30, 30
@@ -45,10 +45,10 @@ def labels(path, array):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures: a label image of two objects, a mask of 0 and 255, and a mask for each object."""
+    """Three images: a label image of two objects, a mask of 0 and 255, and a mask for each object."""
     root = tmp_path / "cups"
     for name in ("one.jpg", "two.png", "three.JPEG"):
-        picture(root / "images" / name)
+        image(root / "images" / name)
     labels(root / "masks/one.png", rectangle(*LEFT) + 2 * rectangle(*RIGHT))
     labels(root / "masks/two.png", 255 * rectangle(*RIGHT))
     labels(root / "masks/three/cup.png", 255 * rectangle(*LEFT))
@@ -118,9 +118,9 @@ def test_sentences_as_text_or_json(folder):
 
 @pytest.fixture
 def coco_file(tmp_path):
-    """Two pictures with annotations of every kind."""
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "images/sub/b.png")
+    """Two images with annotations of every kind."""
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "images/sub/b.png")
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH}, {"id": "b", "file_name": "sub/b.png"}],
         "categories": [{"id": 3, "name": "cup"}, {"id": 4, "name": "spoon"}],
@@ -221,29 +221,29 @@ def _append(name, line):
     [
         (lambda root: shutil.rmtree(root / "images"), "images is missing: own data is a folder with images/, masks/ and sentences.json or"),
         (lambda root: shutil.rmtree(root / "masks"), "masks is missing"),
-        (lambda root: [p.unlink() for p in (root / "images").iterdir()], "images is empty: put pictures there that end in .jpg"),
-        (lambda root: (root / "images/notes.txt").write_text("x"), "notes.txt ends in .txt, expected a picture ending in"),
-        (lambda root: picture(root / "images/one.png"), "one.png and one.jpg have one name"),
+        (lambda root: [p.unlink() for p in (root / "images").iterdir()], "images is empty: put images there that end in .jpg"),
+        (lambda root: (root / "images/notes.txt").write_text("x"), "notes.txt ends in .txt, expected an image ending in"),
+        (lambda root: image(root / "images/one.png"), "one.png and one.jpg have one name"),
         (lambda root: (root / "images/two.png").write_text("x"), "two.png is not an image that can be read"),
-        (lambda root: picture(root / "images/one.jpg", exif=_turned()), r"one.jpg is stored turned \(EXIF orientation 6\)"),
-        (lambda root: picture(root / "images/four.jpg"), "1 of 4 pictures have no sentence, the first is four.jpg"),
-        (lambda root: labels(root / "masks/five.png", rectangle(*LEFT)), "five.png belongs to no picture"),
+        (lambda root: image(root / "images/one.jpg", exif=_turned()), r"one.jpg is stored turned \(EXIF orientation 6\)"),
+        (lambda root: image(root / "images/four.jpg"), "1 of 4 images have no sentence, the first is four.jpg"),
+        (lambda root: labels(root / "masks/five.png", rectangle(*LEFT)), "five.png belongs to no image"),
         (lambda root: (root / "masks/two.png").rename(root / "masks/two.PNG"), "two.PNG ends in .PNG, expected a mask ending in .png"),
-        (lambda root: picture(root / "masks/two.jpg"), "two.jpg ends in .jpg, expected a mask ending in .png"),
-        (lambda root: picture(root / "masks/two.png"), "two.png has 3 channels, expected one"),
-        (lambda root: labels(root / "masks/two.png", np.ones((HEIGHT, WIDTH + 1))), "two.png is 41x30 pixels, its picture 40x30"),
+        (lambda root: image(root / "masks/two.jpg"), "two.jpg ends in .jpg, expected a mask ending in .png"),
+        (lambda root: image(root / "masks/two.png"), "two.png has 3 channels, expected one"),
+        (lambda root: labels(root / "masks/two.png", np.ones((HEIGHT, WIDTH + 1))), "two.png is 41x30 pixels, its image 40x30"),
         (lambda root: labels(root / "masks/one.png", np.ones((HEIGHT + 1, WIDTH))), "one.png is 40x31 pixels, expected 40x30"),
         (lambda root: labels(root / "masks/two.png", np.zeros((HEIGHT, WIDTH))), "the mask of 'the cup' is empty"),
-        (lambda root: (root / "masks/two.png").unlink(), "the picture two has no mask: expected .*two.png, or masks of its objects in"),
+        (lambda root: (root / "masks/two.png").unlink(), "the image two has no mask: expected .*two.png, or masks of its objects in"),
         (lambda root: labels(root / "masks/two/cup.png", rectangle(*LEFT)), "there are both .*two.png and the folder"),
         (lambda root: (root / "sentences.csv").unlink(), "has no sentences, expected exactly one of sentences.json, sentences.csv, sentences.txt"),
         (lambda root: (root / "sentences.json").write_text("{}"), "has sentences.json, sentences.csv, expected exactly one"),
         (lambda root: (root / "sentences.csv").write_bytes(b"one,\xff\xfe"), "is not text in UTF-8"),
-        (_append("sentences.csv", "six,the cup"), "line 8 is about 'six', but .*images has no such picture"),
+        (_append("sentences.csv", "six,the cup"), "line 8 is about 'six', but .*images has no such image"),
         (_append("sentences.csv", "one,"), "line 8 has no sentence for 'one'"),
-        (_append("sentences.csv", "one"), "line 8 has 1 parts, expected the picture's name, a sentence"),
+        (_append("sentences.csv", "one"), "line 8 has 1 parts, expected the image's name, a sentence"),
         (_append("sentences.csv", "one,a,b,c"), 'line 8 has 4 parts, .* and "quotes" around a sentence with commas'),
-        (_append("sentences.csv", "one,the cup,cup"), "asks for the object 'cup' of .*one.png, expected its number in that picture"),
+        (_append("sentences.csv", "one,the cup,cup"), "asks for the object 'cup' of .*one.png, expected its number in that image"),
         (_append("sentences.csv", "one,the cup,9"), "the mask of 'the cup' is empty"),
         (_append("sentences.csv", "three,the fork,fork"), "asks for the object 'fork', but .*three has only cup, spoon"),
     ],
@@ -283,12 +283,12 @@ def test_mistakes_in_sentences_json(folder, content, message):
         (lambda c: c["images"][1].update(id=1), "an entry of 'images' has the id 1, expected a number or text that no other has"),
         (lambda c: c["images"][1].update(id=[1]), r"an entry of 'images' has the id \[1\]"),
         (lambda c: c["annotations"][0].update(image_id=None), "annotation 1 has the image_id None"),
-        (lambda c: c["annotations"][0].update(segmentation=[[1, 2, float("nan"), 4, 5, 6]]), "expected corners near its picture of 40x30 pixels"),
+        (lambda c: c["annotations"][0].update(segmentation=[[1, 2, float("nan"), 4, 5, 6]]), "expected corners near its image of 40x30 pixels"),
         (lambda c: c["annotations"][3].update(sentences=7), "annotation 4 has the sentence 7, expected words"),
         (lambda c: c["annotations"][0].update(category_id=9), "annotation 1 has no words and the category_id 9"),
         (lambda c: c["annotations"][0].update(segmentation=[]), r"annotation 1 has the segmentation \[\], expected polygons"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "at least three corners"),
-        (lambda c: c["annotations"][0].update(segmentation=[polygon(30, 6, 60, 20)]), "corners up to 61, 21, but its picture is 40x30"),
+        (lambda c: c["annotations"][0].update(segmentation=[polygon(30, 6, 60, 20)]), "corners up to 61, 21, but its image is 40x30"),
         (lambda c: c["annotations"][2].update(segmentation=[polygon(3, 3, 2, 2)]), "the mask of 'spoon' is empty"),
         (lambda c: c["annotations"][1]["segmentation"].update(size=[9, 9]), r"run lengths for the size \[9, 9\], expected \[30, 40\]"),
         (lambda c: c["annotations"][1]["segmentation"].update(counts=None), "the counts 'None', expected text, or a list of whole numbers"),

@@ -19,7 +19,7 @@ DISC = np.hypot(*(np.mgrid[:30, :40] - np.array([15, 20])[:, None, None])) < 9
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures with a mask each."""
+    """Two images with a mask each."""
     root = tmp_path / "own"
     for kind in ("images", "masks"):
         (root / kind).mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_tables_with_tabs_have_the_same_rules(folder):
         ('IMG_2,a\nIMG_1,the red circle,"1', "line 2 has a quote that is not closed"),
         ('IMG_2,"a\nb"\nIMG_1\n', "line 3 has 1 parts"),
         ("IMG_1,a\nIMG_2," + "b" * 200_000, "line 2 has .*field larger than field limit"),
-        ("IMG_1;the red circle\nIMG_2;b\n", "line 1 has 1 parts, expected the picture's name, a sentence and perhaps an object, between commas"),
+        ("IMG_1;the red circle\nIMG_2;b\n", "line 1 has 1 parts, expected the image's name, a sentence and perhaps an object, between commas"),
         ("IMG_1\tthe red circle\nIMG_2\tb\n", "line 1 has 1 parts"),
         ("IMG_1,the red\x00circle\n", "null characters"),
         ("IMG_1,the red circle\n".encode("utf-16"), "the mark of UTF-16"),
@@ -202,7 +202,7 @@ def test_a_picture_with_broken_exif(folder):
 
 @pytest.fixture
 def coco_file(tmp_path):
-    """Writes a file with one picture, one annotation and changes."""
+    """Writes a file with one image, one annotation and changes."""
     shutil.copytree(CASES / "rle_runs_too_short" / "images", tmp_path / "images")
 
     def write(image=(), **annotation):
@@ -248,7 +248,7 @@ def test_types_of_a_picture(coco_file, image, message):
         ({"size": ["112", "160"], "counts": [0, 17920]}, "expected \\[height, width\\] in whole pixels"),
         ({"size": [112, 160]}, "the counts 'None'"),
         ([["22", "40", "52", "40", "52", "70"]], "expected numbers x0, y0"),
-        ([[22, 40, 1e9, 40, 52, 70]], "expected corners near its picture of 160x112"),
+        ([[22, 40, 1e9, 40, 52, 70]], "expected corners near its image of 160x112"),
         ([[22, 40, 10**400, 40, 52, 70]], "expected numbers x0, y0"),
         ("text", "expected polygons"),
         ([7], "expected numbers x0, y0|expected at least three corners"),

@@ -11,7 +11,7 @@ from marked_samples import TOKENIZER, write
 
 from unipixel_jax.cli import main
 from unipixel_jax.config import preset
-from unipixel_jax.core.buckets import LADDERS
+from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
@@ -73,7 +73,7 @@ def test_batches_of_every_kind(root):
             "frames": 1 if arrays.clips is None else arrays.clips.frames.shape[2],
         }
         assert (arrays.clips is not None) == batch.kind.startswith("mem_")
-        assert all(size in getattr(LADDERS, name).sizes for name, size in sizes.items()), "only sizes of the ladders, so the programs are bounded"
+        assert all(size in getattr(BUCKETS, name).sizes for name, size in sizes.items()), "only sizes of the buckets, so the programs are bounded"
         assert len(arrays.samples) == 2 and abs(arrays.label_weights.sum() - 1) < 1e-5
         labelled = arrays.labels != -100
         np.testing.assert_array_equal(labelled, arrays.label_weights > 0)
@@ -117,8 +117,8 @@ def test_hosts_agree_on_sizes_and_share_the_batch(root):
         shapes = {name: (array.shape, theirs[name].shape) for name, array in ours.items() if isinstance(array, np.ndarray)}
         assert all(a == b for a, b in shapes.values()), shapes
         assert sorted(first.arrays.samples + second.arrays.samples) == sorted(whole.arrays.samples)
-        grown += first.arrays.inputs.input_ids.shape[-1] > LADDERS.tokens.size(int(first.arrays.inputs.lengths.max()))
-        grown += second.arrays.inputs.input_ids.shape[-1] > LADDERS.tokens.size(int(second.arrays.inputs.lengths.max()))
+        grown += first.arrays.inputs.input_ids.shape[-1] > BUCKETS.tokens.size(int(first.arrays.inputs.lengths.max()))
+        grown += second.arrays.inputs.input_ids.shape[-1] > BUCKETS.tokens.size(int(second.arrays.inputs.lengths.max()))
     assert grown, "the hosts' samples differ in size, so that agreeing matters"
 
 
@@ -206,7 +206,7 @@ def test_data_commands_without_the_extra(root, tmp_path, capsys, monkeypatch, co
 
 
 def test_pixels_in_bfloat16_are_what_the_model_would_round_them_to(root):
-    """Nothing but pictures is rounded, and they as JAX rounds; they come from a worker, to which numpy's own way of pickling would be slow."""
+    """Nothing but images is rounded, and they as JAX rounds; they come from a worker, to which numpy's own way of pickling would be slow."""
     names, half = "videorefer_qa_mem:4", dataclasses.replace(DRAW, pixel_dtype="bfloat16")
     whole = take(open_loader(open_mixture(names, root, 2), DRAW, LoaderOptions()), 2)
     rounded = take(open_loader(open_mixture(names, root, 2), half, LoaderOptions(workers=1)), 2)

@@ -49,7 +49,7 @@ class Listed:
         return [a.data_type for a in self.annotations]
 
 
-def picture(rng):
+def image(rng):
     return rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
@@ -68,16 +68,16 @@ def source(tmp_path, rng):
     clip, marks = root / "clip", root / "marks"
     clip.mkdir(parents=True), marks.mkdir()
     for i in range(FRAMES):
-        Image.fromarray(picture(rng)).save(clip / f"{i:03d}.jpg", quality=90)
+        Image.fromarray(image(rng)).save(clip / f"{i:03d}.jpg", quality=90)
         Image.fromarray(labels_of(i)).save(marks / f"{i:03d}.png")
     photo = root / "photo.png"
-    Image.fromarray(np.dstack([picture(rng), rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8)])).save(photo)
+    Image.fromarray(np.dstack([image(rng), rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8)])).save(photo)
     film_path = root / "film.mp4"
     with av.open(str(film_path), "w") as film:
         stream = film.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for _ in range(FRAMES):
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture(rng))))
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(image(rng))))
         film.mux(stream.encode())
     paths = tuple(str(marks / f"{i:03d}.png") for i in range(FRAMES))
     keep = (1, 3, 4, 6, 7)
@@ -160,7 +160,7 @@ def _name(folder, root):
 
 
 def test_what_cannot_be_read_is_left_out_and_told(source, tmp_path):
-    (tmp_path / "data" / "photo.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "photo.png").write_bytes(b"no image")
     failed = {}
     pack(source, "val", tmp_path / "shards", failed.__setitem__)
     assert set(failed) == {"photo", "classes"} and "photo.png" in failed["photo"]

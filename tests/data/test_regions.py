@@ -36,7 +36,7 @@ def test_regions_that_crashed_pycocotools(name):
     assert "\n" not in str(caught.value)
 
 
-FAR = "expected corners near its picture of 64x48 pixels"
+FAR = "expected corners near its image of 64x48 pixels"
 NUMBERS = "expected numbers x0, y0, x1, y1"
 
 

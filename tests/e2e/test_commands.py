@@ -81,7 +81,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_said_in_one_line(name, directory, tmp_path, capsys):
     for broken in ("broken.png", "broken.mp4"):
-        (tmp_path / broken).write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+        (tmp_path / broken).write_bytes(b"\x89PNG\r\n\x1a\nno image")
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (300, 1)).save(tmp_path / "line.png")
     arguments, words = WRONG[name]

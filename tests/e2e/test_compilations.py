@@ -1,4 +1,4 @@
-"""After a warm-up, a mixed workload compiles nothing: every size of a program is a rung of the Ladder."""
+"""After a warm-up, a mixed workload compiles nothing: every size of a program is a bucket of the Buckets."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def test_a_mixed_workload_compiles_nothing_after_warm_up(silent, compiled):
     for number, objects in enumerate(OBJECTS):
         segment(PHOTOS[number % len(PHOTOS)], objects, "Show")
         segment((CLIPS[number % len(CLIPS)], *PHOTOS[0]), 2, "Hunt")
-    # Sizes between the rungs of the warm-up take the next rung, which exists already.
+    # Sizes between the buckets of the warm-up take the next bucket, which exists already.
     segment((251, 379), 3, "Seek")
     assert compiled == []
 

@@ -14,7 +14,7 @@ from scripts.fuzz.case import Case  # noqa: E402
 from scripts.fuzz.judge import FAILURES, MAX_GROWTH, Ended, judge  # noqa: E402
 
 SEED = "7"
-KINDS = ("torch", "converted", "shards", "recordings", "pictures", "videos", "annotations", "commands")
+KINDS = ("torch", "converted", "shards", "recordings", "images", "videos", "annotations", "commands")
 CASES = 80
 
 

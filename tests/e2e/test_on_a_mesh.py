@@ -1,4 +1,4 @@
-"""Answers and masks of several chips are those of one."""
+"""Answers and masks of several devices are those of one."""
 
 import jax
 import numpy as np
@@ -50,4 +50,4 @@ def test_heads_that_do_not_divide():
 
 def test_command_names_chips_that_do_not_divide(tmp_path, capsys):
     assert main(["segment", str(ASSETS / "photo.png"), "Segment the circle.", "--tensor", "3", "--output-dir", str(tmp_path)]) == 1
-    assert "a mesh of tensor 3 does not divide 8 chips" in capsys.readouterr().err
+    assert "a mesh of tensor 3 does not divide 8 devices" in capsys.readouterr().err

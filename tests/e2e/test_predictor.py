@@ -38,8 +38,8 @@ def test_all_objects_of_a_clip_are_tracked_as_if_alone(model, clip):
 
 def test_references_reach_the_answer(model, photo):
     def hidden(reference):
-        look, picture = model._look(photo, 16)
-        prompt = batch.prepare_conversation(batch.user_turn("<|ref|> <|seg|>"), picture, model.loaded.tokenizer, model.config, references=[reference])
+        look, image = model._look(photo, 16)
+        prompt = batch.prepare_conversation(batch.user_turn("<|ref|> <|seg|>"), image, model.loaded.tokenizer, model.config, references=[reference])
         assert len(look.frames) == 1
         return model._generate(prompt, 1)[0]
 
@@ -58,11 +58,11 @@ def test_pixelqa_goes_through_two_turns_for_points_and_one_for_masks(model, clip
 
 
 def test_prompts_of_different_lengths_answer_in_a_batch_as_they_do_alone(model, photo, clip):
-    texts = [(photo, "Where is it?"), (clip, "Please tell me about the large red thing <|seg|> on the left of the picture, in many words.")]
+    texts = [(photo, "Where is it?"), (clip, "Please tell me about the large red thing <|seg|> on the left of the image, in many words.")]
     prompts = []
     for media, text in texts:
-        picture = batch.prepare_media(read_media(media, 16), model.config)
-        prompts.append(batch.prepare_conversation(batch.user_turn(text), picture, model.loaded.tokenizer, model.config))
+        image = batch.prepare_media(read_media(media, 16), model.config)
+        prompts.append(batch.prepare_conversation(batch.user_turn(text), image, model.loaded.tokenizer, model.config))
 
     def run(some):
         inputs = batch.collate(some, model.config, model.loaded.tokenizer.pad_id)
@@ -95,7 +95,7 @@ def test_sampling_is_reproducible_and_top_k_of_one_is_greedy(model, photo):
         (lambda m, p: m.segment(p, "  "), "prompt is empty"),
         (lambda m, p: m.segment(p, "x", sample_frames=0), "sample_frames is 0"),
         (lambda m, p: m.segment(p, "x", max_new_tokens=0), "max_new_tokens is 0"),
-        (lambda m, p: m.segment(p, "<region>", [Point(999, 5)]), "outside the picture"),
+        (lambda m, p: m.segment(p, "<region>", [Point(999, 5)]), "outside the image"),
         (lambda m, p: m.segment(p, "<region> <region>", [Point(9, 5)]), "expected one each"),
         (lambda m, p: m.ask(p, "what?", []), "no references"),
         (lambda m, p: m.ask(p, "what?", [Point(1, 1), Mask(np.ones((180, 240), bool))]), "mix masks"),

@@ -77,7 +77,7 @@ def test_the_kernels_can_be_divided(backend, keys, mesh, arrays, rng):
 
 
 def test_a_ring_of_eight_never_holds_all_keys(arrays):
-    """It passes keys from chip to chip and gathers none."""
+    """It passes keys from device to device and gathers none."""
     ring = jax.make_mesh((8,), ("context",), axis_types=(jax.sharding.AxisType.Auto,))
     *qkv, _ = arrays
     programs = {}
@@ -90,9 +90,9 @@ def test_a_ring_of_eight_never_holds_all_keys(arrays):
 
 def test_what_does_not_divide_is_refused(mesh, arrays):
     q, k, v, _ = arrays
-    with pytest.raises(ValueError, match=r"length of q is 63, which the 2 chips of mesh axes \('context',\) do not divide"):
+    with pytest.raises(ValueError, match=r"length of q is 63, which the 2 devices of mesh axes \('context',\) do not divide"):
         sharded_attention(q[:, :63], k, v, sharding=AttentionSharding(mesh, sequence="context"))
-    with pytest.raises(ValueError, match=r"number of key heads is 1, which the 2 chips of mesh axes \('tensor',\)"):
+    with pytest.raises(ValueError, match=r"number of key heads is 1, which the 2 devices of mesh axes \('tensor',\)"):
         sharded_attention(q, k[:, :, :1], v[:, :, :1], sharding=AttentionSharding(mesh, heads=("tensor",)))
     with pytest.raises(ValueError, match=r"dropped by their place in the whole row, which mesh axis 'context' divides"):
         sharded_attention(q, k, v, sharding=AttentionSharding(mesh, sequence="context"), dropout=WeightDropout(jnp.ones((B, K), jnp.int32), 0.1))

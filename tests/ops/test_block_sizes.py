@@ -1,4 +1,4 @@
-"""The kernels' blocks fit the chips, whatever is asked."""
+"""The kernels' blocks fit the devices, whatever is asked."""
 
 import itertools
 

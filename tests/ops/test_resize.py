@@ -44,7 +44,7 @@ def test_weights_average(source, target, kind):
     weights = interpolation_weights(source, target, kind)
     assert weights.shape == (target, source)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
-    # a picture and its mirror image are resampled alike
+    # an image and its mirror image are resampled alike
     np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)
     if source == target:
         np.testing.assert_array_equal(weights, np.eye(source))

@@ -104,7 +104,7 @@ def test_a_prompt_says_the_place_of_its_thing(silent, frames):
 def test_the_code_stands_where_the_name_was_said():
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     samples = [DrawTold(tokenizer, SHAPES_MODEL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(16)]
-    batch = collate_told(SHAPES_MODEL, tokenizer.pad_id, DATA.ladders, {}, samples)
+    batch = collate_told(SHAPES_MODEL, tokenizer.pad_id, DATA.buckets, {}, samples)
     named = 0
     for ids, at, look in zip(np.asarray(batch.rows.inputs.input_ids)[:, 0], batch.at, batch.looks, strict=True):
         assert np.sum(ids == SHAPES_MODEL.seg_token_id) == np.sum(look[:, 0] >= 0)
@@ -136,7 +136,7 @@ def test_a_verdict_counts_more():
     for seed in range(16):
         with contextlib.suppress(UserError):  # a few are too long
             samples.append(DrawTold(tokenizer, SMALL, DATA, COMPARING)(ANYTHING, np.random.default_rng(seed)))
-    plain, counted = (collate_told(SMALL, tokenizer.pad_id, DATA.ladders, c, samples).rows for c in ({}, counts))
+    plain, counted = (collate_told(SMALL, tokenizer.pad_id, DATA.buckets, c, samples).rows for c in ({}, counts))
     learned, labels = plain.label_weights > 0, np.asarray(plain.labels)
     ratio, verdict = counted.label_weights / np.where(learned, plain.label_weights, 1.0), learned & np.isin(labels, list(counts))
     before = labels[np.roll(verdict, -1, axis=-1)]
@@ -151,7 +151,7 @@ def test_silence_costs_the_whole_code():
     samples = [DrawTold(tokenizer, SMALL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(8)]
     model = UniPixelModel(SMALL, nnx.Rngs(0))
     model.seg_head.mlp.fc2.weight.set_value(jnp.zeros_like(model.seg_head.mlp.fc2.weight[...]))
-    _, numbers = telling_loss(model, jax.tree.map(jnp.asarray, collate_told(SMALL, tokenizer.pad_id, DATA.ladders, {}, samples)))
+    _, numbers = telling_loss(model, jax.tree.map(jnp.asarray, collate_told(SMALL, tokenizer.pad_id, DATA.buckets, {}, samples)))
     np.testing.assert_allclose(numbers["code"], 1.0, rtol=1e-5)
     assert numbers["language"] > 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from unipixel_jax.config import Sam2Config, TextConfig, UniPixelConfig, VisionConfig
 from unipixel_jax.convert import to_jax
 from unipixel_jax.convert.random import random_source
-from unipixel_jax.core.buckets import Ladder, Ladders
+from unipixel_jax.core.buckets import Buckets, BucketTable
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.train.config import DataConfig, StartConfig, TrainConfig
@@ -29,15 +29,15 @@ MODEL = UniPixelConfig(
     dtype="float32",
 )  # fmt: skip
 
-LADDERS = Ladders(
-    batch=Ladder("prompts in a batch", 8, 2, 64),
-    tokens=Ladder("prompt tokens", 128, 1.0, 1024),
-    patches=Ladder("image patches", 144, 1.0, 1 << 14),
-    windows=Ladder("attention windows", 8, 1.0, 64),
-    grid_frames=Ladder("pairs of frames", 8, 1.0, 64),
-    objects=Ladder("objects", 2, 2, 16),
-    references=Ladder("points and boxes", 32, 2, 64),
-    memories=Ladder("memory tokens", 32, 2, 64),
+BUCKETS = BucketTable(
+    batch=Buckets("prompts in a batch", 8, 2, 64),
+    tokens=Buckets("prompt tokens", 128, 1.0, 1024),
+    patches=Buckets("image patches", 144, 1.0, 1 << 14),
+    windows=Buckets("attention windows", 8, 1.0, 64),
+    grid_frames=Buckets("pairs of frames", 8, 1.0, 64),
+    objects=Buckets("objects", 2, 2, 16),
+    references=Buckets("points and boxes", 32, 2, 64),
+    memories=Buckets("memory tokens", 32, 2, 64),
 )
 
 
@@ -46,7 +46,7 @@ def micro_config(start: Path, **changes: object) -> TrainConfig:
     config = TrainConfig(
         name="micro",
         start=StartConfig(checkpoint=str(start)),
-        data=DataConfig("shapes_image", draw=DrawOptions(sample_frames=(2, 2), max_turns=1), ladders=LADDERS),
+        data=DataConfig("shapes_image", draw=DrawOptions(sample_frames=(2, 2), max_turns=1), buckets=BUCKETS),
         trained=("all",),
         optim=OptimConfig(learning_rate=1e-3),
         batch_size=8,

@@ -25,10 +25,10 @@ if __name__ == "__main__":  # before the package is imported: what it computes i
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
-from micro_run import LADDERS, MODEL, micro_config
+from micro_run import BUCKETS, MODEL, micro_config
 
 from unipixel_jax.core import distributed
-from unipixel_jax.core.buckets import Ladder
+from unipixel_jax.core.buckets import Buckets
 from unipixel_jax.core.distributed import HostsConfig, connected
 from unipixel_jax.core.mesh import MeshConfig, data_shards, sharers
 from unipixel_jax.core.sharding import batch_spec
@@ -78,12 +78,12 @@ def one_step(start: Path, name: str, kind: str) -> Any:
     tokenizer = Tokenizer.from_directory(start)
     shared = sharers(setup.mesh)
     host, hosts = distributed.share(NamedSharding(setup.mesh, batch_spec(1)), data_shards(setup.mesh))
-    rows = Ladder("rows", data_shards(setup.mesh) // hosts, 1.0, 8)
-    ladders = replace(LADDERS, batch=rows, objects=replace(LADDERS.objects, step=4))
+    rows = Buckets("rows", data_shards(setup.mesh) // hosts, 1.0, 8)
+    buckets = replace(BUCKETS, batch=rows, objects=replace(BUCKETS.objects, step=4))
     draw = DrawSample(tokenizer, setup.model_config, replace(config.data.draw, image_size=128))
     parts, agree = shared if shared > 1 else None, partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
     mixture = open_mixture(kind, "", 8, 0)
-    with open_loader(mixture, draw, config.data.loader, ladders=ladders, packed=False, parts=parts, host=host, hosts=hosts, agree=agree) as loader:
+    with open_loader(mixture, draw, config.data.loader, buckets=buckets, packed=False, parts=parts, host=host, hosts=hosts, agree=agree) as loader:
         arrays = next(loader).arrays
     gradients, update = make_gradients(setup), make_update(setup)
     state, first = setup.state, None

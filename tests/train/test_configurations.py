@@ -127,7 +127,7 @@ def test_an_unknown_field_is_named(tmp_path, advice):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("name", ["lora.alpha", "optim.clip-norm", "optim.eps", "losses.dice", "epochs", "data.ladders.tokens.growth"])
+@pytest.mark.parametrize("name", ["lora.alpha", "optim.clip-norm", "optim.eps", "losses.dice", "epochs", "data.buckets.tokens.growth"])
 def test_numbers_that_are_not_finite_are_refused(name, value):
     """Each of them would make weights, or sizes, that are not numbers."""
     with pytest.raises((UserError, SystemExit)) as caught:

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.losses.lm import IGNORE, next_token_loss
-from unipixel_jax.ops.take import take_divided_rows, take_rows
+from unipixel_jax.ops.take import sharded_embedding_lookup, take_rows
 
 ROWS, TOKENS, WIDTH, VOCABULARY, WATCHED = 8, 20, 16, 61, 7
 MESHES = [
@@ -60,13 +60,13 @@ def test_embedding(mesh, arrays, rng):
     weight = rng.normal(size=(ROWS, 1, TOKENS, WIDTH)).astype(np.float32)
     wanted = jax.value_and_grad(lambda t: jnp.sum(take_rows(t, ids) * weight))(table)
     with jax.set_mesh(make_mesh(mesh, jax.devices())):
-        found = jax.jit(jax.value_and_grad(lambda t: jnp.sum(take_divided_rows(t, ids, jnp.dtype("float32")) * weight)))(table)
+        found = jax.jit(jax.value_and_grad(lambda t: jnp.sum(sharded_embedding_lookup(t, ids, jnp.dtype("float32")) * weight)))(table)
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
     np.testing.assert_allclose(found[1], wanted[1], atol=1e-5)
 
 
 def test_no_chip_holds_the_table(arrays):
-    """The chips gather tokens, and of the table, which is kept divided by columns, they exchange parts."""
+    """The devices gather tokens, and of the table, which is kept divided by columns, they exchange parts."""
     mesh = make_mesh(MeshConfig("fsdp"), jax.devices())
     kept, rows = NamedSharding(mesh, PartitionSpec(None, "fsdp")), NamedSharding(mesh, PartitionSpec("fsdp"))
     with jax.set_mesh(mesh):

@@ -21,12 +21,12 @@ from unipixel_jax.train.reproduce import reproduce
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A step with a batch of pictures in bfloat16, and one without clips."""
+    """A step with a batch of images in bfloat16, and one without clips."""
     start = micro_start(tmp_path_factory.mktemp("start") / "model")
     config = micro_config(start, lora=None, sample_objects=None)
     draw = DrawSample(Tokenizer.from_directory(start), MODEL, dataclasses.replace(config.data.draw, image_size=128), None, "bfloat16")
     mixture = open_mixture("shapes_image", "data", 2, 0, "train", config.data.filters)
-    with open_loader(mixture, draw, dataclasses.replace(config.data.loader, workers=0), ladders=config.data.ladders) as loader:
+    with open_loader(mixture, draw, dataclasses.replace(config.data.loader, workers=0), buckets=config.data.buckets) as loader:
         batch = next(loader).arrays
     return Kept(3, 6, str(start), config, MODEL, (batch, dataclasses.replace(batch, clips=None)))
 

@@ -1,4 +1,4 @@
-"""The same batch gives the same losses and gradients however the chips are arranged."""
+"""The same batch gives the same losses and gradients however the devices are arranged."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ DOUBLE_BOUND = 1e-10
 """In double precision, where all differences but rounding's show; 3.6e-14 was measured."""
 QUICK = ("fsdp, 8", "fsdp_tp and context, 8")
 """Of the normal suite; between them they divide everything."""
-DIVIDED = [name for name in MESHES if name != "single"]
+SHARDED = [name for name in MESHES if name != "single"]
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +70,13 @@ def assert_same(found, wanted, bound):
         assert np.linalg.norm(found[1][path] - grad) <= bound * max(np.linalg.norm(grad), 1e-3 * total), path
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in DIVIDED])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SHARDED])
 def test_a_divided_batch_equals_a_whole_one(start, whole, name):
     assert_same(one_step(start, name, "shapes_image"), whole, BOUND)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DIVIDED)
+@pytest.mark.parametrize("name", SHARDED)
 def test_divided_clips_equal_whole_ones_in_double_precision(in_double, name):
     wanted = in_double("single", "shapes_clip")
     assert {grad.dtype for grad in wanted[1].values()} == {np.dtype(np.float64)}

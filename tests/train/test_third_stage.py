@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from micro_run import LADDERS, MODEL, stopping_before
+from micro_run import BUCKETS, MODEL, stopping_before
 
 from unipixel_jax.cli import main
 from unipixel_jax.convert import sources, to_torch
@@ -41,9 +41,9 @@ DATA = (
 )
 KINDS = {"seg_image", "seg_video", "ref_point", "ref_box", "region_image", "region_video", "mem_point_video", "mem_box_video", "multimodal", "text"}
 SIZES = replace(
-    LADDERS, tokens=replace(LADDERS.tokens, step=256), objects=replace(LADDERS.objects, step=4), frames=replace(LADDERS.frames, step=2)
+    BUCKETS, tokens=replace(BUCKETS.tokens, step=256), objects=replace(BUCKETS.objects, step=4), frames=replace(BUCKETS.frames, step=2)
 )
-"""One program for pictures and clips, which are padded to two frames and four objects."""
+"""One program for images and clips, which are padded to two frames and four objects."""
 STEPS, SCALE, RATE = 5, 2.0, 1e-2
 STILL = (
     "ref_encoder/mask_down", "ref_encoder/no_mask_embed", "sam2/prompt_encoder/mask_down", "sam2/prompt_encoder/point_embed", "sam2/mask_downsample",
@@ -108,7 +108,7 @@ def open_names(datasets):
 def config(folder):
     places = ["--start.checkpoint", str(folder / "start"), "--data.root", str(folder / "data")]
     config = load_config(ROOT / "configs" / "unipixel_3b_stage3.py", [*places, *FIELDS.split()])
-    return replace(config, data=replace(config.data, ladders=SIZES))
+    return replace(config, data=replace(config.data, buckets=SIZES))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Small videos and pictures that tests make."""
+"""Small videos and images that tests make."""
 
 from fractions import Fraction
 

@@ -146,7 +146,7 @@ def test_the_rules_see_what_they_forbid(tmp_path):
         "torch.nn": False,
     }
     assert not within("convert.rules", ROOMS["models"]) and within("core.axes", ROOMS["models"])
-    assert not within("core.axes", ROOMS["processing"]) and within("core.buckets.Ladder", ROOMS["processing"])
+    assert not within("core.axes", ROOMS["processing"]) and within("core.buckets.Buckets", ROOMS["processing"])
 
 
 @pytest.mark.parametrize("statement", ["import unipixel_jax", "import unipixel_jax.cli", "import unipixel_jax.config", "import unipixel_jax.processing.batch"])

@@ -9,7 +9,7 @@ import pytest
 from micro_models import MICRO, copied, micro_model, random
 
 from unipixel_jax.config import preset
-from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.stacking import unstack
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.unipixel import abstract_model
@@ -31,8 +31,8 @@ def read(text, x, positions, segments):
     return text(x, positions, segments)
 
 
-def tables_of(grids, ladders=LADDERS):
-    index = build_vision_index(grids, MICRO.vision, ladders)
+def tables_of(grids, buckets=BUCKETS):
+    index = build_vision_index(grids, MICRO.vision, buckets)
     return jax.device_put(index), len(index.rope)
 
 
@@ -42,7 +42,7 @@ def padded(patches, rows, filler=0.0):
 
 GRIDS = [[2, 4, 6], [1, 6, 10]]
 ROOMY = dataclasses.replace(
-    LADDERS, patches=Ladder("patches", 200, 1.5, 4000), windows=Ladder("windows", 25, 1.5, 500), grid_frames=Ladder("pairs", 7, 1.5, 100)
+    BUCKETS, patches=Buckets("patches", 200, 1.5, 4000), windows=Buckets("windows", 25, 1.5, 500), grid_frames=Buckets("pairs", 7, 1.5, 100)
 )
 
 

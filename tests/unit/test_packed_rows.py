@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from micro_models import MICRO, micro_model
 
 from unipixel_jax.batch import row as row_of
-from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.data.batch import collate
 from unipixel_jax.data.sequence_packing import WIDEST, choose_rows, pack
@@ -24,7 +24,7 @@ C = MICRO
 
 
 def sample(number, kind, words, answer):
-    """A conversation of invented tokens: words, then a clip or picture, a reference or memories of it, words again, and an answer."""
+    """A conversation of invented tokens: words, then a clip or image, a reference or memories of it, words again, and an answer."""
     rng = np.random.default_rng(number)
 
     def text(count):
@@ -150,18 +150,18 @@ def test_rows_hold_what_fits(lengths, capacity):
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=32))
 def test_chosen_rows_are_no_dearer_than_one_sample_a_row(lengths):
     def size(rows):
-        return LADDERS.batch.size(len(rows)) * LADDERS.tokens.size(max(sum(lengths[i] for i in row) for row in rows))
+        return BUCKETS.batch.size(len(rows)) * BUCKETS.tokens.size(max(sum(lengths[i] for i in row) for row in rows))
 
-    rows = choose_rows(lengths, LADDERS)
+    rows = choose_rows(lengths, BUCKETS)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert max(sum(lengths[i] for i in row) for row in rows) <= WIDEST
     assert size(rows) <= size([[i] for i in range(len(lengths))])
 
 
 def test_short_samples_share_rows_and_a_long_one_does_not_make_all_rows_long():
-    assert choose_rows([400] * 8, LADDERS) != [[i] for i in range(8)]
-    assert len(choose_rows([4000, *[300] * 9], LADDERS)) == 2
-    eight = dataclasses.replace(LADDERS, batch=Ladder("prompts in a batch", 8, 2.0, 64))
+    assert choose_rows([400] * 8, BUCKETS) != [[i] for i in range(8)]
+    assert len(choose_rows([4000, *[300] * 9], BUCKETS)) == 2
+    eight = dataclasses.replace(BUCKETS, batch=Buckets("prompts in a batch", 8, 2.0, 64))
     assert len(choose_rows([400] * 8, eight)) == 8, "eight devices need a row each"
 
 

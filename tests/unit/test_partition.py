@@ -72,8 +72,8 @@ def test_heads_that_do_not_divide_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "fsdp_tp", "tensor": 3}, "a mesh of tensor 3 does not divide 8 chips: choose sizes whose product divides 8"),
-        ({"preset": "fsdp", "context": 16}, "a mesh of context 16 does not divide 8 chips"),
+        ({"preset": "fsdp_tp", "tensor": 3}, "a mesh of tensor 3 does not divide 8 devices: choose sizes whose product divides 8"),
+        ({"preset": "fsdp", "context": 16}, "a mesh of context 16 does not divide 8 devices"),
         ({"preset": "hybrid"}, "the preset 'hybrid' needs at least 2 slices, and the devices form 1: use fsdp, or set mesh.slices"),
         ({"preset": "fsdp", "tensor": 2}, "mesh.tensor is 2 with the preset 'fsdp': fsdp_tp needs at least 2, and the others 1"),
         ({"preset": "dp", "slices": 2}, "mesh.slices is 2 with the preset 'dp': only hybrid tells slices apart"),
@@ -85,8 +85,8 @@ def test_meshes_that_cannot_be(arguments, message):
         make_mesh(MeshConfig(**arguments), jax.devices())
 
 
-def of_slices(chips, slices, platform="tpu"):
-    return [SimpleNamespace(platform=platform, slice_index=i * slices // chips) for i in range(chips)]
+def of_slices(devices, slices, platform="tpu"):
+    return [SimpleNamespace(platform=platform, slice_index=i * slices // devices) for i in range(devices)]
 
 
 @pytest.mark.parametrize(

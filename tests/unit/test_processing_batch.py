@@ -7,7 +7,7 @@ import pytest
 from processing_cases import HERE, recorded, tokenizer
 
 from unipixel_jax.config import preset
-from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.batch import collate, prepare_conversation, prepare_media, user_turn
 from unipixel_jax.processing.media import read_media
@@ -26,12 +26,12 @@ def picture_of(media, frames=16, segment=False):
     return prepare_media(read_media(HERE / "media" / media, frames), CONFIG, sample_frames=frames, segment=segment)
 
 
-def prompt_of(text, picture, **options):
-    return prepare_conversation(user_turn(text), picture, tokenizer(), CONFIG, **options)
+def prompt_of(text, image, **options):
+    return prepare_conversation(user_turn(text), image, tokenizer(), CONFIG, **options)
 
 
-def batch_of(*prompts, ladders=LADDERS):
-    return collate(prompts, CONFIG, tokenizer().pad_id, ladders)
+def batch_of(*prompts, buckets=BUCKETS):
+    return collate(prompts, CONFIG, tokenizer().pad_id, buckets)
 
 
 @pytest.mark.parametrize(("case", "media", "frames", "text"), E2E)
@@ -43,7 +43,7 @@ def test_prompts_match_the_reference(case, media, frames, text):
 def test_a_batch_holds_what_its_prompts_hold_alone():
     prompts = [prompt_of(text, picture_of(media, frames)) for _, media, frames, text in E2E]
     together = batch_of(*prompts)
-    assert together.input_ids.shape == (3, LADDERS.tokens.size(616)) and len(together.patches) == LADDERS.patches.size(660 + 2160 + 1080)
+    assert together.input_ids.shape == (3, BUCKETS.tokens.size(616)) and len(together.patches) == BUCKETS.patches.size(660 + 2160 + 1080)
     tokens_before = 0
     for row, prompt in enumerate(prompts):
         alone = batch_of(prompt)
@@ -62,8 +62,8 @@ def test_a_batch_holds_what_its_prompts_hold_alone():
 
 
 def test_rows_are_padded_on_the_left_and_the_batch_with_harmless_rows():
-    ladders = dataclasses.replace(LADDERS, batch=Ladder("prompts", 4, 2.0, 8))
-    batch = batch_of(prompt_of("Hi", picture_of("photo.png")), ladders=ladders)
+    buckets = dataclasses.replace(BUCKETS, batch=Buckets("prompts", 4, 2.0, 8))
+    batch = batch_of(prompt_of("Hi", picture_of("photo.png")), buckets=buckets)
     assert batch.lengths.tolist()[1:] == [1, 1, 1]
     assert np.all(batch.input_ids[0, : -batch.lengths[0]] == tokenizer().pad_id)
     assert np.all(batch.vision_slots[1:] == len(batch.patches) // 4)
@@ -79,9 +79,9 @@ def test_prompt_segments_point_at_the_position_before():
 
 
 def test_references_reach_their_tokens():
-    picture = picture_of("clip", 4)
-    first = prompt_of("Compare <|ref|> with <|ref|>.", picture, references=[Point(10, 20, 3), Box(0, 0, 176, 104, 1)])
-    second = prompt_of("Describe <|ref|>.", picture, references=[Point(1, 1)])
+    image = picture_of("clip", 4)
+    first = prompt_of("Compare <|ref|> with <|ref|>.", image, references=[Point(10, 20, 3), Box(0, 0, 176, 104, 1)])
+    second = prompt_of("Describe <|ref|>.", image, references=[Point(1, 1)])
     batch = batch_of(first, second)
     slots = batch.reference_slots[batch.input_ids == CONFIG.ref_token_id]
     assert slots.tolist() == [0, 1, 2]
@@ -92,11 +92,11 @@ def test_references_reach_their_tokens():
 
 
 def test_memories_reach_their_tokens():
-    picture = picture_of("clip", 4)
+    image = picture_of("clip", 4)
     masks = np.zeros((2, 4, 208, 352), bool)
     masks[0, :, :50, :60] = masks[1, 3, 100:, 200:] = True
-    grid = memory_grid(masks, picture.grid_thw, CONFIG.vision)
-    batch = batch_of(prompt_of(memory_prefix(grid, 4) + "What is [0] doing?", picture, memory=grid))
+    grid = memory_grid(masks, image.grid_thw, CONFIG.vision)
+    batch = batch_of(prompt_of(memory_prefix(grid, 4) + "What is [0] doing?", image, memory=grid))
     slots = batch.memory_slots[batch.input_ids == CONFIG.mem_token_id]
     assert slots.tolist() == [0, 1, 2]
     none = len(batch.patches) // 4
@@ -119,19 +119,19 @@ def test_prompts_that_do_not_fit(text, message):
 
 
 def test_an_answer_may_be_begun_or_given():
-    picture = picture_of("photo.png")
-    begun = prompt_of("Which?", picture, answer_start="The best option is (")
+    image = picture_of("photo.png")
+    begun = prompt_of("Which?", image, answer_start="The best option is (")
     assert tokenizer().decode(begun.input_ids).endswith("<|im_start|>assistant\nThe best option is (")
-    given = prepare_conversation([*user_turn("Where?"), {"role": "assistant", "content": "[0] <|seg|>"}], picture, tokenizer(), CONFIG)
+    given = prepare_conversation([*user_turn("Where?"), {"role": "assistant", "content": "[0] <|seg|>"}], image, tokenizer(), CONFIG)
     assert tokenizer().decode(given.input_ids).rstrip("\n").endswith("<|im_start|>assistant\n[0] <|seg|><|im_end|>")
 
 
 def test_frames_for_sam():
-    picture = picture_of("clip", 16, segment=True)
-    assert picture.frames.shape == (7, 128, 128, 3) and picture.frames.dtype == np.float32 and picture.frame_size == (208, 352)
+    image = picture_of("clip", 16, segment=True)
+    assert image.frames.shape == (7, 128, 128, 3) and image.frames.dtype == np.float32 and image.frame_size == (208, 352)
 
 
 def test_a_prompt_that_is_too_long_is_refused():
-    ladders = dataclasses.replace(LADDERS, tokens=Ladder("prompt tokens", 64, 2.0, 128))
+    buckets = dataclasses.replace(BUCKETS, tokens=Buckets("prompt tokens", 64, 2.0, 128))
     with pytest.raises(UserError, match=r"223 prompt tokens, expected 0 to 128"):
-        batch_of(prompt_of(E2E[0][3], picture_of("photo.png")), ladders=ladders)
+        batch_of(prompt_of(E2E[0][3], picture_of("photo.png")), buckets=buckets)

@@ -1,4 +1,4 @@
-"""Ladders of padded sizes."""
+"""BucketTable of padded sizes."""
 
 import dataclasses
 
@@ -8,36 +8,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unipixel_jax.config import VisionConfig
-from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.inputs import PICTURE_SIZES, picture_sizes
+from unipixel_jax.infer.buckets import IMAGE_BUCKETS, image_buckets
 from unipixel_jax.processing.resize import MAX_RATIO, pixel_budget, smart_resize
 from unipixel_jax.processing.vision_index import build_vision_index
 
-ALL = [getattr(LADDERS, f.name) for f in dataclasses.fields(LADDERS)]
+ALL = [getattr(BUCKETS, f.name) for f in dataclasses.fields(BUCKETS)]
 
 
-@pytest.mark.parametrize("ladder", ALL, ids=lambda ladder: ladder.what)
-def test_rungs_increase_in_whole_steps_up_to_the_limit(ladder):
-    assert list(ladder.sizes) == sorted(set(ladder.sizes))
-    assert all(size % ladder.step == 0 for size in ladder.sizes)
-    assert ladder.sizes[0] == ladder.step and ladder.sizes[-1] == ladder.limit
-    assert len(ladder.sizes) < 64
+@pytest.mark.parametrize("buckets", ALL, ids=lambda buckets: buckets.what)
+def test_rungs_increase_in_whole_steps_up_to_the_limit(buckets):
+    assert list(buckets.sizes) == sorted(set(buckets.sizes))
+    assert all(size % buckets.step == 0 for size in buckets.sizes)
+    assert buckets.sizes[0] == buckets.step and buckets.sizes[-1] == buckets.limit
+    assert len(buckets.sizes) < 64
 
 
 @given(st.sampled_from(ALL), st.data())
-def test_a_size_fits_and_wastes_little(ladder, data):
-    n = data.draw(st.integers(0, ladder.limit))
-    size = ladder.size(n)
-    assert size >= n and size in ladder.sizes
-    assert size < max(n, ladder.step) * ladder.growth + ladder.step
-    assert ladder.size(size) == size
+def test_a_size_fits_and_wastes_little(buckets, data):
+    n = data.draw(st.integers(0, buckets.limit))
+    size = buckets.size(n)
+    assert size >= n and size in buckets.sizes
+    assert size < max(n, buckets.step) * buckets.growth + buckets.step
+    assert buckets.size(size) == size
 
 
 @pytest.mark.parametrize("n", [-1, 101])
 def test_a_size_beyond_the_limit_is_named(n):
     with pytest.raises(UserError, match=f"{n} apples, expected 0 to 100"):
-        Ladder("apples", 4, 1.5, 100).size(n)
+        Buckets("apples", 4, 1.5, 100).size(n)
 
 
 def grids(frames, sample_frames=16):
@@ -59,25 +59,25 @@ def test_media_of_any_size_come_to_those_grids(frames, height, width):
 def test_pictures_of_any_size_come_in_few_combinations_of_sizes():
     config = VisionConfig()
     side = config.window_size // 28
-    found = {most: set() for most in PICTURE_SIZES}
+    found = {most: set() for most in IMAGE_BUCKETS}
     for frames in range(1, 17):
         time = -(-frames // 2)
         for height, width in grids(frames):
-            sizes = picture_sizes((time, 2 * height, 2 * width), config)
+            sizes = image_buckets((time, 2 * height, 2 * width), config)
             windows, patches = time * -(-height // side) * -(-width // side), 4 * time * height * width
             assert windows <= sizes.windows.size(windows) < 2 * windows
             combination = (sizes.patches.size(patches), sizes.windows.size(windows), sizes.grid_frames.size(time), sizes.frame_patches.size(4 * height * width))
-            for most in PICTURE_SIZES:
+            for most in IMAGE_BUCKETS:
                 if frames <= most:
                     found[most].add(combination)
-    assert {most: len(combinations) for most, combinations in found.items()} == PICTURE_SIZES
+    assert {most: len(combinations) for most, combinations in found.items()} == IMAGE_BUCKETS
 
 
 @given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.sampled_from([56, 112, 140]))
 def test_sizes_of_a_picture_hold_its_tables(time, height, width, window):
     config = VisionConfig(window_size=window)
     grid = (time, 2 * height, 2 * width)
-    plain, table = (build_vision_index([grid], config, ladders) for ladders in (LADDERS, picture_sizes(grid, config)))
+    plain, table = (build_vision_index([grid], config, buckets) for buckets in (BUCKETS, image_buckets(grid, config)))
     used = int((table.window_table < len(table.rope)).any(axis=1).sum())
     assert used == int((plain.window_table < len(plain.rope)).any(axis=1).sum())
     np.testing.assert_array_equal(table.window_table[:used], plain.window_table[:used])
@@ -86,4 +86,4 @@ def test_sizes_of_a_picture_hold_its_tables(time, height, width, window):
 
 def test_a_picture_beyond_the_ladder_is_named():
     with pytest.raises(UserError, match="image patches, expected 0 to 262144"):
-        picture_sizes((1, 1024, 1024), VisionConfig())
+        image_buckets((1, 1024, 1024), VisionConfig())

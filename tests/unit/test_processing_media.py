@@ -56,7 +56,7 @@ def test_a_turned_video_is_turned_back(tmp_path):
 def test_a_folder_is_sorted_by_number(tmp_path):
     for name, value in (("f10.png", 30), ("f9.PNG", 20), ("f1.bmp", 10)):
         gray(value).save(tmp_path / name)
-    (tmp_path / "._f0.png").write_bytes(b"not a picture")
+    (tmp_path / "._f0.png").write_bytes(b"not an image")
     (tmp_path / "notes.txt").write_text("no frame")
     clip = read_media(tmp_path)
     assert clip.frames[:, 0, 0, 0].tolist() == [10, 20, 30] and not clip.is_image
@@ -82,8 +82,8 @@ def test_transparency_is_shown_both_ways(tmp_path):
 
 
 def test_an_animation(tmp_path):
-    pictures = [gray(v) for v in (0, 50, 100, 150, 200)]
-    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:])
+    images = [gray(v) for v in (0, 50, 100, 150, 200)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
     clip = read_media(tmp_path / "a.gif", 3)
     assert clip.frames[:, 0, 0, 0].tolist() == [0, 100, 200] and not clip.is_image
 
@@ -147,7 +147,7 @@ def broken(tmp_path, kind):
         ("cut.mp4", "broken"),
         ("cut_front.mp4", r"broken or incomplete \(it ends, or is damaged, after \d+ frames"),
         ("cut.png", "broken or incomplete"),
-        ("sound.mp4", "no pictures in it, only audio"),
+        ("sound.mp4", "no images in it, only audio"),
         ("none.mkv", "not a photo or video"),
         ("text.mp4", "not a photo or video"),
         ("text.txt", "not a photo or video"),

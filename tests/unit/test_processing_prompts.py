@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unipixel_jax.config import VisionConfig
-from unipixel_jax.core.buckets import LADDERS
+from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.memory import memory_grid, memory_prefix, memory_tokens
 from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions, reference_table, to_square
@@ -22,7 +22,7 @@ def test_coordinates_are_scaled_to_the_square():
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        (Point(101, 0), "outside the picture, expected 0 <= x <= 100 and 0 <= y <= 40"),
+        (Point(101, 0), "outside the image, expected 0 <= x <= 100 and 0 <= y <= 40"),
         (Point(-1, 0), "outside"),
         (Box(0, 0, 10, 41), "outside"),
         (Box(5, 5, 5, 9), "no area"),
@@ -37,7 +37,7 @@ def test_references_that_are_nowhere(reference, message):
 
 def test_reference_table():
     references = [(to_square(Point(1, 2, 3), 5, 10, 10, 10), 6), (to_square(Box(1, 2, 3, 4), 1, 10, 10, 10), 2)]
-    table = reference_table(references, LADDERS.references)
+    table = reference_table(references, BUCKETS.references)
     assert table.labels.tolist() == [[1, -1, -1], [2, 3, -1], [-1, -1, -1], [-1, -1, -1]]
     assert table.coords[:2].tolist() == [[[1, 2], [0, 0], [0, 0]], [[1, 2], [3, 4], [0, 0]]]
     assert table.is_box.tolist() == [False, True, False, False]

@@ -75,10 +75,10 @@ def test_rows_of_a_batch_do_not_see_each_other(before, grid, after, padding):
 @pytest.mark.parametrize(
     ("ids", "grids", "message"),
     [
-        ([START, VIDEO, END], [], "more pictures than there are grids"),
-        ([1, 2], [(1, 2, 2)], "more grids than pictures"),
-        ([START, VIDEO, END], [(1, 2, 4)], "too few picture tokens"),
-        ([START, VIDEO], [(1, 2, 4)], "too few picture tokens"),
+        ([START, VIDEO, END], [], "more images than there are grids"),
+        ([1, 2], [(1, 2, 2)], "more grids than images"),
+        ([START, VIDEO, END], [(1, 2, 4)], "too few image tokens"),
+        ([START, VIDEO], [(1, 2, 4)], "too few image tokens"),
     ],
 )
 def test_pictures_and_grids_that_do_not_fit(ids, grids, message):

@@ -13,7 +13,7 @@ from processing_cases import HERE, recorded, tokenizer
 from unipixel_jax.config import UniPixelConfig, preset
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing import template
-from unipixel_jax.processing.chat import IGNORE_INDEX, chatml_labels, expand_pictures, seconds_per_grid
+from unipixel_jax.processing.chat import IGNORE_INDEX, chatml_labels, expand_image_tokens, seconds_per_grid
 from unipixel_jax.processing.template import ChatTemplate
 from unipixel_jax.processing.tokenizer import QWEN_PATTERN, Tokenizer
 
@@ -53,10 +53,10 @@ def test_template_without_a_system_turn_adds_one():
 
 
 def test_videos_are_expanded_in_order():
-    text = expand_pictures("a<|video_pad|>b<|video_pad|>c", [(1, 2, 4), (2, 2, 2)], CONFIG.vision)
+    text = expand_image_tokens("a<|video_pad|>b<|video_pad|>c", [(1, 2, 4), (2, 2, 2)], CONFIG.vision)
     assert text == "a" + "<|video_pad|>" * 2 + "b" + "<|video_pad|>" * 2 + "c"
     with pytest.raises(UserError, match=r"2 <\|video_pad\|> or <\|image_pad\|> for 1 clips"):
-        expand_pictures("<|video_pad|><|video_pad|>", [(1, 2, 2)], CONFIG.vision)
+        expand_image_tokens("<|video_pad|><|video_pad|>", [(1, 2, 2)], CONFIG.vision)
 
 
 def test_frames_are_taken_to_be_half_a_second_apart():
@@ -302,7 +302,7 @@ def test_templates_that_cannot_be_read(source):
 QWEN_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
     "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content %}"
-    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|image_pad|>"
+    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Image {{ image_count.value }}: {% endif %}<|image_pad|>"
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{{ image_count.value }}"
 )
 

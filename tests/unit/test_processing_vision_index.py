@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from processing_cases import recorded
 
 from unipixel_jax.config import VisionConfig, preset
-from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.vision_index import build_vision_index, vision_counts, window_order
 
@@ -65,7 +65,7 @@ def test_each_patch_is_in_one_window_and_one_frame(grids, config):
 def test_larger_sizes_only_add_empty_places(grids):
     """The tables for N equal those for N padded further, but for the number that marks an empty place."""
     roomy = dataclasses.replace(
-        LADDERS, patches=Ladder("patches", 4096, 2.0, 65536), windows=Ladder("windows", 512, 2.0, 65536), grid_frames=Ladder("frames", 32, 2.0, 64)
+        BUCKETS, patches=Buckets("patches", 4096, 2.0, 65536), windows=Buckets("windows", 512, 2.0, 65536), grid_frames=Buckets("frames", 32, 2.0, 64)
     )
     small, large = build_vision_index(grids, TINY), build_vision_index(grids, TINY, roomy)
     used = len(patches_of(grids))

@@ -71,7 +71,7 @@ def test_only_a_cover_is_said(tmp_path):
             if packet.size:
                 packet.stream = stream
                 out.mux(packet)
-    with pytest.raises(UserError, match="has a cover picture, but no video"):
+    with pytest.raises(UserError, match="has a cover image, but no video"):
         read_media(tmp_path / "song.mp4")
 
 
@@ -135,16 +135,16 @@ def test_the_largest_picture_of_an_icon_is_taken(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["avif", "webp", "png", "gif"])
 def test_animated_images_are_clips(tmp_path, suffix):
-    pictures = [gray(v, (32, 32)) for v in (0, 60, 120, 180, 240)]
+    images = [gray(v, (32, 32)) for v in (0, 60, 120, 180, 240)]
     options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "avif" else {}
-    pictures[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pictures[1:], duration=100, **options)
+    images[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=images[1:], duration=100, **options)
     clip = read_media(tmp_path / f"a.{suffix}", 3)
     assert not clip.is_image and np.abs(clip.frames[:, 5, 5, 0].astype(int) - [0, 120, 240]).max() <= 3
 
 
 @pytest.mark.parametrize("name", ["gray16.png", "gray16.tiff", "float.tiff"])
 def test_deep_pixels_are_scaled(name):
-    """The pictures hold the same scene with values spread over the whole range."""
+    """The images hold the same scene with values spread over the whole range."""
     clip = read_media(CASES / "gray16_white" / name)
     assert clip.frames.min() < 100 and 150 < clip.frames.mean() < 230 and len(np.unique(clip.frames)) > 2
 
@@ -188,9 +188,9 @@ def test_a_turned_photo_is_upright_unless_asked_otherwise(tmp_path):
     exif = Image.Exif()
     exif[274] = 3
     for suffix in ("png", "webp"):
-        picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-        picture.save(tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-        np.testing.assert_array_equal(read_media(tmp_path / f"a.{suffix}").frames[0], np.rot90(np.asarray(picture), 2))
+        image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+        image.save(tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+        np.testing.assert_array_equal(read_media(tmp_path / f"a.{suffix}").frames[0], np.rot90(np.asarray(image), 2))
 
 
 @pytest.mark.parametrize("name", ["folder", "a.png"])
@@ -213,8 +213,8 @@ def test_many_tiny_frames_are_counted_quickly(tmp_path):
 
 
 def test_an_animation_that_promises_billions_of_frames(tmp_path):
-    pictures = [gray(v, (32, 32)) for v in (0, 60)]
-    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
+    images = [gray(v, (32, 32)) for v in (0, 60)]
+    images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:])
     content = (tmp_path / "a.png").read_bytes()
     place = content.index(b"acTL") + 4
     (tmp_path / "a.png").write_bytes(content[:place] + struct.pack(">I", 2**31 - 1) + content[place + 4 :])

@@ -67,7 +67,7 @@ def assert_close(ours, theirs):
 
 
 def test_chips_divide_frames_that_do_not_divide(clip):
-    """Seven frames on four chips that share them: two each, and the same features."""
+    """Seven frames on four devices that share them: two each, and the same features."""
     images = random(np.random.default_rng(3), 7, 32, 32, 3)
     alone = programs()[0](clip[0], images)
     with jax.set_mesh(make_mesh(MeshConfig("dp", context=4), jax.devices()[:4])):

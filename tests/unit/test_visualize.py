@@ -12,7 +12,7 @@ from PIL import Image
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
-from unipixel_jax.infer.visualize import GIF_SIDE, PALETTE, _badge_place, _grow, answer_text, chip, colour_of, draw_objects, save_overlay
+from unipixel_jax.infer.visualize import GIF_SIDE, PALETTE, _badge_place, _grow, color_label, colour_of, draw_objects, format_answer, save_overlay
 
 
 def disc(height=120, width=160, x=80, y=60, radius=40):
@@ -76,7 +76,7 @@ def test_an_empty_mask_draws_nothing():
 
 def test_colours_repeat_but_numbers_go_on():
     assert colour_of(8) == colour_of(1) and len(set(PALETTE)) == 7
-    assert " 8 " in chip(8) and chip(8, colour=False) == "[8]"
+    assert " 8 " in color_label(8) and color_label(8, colour=False) == "[8]"
 
 
 def test_answers_show_numbers_for_segments():
@@ -84,8 +84,8 @@ def test_answers_show_numbers_for_segments():
         return SegmentedObject(np.zeros((1, 2, 2), bool), np.zeros(1, np.float32), span)
 
     prediction = Prediction("A <|seg|> and <|seg|>.", [], [item(None), item((2, 9)), item((14, 21))], [0], (4, 6))
-    assert answer_text(prediction, colour=False) == "A [2] and [3]."
-    assert answer_text(prediction) == f"A {chip(2)} and {chip(3)}."
+    assert format_answer(prediction, colour=False) == "A [2] and [3]."
+    assert format_answer(prediction) == f"A {color_label(2)} and {color_label(3)}."
 
 
 def test_a_photo_file_holds_what_was_drawn(tmp_path):

@@ -219,7 +219,7 @@ def _clock(work: Callable[[], Any]) -> float:
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Bars of time and of temporary memory for every work and backend, as a picture.
+    """Bars of time and of temporary memory for every work and backend, as an image.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -1,6 +1,6 @@
-"""The sizes that compiled programs may have: every length, count and batch is padded up to a rung of one of these ladders.
+"""The sizes that compiled programs may have: every length, count and batch is padded up to the next bucket.
 
-A program is compiled once per combination of sizes, so a rung bounds how many programs can exist, and its growth bounds how much work is wasted
+A program is compiled once per combination of sizes, so a bucket bounds how many programs can exist, and its growth bounds how much work is wasted
 on padding: ``size(n) < max(n, step) * growth + step``.
 """
 
@@ -15,7 +15,7 @@ from unipixel_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Buckets:
     """The allowed sizes of one dimension: multiples of ``step``, each at least ``growth`` times the one before, up to ``limit``.
 
     Attributes:
@@ -51,8 +51,8 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Ladders:
-    """One ladder for every dimension whose length depends on the input.
+class BucketTable:
+    """The buckets of every dimension whose length depends on the input.
 
     Attributes:
         batch: prompts that run together.
@@ -69,23 +69,23 @@ class Ladders:
         memory_tokens: merged tokens under one memory's mask.
     """
 
-    batch: Ladder = Ladder("prompts in a batch", 1, 1.5, 256)
-    tokens: Ladder = Ladder("prompt tokens", 64, 1.25, 65536)
-    new_tokens: Ladder = Ladder("new tokens", 32, 2.0, 8192)
-    patches: Ladder = Ladder("image patches", 64, 1.25, 262144)
-    frame_patches: Ladder = Ladder("image patches of a frame", 64, 1.25, 262144)
-    windows: Ladder = Ladder("attention windows", 8, 1.25, 65536)
-    grid_frames: Ladder = Ladder("pairs of frames", 1, 1.25, 4096)
-    frames: Ladder = Ladder("frames", 1, 1.25, 8192)
-    objects: Ladder = Ladder("objects", 1, 1.25, 256)
-    references: Ladder = Ladder("points and boxes", 4, 2.0, 1024)
-    memories: Ladder = Ladder("memory tokens", 16, 2.0, 8192)
-    memory_tokens: Ladder = Ladder("picture tokens under one mask", 64, 2.0, 65536)
+    batch: Buckets = Buckets("prompts in a batch", 1, 1.5, 256)
+    tokens: Buckets = Buckets("prompt tokens", 64, 1.25, 65536)
+    new_tokens: Buckets = Buckets("new tokens", 32, 2.0, 8192)
+    patches: Buckets = Buckets("image patches", 64, 1.25, 262144)
+    frame_patches: Buckets = Buckets("image patches of a frame", 64, 1.25, 262144)
+    windows: Buckets = Buckets("attention windows", 8, 1.25, 65536)
+    grid_frames: Buckets = Buckets("pairs of frames", 1, 1.25, 4096)
+    frames: Buckets = Buckets("frames", 1, 1.25, 8192)
+    objects: Buckets = Buckets("objects", 1, 1.25, 256)
+    references: Buckets = Buckets("points and boxes", 4, 2.0, 1024)
+    memories: Buckets = Buckets("memory tokens", 16, 2.0, 8192)
+    memory_tokens: Buckets = Buckets("image tokens under one mask", 64, 2.0, 65536)
 
-    def fixed(self, sizes: Mapping[str, int]) -> Ladders:
-        """These ladders with one size only for each dimension that is named: hosts that have agreed on it make arrays of the same shape."""
+    def fixed(self, sizes: Mapping[str, int]) -> BucketTable:
+        """These buckets with one size only for each dimension that is named: hosts that have agreed on it make arrays of the same shape."""
         return replace(self, **{name: replace(getattr(self, name), step=size, limit=size) for name, size in sizes.items()})
 
 
-LADDERS = Ladders()
+BUCKETS = BucketTable()
 """The sizes that everything uses unless told otherwise."""

@@ -1,4 +1,4 @@
-"""Meshes: how the chips of a job are arranged, by preset.
+"""Meshes: how the devices of a job are arranged, by preset.
 
 Every mesh has the same four axes, most of them often of size 1, so that one table of rules (core/sharding.py) serves all presets.
 """
@@ -19,7 +19,7 @@ from unipixel_jax.errors import UserError
 
 DATA, FSDP, CONTEXT, TENSOR = "data", "fsdp", "context", "tensor"
 AXES = (DATA, FSDP, CONTEXT, TENSOR)
-"""Mesh axes. Samples are divided over ``data`` and ``fsdp``, over the latter weights as well; chips along ``context`` and ``tensor`` share samples, and
+"""Mesh axes. Samples are divided over ``data`` and ``fsdp``, over the latter weights as well; devices along ``context`` and ``tensor`` share samples, and
 weights are divided over them too."""
 WEIGHTS = (FSDP, CONTEXT)
 """Along these together matrices are divided."""
@@ -28,15 +28,15 @@ Preset = Literal["single", "dp", "fsdp", "fsdp_tp", "hybrid"]
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How chips are arranged.
+    """How devices are arranged.
 
     Attributes:
-        preset: "single" uses one chip; "dp" gives every chip all weights; "fsdp" divides weights and optimizer state over all chips (ZeRO-3,
-            arXiv 1910.02054); "fsdp_tp" divides the products of the language model over ``tensor`` chips besides; "hybrid" divides weights within a
+        preset: "single" uses one device; "dp" gives every device all weights; "fsdp" divides weights and optimizer state over all devices (ZeRO-3,
+            arXiv 1910.02054); "fsdp_tp" divides the products of the language model over ``tensor`` devices besides; "hybrid" divides weights within a
             slice and repeats them in every slice, so that only gradients pass between slices.
-        tensor: chips that share the heads, feed-forward columns and vocabulary of the language model; more than 1 with "fsdp_tp" only.
-        context: chips that share the tokens of a conversation and the frames of a clip, for long ones.
-        slices: groups of chips with a fast network, for "hybrid"; None asks the devices.
+        tensor: devices that share the heads, feed-forward columns and vocabulary of the language model; more than 1 with "fsdp_tp" only.
+        context: devices that share the tokens of a conversation and the frames of a clip, for long ones.
+        slices: groups of devices with a fast network, for "hybrid"; None asks the devices.
     """
 
     preset: Preset = "fsdp"
@@ -54,24 +54,24 @@ class MeshConfig:
         if self.slices is not None and self.preset != "hybrid":
             raise UserError(f"mesh.slices is {self.slices} with the preset {self.preset!r}: only hybrid tells slices apart")
 
-    def sizes(self, chips: int, slices: int = 1) -> dict[str, int]:
+    def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
         """Size of every axis.
 
         Args:
-            chips: in all.
+            devices: in all.
             slices: that the devices form, where the configuration does not say.
 
         Raises:
-            UserError: they do not multiply to the number of chips.
+            UserError: they do not multiply to the number of devices.
         """
         if self.preset == "single":
-            chips = 1
+            devices = 1
         slices = (self.slices or slices) if self.preset == "hybrid" else 1
         together = {"slices": slices, "context": self.context, "tensor": self.tensor}
-        rest, left = divmod(chips, math.prod(together.values()))
+        rest, left = divmod(devices, math.prod(together.values()))
         if left or not rest:
             named = " x ".join(f"{name} {size}" for name, size in together.items() if size > 1)
-            raise UserError(f"a mesh of {named} does not divide {chips} chips: choose sizes whose product divides {chips}, or use other chips")
+            raise UserError(f"a mesh of {named} does not divide {devices} devices: choose sizes whose product divides {devices}, or use other devices")
         data, fsdp = {"dp": (rest, 1), "hybrid": (slices, rest)}.get(self.preset, (1, rest))
         return {DATA: data, FSDP: fsdp, CONTEXT: self.context, TENSOR: self.tensor}
 
@@ -97,7 +97,7 @@ def mesh_sizes(config: MeshConfig, devices: Sequence[jax.Device]) -> dict[str, i
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh of some devices, neighbours on the chips' network beside each other along its inner axes.
+    """The mesh of some devices, neighbours on the devices' network beside each other along its inner axes.
 
     Raises:
         UserError: as ``mesh_sizes``.
@@ -126,7 +126,7 @@ once for every piece. With a threshold that nothing reaches it gathers weights f
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """What ``jax.jit`` is to hand the compiler of a mesh's chips."""
+    """What ``jax.jit`` is to hand the compiler of a mesh's devices."""
     return TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
 
 
@@ -143,21 +143,21 @@ class OnMesh:
             return self.function(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
-        """Lower it for arguments or their shapes; the mesh's chips may not be here."""
+        """Lower it for arguments or their shapes; the mesh's devices may not be here."""
         with jax.set_mesh(self.mesh):
             return self.function.lower(*arguments)
 
 
-def chips_along(mesh: Mesh | AbstractMesh, axes: Iterable[str]) -> int:
-    """Chips along some axes together."""
+def devices_along(mesh: Mesh | AbstractMesh, axes: Iterable[str]) -> int:
+    """Devices along some axes together."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def data_shards(mesh: Mesh) -> int:
     """Parts into which the samples of a batch are divided."""
-    return chips_along(mesh, (DATA, FSDP))
+    return devices_along(mesh, (DATA, FSDP))
 
 
 def sharers(mesh: Mesh) -> int:
-    """Chips that share a sample."""
-    return chips_along(mesh, (CONTEXT, TENSOR))
+    """Devices that share a sample."""
+    return devices_along(mesh, (CONTEXT, TENSOR))

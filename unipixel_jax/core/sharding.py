@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from unipixel_jax.core.axes import HEADS, IMAGES, LAYERS, SEQUENCE, Axes
-from unipixel_jax.core.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR, chips_along
+from unipixel_jax.core.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR, devices_along
 
 R = TypeVar("R")
 M = TypeVar("M")
@@ -50,7 +50,7 @@ class Rules:
         Args:
             axes: logical names of its dimensions.
             shape: its sizes.
-            mesh: the chips.
+            mesh: the devices.
         """
         placed: dict[int, tuple[str, ...]] = {}
         if sum(name != LAYERS for name in axes) >= 2:
@@ -69,12 +69,12 @@ class Rules:
         return PartitionSpec(*(placed.get(i) for i in range(last + 1)))
 
     def _fits(self, name: str, length: int, taken: tuple[str, ...], more: tuple[str, ...], mesh: Mesh | AbstractMesh) -> bool:
-        size = chips_along(mesh, (*taken, *more))
+        size = devices_along(mesh, (*taken, *more))
         return (not taken or name in self.together) and self.units.get(name, length) % size == 0 and length % size == 0
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh that is set, if it has this project's axes and more than one chip, and the caller is not inside a ``shard_map`` over it; else None."""
+    """The mesh that is set, if it has this project's axes and more than one device, and the caller is not inside a ``shard_map`` over it; else None."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == AXES and mesh.size > 1 and not mesh.manual_axes else None
 
@@ -83,13 +83,13 @@ def mesh_axes(name: str | None, length: int) -> tuple[str, ...]:
     """The axes of the mesh that is set which divide ``length`` entries of an activation's logical axis; none where they do not."""
     mesh = current_mesh()
     axes = () if mesh is None or name is None else tuple(axis for axis in ACTIVATIONS[name] if mesh.shape[axis] > 1)
-    return axes if mesh is not None and length % chips_along(mesh, axes) == 0 else ()
+    return axes if mesh is not None and length % devices_along(mesh, axes) == 0 else ()
 
 
 def constrain(x: R, *names: str | None) -> R:
     """Arrays placed by the logical names of their leading dimensions; the rest, and what does not divide, is not divided.
 
-    Under ``over_samples`` the dimension of samples is divided as well. So this also keeps XLA from moving samples between chips.
+    Under ``over_samples`` the dimension of samples is divided as well. So this also keeps XLA from moving samples between devices.
 
     Args:
         x: a tree of arrays that share their leading dimensions.
@@ -105,10 +105,10 @@ def constrain(x: R, *names: str | None) -> R:
     return jax.tree.map(place, x)
 
 
-def filled_up(x: jax.Array, axes: Iterable[str]) -> jax.Array:
+def pad_to_multiple(x: jax.Array, axes: Iterable[str]) -> jax.Array:
     """Zeros added to the leading dimension until it divides along some axes of the mesh that is set."""
     mesh = current_mesh()
-    parts = 1 if mesh is None else chips_along(mesh, axes)
+    parts = 1 if mesh is None else devices_along(mesh, axes)
     return jnp.pad(x, ((0, -x.shape[0] % parts), *((0, 0),) * (x.ndim - 1)))
 
 
@@ -119,17 +119,17 @@ def over_samples(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def over_images(function: Callable[..., R]) -> Callable[..., R]:
-    """``jax.vmap`` over the leading dimension of all arguments, which is divided over the chips that share a sample."""
+    """``jax.vmap`` over the leading dimension of all arguments, which is divided over the devices that share a sample."""
     mesh = current_mesh()
     return jax.vmap(function, spmd_axis_name=None if mesh is None else ACTIVATIONS[IMAGES])
 
 
-WHOLE, DIVIDED = "whole", "divided"
+WHOLE, SHARDED = "whole", "divided"
 """Where a variable's metadata say how it lies while it is used, and while it is kept: the axes of ``PartitionSpec``s without that of layers."""
 
 
-def collected(module: M) -> M:
-    """The same weights with what is divided along ``fsdp`` and ``context`` collected, for use; their gradients go back divided. Weights of stacked layers
+def all_gathered(module: M) -> M:
+    """The same weights, all-gathered along ``fsdp`` and ``context`` for use; their gradients are scattered back to the shards. Weights of stacked layers
     are left as they are, and so is what has no place.
 
     Without, XLA may take it that activations are cheaper to move, and moves them in every product.
@@ -139,7 +139,7 @@ def collected(module: M) -> M:
 
     def collect(variable: Any) -> Any:
         metadata = variable.get_metadata()
-        whole, own = metadata.get(WHOLE), metadata.get(DIVIDED)
+        whole, own = metadata.get(WHOLE), metadata.get(SHARDED)
         value = variable.get_value()
         if whole == own or value.ndim != len(metadata["axes"]) - (LAYERS in metadata["axes"]):
             return variable

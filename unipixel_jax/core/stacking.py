@@ -16,7 +16,7 @@ from flax import nnx
 
 from unipixel_jax.core.axes import LAYERS
 from unipixel_jax.core.params import is_abstract
-from unipixel_jax.core.sharding import collected
+from unipixel_jax.core.sharding import all_gathered
 
 Remat = Literal["none", "dots", "full"]
 PRODUCT = "product with weights"
@@ -83,7 +83,7 @@ def run(
         remat: what the backward pass computes again, see ``checkpointed``.
     """
     own = step
-    step = checkpointed(lambda block, carry, x: own(collected(block), carry, x), remat)
+    step = checkpointed(lambda block, carry, x: own(all_gathered(block), carry, x), remat)
     if not isinstance(blocks, nnx.List):
         return jax.lax.scan(lambda c, bx: step(bx[0], c, bx[1]), carry, (blocks, xs))
     ys = []

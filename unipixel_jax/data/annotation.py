@@ -67,7 +67,7 @@ class VideoFrames:
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture that the language side sees as a picture (``<|image_pad|>``) rather than as a clip of one frame; only multimodal samples do."""
+    """An image that the language side sees as an image (``<|image_pad|>``) rather than as a clip of one frame; only multimodal samples do."""
 
     path: str | Content
 

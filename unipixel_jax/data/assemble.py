@@ -14,7 +14,7 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.data.annotation import Example, Photo
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.batch import Conversation, PreparedMedia, prepare_media
-from unipixel_jax.processing.chat import chatml_labels, expand_pictures
+from unipixel_jax.processing.chat import chatml_labels, expand_image_tokens
 from unipixel_jax.processing.memory import memory_grid
 from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, SEG_TOKEN, Tokenizer
 
@@ -69,7 +69,7 @@ def prepare(
     for token, count in expected:
         if text.count(token) != count:
             raise UserError(f"{annotation.source}, {annotation.name}: the conversation holds {text.count(token)} {token} for {count}, expected one each")
-    ids, labels = chatml_labels(expand_pictures(text, [] if media is None else [media.grid_thw], config.vision), tokenizer)
+    ids, labels = chatml_labels(expand_image_tokens(text, [] if media is None else [media.grid_thw], config.vision), tokenizer)
     chosen = np.arange(objects)
     if 0 < config.sample_objects < objects:
         chosen = rng.permutation(objects)[: config.sample_objects]

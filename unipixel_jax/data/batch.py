@@ -13,7 +13,7 @@ import numpy as np
 
 from unipixel_jax.batch import TrainBatch, TrainClips, row
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import LADDERS, Ladder, Ladders
+from unipixel_jax.core.buckets import BUCKETS, Buckets, BucketTable
 from unipixel_jax.data.assemble import Sample
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.batch import Sizes, empty_inputs, measure, pixel_dtype, write_inputs
@@ -21,7 +21,7 @@ from unipixel_jax.processing.chat import IGNORE_INDEX
 
 Agree = Callable[[dict[str, int]], dict[str, int]]
 """From this host's padded sizes to the largest of all hosts; every host calls it once for each batch."""
-SINGLE = Ladder("rows that share tables", 1, 1.0, 1)
+SINGLE = Buckets("rows that share tables", 1, 1.0, 1)
 
 
 def collate(
@@ -30,7 +30,7 @@ def collate(
     batch_size: int,
     config: UniPixelConfig,
     pad_id: int,
-    ladders: Ladders = LADDERS,
+    buckets: BucketTable = BUCKETS,
     agree: Agree | None = None,
     parts: int | None = None,
 ) -> TrainBatch:
@@ -42,7 +42,7 @@ def collate(
         batch_size: samples of the whole batch, on all hosts.
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
-        ladders: the padded sizes of one row, and of the number of rows; rows that fill up count nothing.
+        buckets: the padded sizes of one row, and of the number of rows; rows that fill up count nothing.
         agree: needed where there are several hosts, whose arrays must have the same shapes.
         parts: of the frames of a row, one for each device that shares it (processing/batch.py).
 
@@ -50,13 +50,13 @@ def collate(
         Arrays with R in front, each row of B = 1.
 
     Raises:
-        UserError: samples with and without clips, a size beyond its ladder, or what ``write_inputs`` refuses.
+        UserError: samples with and without clips, a size beyond its buckets, or what ``write_inputs`` refuses.
     """
     if len({sample.masks is None for sample in samples}) > 1:
         raise UserError(f"a batch mixes samples with and without masks ({', '.join(sorted({s.data_type for s in samples}))}): group them by data type")
     groups = [[samples[i] for i in together] for together in rows]
-    found = [_measure(group, config, ladders, parts) for group in groups]
-    sizes = {name: max(one[name] for one in found) for name in found[0]} | {"batch": ladders.batch.size(len(rows))}
+    found = [_measure(group, config, buckets, parts) for group in groups]
+    sizes = {name: max(one[name] for one in found) for name in found[0]} | {"batch": buckets.batch.size(len(rows))}
     if agree is not None:
         sizes = agree(sizes)
     ordered = [sample for group in groups for sample in group]
@@ -66,10 +66,10 @@ def collate(
     return replace(out, samples=tuple((sample.source, sample.name) for sample in ordered))
 
 
-def _measure(samples: Sequence[Sample], config: UniPixelConfig, ladders: Ladders, parts: int | None) -> Sizes:
+def _measure(samples: Sequence[Sample], config: UniPixelConfig, buckets: BucketTable, parts: int | None) -> Sizes:
     """The padded sizes of a row."""
-    sizes = measure([[sample.conversation for sample in samples]], config, replace(ladders, batch=SINGLE), parts)
-    return sizes | {"frames": ladders.frames.size(max(0 if sample.masks is None else len(sample.masks) for sample in samples))}
+    sizes = measure([[sample.conversation for sample in samples]], config, replace(buckets, batch=SINGLE), parts)
+    return sizes | {"frames": buckets.frames.size(max(0 if sample.masks is None else len(sample.masks) for sample in samples))}
 
 
 def _empty(samples: Sequence[Sample], sizes: Mapping[str, int], config: UniPixelConfig, pad_id: int, parts: int | None) -> TrainBatch:

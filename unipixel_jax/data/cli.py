@@ -63,7 +63,7 @@ def _check(args: argparse.Namespace) -> int:
     console = _console()
     mixture = open_mixture(args.sources, args.root, 1, args.seed, args.split)
     console.print(report(mixture))
-    # The embedded model's sizes: whether a sample can be drawn does not depend on the model, and small pictures are quick.
+    # The embedded model's sizes: whether a sample can be drawn does not depend on the model, and small images are quick.
     config = UniPixelConfig.from_directory(_MODEL)
     draw_sample = DrawSample(Tokenizer.from_directory(_MODEL), config, DrawOptions(image_size=config.sam2.image_size))
     failures: list[tuple[str, str, str]] = []

@@ -103,7 +103,7 @@ def list_files(folder: str | Path, suffix: str) -> list[Path]:
 
 
 def read_labels(source: str | Path | Content) -> NDArray[np.integer]:
-    """A picture whose pixels are numbers of objects or classes; in a picture with a palette, the numbers of the colours.
+    """An image whose pixels are numbers of objects or classes; in an image with a palette, the numbers of the colours.
 
     Returns:
         [H, W], of the file's integer type.
@@ -115,11 +115,11 @@ def read_labels(source: str | Path | Content) -> NDArray[np.integer]:
         with open_image(source, LABELS) as image:
             labels = np.asarray(image)
     except NotAnImage:
-        raise UserError(f"{source} is no picture of masks: expected {', '.join(LABELS)}, which keep every pixel as it is: save it as PNG") from None
+        raise UserError(f"{source} is no image of masks: expected {', '.join(LABELS)}, which keep every pixel as it is: save it as PNG") from None
     if labels.ndim == 3 and isinstance(source, Content) and (labels == labels[..., :1]).all():  # as tensorflow-datasets may have stored it again
         labels = labels[..., 0]
     if labels.ndim != 2:
-        raise UserError(f"{source} has {labels.shape[2]} channels, expected one: a picture of masks holds a number at each pixel, not a colour")
+        raise UserError(f"{source} has {labels.shape[2]} channels, expected one: an image of masks holds a number at each pixel, not a colour")
     if labels.dtype.kind not in "iub":
         raise UserError(f"{source} holds numbers with fractions, expected whole numbers of objects or classes: save it as PNG")
     return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels

@@ -73,13 +73,13 @@ def read_frames(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.r
     if isinstance(media, FrameFiles):
         count = len(media.paths)
         chosen = np.arange(count) if media.take_all else choose_frames(count, options, rng)
-        return _pictures([media.paths[i] for i in chosen], chosen)
+        return _images([media.paths[i] for i in chosen], chosen)
     path = Path(media.path) if isinstance(media.path, str) else media.path
     if isinstance(path, tuple) or (isinstance(path, Path) and path.is_dir()):
         files: Sequence[Path | Content] = path if isinstance(path, tuple) else list_frames(path)
         counting = counting_frames(media, len(files))
         chosen = choose_frames(len(counting), options, rng, media.anchor)
-        return _pictures([files[i] for i in counting[chosen]], chosen)
+        return _images([files[i] for i in counting[chosen]], chosen)
     if isinstance(path, Path) and not path.is_file():
         raise UserError(f"{path} does not exist: expected a video or a folder of frames")
     from unipixel_jax.processing.video import read_video  # PyAV is an extra, which photos do without
@@ -136,8 +136,8 @@ def counting_frames(media: VideoFrames, count: int) -> NDArray[np.int64]:
     return keep
 
 
-def _pictures(paths: Sequence[str | Path | Content], chosen: NDArray[np.int64]) -> tuple[Clip, tuple[int, ...]]:
-    clip = read_media(paths, None, upright=False)  # masks are drawn on the pictures as they are stored
+def _images(paths: Sequence[str | Path | Content], chosen: NDArray[np.int64]) -> tuple[Clip, tuple[int, ...]]:
+    clip = read_media(paths, None, upright=False)  # masks are drawn on the images as they are stored
     first = Path(str(paths[0]))
     name = first.stem if len(paths) == 1 else first.parent.name
     return Clip(clip.frames, chosen, len(paths) == 1, name, clip.over_white), tuple(chosen.tolist())

@@ -22,7 +22,7 @@ from unipixel_jax.errors import UserError
 
 @dataclass(frozen=True)
 class LabelImages:
-    """Pictures in which each pixel holds the number of an object.
+    """Images in which each pixel holds the number of an object.
 
     Attributes:
         paths: one for each frame; None where a frame has no object.
@@ -33,7 +33,7 @@ class LabelImages:
     objects: tuple[tuple[int, ...], ...]
 
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
-        """See ``MaskReader``; a picture must have the frame's size."""
+        """See ``MaskReader``; an image must have the frame's size."""
         out = np.zeros((len(self.objects), len(frames), *size), bool)
         for f, frame in enumerate(frames):
             if (path := _at(self.paths, frame, "label images")) is not None:
@@ -46,7 +46,7 @@ class LabelImages:
 
 @dataclass(frozen=True)
 class ObjectImages:
-    """Pictures of one object each, which is where they are white (255).
+    """Images of one object each, which is where they are white (255).
 
     Attributes:
         paths: for each object one for each frame; None where it is not visible.
@@ -55,7 +55,7 @@ class ObjectImages:
     paths: tuple[tuple[str | None, ...], ...]
 
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
-        """See ``MaskReader``; a picture must have the frame's size."""
+        """See ``MaskReader``; an image must have the frame's size."""
         out = np.zeros((len(self.paths), len(frames), *size), bool)
         for o, f in np.ndindex(out.shape[:2]):
             if (path := _at(self.paths[o], frames[f], "mask images")) is not None:
@@ -69,7 +69,7 @@ class Tracks:
 
     Attributes:
         objects: for each object the tracks that make it up; a track has one ``Region`` for each frame, or None where it is not visible.
-        polygon_size: of the picture in which polygons are drawn; that of the frames by default.
+        polygon_size: of the image in which polygons are drawn; that of the frames by default.
     """
 
     objects: tuple[tuple[Sequence[Region | None], ...], ...]
@@ -190,7 +190,7 @@ class LabelClasses:
         """One turn for each class that is there, in the order of their numbers.
 
         Raises:
-            UserError: the picture is missing or broken, has a class without a name, or none at all.
+            UserError: the image is missing or broken, has a class without a name, or none at all.
         """
         numbers = [n for n in np.unique(read_labels(self.path)).tolist() if n not in self.ignored]
         if not numbers:

@@ -11,7 +11,7 @@ import numpy as np
 
 from unipixel_jax.batch import TrainBatch
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.buckets import BUCKETS, BucketTable
 from unipixel_jax.data.annotation import Annotation, DrawOptions
 from unipixel_jax.data.assemble import Sample, prepare
 from unipixel_jax.data.batch import Agree, collate
@@ -51,7 +51,7 @@ class DrawSample:
         config: the model's sizes and token ids.
         options: how samples are drawn.
         max_tokens: longer conversations are refused (the reference's ``max_num_tokens``); None for no limit.
-        pixel_dtype: of pictures; "bfloat16" where the model computes in it, which rounds them so anyway, halves what is copied and held.
+        pixel_dtype: of images; "bfloat16" where the model computes in it, which rounds them so anyway, halves what is copied and held.
     """
 
     tokenizer: Tokenizer
@@ -81,7 +81,7 @@ def open_loader(
     draw_sample: DrawSample,
     options: LoaderOptions,
     *,
-    ladders: Ladders = LADDERS,
+    buckets: BucketTable = BUCKETS,
     packed: bool = True,
     parts: int | None = None,
     host: int = 0,
@@ -94,9 +94,9 @@ def open_loader(
         mixture: the order of the samples.
         draw_sample: draws one.
         options: what happens in the background.
-        ladders: the padded sizes.
+        buckets: the padded sizes.
         packed: samples without clips share rows where that makes the batch cheaper.
-        parts: of the frames of a row, one for each chip that shares it.
+        parts: of the frames of a row, one for each device that shares it.
         host: this host's number.
         hosts: hosts that share every global batch.
         agree: needed where there are several hosts, whose arrays must have the same shapes.
@@ -106,7 +106,7 @@ def open_loader(
     """
     if hosts > 1 and agree is None:
         raise UserError(f"{hosts} hosts share a batch, so they have to agree on its sizes: pass agree, which gives the largest of all hosts")
-    make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, mixture.batch_size, ladders, packed, agree, parts)
+    make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, mixture.batch_size, buckets, packed, agree, parts)
     return Loader(mixture, draw_sample, make, options, host, hosts, collate_here=agree is not None)
 
 
@@ -117,12 +117,12 @@ class _Collate:
     config: UniPixelConfig
     pad_id: int
     batch_size: int
-    ladders: Ladders
+    buckets: BucketTable
     packed: bool
     agree: Agree | None
     parts: int | None
 
     def __call__(self, samples: Sequence[Sample]) -> TrainBatch:
         share = self.packed and samples[0].masks is None
-        rows = choose_rows([sample.tokens for sample in samples], self.ladders) if share else [[i] for i in range(len(samples))]
-        return collate(samples, rows, self.batch_size, self.config, self.pad_id, self.ladders, self.agree, self.parts)
+        rows = choose_rows([sample.tokens for sample in samples], self.buckets) if share else [[i] for i in range(len(samples))]
+        return collate(samples, rows, self.batch_size, self.config, self.pad_id, self.buckets, self.agree, self.parts)

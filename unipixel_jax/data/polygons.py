@@ -1,4 +1,4 @@
-"""Polygons as masks, pixel for pixel as OpenCV draws them: the inside by scan lines, and the outline on top. Edges are cut at the borders of the picture
+"""Polygons as masks, pixel for pixel as OpenCV draws them: the inside by scan lines, and the outline on top. Edges are cut at the borders of the image
 before they are followed, which moves them by a pixel or so.
 
 P corners, H height, W width. Source: ``process_masks`` in UniPixel's ``unipixel/dataset/utils.py`` calls ``cv2.polylines`` and ``cv2.fillPoly`` on
@@ -37,7 +37,7 @@ def polygon_mask(points: ArrayLike, height: int, width: int) -> NDArray[np.bool_
 
 
 class _Edge(NamedTuple):
-    """From one corner to the next, as x and y, and the ends of what lies in the picture; where nothing does, these lie outside."""
+    """From one corner to the next, as x and y, and the ends of what lies in the image; where nothing does, these lie outside."""
 
     start: list[int]
     end: list[int]
@@ -46,7 +46,7 @@ class _Edge(NamedTuple):
 
 
 def _cut(start: list[int], end: list[int], size: tuple[int, int]) -> _Edge:
-    """Move what is above or below the picture onto its first or last row, then what is left or right of it onto its first or last column."""
+    """Move what is above or below the image onto its first or last row, then what is left or right of it onto its first or last column."""
     first, last = list(start), list(end)
     for axis in (1, 0):
         if any(_beyond(first[a], size[a]) * _beyond(last[a], size[a]) > 0 for a in (0, 1)):

@@ -1,7 +1,7 @@
 """Annotations with all that they refer to, as records: files by their content, masks as COCO's run lengths.
 
 A record draws the same examples as the annotation that it was made of, from the same random numbers, since nothing is drawn, resized or encoded again
-when it is made: pictures and videos are the bytes of their files, and masks are stored at the size of the frames, for every frame that counts.
+when it is made: images and videos are the bytes of their files, and masks are stored at the size of the frames, for every frame that counts.
 """
 
 from __future__ import annotations

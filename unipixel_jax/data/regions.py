@@ -37,7 +37,7 @@ _RESIZING, _DRAWING = 32, 256
 """How many times longer than decoding a pixel of a mask it takes to resize one, and to follow one of an outline."""
 
 _REACH = 4
-"""A corner may lie so many times the picture's longer side away from its origin."""
+"""A corner may lie so many times the image's longer side away from its origin."""
 
 
 def decode_regions(objects: Sequence[Sequence[Any]], size: Size, polygon_size: Size | None, where: str) -> NDArray[np.bool_]:
@@ -46,7 +46,7 @@ def decode_regions(objects: Sequence[Sequence[Any]], size: Size, polygon_size: S
     Args:
         objects: for each object a list of frames, each a list of regions that make it up there; None counts for none. They come from a file as they are.
         size: of the frames; regions of another size are resized.
-        polygon_size: of the picture in which polygons are drawn; that of the frames by default.
+        polygon_size: of the image in which polygons are drawn; that of the frames by default.
         where: they come from, for messages.
 
     Returns:
@@ -73,7 +73,7 @@ def decode_regions(objects: Sequence[Sequence[Any]], size: Size, polygon_size: S
                 raise UserError(f"{where} has a mask of the size {list(mask.shape)}, expected {list(size)} (height, width): its sides are swapped")
             work += mask.size * (1 if mask.shape == size else _RESIZING) + outline * _DRAWING + out[o, f].size
             if work > _MAX_WORK:
-                raise UserError(f"{where} has too many masks for one sample (of more than {_MAX_WORK} pixels): use smaller pictures, or fewer objects")
+                raise UserError(f"{where} has too many masks for one sample (of more than {_MAX_WORK} pixels): use smaller images, or fewer objects")
             out[o, f] |= resize_masks(mask, *size)
     return out
 
@@ -83,7 +83,7 @@ def decode_region(region: Any, size: Any) -> tuple[NDArray[np.bool_], int]:
 
     Args:
         region: run lengths with their size, or polygons, as it was read from a file.
-        size: height and width of the picture in which polygons are drawn.
+        size: height and width of the image in which polygons are drawn.
 
     Returns:
         bool [H, W], and how many pixels its polygons' outlines have.
@@ -109,10 +109,10 @@ def read_corners(points: Any, size: Size) -> NDArray[np.float64]:
 
     Args:
         points: ``[x0, y0, x1, y1, ...]`` or ``[[x0, y0], ...]``, as it was read from a file.
-        size: of the picture.
+        size: of the image.
 
     Returns:
-        x and y in pixels [P, 2], of which each is finite and not far from the picture.
+        x and y in pixels [P, 2], of which each is finite and not far from the image.
 
     Raises:
         UserError: they are no numbers, or lead too far.
@@ -125,7 +125,7 @@ def read_corners(points: Any, size: Size) -> NDArray[np.float64]:
         raise UserError(f"the polygon {str(points)[:60]!r}, expected numbers x0, y0, x1, y1, ...")
     corners = numbers.ravel()[: numbers.size // 2 * 2].astype(np.float64).reshape(-1, 2)
     if not np.all(np.abs(corners) <= _REACH * max(size)):  # also where one of them is no number
-        raise UserError(f"the polygon {str(points)[:60]}, expected corners near its picture of {size[1]}x{size[0]} pixels")
+        raise UserError(f"the polygon {str(points)[:60]}, expected corners near its image of {size[1]}x{size[0]} pixels")
     return corners
 
 

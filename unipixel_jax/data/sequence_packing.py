@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unipixel_jax.core.buckets import Ladders
+from unipixel_jax.core.buckets import BucketTable
 
 WIDEST = 8192
 """Tokens of a row beyond which samples are not put together."""
@@ -15,24 +15,24 @@ and 36 layers, of which each costs two.
 """
 
 
-def choose_rows(lengths: Sequence[int], ladders: Ladders) -> list[list[int]]:
+def choose_rows(lengths: Sequence[int], buckets: BucketTable) -> list[list[int]]:
     """Put samples into rows so that the padded batch costs least.
 
     Longer rows are filled better, but attention reaches over all of a row.
 
     Args:
         lengths: tokens of each sample.
-        ladders: the padded sizes.
+        buckets: the padded sizes.
 
     Returns:
         For each row the numbers of its samples, as ``pack`` gives them.
     """
     longest = max(lengths)
-    capacities = [size for size in ladders.tokens.sizes if longest <= size <= max(WIDEST, ladders.tokens.size(longest))]
+    capacities = [size for size in buckets.tokens.sizes if longest <= size <= max(WIDEST, buckets.tokens.size(longest))]
 
     def cost(rows: list[list[int]]) -> float:
-        width = ladders.tokens.size(max(sum(lengths[i] for i in row) for row in rows))
-        return ladders.batch.size(len(rows)) * width * (1 + width / ATTENTION_EQUALS_REST)
+        width = buckets.tokens.size(max(sum(lengths[i] for i in row) for row in rows))
+        return buckets.batch.size(len(rows)) * width * (1 + width / ATTENTION_EQUALS_REST)
 
     return min((pack(lengths, capacity) for capacity in capacities), key=cost)
 

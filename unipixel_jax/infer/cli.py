@@ -46,7 +46,7 @@ def configure_ask(parser: argparse.ArgumentParser) -> None:
 
 def configure_demo(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of ``demo``."""
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the images go (default: outputs)")
     add_attention(parser)
     parser.set_defaults(run=_demo)
 
@@ -54,8 +54,8 @@ def configure_demo(parser: argparse.ArgumentParser) -> None:
 def _add_inference(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
-    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="chips of this machine that share the work (default: 1)")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the pictures go (default: outputs)")
+    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="devices of this machine that share the work (default: 1)")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the images go (default: outputs)")
     parser.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay (default: gif); a photo's is a PNG")
     parser.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip to take at most (default: 16)")
     parser.add_argument("--as-stored", action="store_true", help="take a photo as it is stored, not upright as its EXIF tag asks, as the reference does")
@@ -94,7 +94,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _mesh(tensor: int) -> MeshConfig | None:
-    """Of as many chips; None for one."""
+    """Of as many devices; None for one."""
     from unipixel_jax.core.mesh import MeshConfig
 
     return None if tensor == 1 else MeshConfig("fsdp_tp", tensor)
@@ -141,14 +141,14 @@ def _shortened(name: str, most: int) -> str:
 
 
 def _report(args: argparse.Namespace, prediction: Prediction, clip: Clip, overlay: Path) -> int:
-    from unipixel_jax.infer.visualize import answer_text, chip, save_overlay
+    from unipixel_jax.infer.visualize import color_label, format_answer, save_overlay
 
     colour = sys.stdout.isatty()
-    print(answer_text(prediction, colour))
+    print(format_answer(prediction, colour))
     for number, item in enumerate(prediction.objects, start=1):
         seen = [frame for frame, area in enumerate(item.areas) if area]
         where = f"in {len(seen)} of {len(item.areas)} frames" if len(item.areas) > 1 else f"{max(item.areas)} pixels, box {item.boxes[0]}"
-        print(f"{chip(number, colour)} {where}")
+        print(f"{color_label(number, colour)} {where}")
     if args.json is not None:
         prediction.save_json(args.json)
     if args.masks is not None:

@@ -68,7 +68,7 @@ def generate(
         inputs: the prompts, padded on the left.
         key: for sampling.
         max_new_tokens: int32 scalar, where answers are cut off; at most N.
-        new_token_slots: N, for which memory is set aside; from the Ladder, since every other N is another program.
+        new_token_slots: N, for which memory is set aside; from the Buckets, since every other N is another program.
         end_tokens: tokens that end an answer.
         dtype: compute dtype.
         sampling: how tokens are drawn.

@@ -35,7 +35,7 @@ class LoadedModel:
     config: their sizes.
     tokenizer: read from the same directory.
     end_tokens: tokens that end an answer, at least one (see ``end_tokens``).
-    mesh: the chips that share the work; None for one.
+    mesh: the devices that share the work; None for one.
     """
 
     model: UniPixelModel
@@ -69,7 +69,7 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     Args:
         directory: with params/, config.json, manifest.json and the tokenizer.
         dtype: cast all weights to this; None keeps each one's own.
-        mesh: chips over which the weights are divided, each part read into its place; None puts all on the default device.
+        mesh: devices over which the weights are divided, each part read into its place; None puts all on the default device.
 
     Raises:
         UserError: heads that do not divide along the mesh, or not such a directory; for a torch checkpoint the message holds the command that converts it.

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import LADDERS
+from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.buckets import image_buckets
 from unipixel_jax.infer.generate import Generation, Sampling, generate
-from unipixel_jax.infer.inputs import picture_sizes
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks
@@ -61,14 +61,14 @@ class UniPixel:
             directory: its path; the small model that ships with the package where none is given.
             dtype: "float32" or "bfloat16" to cast the weights and compute in; None keeps the checkpoint's own.
             sampling: how tokens are drawn.
-            mesh: how all chips of this machine share the work; None uses one.
+            mesh: how all devices of this machine share the work; None uses one.
 
         Raises:
-            UserError: not such a directory; the message says how to make one. Or a mesh that the chips do not form, or that does not divide the heads.
+            UserError: not such a directory; the message says how to make one. Or a mesh that the devices do not form, or that does not divide the heads.
         """
         with _stage("loading"):
-            chips = None if mesh is None else make_mesh(mesh, jax.local_devices())
-            return cls(load(directory, None if dtype is None else jnp.dtype(dtype), chips).for_inference(), sampling)
+            devices = None if mesh is None else make_mesh(mesh, jax.local_devices())
+            return cls(load(directory, None if dtype is None else jnp.dtype(dtype), devices).for_inference(), sampling)
 
     @property
     def config(self) -> UniPixelConfig:
@@ -87,7 +87,7 @@ class UniPixel:
         """Answer a prompt about a photo or a clip, and segment what the answer's ``<|seg|>`` tokens stand for.
 
         Args:
-            media: a path (photo, video or folder of frames), a picture, an array [H, W, 3] or [F, H, W, 3] of uint8, or a sequence of pictures.
+            media: a path (photo, video or folder of frames), an image, an array [H, W, 3] or [F, H, W, 3] of uint8, or a sequence of images.
             prompt: any words; ``<|seg|>`` in them are segmented as well.
             references: points and boxes for ``<region>`` in the prompt, in its order.
             sample_frames: how many frames of a clip to take at most.
@@ -192,7 +192,7 @@ class UniPixel:
             raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         loaded = self.loaded
         assert conversation.media is not None
-        sizes = picture_sizes(conversation.media.grid_thw, self.config.vision)
+        sizes = image_buckets(conversation.media.grid_thw, self.config.vision)
         inputs = batch.collate([conversation], self.config, loaded.tokenizer.pad_id, sizes)
         with _stage("answering"), loaded.on_mesh():
             generation = generate(
@@ -200,7 +200,7 @@ class UniPixel:
                 jax.device_put(inputs),
                 jax.random.key(self.seed),
                 jax.device_put(np.int32(max_new_tokens)),
-                new_token_slots=LADDERS.new_tokens.size(max_new_tokens),
+                new_token_slots=BUCKETS.new_tokens.size(max_new_tokens),
                 end_tokens=loaded.end_tokens,
                 dtype=loaded.dtype,
                 sampling=self.sampling,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.buckets import BUCKETS, BucketTable
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.unipixel import UniPixelModel
@@ -34,7 +34,7 @@ class ClipMasks:
     iou: np.ndarray
 
 
-def clip_logits(model: UniPixelModel, frames: np.ndarray, hidden: np.ndarray, dtype: jnp.dtype, ladders: Ladders = LADDERS) -> ClipMasks:
+def clip_logits(model: UniPixelModel, frames: np.ndarray, hidden: np.ndarray, dtype: jnp.dtype, buckets: BucketTable = BUCKETS) -> ClipMasks:
     """Segment and track.
 
     Args:
@@ -42,14 +42,14 @@ def clip_logits(model: UniPixelModel, frames: np.ndarray, hidden: np.ndarray, dt
         frames: [F, S, S, 3] float32, normalised.
         hidden: [O, D] states that predicted `<|seg|>`; O may be 0.
         dtype: compute dtype.
-        ladders: the sizes to pad to.
+        buckets: the sizes to pad to.
     """
     (count, side), objects = frames.shape[:2], len(hidden)
     if not objects:
         empty = np.zeros((count, 0), np.float32)
         return ClipMasks(np.zeros((count, 0, side // 4, side // 4), np.float32), empty, empty)
-    hidden = np.pad(hidden, ((0, ladders.objects.size(objects) - objects), (0, 0)))
-    features = encode_frames(model, frames, dtype, ladders.frames.size(count))
+    hidden = np.pad(hidden, ((0, buckets.objects.size(objects) - objects), (0, 0)))
+    features = encode_frames(model, frames, dtype, buckets.frames.size(count))
     alone = count == 1 or model.config.sam2_batch_mode
     out = track_clip(model, features, jax.device_put(hidden.astype(dtype)), jax.device_put(np.int32(count)), alone=alone)
     return ClipMasks(*(np.asarray(a)[:count, :objects] for a in out))
@@ -61,8 +61,8 @@ def encode_frames(model: UniPixelModel, frames: np.ndarray, dtype: jnp.dtype, pa
     chunks = []
     for start in range(0, len(frames), size):
         chunk = frames[start : start + size]
-        filled_up = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))
-        chunks.append(_encode(model, jax.device_put(filled_up), dtype=dtype))
+        padded_chunk = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))
+        chunks.append(_encode(model, jax.device_put(padded_chunk), dtype=dtype))
     chunks += chunks[-1:] * (-(-padded // size) - len(chunks))
     return _join(tuple(chunks), length=padded)
 

@@ -1,7 +1,7 @@
 """Numbered, coloured objects drawn over photos and clips, and named in the answer's text.
 
 O objects, F frames, H height, W width. The colours are Okabe and Ito's, which people with any form of colour blindness tell apart; beyond seven
-objects they repeat, and the numbers go on. Outlines are light inside dark, so that one of them stands out on any picture.
+objects they repeat, and the numbers go on. Outlines are light inside dark, so that one of them stands out on any image.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[N
     line = max(1, round(max(frame.shape[:2]) / 800))
     for number, mask in enumerate(masks, start=1):
         _draw_mask(out, mask, colour_of(number), line)
-    picture = Image.fromarray(out)
+    image = Image.fromarray(out)
     taken: list[tuple[int, int]] = []
     for number, mask in enumerate(masks, start=1):
         if mask.any():
             radius = 9 + 3 * line
             taken.append(_badge_place(mask, taken, radius))
-            _draw_badge(ImageDraw.Draw(picture), taken[-1], radius, number, line)
-    return np.asarray(picture)
+            _draw_badge(ImageDraw.Draw(image), taken[-1], radius, number, line)
+    return np.asarray(image)
 
 
 def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: int = 10) -> None:
@@ -84,7 +84,7 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
             _write_mp4(aside, (draw_objects(frame, [m[i] for m in masks]) for i, frame in enumerate(frames)), frames_per_second)
 
 
-def answer_text(prediction: Prediction, colour: bool = True) -> str:
+def format_answer(prediction: Prediction, colour: bool = True) -> str:
     """The answer with each ``<|seg|>`` shown as its object's number, for a terminal.
 
     Args:
@@ -94,12 +94,12 @@ def answer_text(prediction: Prediction, colour: bool = True) -> str:
     pieces, done = [], 0
     for number, item in enumerate(prediction.objects, start=1):
         if item.span is not None:
-            pieces += [prediction.text[done : item.span[0]], chip(number, colour)]
+            pieces += [prediction.text[done : item.span[0]], color_label(number, colour)]
             done = item.span[1]
     return "".join([*pieces, prediction.text[done:]])
 
 
-def chip(number: int, colour: bool = True) -> str:
+def color_label(number: int, colour: bool = True) -> str:
     """An object's number on its colour, by ANSI codes, or in square brackets."""
     if not colour:
         return f"[{number}]"
@@ -158,7 +158,7 @@ def _badge_place(mask: NDArray[np.bool_], taken: Sequence[tuple[int, int]], radi
     depth = np.zeros(coarse.shape, np.int32)
     while layer.any():
         depth += layer
-        # Beyond the picture counts as outside, so that badges keep away from its border.
+        # Beyond the image counts as outside, so that badges keep away from its border.
         layer = ~_grow(~np.pad(layer, 1), 1)[1:-1, 1:-1]
     best = depth * free if free.any() else depth
     row, column = np.unravel_index(int(best.argmax()), best.shape)
@@ -166,7 +166,7 @@ def _badge_place(mask: NDArray[np.bool_], taken: Sequence[tuple[int, int]], radi
 
 
 def _beside(place: tuple[int, int], taken: Sequence[tuple[int, int]], radius: int, width: int) -> tuple[int, int]:
-    """Step aside from badges that are already there, as long as the picture goes on."""
+    """Step aside from badges that are already there, as long as the image goes on."""
     x, y = place
     while any((x - a) ** 2 + (y - b) ** 2 <= (2 * radius) ** 2 for a, b in taken) and x + 2 * radius + 1 < width:
         x += 2 * radius + 1
@@ -196,8 +196,8 @@ def _shrunk(frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArr
 
 
 def _write_gif(path: Path, frames: Iterable[NDArray[np.uint8]], milliseconds: int) -> None:
-    pictures = (Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT) for frame in frames)
-    next(pictures).save(path, save_all=True, append_images=pictures, duration=milliseconds, loop=0)
+    images = (Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT) for frame in frames)
+    next(images).save(path, save_all=True, append_images=images, duration=milliseconds, loop=0)
 
 
 def _write_mp4(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_second: int) -> None:

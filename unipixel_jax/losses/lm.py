@@ -1,6 +1,6 @@
 """Next-token cross-entropy in chunks, so that scores of all tokens over the whole vocabulary never exist at once.
 
-On a mesh the vocabulary is divided over the chips that divide the weights, and their tokens go to it (ops/vocabulary.py).
+On a mesh the vocabulary is divided over the devices that divide the weights, and their tokens go to it (ops/vocabulary.py).
 
 R rows of a batch, T tokens, D width, V vocabulary.
 """
@@ -21,7 +21,7 @@ from unipixel_jax.ops.vocabulary import TABLE, Vocabulary
 IGNORE = -100
 """The label of a token that is not trained on."""
 CHUNK = 512
-"""Tokens of a chip whose scores exist at the same time, at most."""
+"""Tokens of a device whose scores exist at the same time, at most."""
 
 
 ROWS = PartitionSpec(BATCH, CONTEXT)
@@ -46,7 +46,7 @@ def next_token_loss(
     vocabulary = Vocabulary.of(head)
     targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
     shares = jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
-    loss, said = _loss(vocabulary, watched, chunk, normed, vocabulary.filled_up(head), targets, shares)
+    loss, said = _loss(vocabulary, watched, chunk, normed, vocabulary.pad_to_multiple(head), targets, shares)
     return loss, (said, jnp.sum(targets == watched).astype(jnp.float32))
 
 
@@ -66,9 +66,9 @@ def _forward(
 
         def part(total: tuple[jax.Array, jax.Array], one: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             x, target, share = one
-            logits = _scores(vocabulary, vocabulary.collected(x), head)
+            logits = _scores(vocabulary, vocabulary.all_gathered(x), head)
             top = vocabulary.largest(jnp.max(logits, axis=-1))
-            here, row = vocabulary.place(vocabulary.collected(target), head.shape[0])
+            here, row = vocabulary.place(vocabulary.all_gathered(target), head.shape[0])
             picked = jnp.where(here, jnp.take_along_axis(logits, row[:, None], axis=-1)[:, 0], 0.0)
             sums = vocabulary.summed(jnp.stack([jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), picked], axis=-1))
             top = vocabulary.own(top, len(target))
@@ -98,7 +98,7 @@ def _backward(vocabulary: Vocabulary, watched: int, chunk: int, saved: Any, give
         def part(d_head: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             x, target, share, lse = one
             share = jnp.where(target != IGNORE, share * d_loss, 0.0)
-            x, target, share, lse = (vocabulary.collected(a) for a in (x, target, share, lse))
+            x, target, share, lse = (vocabulary.all_gathered(a) for a in (x, target, share, lse))
             here, row = vocabulary.place(target, head.shape[0])
             hit = here[:, None] & (row[:, None] == jnp.arange(head.shape[0])[None])
             d_logits = ((jnp.exp(_scores(vocabulary, x, weight) - lse[:, None]) - hit.astype(jnp.float32)) * share[:, None]).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Which of UniPixel's weights are divided over which chips.
+"""Which of UniPixel's weights are divided over which devices.
 
 Along ``fsdp`` and ``context`` together every matrix is divided, to be collected where it is used, but for the tables of the vocabulary, which are never
 collected (ops/vocabulary.py). Along ``tensor`` only the language model is, by heads, feed-forward columns and vocabulary (Megatron-LM,
@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, PATCH, VOCAB
 from unipixel_jax.core.mesh import TENSOR, WEIGHTS
-from unipixel_jax.core.sharding import DIVIDED, WHOLE, Rules
+from unipixel_jax.core.sharding import SHARDED, WHOLE, Rules
 from unipixel_jax.core.stacking import is_variable
 from unipixel_jax.errors import UserError
 
@@ -44,7 +44,7 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
     Args:
         model: shapes for weights, from ``abstract_model``, with adapters or without.
         config: its sizes.
-        mesh: the chips.
+        mesh: the devices.
         dtype: of the weights; None keeps theirs.
 
     Raises:
@@ -62,7 +62,7 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
         whole = [None if entry in WEIGHTS or entry == WEIGHTS else entry for entry in own]
         placed = variable.replace(jax.ShapeDtypeStruct(value.shape, dtype or value.dtype, sharding=NamedSharding(mesh, spec)))
         if rules is not TABLES:
-            placed.set_metadata(**{WHOLE: tuple(whole), DIVIDED: tuple(own)})
+            placed.set_metadata(**{WHOLE: tuple(whole), SHARDED: tuple(own)})
         return placed
 
     return jax.tree_util.tree_map_with_path(place, model, is_leaf=is_variable)

@@ -70,7 +70,7 @@ class UniPixelModel(nnx.Module):
         return constrain(_fill(x, self.memory_features(merger_input, inputs.memory_rows), inputs.memory_slots), None, SEQUENCE)
 
     def look(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
-        """The vision tower over patches [P, patch_dim], or over parts of them [C, P, patch_dim] that chips share: tokens [M, D] and merger inputs [M, 4 d]
+        """The vision tower over patches [P, patch_dim], or over parts of them [C, P, patch_dim] that devices share: tokens [M, D] and merger inputs [M, 4 d]
         of all parts.
         """
         if patches.ndim == 2:

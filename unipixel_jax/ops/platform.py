@@ -6,7 +6,7 @@ import jax
 
 
 def platform(device: jax.Device | None = None) -> str:
-    """One of "cpu", "gpu" and "tpu": of that device, or else of the mesh that is set (whose chips may not be here), or else the default."""
+    """One of "cpu", "gpu" and "tpu": of that device, or else of the mesh that is set (whose devices may not be here), or else the default."""
     where = device or jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if where is None else where.platform
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)

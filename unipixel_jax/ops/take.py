@@ -47,8 +47,8 @@ take_rows.defvjp(_forward, _backward)
 ROWS = PartitionSpec(BATCH, None, CONTEXT)
 
 
-def take_divided_rows(table: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """``table[ids]`` for a batch of samples, where the mesh that is set divides the table's rows: each chip gives what it has of all tokens (vocabulary.py).
+def sharded_embedding_lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """``table[ids]`` for a batch of samples, where the mesh that is set divides the table's rows: each device gives what it has of all tokens (vocabulary.py).
 
     Args:
         table: [V, D].
@@ -59,13 +59,13 @@ def take_divided_rows(table: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax
         [R, b, T, D].
     """
     vocabulary = Vocabulary.of(table)
-    return take_rows(table, ids).astype(dtype) if vocabulary.mesh is None else _divided(vocabulary, dtype, vocabulary.filled_up(table), ids)
+    return take_rows(table, ids).astype(dtype) if vocabulary.mesh is None else _divided(vocabulary, dtype, vocabulary.pad_to_multiple(table), ids)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _divided(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
     def local(table: jax.Array, ids: jax.Array) -> jax.Array:
-        here, row = vocabulary.place(vocabulary.collected(ids), table.shape[0])
+        here, row = vocabulary.place(vocabulary.all_gathered(ids), table.shape[0])
         return vocabulary.summed(jnp.where(here[..., None], take_rows(table, row).astype(dtype), jnp.zeros((), dtype)))
 
     return vocabulary.run(local, (TABLE, ROWS), ROWS)(table, ids)
@@ -77,8 +77,8 @@ def _divided_forward(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array,
 
 def _divided_backward(vocabulary: Vocabulary, dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[jax.Array, None]:
     def local(table: jax.Array, ids: jax.Array, d_rows: jax.Array) -> jax.Array:
-        here, row = vocabulary.place(vocabulary.collected(ids), table.shape[0])
-        d_rows = jnp.where(here[..., None], vocabulary.collected(d_rows), jnp.zeros((), dtype)).astype(table.dtype)
+        here, row = vocabulary.place(vocabulary.all_gathered(ids), table.shape[0])
+        d_rows = jnp.where(here[..., None], vocabulary.all_gathered(d_rows), jnp.zeros((), dtype)).astype(table.dtype)
         return vocabulary.sum(jnp.zeros_like(table).at[row].add(d_rows), DATA)
 
     return vocabulary.run(local, (TABLE, ROWS, ROWS), TABLE)(*saved, d_rows), None

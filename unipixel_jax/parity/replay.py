@@ -203,7 +203,7 @@ def end_to_end(case: Case, context: Context) -> list[Check]:
 
 
 def resized(case: Case, context: Context) -> list[Check]:
-    """Sizes to which pictures are resized for the language side."""
+    """Sizes to which images are resized for the language side."""
     ours = [smart_resize(*(int(n) for n in row)) for row in case.input("hw_min_max")]
     return [compare.exact("hw", np.asarray(ours), case.outputs["hw"])]
 

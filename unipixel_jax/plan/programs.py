@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unipixel_jax.batch import ModelInputs, TrainBatch, row
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import HEADS, IMAGES, Axes
-from unipixel_jax.core.buckets import LADDERS, Ladder
+from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.mesh import OnMesh, data_shards
 from unipixel_jax.core.sharding import BATCH, mesh_axes, over_samples
 from unipixel_jax.data.assemble import Sample
@@ -80,9 +80,9 @@ def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> TrainB
     ids, side = np.asarray([*clip_ids, *[WORD] * words, *[config.seg_token_id] * workload.objects], np.int32), config.sam2.image_size
     masks = np.zeros((workload.frames, workload.objects, side, side), bool)
     sample = Sample(Conversation(ids, media), ids, masks, "plan", "plan", "plan")
-    tokens = Ladder("tokens", workload.tokens, 1.0, workload.tokens)
-    ladders, parts = row_sizes(replace(LADDERS, batch=SINGLE, tokens=tokens), mesh)
-    return row(collate([sample], [[0]], 1, config, WORD, ladders, parts=parts), 0)
+    tokens = Buckets("tokens", workload.tokens, 1.0, workload.tokens)
+    buckets, parts = row_sizes(replace(BUCKETS, batch=SINGLE, tokens=tokens), mesh)
+    return row(collate([sample], [[0]], 1, config, WORD, buckets, parts=parts), 0)
 
 
 def train_programs(layout: Layout, batch: TrainBatch) -> Mapping[str, Callable[[], Any]]:

@@ -1,4 +1,4 @@
-"""What was found out about a plan: a table, JSON, a row of Markdown, a picture."""
+"""What was found out about a plan: a table, JSON, a row of Markdown, an image."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PlanReport:
 
     @property
     def short_title(self) -> str:
-        """Without what the most rows of a picture have in common."""
+        """Without what the most rows of an image have in common."""
         return f"{self.config}, {self.topology}, {self.mesh_text}{', full effort' if self.full_effort else ''}"
 
     @property
@@ -197,7 +197,7 @@ def _number(value: float) -> str:
 
 
 def plot(reports: Sequence[PlanReport], path: Path) -> None:
-    """Two pictures side by side, a group for each program of each plan: its memory per chip, part on part, with the chip's capacity, and its roofline's times.
+    """Two images side by side, a group for each program of each plan: its memory per chip, part on part, with the chip's capacity, and its roofline's times.
 
     Args:
         reports: at least one program in all.

@@ -15,9 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from unipixel_jax.batch import ModelInputs, References, VisionTables, row
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.buckets import BUCKETS, BucketTable
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.chat import expand_pictures, seconds_per_grid
+from unipixel_jax.processing.chat import expand_image_tokens, seconds_per_grid
 from unipixel_jax.processing.media import Clip
 from unipixel_jax.processing.memory import memory_tokens
 from unipixel_jax.processing.patchify import patchify
@@ -29,7 +29,7 @@ from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, Message, Tok
 from unipixel_jax.processing.vision_index import build_vision_index, vision_counts, window_order
 
 Sizes = dict[str, int]
-"""The padded size of every dimension that depends on the input, under the names of ``Ladders``' fields."""
+"""The padded size of every dimension that depends on the input, under the names of ``BucketTable``' fields."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def prepare_conversation(
     for token, count, what in ((REF_TOKEN, len(references), "points and boxes"), (MEM_TOKEN, memories, "memories of objects")):
         if text.count(token) != count:
             raise UserError(f"the prompt holds {text.count(token)} {token} for {count} {what}: expected one each")
-    ids = tokenizer.encode(expand_pictures(text, [media.grid_thw], config.vision))
+    ids = tokenizer.encode(expand_image_tokens(text, [media.grid_thw], config.vision))
     square = [to_square(reference, media.frame_count, *media.frame_size, config.sam2.image_size) for reference in references]
     return Conversation(ids, media, square, memory)
 
@@ -141,7 +141,7 @@ def collate(
     conversations: Sequence[Conversation],
     config: UniPixelConfig,
     pad_id: int,
-    ladders: Ladders = LADDERS,
+    buckets: BucketTable = BUCKETS,
 ) -> ModelInputs:
     """Pad several conversations, of any lengths, each with its own media or none, to one batch with a row for each.
 
@@ -149,28 +149,28 @@ def collate(
         conversations: see ``prepare_conversation``.
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
-        ladders: the padded sizes.
+        buckets: the padded sizes.
 
     Raises:
-        UserError: a size beyond its ladder, or image tokens, references or memories that do not fit what the conversations bring.
+        UserError: a size beyond its buckets, or image tokens, references or memories that do not fit what the conversations bring.
     """
     rows = [[conversation] for conversation in conversations]
-    out = empty_inputs(measure(rows, config, ladders), config, pad_id, pixel_dtype(conversations))
+    out = empty_inputs(measure(rows, config, buckets), config, pad_id, pixel_dtype(conversations))
     write_inputs(out, rows, config)
     return out
 
 
-def measure(rows: Sequence[Sequence[Conversation]], config: UniPixelConfig, ladders: Ladders = LADDERS, parts: int | None = None) -> Sizes:
+def measure(rows: Sequence[Sequence[Conversation]], config: UniPixelConfig, buckets: BucketTable = BUCKETS, parts: int | None = None) -> Sizes:
     """The padded sizes of rows of conversations, found without making any array of theirs.
 
     Args:
         rows: the conversations that follow one another in each row.
         config: the model's sizes and token ids.
-        ladders: the padded sizes to choose from.
+        buckets: the padded sizes to choose from.
         parts: see ``write_inputs``.
 
     Raises:
-        UserError: a size beyond its ladder, or a grid that does not divide into merged tokens.
+        UserError: a size beyond its buckets, or a grid that does not divide into merged tokens.
     """
     conversations = [conversation for together in rows for conversation in together]
     shares = [vision_counts(share, config.vision) for share in _shares(_grids(conversations), parts)]
@@ -184,7 +184,7 @@ def measure(rows: Sequence[Sequence[Conversation]], config: UniPixelConfig, ladd
         "memory_tokens": max(memories, default=0),
         "objects": max(sum(len(_segmented(conversation, config)) for conversation in together) for together in rows),
     }
-    return {name: getattr(ladders, name).size(count) for name, count in counts.items()}
+    return {name: getattr(buckets, name).size(count) for name, count in counts.items()}
 
 
 def empty_inputs(
@@ -210,7 +210,7 @@ def empty_inputs(
     def repeated(array: NDArray[np.generic], first: tuple[int, ...]) -> NDArray[np.generic]:
         return np.array(np.broadcast_to(array, (*first, *array.shape)))
 
-    fixed = LADDERS.fixed(sizes)
+    fixed = BUCKETS.fixed(sizes)
     tables = build_vision_index([], config.vision, fixed)
     references = reference_table([], fixed.references)
     segments, position_ids = full((rows, width), 0), full((3, rows, width), 1)
@@ -251,7 +251,7 @@ def write_inputs(out: ModelInputs, rows: Sequence[Sequence[Conversation]], confi
     tokens, none = _write_vision(out, conversations, config)
 
     references = [(own, 2 * c.media.grid_thw[0]) for c in conversations if c.media is not None for own in c.references]
-    for name, array in vars(reference_table(references, LADDERS.fixed({"references": len(out.references.frames)}).references)).items():
+    for name, array in vars(reference_table(references, BUCKETS.fixed({"references": len(out.references.frames)}).references)).items():
         getattr(out.references, name)[...] = array
 
     memories = _memories(conversations, config)
@@ -317,7 +317,7 @@ def _write_vision(out: ModelInputs, conversations: Sequence[Conversation], confi
     for part, ((patches, tables), share, (start, end)) in enumerate(zip(views, shares, pairwise(ends), strict=True)):
         sizes = {"patches": len(patches), "windows": len(tables.window_table)}
         sizes |= {"grid_frames": tables.frame_table.shape[0], "frame_patches": tables.frame_table.shape[1]}
-        for name, array in vars(build_vision_index(share, config.vision, LADDERS.fixed(sizes))).items():
+        for name, array in vars(build_vision_index(share, config.vision, BUCKETS.fixed(sizes))).items():
             getattr(tables, name)[...] = array
         _write_patches(patches, [c.media.patches for c in conversations if c.media is not None], start, end)
         tokens.append(np.arange((end - start) // unit, dtype=np.int32) + part * (len(patches) // unit))

@@ -1,4 +1,4 @@
-"""Conversations as token ids: pictures expanded to one token per merged token, and labels for training.
+"""Conversations as token ids: images expanded to one token per merged token, and labels for training.
 
 Source: ``Qwen2_5_VLProcessor`` of transformers 4.53 and ``preprocess_chatml`` in UniPixel's ``unipixel/dataset/utils.py``.
 """
@@ -22,7 +22,7 @@ IGNORE_INDEX = -100
 FRAMES_PER_SECOND = 2.0
 """The rate at which the reference takes decoded frames to follow one another, whatever the clip's own rate."""
 
-_PICTURE = re.compile(f"({re.escape(VIDEO_TOKEN)}|{re.escape(IMAGE_TOKEN)})")
+_IMAGE = re.compile(f"({re.escape(VIDEO_TOKEN)}|{re.escape(IMAGE_TOKEN)})")
 _ASSISTANT_TURN = re.compile(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
 
 
@@ -31,8 +31,8 @@ def seconds_per_grid(config: VisionConfig, frames_per_second: float = FRAMES_PER
     return config.temporal_patch_size / frames_per_second
 
 
-def expand_pictures(text: str, grid_thw: ArrayLike, config: VisionConfig) -> str:
-    """Repeat each ``<|video_pad|>`` or ``<|image_pad|>`` of a prompt as often as its clip or picture has merged tokens.
+def expand_image_tokens(text: str, grid_thw: ArrayLike, config: VisionConfig) -> str:
+    """Repeat each ``<|video_pad|>`` or ``<|image_pad|>`` of a prompt as often as its clip or image has merged tokens.
 
     Args:
         text: a rendered prompt with one such token per clip.
@@ -42,7 +42,7 @@ def expand_pictures(text: str, grid_thw: ArrayLike, config: VisionConfig) -> str
     Raises:
         UserError: the numbers of clips and of those tokens differ.
     """
-    first, *rest = _PICTURE.split(text)
+    first, *rest = _IMAGE.split(text)
     grids = np.asarray(grid_thw).reshape(-1, 3)
     tokens, pieces = rest[::2], rest[1::2]
     if len(tokens) != len(grids):
@@ -55,7 +55,7 @@ def chatml_labels(text: str, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], N
     """Token ids of a finished conversation, and what the language loss is to predict.
 
     Args:
-        text: the rendered conversation, pictures expanded.
+        text: the rendered conversation, images expanded.
         tokenizer: the checkpoint's tokenizer.
 
     Returns:

@@ -35,7 +35,7 @@ _GIF_EXTENSION, _GIF_IMAGE = 0x21, 0x2C
 """What a block of a GIF begins with (GIF89a specification, sections 20 and 23)."""
 
 Media: TypeAlias = "str | Path | Content | Image.Image | NDArray[np.uint8] | Sequence[str | Path | Content | Image.Image | NDArray[np.uint8]] | Clip"
-"""What can be read: a path (photo, video, folder of frames) or a file's content, a picture, an array [H, W, 3] or [F, H, W, 3], or a sequence of pictures."""
+"""What can be read: a path (photo, video, folder of frames) or a file's content, an image, an array [H, W, 3] or [F, H, W, 3], or a sequence of images."""
 
 
 
@@ -72,12 +72,12 @@ def sample_indices(count: int, sample_frames: int | None) -> NDArray[np.int64]:
 
 
 def read_media(media: Media, sample_frames: int | None = 16, *, upright: bool = True) -> Clip:
-    """Read a photo, a video, a folder of frames, or take pictures that are in memory.
+    """Read a photo, a video, a folder of frames, or take images that are in memory.
 
     Only the sampled frames are held. A file is recognised by its content.
 
     Args:
-        media: a path, picture, array or sequence of pictures; a ``Clip`` comes back as it is.
+        media: a path, image, array or sequence of images; a ``Clip`` comes back as it is.
         sample_frames: frames at most; ``None`` takes all.
         upright: turn photos and frames as their EXIF tags ask for; the reference takes them as they are stored.
 
@@ -138,7 +138,7 @@ def _read_file(path: Path | Content, sample_frames: int | None, upright: bool) -
     return Clip(frames, indices, False, path.stem)
 
 
-def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, upright: bool, is_image: bool = False, origin: str = "the picture") -> Clip:
+def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, upright: bool, is_image: bool = False, origin: str = "the image") -> Clip:
     if not sources:
         raise UserError(f"{name} has no frames, expected at least one")
     indices = sample_indices(len(sources), sample_frames)
@@ -158,7 +158,7 @@ def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, upright:
 
 
 def _pixels(source: Any, upright: bool, origin: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Plain colours [H, W, 3] of one picture, and those over white where it has an alpha channel."""
+    """Plain colours [H, W, 3] of one image, and those over white where it has an alpha channel."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise UserError(f"a frame is {source.dtype} {list(source.shape)}, expected uint8 [height, width, 3] in RGB")

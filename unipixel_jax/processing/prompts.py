@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.batch import References
-from unipixel_jax.core.buckets import Ladder
+from unipixel_jax.core.buckets import Buckets
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
 
@@ -26,7 +26,7 @@ _POINT, _NOTHING, _CORNERS = 1, -1, (2, 3)
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a picture: pixels from the left and from the top, and the frame (counted among the frames that were taken of a clip). One that lies outside
+    """A place in an image: pixels from the left and from the top, and the frame (counted among the frames that were taken of a clip). One that lies outside
     is refused with a UserError when it is used.
     """
 
@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in a picture: left, top, right and bottom in pixels, and the frame (counted among the frames that were taken of a clip). One that reaches
+    """A rectangle in an image: left, top, right and bottom in pixels, and the frame (counted among the frames that were taken of a clip). One that reaches
     outside is refused with a UserError when it is used.
     """
 
@@ -116,7 +116,7 @@ def to_square(reference: Reference, frames: int, height: int, width: int, side: 
         side: of SAM's square, in pixels.
 
     Raises:
-        UserError: outside the picture or the clip, or a box without area.
+        UserError: outside the image or the clip, or a box without area.
     """
     if isinstance(reference, Box):
         corners = [(reference.x0, reference.y0), (reference.x1, reference.y1)]
@@ -125,15 +125,15 @@ def to_square(reference: Reference, frames: int, height: int, width: int, side: 
     else:
         corners = [(reference.x, reference.y)]
     if not all(0 <= x <= width and 0 <= y <= height for x, y in corners):
-        raise UserError(f"{reference} lies outside the picture, expected 0 <= x <= {width} and 0 <= y <= {height} in pixels")
+        raise UserError(f"{reference} lies outside the image, expected 0 <= x <= {width} and 0 <= y <= {height} in pixels")
     _check_frame(reference.frame, frames)
     scale = np.array([side / width, side / height])
     return SquareReference((np.array(corners) * scale).astype(np.float32), reference.frame)
 
 
-def reference_table(references: Sequence[tuple[SquareReference, int]], ladder: Ladder) -> References:
+def reference_table(references: Sequence[tuple[SquareReference, int]], buckets: Buckets) -> References:
     """References with the number of frames that their clip's grid has room for (twice its length in time), as a padded table."""
-    size = ladder.size(len(references))
+    size = buckets.size(len(references))
     table = References(
         np.zeros((size, 3, 2), np.float32),
         np.full((size, 3), _NOTHING, np.int32),

@@ -21,7 +21,7 @@ MAX_RATIO = 200
 """A frame whose sides differ by more than this factor is refused."""
 
 
-def check_ratio(height: int, width: int, name: str = "the picture") -> None:
+def check_ratio(height: int, width: int, name: str = "the image") -> None:
     """Refuse a frame that is too long and thin for the reference.
 
     Raises:

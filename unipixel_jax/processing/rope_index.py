@@ -1,4 +1,4 @@
-"""Multimodal rotary positions: text advances time, row and column together, a picture's tokens sit at their own time, row and column.
+"""Multimodal rotary positions: text advances time, row and column together, an image's tokens sit at their own time, row and column.
 
 B prompts, L tokens. Source: ``Qwen2_5_VLModel.get_rope_index`` of transformers 4.53 (its rounding of ``second_per_grid_ts`` included), and
 section 2.1 of the Qwen2.5-VL report.
@@ -40,7 +40,7 @@ def rope_index(
         position of a generated token [B].
 
     Raises:
-        UserError: the picture tokens of the prompts do not fit the grids.
+        UserError: the image tokens of the prompts do not fit the grids.
     """
     ids = np.asarray(input_ids)
     valid = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
@@ -63,19 +63,19 @@ def rope_index(
         for first in _picture_starts(tokens, config):
             grid, interval = next(grids[int(tokens[first])], (None, 0.0))
             if grid is None:
-                raise UserError(f"prompt {row} has more pictures than there are grids: give one grid per <|vision_start|>")
-            picture = _picture_positions(grid, merge, interval)
-            last = first + picture.shape[1]
+                raise UserError(f"prompt {row} has more images than there are grids: give one grid per <|vision_start|>")
+            image = _image_positions(grid, merge, interval)
+            last = first + image.shape[1]
             if last > len(tokens) or np.any(tokens[first:last] != tokens[first]):
-                raise UserError(f"prompt {row} has too few picture tokens for the grid {grid.tolist()}: expected {picture.shape[1]}")
+                raise UserError(f"prompt {row} has too few image tokens for the grid {grid.tolist()}: expected {image.shape[1]}")
             text = np.tile(np.arange(start, start + first - done), (3, 1))
-            pieces += [text, picture + start + first - done]
+            pieces += [text, image + start + first - done]
             start, done = int(pieces[-1].max()) + 1, last
         pieces.append(np.tile(np.arange(start, start + len(tokens) - done), (3, 1)))
         positions[:, row, valid[row]] = np.concatenate(pieces, axis=1)
         deltas[row] = positions[:, row, valid[row]].max() + 1 - ids.shape[1]
     if any(next(rest, None) is not None for rest in grids.values()):
-        raise UserError("there are more grids than pictures in the prompts: give one grid per <|vision_start|>")
+        raise UserError("there are more grids than images in the prompts: give one grid per <|vision_start|>")
     return positions, deltas
 
 
@@ -84,6 +84,6 @@ def _picture_starts(tokens: NDArray[np.integer], config: UniPixelConfig) -> NDAr
     return after[np.isin(tokens[after], (config.image_token_id, config.video_token_id))]
 
 
-def _picture_positions(grid: NDArray[np.int64], merge: int, interval: float) -> NDArray[np.int64]:
+def _image_positions(grid: NDArray[np.int64], merge: int, interval: float) -> NDArray[np.int64]:
     time, height, width = np.indices((grid[0], grid[1] // merge, grid[2] // merge)).reshape(3, -1)
     return np.stack([np.trunc(time * interval).astype(np.int64), height, width])

@@ -26,7 +26,7 @@ from unipixel_jax.processing.resize import check_ratio
 CONTAINERS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h263,h264,hevc,vvc,obu,av1,ivf,flv,asf,ogg,rm,mxf,nut,gxf,wtv,dv,dhav,yuv4mpegpipe,mjpeg,dirac,vc1,smjpeg"
 )
-"""FFmpeg's names of the containers that are opened. Others draw text as pictures, take apart photos, or open further files and addresses (playlists)."""
+"""FFmpeg's names of the containers that are opened. Others draw text as images, take apart photos, or open further files and addresses (playlists)."""
 
 MAX_DECODED_PIXELS = 250_000_000_000
 """Pixels decoded to reach the wanted frames, about an hour of 1920x1080 with a single key frame; more would take many minutes."""
@@ -87,7 +87,7 @@ def read_video(path: Path | Content, choose: Callable[[int], NDArray[np.int64]])
         track = _scan(container, stream, path)
     indices, frames = _read(path, track, choose)
     if frames is None and track.keys and track.times and track.times[0] < track.keys[0]:
-        # Pictures that are shown before the first key frame but stored after it may need frames that were cut off in front of it.
+        # Images that are shown before the first key frame but stored after it may need frames that were cut off in front of it.
         times = track.times[bisect.bisect_left(track.times, track.keys[0]) :]
         indices, frames = _read(path, replace(track, count=len(times), times=times), choose)
     if frames is None:
@@ -130,16 +130,16 @@ def _open(path: Path | Content) -> Iterator[tuple[Any, Any]]:
 def _video_track(container: Any, path: Path | Content) -> Any:
     """The track that players show: not a cover, nor a thumbnail, and one that can be decoded."""
     if not container.streams.video:
-        raise UserError(f"{path} has no pictures in it, only {', '.join(s.type for s in container.streams) or 'nothing'}: expected a photo or a video")
+        raise UserError(f"{path} has no images in it, only {', '.join(s.type for s in container.streams) or 'nothing'}: expected a photo or a video")
     tracks = [s for s in container.streams.video if not s.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)]
     if not tracks:
-        raise UserError(f"{path} has a cover picture, but no video: expected a photo or a video")
+        raise UserError(f"{path} has a cover image, but no video: expected a photo or a video")
     known = [s for s in tracks if s.codec_context is not None]
     if not known:
         raise UserError(f"{path} is a video in a format that cannot be decoded here: convert it, for example with: ffmpeg -i VIDEO -c:v libx264 OUT.mp4")
     track = max(known, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))  # the first one of several alike
     if not track.width or not track.height:
-        raise UserError(f"{path} is broken or incomplete (it tells no picture size): copy it again")
+        raise UserError(f"{path} is broken or incomplete (it tells no image size): copy it again")
     check_ratio(track.height, track.width, str(path))
     if track.width * track.height > MAX_PIXELS:
         raise UserError(f"{path} has {track.width * track.height} pixels a frame, expected at most {MAX_PIXELS}: make it smaller")

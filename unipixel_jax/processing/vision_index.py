@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.batch import VisionTables
 from unipixel_jax.config import VisionConfig
-from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.buckets import BUCKETS, BucketTable
 from unipixel_jax.errors import UserError
 
 
 def vision_counts(grid_thw: ArrayLike, config: VisionConfig) -> dict[str, int]:
-    """How many patches, windows and grid frames some clips have, and the patches of their largest frame, under the names of ``Ladders``' fields.
+    """How many patches, windows and grid frames some clips have, and the patches of their largest frame, under the names of ``BucketTable``' fields.
 
     Args:
         grid_thw: patches of each clip in time, height and width [clips, 3].
@@ -50,19 +50,19 @@ def window_order(grid_thw: ArrayLike, config: VisionConfig) -> NDArray[np.int32]
     return np.argsort(windows, kind="stable").astype(np.int32)
 
 
-def build_vision_index(grid_thw: ArrayLike, config: VisionConfig, ladders: Ladders = LADDERS) -> VisionTables:
+def build_vision_index(grid_thw: ArrayLike, config: VisionConfig, buckets: BucketTable = BUCKETS) -> VisionTables:
     """The tables for a list of clips whose patches follow one another.
 
     Args:
         grid_thw: patches of each clip in time, height and width [clips, 3]; height and width are multiples of ``spatial_merge_size``.
         config: the tower's sizes.
-        ladders: the padded sizes of what ``vision_counts`` counts.
+        buckets: the padded sizes of what ``vision_counts`` counts.
 
     Raises:
-        UserError: a grid that does not divide into merged tokens, or a size beyond its ladder.
+        UserError: a grid that does not divide into merged tokens, or a size beyond its buckets.
     """
     grids = _checked(grid_thw, config)
-    sizes = {name: getattr(ladders, name).size(count) for name, count in vision_counts(grids, config).items()}
+    sizes = {name: getattr(buckets, name).size(count) for name, count in vision_counts(grids, config).items()}
     merge, unit, total = config.spatial_merge_size, config.merge_unit, sizes["patches"]
     rows, columns, windows, frames = _label_tokens(grids, config)
     within_rows, within_columns = np.divmod(np.arange(unit), merge)

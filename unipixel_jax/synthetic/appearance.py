@@ -34,7 +34,7 @@ def prompt_code(look: jax.Array, at: jax.Array, pe_matrix: jax.Array) -> jax.Arr
 
     Args:
         look: [..., 3] int32; negative for a word that is not said.
-        at: [..., 2] float32, x and y of its centre as shares of the picture; negative for a place that is not said.
+        at: [..., 2] float32, x and y of its centre as shares of the image; negative for a place that is not said.
         pe_matrix: SAM 2's (models/sam2/prompt_encoder.py) [2, d / 2].
 
     Returns:

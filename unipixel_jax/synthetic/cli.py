@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Measure the embedded model, or another, on scenes of shapes that it has never seen."
     parser.add_argument("benchmark", choices=("shapes",), help="what to measure on")
     add_model(parser)
-    parser.add_argument("--pictures", type=count, default=500, metavar="N", help="pictures, with a question of every kind each (default: 500)")
+    parser.add_argument("--pictures", type=count, default=500, metavar="N", help="images, with a question of every kind each (default: 500)")
     parser.add_argument("--clips", type=count, default=100, metavar="N", help="clips (default: 100)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores")
     add_attention(parser)

@@ -102,7 +102,7 @@ def teach_language(course: Course, config: UniPixelConfig, tokenizer: Tokenizer,
 
     def telling(lesson: Lesson, mix: Mix, counts: Mapping[int, float], parts: Predicate, seed: int, directory: Path) -> Weights:
         draw = DrawTold(tokenizer, config, data, mix)
-        collate = partial(collate_told, config, tokenizer.pad_id, data.ladders, counts)
+        collate = partial(collate_told, config, tokenizer.pad_id, data.buckets, counts)
         return weights_of(teach(model, parts, lesson, directory, seed, draw, collate, telling_loss), parts)
 
     give(model, _once(run_dir / "sight", sight))

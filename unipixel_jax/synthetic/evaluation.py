@@ -1,6 +1,6 @@
 """How well a model does on scenes of shapes it has never seen: through the same calls that users make, with questions of one turn.
 
-Measured are the mean IoU of masks asked for in words in pictures, J (mean IoU over frames) in clips and in their frames after the first (of which only
+Measured are the mean IoU of masks asked for in words in images, J (mean IoU over frames) in clips and in their frames after the first (of which only
 memory tells which object is meant), the IoU with the right object when another is named, and the shares of right answers about things that are pointed at
 (asked at once, or after remembering them), and about one or two remembered things (PixelQA). An answer is right if it is the expected one word for word.
 """
@@ -51,9 +51,9 @@ class Judged:
     target: int | None
 
 
-def judge(model: UniPixel, pictures: int, clips: int, seed: int = SEED) -> Iterator[Judged]:
-    """Ask about ``pictures`` pictures and ``clips`` clips; each picture gives one question of every measure."""
-    for number in range(pictures):
+def judge(model: UniPixel, images: int, clips: int, seed: int = SEED) -> Iterator[Judged]:
+    """Ask about ``images`` images and ``clips`` clips; each image gives one question of every measure."""
+    for number in range(images):
         rng = np.random.default_rng([seed, 1, number])
         scene = draw_scene(rng)
         yield _found(model, "picture_iou", scene, find(scene, rng))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unipixel_jax.batch import ModelInputs, TrainBatch
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import Ladders
+from unipixel_jax.core.buckets import BucketTable
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.assemble import Sample, prepare
 from unipixel_jax.data.batch import collate
@@ -89,12 +89,12 @@ def verdicts(tokenizer: Tokenizer) -> Mapping[int, float]:
 def collate_told(
     config: UniPixelConfig,
     pad_id: int,
-    ladders: Ladders,
+    buckets: BucketTable,
     counts: Mapping[int, float],
     samples: Sequence[tuple[Sample, NDArray[np.int32], NDArray[np.float32]]],
 ) -> Told:
     """One conversation a row; ``counts`` says for some tokens how many times more they count than others."""
-    arrays = collate([sample for sample, _, _ in samples], [[i] for i in range(len(samples))], len(samples), config, pad_id, ladders)
+    arrays = collate([sample for sample, _, _ in samples], [[i] for i in range(len(samples))], len(samples), config, pad_id, buckets)
     for token, count in counts.items():
         arrays.label_weights[arrays.labels == token] *= count
     ids = arrays.inputs.input_ids[:, 0]

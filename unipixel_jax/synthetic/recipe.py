@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unipixel_jax.config import Sam2Config, TextConfig, UniPixelConfig, VisionConfig
-from unipixel_jax.core.buckets import Ladder, Ladders
+from unipixel_jax.core.buckets import Buckets, BucketTable
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.losses.mask import MaskLossWeights
@@ -54,22 +54,22 @@ COURSE = Course(
 
 
 def conversations(datasets: str) -> DataConfig:
-    """Drawn conversations of one size, for training and validation, so that pictures compile one program."""
+    """Drawn conversations of one size, for training and validation, so that images compile one program."""
     return DataConfig(
         datasets=datasets,
         validation=datasets,
         draw=DrawOptions(sample_frames=(4, 4), max_turns=TURNS, image_size=SHAPES_MODEL.sam2.image_size),
         loader=LoaderOptions(workers=0, threads=1, buffer=32),
         max_tokens=TOKENS,
-        ladders=Ladders(
-            batch=Ladder("conversations", 8, 1.0, 64),
-            tokens=Ladder("prompt tokens", TOKENS, 1.0, TOKENS),
-            patches=Ladder("image patches", 256, 1.0, 1 << 16),
-            windows=Ladder("attention windows", 1, 1.0, 1 << 12),
-            grid_frames=Ladder("pairs of frames", 1, 1.0, 1 << 12),
-            objects=Ladder("objects", 4, 2, 64),
-            references=Ladder("points and boxes", 8, 2, 1024),
-            memories=Ladder("memory tokens", 8, 2, 1024),
+        buckets=BucketTable(
+            batch=Buckets("conversations", 8, 1.0, 64),
+            tokens=Buckets("prompt tokens", TOKENS, 1.0, TOKENS),
+            patches=Buckets("image patches", 256, 1.0, 1 << 16),
+            windows=Buckets("attention windows", 1, 1.0, 1 << 12),
+            grid_frames=Buckets("pairs of frames", 1, 1.0, 1 << 12),
+            objects=Buckets("objects", 4, 2, 64),
+            references=Buckets("points and boxes", 8, 2, 1024),
+            memories=Buckets("memory tokens", 8, 2, 1024),
         ),
     )
 

@@ -1,6 +1,6 @@
 """SAM 2 alone: the masks of a thing whose prompt is its code, of which the words or the place may be missing. In a clip only the first frame is prompted.
 
-B clips, F frames (1 of a picture), O things of a clip (padded), S side of the picture.
+B clips, F frames (1 of an image), O things of a clip (padded), S side of the image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unipixel_jax.train.trainable import CONSTANTS
 NO_PLACE, ANYWHERE = 0.1, 0.3
 """How often a prompt says no place, and how often the place is any point of the thing instead of its centre."""
 PICTURES = ("hiera", "neck", "mask_decoder", "prompt_encoder")
-"""All of SAM 2 that a single picture needs."""
+"""All of SAM 2 that a single image needs."""
 TRACKS = ("mask_decoder", "memory_attention", "memory_encoder", "maskmem_tpos_enc", "no_mem_embed", "obj_ptr_proj", "obj_ptr_tpos_proj")
 """What remembers, and what segments by it. What sees is at rest."""
 OFF = (3.0, 3.0, 3.0, 9.0)

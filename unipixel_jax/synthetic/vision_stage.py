@@ -1,7 +1,7 @@
-"""The vision tower and all that brings something into the language model's space: pictures, points, boxes and remembered things. Each of their tokens learns to
+"""The vision tower and all that brings something into the language model's space: images, points, boxes and remembered things. Each of their tokens learns to
 tell what it stands for to one linear layer, the same for all of them, so that alike means alike whatever it comes from.
 
-B pictures, O things of a picture (padded), E references (one a thing), M merged tokens, G side of their grid.
+B images, O things of an image (padded), E references (one a thing), M merged tokens, G side of their grid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unipixel_jax.batch import References, VisionTables
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import Ladder, Ladders
+from unipixel_jax.core.buckets import Buckets, BucketTable
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.synthetic.scene import COLOURS, SIDE, draw_scene
 from unipixel_jax.data.synthetic.task import refer
@@ -44,7 +44,7 @@ PLACED = ("size", "colour", "shape", "row", "column")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sights:
-    """Pictures for the vision tower.
+    """Images for the vision tower.
 
     Attributes:
         patches: [B, P, patch_dim] float32.
@@ -103,7 +103,7 @@ def _choose(logits: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.Generator) -> Mapping[str, Any]:
-    """The arrays of ``Sights`` for one picture, or for two frames of a clip, which the tower reads together."""
+    """The arrays of ``Sights`` for one image, or for two frames of a clip, which the tower reads together."""
     scene = draw_scene(rng, int(rng.integers(1, 3)))
     count, side = len(scene.things), side_of(config)
     patches, grid = patchify(language_frames(scene.frames, len(scene.frames), config.vision.merge_size), config.vision)
@@ -126,7 +126,7 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
         ).astype(np.int32),
         "under": filled(under, side**2),
         "things": filled(things.astype(np.int32), -1),
-        "references": reference_table([(reference, config.vision.temporal_patch_size) for reference in references], Ladder("", THINGS, 1.0, THINGS)),
+        "references": reference_table([(reference, config.vision.temporal_patch_size) for reference in references], Buckets("", THINGS, 1.0, THINGS)),
         "pointed": filled(_cells(middles, side), -1),
     }
 
@@ -150,7 +150,8 @@ def side_of(config: UniPixelConfig) -> int:
 
 
 def tables_of(config: UniPixelConfig) -> VisionTables:
-    """Of one picture."""
+    """Of one image."""
     side = side_of(config) * config.vision.spatial_merge_size
-    sizes = Ladders(patches=Ladder("patches", side**2, 1.0, side**2), windows=Ladder("windows", 1, 1.0, side**2), grid_frames=Ladder("frames", 1, 1.0, 1))
+    patches, windows = (Buckets(what, step, 1.0, side**2) for what, step in (("patches", side**2), ("windows", 1)))
+    sizes = BucketTable(patches=patches, windows=windows, grid_frames=Buckets("frames", 1, 1.0, 1))
     return jax.device_put(build_vision_index([[1, side, side]], config.vision, sizes))

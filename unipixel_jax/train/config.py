@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.buckets import LADDERS, Ladders
+from unipixel_jax.core.buckets import BUCKETS, BucketTable
 from unipixel_jax.core.distributed import HostsConfig
 from unipixel_jax.core.mesh import MeshConfig
 from unipixel_jax.core.stacking import Remat
@@ -62,7 +62,7 @@ class DataConfig:
         draw: how samples are drawn; its ``image_size`` follows the model.
         max_tokens: longer conversations are replaced; None for no limit.
         loader: work in the background.
-        ladders: the padded sizes; every combination that comes up compiles a program.
+        buckets: the padded sizes; every combination that comes up compiles a program.
     """
 
     datasets: str
@@ -74,7 +74,7 @@ class DataConfig:
     draw: DrawOptions = field(default_factory=DrawOptions)
     max_tokens: int | None = None
     loader: LoaderOptions = field(default_factory=LoaderOptions)
-    ladders: Ladders = LADDERS
+    buckets: BucketTable = BUCKETS
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class TrainConfig:
         lora: adapters; None for none.
         optim: learning rates, decay, clipping.
         losses: weights of the mask losses.
-        mesh: how the chips are arranged, all of all hosts together.
+        mesh: how the devices are arranged, all of all hosts together.
         hosts: which processes train together.
         batch_size: samples that run together, over all hosts and devices.
         accumulation: batches whose gradients make one step.

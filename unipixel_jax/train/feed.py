@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from unipixel_jax.batch import TrainBatch
-from unipixel_jax.core.buckets import Ladders
+from unipixel_jax.core.buckets import BucketTable
 from unipixel_jax.core.mesh import sharers
 from unipixel_jax.core.sharding import batch_spec
 
@@ -23,14 +23,14 @@ def to_devices(arrays: TrainBatch, mesh: Mesh) -> TrainBatch:
     return jax.tree.map(put, arrays)
 
 
-def row_sizes(ladders: Ladders, mesh: Mesh) -> tuple[Ladders, int | None]:
-    """The sizes of rows that the chips of a mesh share, and into how many parts each row's frames are divided (None: not at all). The objects of a row are
-    filled up until they divide among its chips.
+def row_sizes(buckets: BucketTable, mesh: Mesh) -> tuple[BucketTable, int | None]:
+    """The sizes of rows that the devices of a mesh share, and into how many parts each row's frames are divided (None: not at all). The objects of a row are
+    filled up until they divide among its devices.
     """
     shared = sharers(mesh)
     if shared == 1:
-        return ladders, None
-    return dataclasses.replace(ladders, objects=dataclasses.replace(ladders.objects, step=shared)), shared
+        return buckets, None
+    return dataclasses.replace(buckets, objects=dataclasses.replace(buckets.objects, step=shared)), shared
 
 
 def count_tokens(arrays: TrainBatch) -> int:

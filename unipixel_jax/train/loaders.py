@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from unipixel_jax.batch import TrainBatch
 from unipixel_jax.core import distributed
-from unipixel_jax.core.buckets import Ladder
+from unipixel_jax.core.buckets import Buckets
 from unipixel_jax.core.mesh import data_shards
 from unipixel_jax.core.sharding import batch_spec
 from unipixel_jax.data.loader import Loader
@@ -51,10 +51,10 @@ def run_loader(config: TrainConfig, layout: Layout, mixture: Mixture, tokenizer:
     host, hosts = batch_share(layout)
     # every number of rows that the devices of this host can share, and none that fills up a batch of whole samples
     shards = data_shards(layout.mesh) // hosts
-    rows = Ladder("rows of a batch", shards, 1.0, max(config.batch_size // hosts, shards))
-    ladders, parts = row_sizes(replace(config.data.ladders, batch=rows), layout.mesh)
+    rows = Buckets("rows of a batch", shards, 1.0, max(config.batch_size // hosts, shards))
+    buckets, parts = row_sizes(replace(config.data.buckets, batch=rows), layout.mesh)
     agree = partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
-    return open_loader(mixture, draw, config.data.loader, ladders=ladders, parts=parts, host=host, hosts=hosts, agree=agree)
+    return open_loader(mixture, draw, config.data.loader, buckets=buckets, parts=parts, host=host, hosts=hosts, agree=agree)
 
 
 def batch_share(layout: Layout) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from unipixel_jax.losses.mask import MaskLosses
 from unipixel_jax.train.feed import count_tokens
 from unipixel_jax.train.flops import peak_flops
 from unipixel_jax.train.objective import LossParts
-from unipixel_jax.train.step import StepNumbers
+from unipixel_jax.train.step import StepMetrics
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Meter:
     """
 
     losses: list[LossParts] = field(default_factory=list)
-    numbers: list[StepNumbers] = field(default_factory=list)
+    numbers: list[StepMetrics] = field(default_factory=list)
     samples: int = 0
     tokens: int = 0
     flops: float = 0.0

@@ -15,7 +15,7 @@ from unipixel_jax.train.checkpoints.manager import Checkpoints
 from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.kept import Kept, write_kept
 from unipixel_jax.train.setup import Layout, TrainState
-from unipixel_jax.train.step import StepNumbers
+from unipixel_jax.train.step import StepMetrics
 
 
 def not_finite(step: int) -> str:
@@ -40,9 +40,9 @@ class FiniteCheck:
     run_dir: Path
     total: int
     start: Path
-    _latest: tuple[int, list[TrainBatch], StepNumbers] | None = None
+    _latest: tuple[int, list[TrainBatch], StepMetrics] | None = None
 
-    def watch(self, step: int, batches: list[TrainBatch], numbers: StepNumbers) -> None:
+    def watch(self, step: int, batches: list[TrainBatch], numbers: StepMetrics) -> None:
         """Take note of a step that was started: `require` looks at it."""
         self._latest = step, batches, numbers
 

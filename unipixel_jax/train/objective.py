@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from unipixel_jax.batch import TrainBatch, TrainClips
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.dropout import fold
-from unipixel_jax.core.sharding import collected, over_samples
+from unipixel_jax.core.sharding import all_gathered, over_samples
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
@@ -22,7 +22,7 @@ from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.resize import resize_bilinear
-from unipixel_jax.ops.take import take_divided_rows
+from unipixel_jax.ops.take import sharded_embedding_lookup
 
 WEIGHTS = MaskLossWeights()
 """The reference's."""
@@ -75,8 +75,8 @@ def objective(
     def one(row: TrainBatch, x: jax.Array, number: jax.Array) -> tuple[jax.Array, MaskLosses | None]:
         return _outputs(fold(model, number), row, x, weights, remat)
 
-    model = collected(model)
-    embedded = take_divided_rows(model.text.embed.weight[...], batch.inputs.input_ids, dtype)
+    model = all_gathered(model)
+    embedded = sharded_embedding_lookup(model.text.embed.weight[...], batch.inputs.input_ids, dtype)
     normed, masks = over_samples(one)(batch, embedded, jnp.arange(len(batch.labels)))
     if masks is not None and batch.clips is not None:
         counted = jnp.any(batch.clips.valid, axis=(1, 2)).astype(jnp.float32)

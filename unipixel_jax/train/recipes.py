@@ -70,7 +70,7 @@ def stage3(name: str, checkpoint: str, size: str) -> TrainConfig:
 
 
 def finetune(name: str, checkpoint: str, datasets: str) -> TrainConfig:
-    """A few pictures of one's own: small adapters, and the parts that segment."""
+    """A few images of one's own: small adapters, and the parts that segment."""
     return TrainConfig(
         name,
         StartConfig(checkpoint),

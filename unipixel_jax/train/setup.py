@@ -1,7 +1,7 @@
 """What training begins with: where every weight lies, and the weights in their places, those that are trained apart.
 
-``Layout`` knows shapes, dtypes and places and holds no numbers, so that a step can be compiled for chips that are not here. ``set_up`` fills it: weights
-are read, or made, on the chips where they stay, so that no host and no chip ever holds the whole model.
+``Layout`` knows shapes, dtypes and places and holds no numbers, so that a step can be compiled for devices that are not here. ``set_up`` fills it: weights
+are read, or made, on the devices where they stay, so that no host and no device ever holds the whole model.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Layout:
         graph: the model without weights.
         optimizer: of the trained ones.
         rate: learning rate of a step.
-        mesh: the chips.
+        mesh: the devices.
     """
 
     config: TrainConfig
@@ -103,7 +103,7 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
         config: of the run.
         model_config: sizes of the model.
         total_steps: of the whole training.
-        devices: of all hosts; they may be chips that are not here.
+        devices: of all hosts; they may be devices that are not here.
 
     Raises:
         UserError: unknown names of what is to be trained, a mesh that these devices do not form, or a batch that does not divide among them.
@@ -138,7 +138,7 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
 
 
 def set_up(layout: Layout, start: Path, state: TrainState | None = None) -> Setup:
-    """Read the weights, each chip's part into its place.
+    """Read the weights, each device's part into its place.
 
     Args:
         layout: the places.
@@ -170,7 +170,7 @@ def _filled(layout: Layout, start: Path, *states: nnx.State, unread: nnx.State) 
 
 
 def _adapters(layout: Layout, wanted: dict[Any, jax.ShapeDtypeStruct]) -> dict[Any, jax.Array]:
-    """Fresh adapters, each chip's part made in its place; the numbers do not depend on the mesh."""
+    """Fresh adapters, each device's part made in its place; the numbers do not depend on the mesh."""
     lora = layout.config.lora
     if lora is None or not wanted:
         return {}

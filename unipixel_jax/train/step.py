@@ -24,7 +24,7 @@ from unipixel_jax.train.trainable import groups
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class StepNumbers:
+class StepMetrics:
     """Of one update: norm of all gradients, norms by learning-rate group, and whether loss and gradients were finite (else nothing was changed)."""
 
     grad_norm: jax.Array
@@ -60,12 +60,12 @@ def make_loss(setup: Layout) -> OnMesh:
 
 
 def make_update(setup: Layout) -> OnMesh:
-    """A compiled function of state, mean gradients and loss to the next state and ``StepNumbers``; the state is donated. A loss or gradient that is not
+    """A compiled function of state, mean gradients and loss to the next state and ``StepMetrics``; the state is donated. A loss or gradient that is not
     finite leaves weights and moments alone.
     """
     owners = groups(setup.state.trained)
 
-    def update(state: TrainState, grads: nnx.State, loss: jax.Array) -> tuple[TrainState, StepNumbers]:
+    def update(state: TrainState, grads: nnx.State, loss: jax.Array) -> tuple[TrainState, StepMetrics]:
         squares: dict[str, jax.Array] = {}
         for grad, group in zip(jax.tree.leaves(grads), jax.tree.leaves(owners), strict=True):
             squares[group.rate] = squares.get(group.rate, jnp.zeros((), jnp.float32)) + jnp.sum(jnp.square(grad))
@@ -77,7 +77,7 @@ def make_update(setup: Layout) -> OnMesh:
             return optax.apply_updates(state.trained, changes), opt_state
 
         own, opt_state = jax.lax.cond(finite, apply, lambda: (state.trained, state.opt_state))
-        return TrainState(state.step + 1, own, opt_state), StepNumbers(norm, jax.tree.map(jnp.sqrt, squares), finite)
+        return TrainState(state.step + 1, own, opt_state), StepMetrics(norm, jax.tree.map(jnp.sqrt, squares), finite)
 
     out = (places(setup.state), NamedSharding(setup.mesh, PartitionSpec()))
     return OnMesh(setup.mesh, jax.jit(update, donate_argnums=0, out_shardings=out))

@@ -64,7 +64,7 @@ def _furnish(seeds: Path, folder: Path) -> None:
     for number in (1, 2):
         copy(seeds / "photo.png", folder / "frames" / f"{number}.png")
     for name, text in (
-        ("notes.txt", "no picture"),
+        ("notes.txt", "no image"),
         ("folder/mine.txt", "of the user"),
         ("old.json", "{}"),
         ("old.npz", "old"),

@@ -1,4 +1,4 @@
-"""Data sets: one's own pictures in every form, and the published layouts; checked, and some of them packed."""
+"""Data sets: one's own images in every form, and the published layouts; checked, and some of them packed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OWN = ("numbers", "files", "tabs", "texts", "polygons", "lengths")
 
 
 def prepare(folder: Path) -> None:
-    """Discs: every published layout, and one's own pictures."""
+    """Discs: every published layout, and one's own images."""
     from make_sample_data import WRITERS
 
     for name, write in WRITERS.items():
@@ -35,7 +35,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
 
 
 def _write_own(folder: Path, form: str) -> None:
-    """Two pictures of a disc and a bar, with masks, in one of the forms that docs/data.md tells of."""
+    """Two images of a disc and a bar, with masks, in one of the forms that docs/data.md tells of."""
     import numpy as np
     from PIL import Image
     from pycocotools import mask as coco

@@ -10,7 +10,7 @@ from ..case import Case, Kind, as_command
 from ..odd_bytes import INTERESTING, change_bytes
 from ..odd_files import copy
 from . import ROOT
-from .pictures import PROMPT
+from .images import PROMPT
 
 FRAMES, SIDE = 12, 64
 CONTAINERS = {

@@ -1,13 +1,13 @@
-"""Your own pictures, annotated in a JSON file as COCO's are.
+"""Your own images, annotated in a JSON file as COCO's are.
 
 The file has ``images`` (``id``, ``file_name``, and ``height`` and ``width`` if you like), ``annotations`` (``image_id``, ``segmentation`` as polygons or
-run lengths, ``category_id``) and ``categories`` (``id``, ``name``). The pictures lie beside the file, or in a folder ``images`` beside it. What is
+run lengths, ``category_id``) and ``categories`` (``id``, ``name``). The images lie beside the file, or in a folder ``images`` beside it. What is
 learned from an annotation depends on the words that it has:
 
 - ``sentences`` (or ``sentence``): its mask is what they ask for;
 - ``caption``: it describes what is at a point in, or a box around, the mask;
 - ``question`` and ``answer``: about the object, which may be written ``<region>`` in the question;
-- none of these: its category's name asks for all objects of that category in the picture.
+- none of these: its category's name asks for all objects of that category in the image.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from unipixel_jax.data.annotation import Annotation, FrameFiles, Turn
 from unipixel_jax.data.files import read_json
 from unipixel_jax.data.masks import Tracks
 from unipixel_jax.data.regions import Region, decode_region, read_corners
+from unipixel_jax.data.sources.image_files import segmenting_turn, stored_size
 from unipixel_jax.data.sources.marked import points_and_boxes
-from unipixel_jax.data.sources.pictures import picture_size, segmenting_turn
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.prompts import REGION
 from unipixel_jax.processing.rle import mask_size
 
 
 def load_coco(path: Path, source: str) -> list[Annotation]:
-    """The samples of a file: of each picture one that segments and one that refers, as far as there are words for them, and one for each question.
+    """The samples of a file: of each image one that segments and one that refers, as far as there are words for them, and one for each question.
 
     Args:
         path: of the JSON file.
         source: the source's name.
 
     Raises:
-        UserError: a picture is missing or of another size than the file says, an annotation does not fit its picture or has no words, or a part of the
+        UserError: an image is missing or of another size than the file says, an annotation does not fit its image or has no words, or a part of the
             file is missing or of another kind.
     """
     content = read_json(path)
@@ -52,15 +52,15 @@ def load_coco(path: Path, source: str) -> list[Annotation]:
         found[image].append((raw, where))
     out: list[Annotation] = []
     for number, items in found.items():
-        picture, size = _picture(images[number], number, path)
-        out += _samples(source, picture, [(raw, _region(raw, size, where), where) for raw, where in items], names)
+        image, size = _image(images[number], number, path)
+        out += _samples(source, image, [(raw, _region(raw, size, where), where) for raw, where in items], names)
     referring = points_and_boxes([a for a in out if a.role == "referring"])
     return [a for a in out if a.role != "referring"] + referring
 
 
-def _samples(source: str, picture: Path, items: Sequence[tuple[Mapping[str, Any], Region, str]], names: Mapping[Any, str]) -> list[Annotation]:
-    """All samples of one picture."""
-    media, name = FrameFiles((str(picture),)), f"{source} {picture.stem}"
+def _samples(source: str, image: Path, items: Sequence[tuple[Mapping[str, Any], Region, str]], names: Mapping[Any, str]) -> list[Annotation]:
+    """All samples of one image."""
+    media, name = FrameFiles((str(image),)), f"{source} {image.stem}"
     segmenting, referring, asking = [], [], []
     categories: dict[str, list[Region]] = defaultdict(list)
     for raw, region, where in items:
@@ -89,29 +89,29 @@ def _samples(source: str, picture: Path, items: Sequence[tuple[Mapping[str, Any]
     return out
 
 
-def _picture(raw: Mapping[str, Any], number: Any, path: Path) -> tuple[Path, tuple[int, int]]:
-    """Where a picture is, and its height and width."""
+def _image(raw: Mapping[str, Any], number: Any, path: Path) -> tuple[Path, tuple[int, int]]:
+    """Where an image is, and its height and width."""
     name = _field(raw, "file_name", str, f"{path}: image {number}")
     candidates = [path.parent / name, path.parent / "images" / name]
-    picture = next((c for c in candidates if c.is_file()), None)
-    if picture is None:
+    image = next((c for c in candidates if c.is_file()), None)
+    if image is None:
         raise UserError(f"{path}: image {number} is missing: expected {candidates[0]} or {candidates[1]}")
-    size = picture_size(picture)
+    size = stored_size(image)
     told = raw.get("height", size[0]), raw.get("width", size[1])
     if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in told):
         raise UserError(f"{path}: image {number} has the height {told[0]!r} and the width {told[1]!r}, expected numbers of pixels, without quotes")
     if told != size:
-        raise UserError(f"{picture} is {size[1]}x{size[0]} pixels, but {path} says {told[1]}x{told[0]}: the masks were made for another size")
-    return picture, size
+        raise UserError(f"{image} is {size[1]}x{size[0]} pixels, but {path} says {told[1]}x{told[0]}: the masks were made for another size")
+    return image, size
 
 
 def _region(raw: Mapping[str, Any], size: tuple[int, int], where: str) -> Region:
-    """The mask of an annotation, after a look at whether it belongs to a picture of this size."""
+    """The mask of an annotation, after a look at whether it belongs to an image of this size."""
     region: Any = raw.get("segmentation")
     try:
         if isinstance(region, Mapping):
             if mask_size(region.get("size")) != size:
-                raise UserError(f"run lengths for the size {region.get('size')}, expected {list(size)} (height, width) as its picture")
+                raise UserError(f"run lengths for the size {region.get('size')}, expected {list(size)} (height, width) as its image")
         else:
             _check_polygons(region, size)
         decode_region(region, size)
@@ -129,7 +129,7 @@ def _check_polygons(region: Any, size: tuple[int, int]) -> None:
             raise UserError(f"the polygon {str(polygon)[:60]}, expected at least three corners as x0, y0, x1, y1, x2, y2, ...")
         across, down = corners.max(axis=0).tolist()
         if across > size[1] + 1 or down > size[0] + 1 or corners.min() < -1:
-            raise UserError(f"corners up to {across:g}, {down:g}, but its picture is {size[1]}x{size[0]}: the mask is of another size")
+            raise UserError(f"corners up to {across:g}, {down:g}, but its image is {size[1]}x{size[0]}: the mask is of another size")
 
 
 def _list(content: Mapping[str, Any], key: str, path: Path, needed: bool = True) -> list[dict[str, Any]]:

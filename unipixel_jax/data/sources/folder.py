@@ -1,6 +1,6 @@
-"""Your own pictures in a folder, with masks and sentences.
+"""Your own images in a folder, with masks and sentences.
 
-    images/NAME.jpg       pictures
+    images/NAME.jpg       images
     masks/NAME.png        numbers of objects, 0 for none; a mask of 0 and 255 is one object
     masks/NAME/CUP.png    or, in place of that, a mask for each object, which is where it is not 0
     sentences.json        or .csv, or .txt: what to ask for
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from unipixel_jax.data.annotation import Annotation, FrameFiles, MaskReader, Turn
 from unipixel_jax.data.files import read_json, read_labels, read_text
 from unipixel_jax.data.masks import LabelImages
-from unipixel_jax.data.sources.pictures import join_lines, require_black_zero, segmenting_turn
+from unipixel_jax.data.sources.image_files import join_lines, require_black_zero, segmenting_turn
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import FRAME_SUFFIXES
 
@@ -36,10 +36,10 @@ SENTENCES = ("sentences.json", "sentences.csv", "sentences.txt")
 
 @dataclass(frozen=True)
 class Painted:
-    """One object, made of all pixels that are not 0 in any of some pictures.
+    """One object, made of all pixels that are not 0 in any of some images.
 
     Attributes:
-        paths: of the pictures.
+        paths: of the images.
     """
 
     paths: tuple[str, ...]
@@ -50,38 +50,38 @@ class Painted:
         for path in self.paths:
             labels = read_labels(path)
             if labels.shape != size:
-                raise UserError(f"{path} is {labels.shape[1]}x{labels.shape[0]} pixels, its picture {size[1]}x{size[0]}: save the mask in the picture's size")
+                raise UserError(f"{path} is {labels.shape[1]}x{labels.shape[0]} pixels, its image {size[1]}x{size[0]}: save the mask in the image's size")
             mask |= labels != 0
         return np.broadcast_to(mask, (1, len(frames), *size))
 
 
 def load_folder(root: Path, source: str) -> list[Annotation]:
-    """One sample for each picture, with a turn for each of its sentences.
+    """One sample for each image, with a turn for each of its sentences.
 
     Args:
         root: the folder.
         source: the source's name.
 
     Raises:
-        UserError: a part of the folder is missing or empty, a file has an unknown ending, or pictures, masks and sentences do not fit one another.
+        UserError: a part of the folder is missing or empty, a file has an unknown ending, or images, masks and sentences do not fit one another.
     """
-    pictures = _pictures(root)
-    turns: dict[str, list[Turn]] = {name: [] for name in pictures}
+    images = _images(root)
+    turns: dict[str, list[Turn]] = {name: [] for name in images}
     for name, sentence, thing, where in _sentences(root):
-        if (stem := _stem(name)) not in pictures:
-            raise UserError(f"{where} is about {name!r}, but {root / 'images'} has no such picture: write the name as the file's, or add the picture")
+        if (stem := _stem(name)) not in images:
+            raise UserError(f"{where} is about {name!r}, but {root / 'images'} has no such image: write the name as the file's, or add the image")
         if not sentence:
             raise UserError(f"{where} has no sentence for {name!r}, expected words")
         turns[stem].append(segmenting_turn(sentence, _masks(root, stem, thing, where)))
-    if silent := [name for name in pictures if not turns[name]]:
-        raise UserError(f"{len(silent)} of {len(pictures)} pictures have no sentence, the first is {pictures[silent[0]].name}: add sentences or take them out")
+    if silent := [name for name in images if not turns[name]]:
+        raise UserError(f"{len(silent)} of {len(images)} images have no sentence, the first is {images[silent[0]].name}: add sentences or take them out")
     return [
-        Annotation(source, "seg_image", "segmentation", FrameFiles((str(path),)), tuple(turns[name]), f"{source} {name}") for name, path in pictures.items()
+        Annotation(source, "seg_image", "segmentation", FrameFiles((str(path),)), tuple(turns[name]), f"{source} {name}") for name, path in images.items()
     ]
 
 
-def _pictures(root: Path) -> dict[str, Path]:
-    """The pictures by their names without endings; masks without a picture are refused, and those whose 0 looks like an object."""
+def _images(root: Path) -> dict[str, Path]:
+    """The images by their names without endings; masks without an image are refused, and those whose 0 looks like an object."""
     folder, masks = root / "images", root / "masks"
     for needed in (folder, masks):
         if not needed.is_dir():
@@ -89,17 +89,17 @@ def _pictures(root: Path) -> dict[str, Path]:
     out: dict[str, Path] = {}
     for path in _visible(folder):
         if path.suffix.lower() not in FRAME_SUFFIXES:
-            raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected a picture ending in {', '.join(FRAME_SUFFIXES)}: convert it or take it out")
+            raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected an image ending in {', '.join(FRAME_SUFFIXES)}: convert it or take it out")
         if path.stem in out:
             raise UserError(f"{path} and {out[path.stem].name} have one name, expected different ones, since masks are found by it: rename one")
         out[path.stem] = path
     if not out:
-        raise UserError(f"{folder} is empty: put pictures there that end in {', '.join(FRAME_SUFFIXES)}")
+        raise UserError(f"{folder} is empty: put images there that end in {', '.join(FRAME_SUFFIXES)}")
     for path in _visible(masks):
         if path.is_file() and path.suffix != ".png":
             raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected a mask ending in .png, which keeps every pixel as it is: convert it")
         if (path.name if path.is_dir() else path.stem) not in out:
-            raise UserError(f"{path} belongs to no picture in {folder}: give both the same name, or take it out")
+            raise UserError(f"{path} belongs to no image in {folder}: give both the same name, or take it out")
         for mask in _visible(path) if path.is_dir() else [path]:
             require_black_zero(mask)
     return out
@@ -113,18 +113,18 @@ def _masks(root: Path, name: str, thing: str, where: str) -> MaskReader:
         if not thing:
             return Painted((str(one),))
         if not thing.isdecimal() or int(thing) == 0:
-            raise UserError(f"{where} asks for the object {thing!r} of {one}, expected its number in that picture, 1 or more")
+            raise UserError(f"{where} asks for the object {thing!r} of {one}, expected its number in that image, 1 or more")
         return LabelImages((str(one),), ((int(thing),),))
     files = {p.stem: str(p) for p in _visible(many)} if many.is_dir() else {}
     if not files:
-        raise UserError(f"the picture {name} has no mask: expected {one}, or masks of its objects in {many}")
+        raise UserError(f"the image {name} has no mask: expected {one}, or masks of its objects in {many}")
     if thing and _stem(thing) not in files:
         raise UserError(f"{where} asks for the object {thing!r}, but {many} has only {', '.join(files)}")
     return Painted((files[_stem(thing)],) if thing else tuple(files.values()))
 
 
 def _sentences(root: Path) -> Iterator[tuple[str, str, str, str]]:
-    """Each sentence's picture, words, object (empty for all), and where it stands."""
+    """Each sentence's image, words, object (empty for all), and where it stands."""
     found = [root / name for name in SENTENCES if (root / name).is_file()]
     if len(found) != 1:
         raise UserError(f"{root} has {', '.join(p.name for p in found) or 'no sentences'}, expected exactly one of {', '.join(SENTENCES)}")
@@ -147,7 +147,7 @@ def _from_table(path: Path) -> Iterator[tuple[str, str, str, str]]:
             continue
         if not 2 <= len(cells) <= 3:
             hint = 'between commas, and "quotes" around a sentence with commas' if path.suffix == ".csv" else "with tabs between"
-            raise UserError(f"{where} has {len(cells)} parts, expected the picture's name, a sentence and perhaps an object, {hint}")
+            raise UserError(f"{where} has {len(cells)} parts, expected the image's name, a sentence and perhaps an object, {hint}")
         yield cells[0], cells[1], cells[2] if len(cells) == 3 else "", where
 
 
@@ -170,6 +170,6 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _stem(name: str) -> str:
-    """A name without the ending of a picture."""
+    """A name without the ending of an image."""
     path = Path(name)
     return path.stem if path.suffix.lower() in FRAME_SUFFIXES else name

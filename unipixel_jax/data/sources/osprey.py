@@ -1,4 +1,4 @@
-"""Osprey-724K: conversations about, and descriptions of, numbered regions of COCO's pictures.
+"""Osprey-724K: conversations about, and descriptions of, numbered regions of COCO's images.
 
 Source: the ``Osprey…`` classes in ``unipixel/dataset/sub_classes/region.py``. Its repairs of misspelt tags are kept; a record that cannot be repaired is
 left out. Unlike there, a region numbered 0 is such a record; the reference takes the last region for it.
@@ -27,7 +27,7 @@ _WORDS_FREE = 100
 """The reference counts so many words less for each drawn question."""
 
 
-def _load(source: str, file: str, pictures: str, root: Path, split: str, filters: Filters) -> list[Annotation]:
+def _load(source: str, file: str, images: str, root: Path, split: str, filters: Filters) -> list[Annotation]:
     path = root / FOLDER / choose_split(source, split, {"train": file})
     out = []
     for raw in read_json(path):
@@ -44,7 +44,7 @@ def _load(source: str, file: str, pictures: str, root: Path, split: str, filters
         masks = Tracks(tuple(((raw["annotation"][number - 1]["segmentation"],),) for number in ids), (raw["height"], raw["width"]))
         first = Turn(kind, *pairs[0], masks, ids)
         turns = (first, *(Turn(kind, text, answer) for text, answer in pairs[1:]))
-        media = FrameFiles((str(root / pictures / raw["file_name"]),))
+        media = FrameFiles((str(root / images / raw["file_name"]),))
         out.append(Annotation(source, "region_image", "region", media, turns, f"{source} {raw['id']}"))
     return out
 

@@ -9,7 +9,7 @@ from unipixel_jax.data.annotation import Annotation, FrameFiles, require_text
 from unipixel_jax.data.sources.base import Filters, ListedSource
 from unipixel_jax.data.sources.coco import load_coco
 from unipixel_jax.data.sources.folder import load_folder
-from unipixel_jax.data.sources.pictures import picture_size
+from unipixel_jax.data.sources.image_files import stored_size
 from unipixel_jax.errors import UserError
 
 PREFIX = "own:"
@@ -21,7 +21,7 @@ def is_own(name: str) -> bool:
 
 
 def open_own(name: str, filters: Filters) -> ListedSource:
-    """Open a COCO-style JSON file or a folder, and look at every picture and mask.
+    """Open a COCO-style JSON file or a folder, and look at every image and mask.
 
     Args:
         name: ``own:PATH`` or the path; it names the source too.
@@ -42,15 +42,15 @@ def open_own(name: str, filters: Filters) -> ListedSource:
 
 
 def check(annotation: Annotation) -> None:
-    """Read all masks of a picture, and look at its words.
+    """Read all masks of an image, and look at its words.
 
     Raises:
-        UserError: words are no text, the picture or a mask cannot be read, a mask does not fit the picture, or it is empty.
+        UserError: words are no text, the image or a mask cannot be read, a mask does not fit the image, or it is empty.
     """
     if not isinstance(annotation.media, FrameFiles):
-        raise UserError(f"{annotation.name} has the media {annotation.media}, expected a picture")
+        raise UserError(f"{annotation.name} has the media {annotation.media}, expected an image")
     require_text(annotation)
-    size = picture_size(Path(str(annotation.media.paths[0])))
+    size = stored_size(Path(str(annotation.media.paths[0])))
     for turn in annotation.turns:
         if turn.masks is None or not turn.masks.read([0], size).any(axis=(1, 2, 3)).all():
             raise UserError(
@@ -60,5 +60,5 @@ def check(annotation: Annotation) -> None:
 
 def _load(path: Path, name: str, root: Path, split: str, filters: Filters) -> list[Annotation]:
     if split != "train":
-        raise UserError(f"own data has no split {split!r}, expected 'train': keep other pictures in another file or folder")
+        raise UserError(f"own data has no split {split!r}, expected 'train': keep other images in another file or folder")
     return load_folder(path, name) if path.is_dir() else load_coco(path, name)

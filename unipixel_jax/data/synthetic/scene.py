@@ -1,6 +1,6 @@
-"""Pictures and clips of coloured shapes, with the exact mask of every shape.
+"""Images and clips of coloured shapes, with the exact mask of every shape.
 
-O objects (from back to front), F frames, S side of the square picture in pixels.
+O objects (from back to front), F frames, S side of the square image in pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture or clip shows.
+    """What an image or clip shows.
 
     Attributes:
         things: from back to front.
@@ -102,7 +102,7 @@ def _things(rng: np.random.Generator, count: int, frames: int) -> list[Thing]:
 
 
 def _reflect(path: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
-    """Turn a path back at the picture's edges."""
+    """Turn a path back at the image's edges."""
     room = SIDE - 2 * margin
     folded = np.mod(path - margin, 2 * room)
     return margin + np.where(folded > room, 2 * room - folded, folded)

@@ -1,4 +1,4 @@
-"""Endless sources of scenes of coloured shapes (data/synthetic/): pictures, clips, and pictures of which only words are learned. Nothing is read from disk."""
+"""Endless sources of scenes of coloured shapes (data/synthetic/): images, clips, and images of which only words are learned. Nothing is read from disk."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ Turn = tuple[tuple[int, ...], Question]
 
 
 def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
-    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is a picture, a clip of ``options.sample_frames`` frames, or a
-    picture of which only words are learned.
+    """Draw a scene and a conversation about it; ``annotation.data_type`` says whether it is an image, a clip of ``options.sample_frames`` frames, or a
+    image of which only words are learned.
     """
     if options.image_size != SIDE:
         raise UserError(f"shapes are drawn {SIDE} pixels wide, the model's SAM reads {options.image_size}: use a model of that size")

@@ -1,4 +1,4 @@
-"""Masks in pictures that are in memory."""
+"""Masks in images that are in memory."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from unipixel_jax.processing.media import Content
 
 @dataclass(frozen=True)
 class LabelContents:
-    """Pictures in which each pixel holds the number of an object.
+    """Images in which each pixel holds the number of an object.
 
     Attributes:
-        pictures: one for each frame.
+        images: one for each frame.
         objects: for each object its number; None for whatever is not 0.
     """
 
-    pictures: tuple[Content, ...]
+    images: tuple[Content, ...]
     objects: tuple[int | None, ...]
 
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
-        """See ``MaskReader``; a picture must have the frame's size."""
-        require_room(len(self.objects), len(frames), size, str(self.pictures[0]))
+        """See ``MaskReader``; an image must have the frame's size."""
+        require_room(len(self.objects), len(frames), size, str(self.images[0]))
         out = np.zeros((len(self.objects), len(frames), *size), bool)
         for place, frame in enumerate(frames):
-            labels = read_labels(self.pictures[frame])
+            labels = read_labels(self.images[frame])
             if labels.shape != size:
                 height, width = labels.shape
-                raise UserError(f"{self.pictures[frame]} is {width}x{height} pixels, expected {size[1]}x{size[0]} as the frame: masks must fit their frames")
+                raise UserError(f"{self.images[frame]} is {width}x{height} pixels, expected {size[1]}x{size[0]} as the frame: masks must fit their frames")
             for mask, number in zip(out[:, place], self.objects, strict=True):
                 mask[:] = labels > 0 if number is None else labels == number
         return out

@@ -48,7 +48,7 @@ def _packed_annotation(record: Mapping[str, Any], name: str) -> Annotation:
 
 
 class _Bytes(tfds.decode.SkipDecoding):
-    """Leaves pictures as the bytes of their files, in lists of pictures too, for which tensorflow-datasets' own class only works with TensorFlow."""
+    """Leaves images as the bytes of their files, in lists of images too, for which tensorflow-datasets' own class only works with TensorFlow."""
 
     def decode_batch_example_np(self, serialized_example: Any) -> Any:
         return serialized_example

@@ -19,7 +19,7 @@ from unipixel_jax.config import Sam2Config
 from unipixel_jax.core.axes import CHANNELS, EMBED, IMAGES
 from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.params import declare, zeros
-from unipixel_jax.core.sharding import ACTIVATIONS, constrain, filled_up
+from unipixel_jax.core.sharding import ACTIVATIONS, constrain, pad_to_multiple
 from unipixel_jax.core.stacking import Remat, checkpointed
 from unipixel_jax.models.layers import Linear, Mlp3
 from unipixel_jax.models.sam2.hiera import Hiera
@@ -118,7 +118,7 @@ class Sam2(nnx.Module):
 
     def encode(self, images: jax.Array, remat: Remat = "none") -> FrameFeatures:
         """Encode frames once, for however many objects: images [F, S, S, 3], normalised, in the compute dtype."""
-        count, images = images.shape[0], constrain(filled_up(images, ACTIVATIONS[IMAGES]), IMAGES)
+        count, images = images.shape[0], constrain(pad_to_multiple(images, ACTIVATIONS[IMAGES]), IMAGES)
         features = self.neck(self.hiera(images, remat), self.mask_decoder.conv_s0, self.mask_decoder.conv_s1)
         return jax.tree.map(lambda a: a[:count], features)
 

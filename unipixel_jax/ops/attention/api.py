@@ -72,6 +72,6 @@ def _sequence(name: str | None, q: jax.Array, k: jax.Array) -> str | None:
 
 
 def _enough_heads(a: jax.Array, sharding: AttentionSharding) -> jax.Array:
-    """Keys or values [B, S, K, H] with each head repeated as often as it takes for every chip to have one."""
-    chips = math.prod(sharding.mesh.shape[axis] for axis in sharding.heads)
-    return a if a.shape[2] % chips == 0 else jnp.repeat(a, chips // a.shape[2], axis=2)
+    """Keys or values [B, S, K, H] with each head repeated as often as it takes for every device to have one."""
+    devices = math.prod(sharding.mesh.shape[axis] for axis in sharding.heads)
+    return a if a.shape[2] % devices == 0 else jnp.repeat(a, devices // a.shape[2], axis=2)

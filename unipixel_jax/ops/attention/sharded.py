@@ -1,6 +1,6 @@
 """Attention over a mesh: the batch and the heads divided, and the sequence divided with its keys passed around or gathered.
 
-Parts of a row that were computed over different keys are joined by their log-sum-exps, so any backend serves. Passing the keys from chip to chip is
+Parts of a row that were computed over different keys are joined by their log-sum-exps, so any backend serves. Passing the keys from device to device is
 ring attention (Liu et al., arXiv 2310.01889).
 """
 
@@ -32,11 +32,11 @@ class AttentionSharding:
     """How a call is divided.
 
     Attributes:
-        mesh: the chips.
+        mesh: the devices.
         batch: mesh axes that divide the batch.
         heads: mesh axes that divide the heads of queries and keys; both numbers of heads must be multiples of their size.
         sequence: the mesh axis that divides queries and keys by position, in order, or None.
-        keys: "ring" passes the keys from chip to chip while computing and never holds them all; "gather" collects them first, in one transfer.
+        keys: "ring" passes the keys from device to device while computing and never holds them all; "gather" collects them first, in one transfer.
     """
 
     mesh: Mesh | AbstractMesh
@@ -97,7 +97,7 @@ def _local(
     implementation: str | None,
     sharding: AttentionSharding,
 ) -> jax.Array:
-    """One chip's queries [b, t, n, H] with all keys; its own are [b, s, k, H]."""
+    """One device's queries [b, t, n, H] with all keys; its own are [b, s, k, H]."""
     (b, t, n, h), kh, axis = q.shape, k.shape[2], sharding.sequence
     q, k, v = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
     mesh = sharding.mesh
@@ -118,7 +118,7 @@ def _local(
 
 
 def _ring(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal: bool, axis: str) -> tuple[jax.Array, jax.Array]:
-    """The keys of all other chips, which come by one after the other: a chip sees those of its predecessors first."""
+    """The keys of all other devices, which come by one after the other: a device sees those of its predecessors first."""
     size, own = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     onward = [(i, (i + 1) % size) for i in range(size)]
 
@@ -136,11 +136,11 @@ def _ring(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal
 
 
 def _gathered(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal: bool, axis: str) -> tuple[jax.Array, jax.Array]:
-    """The keys of all other chips at once."""
+    """The keys of all other devices at once."""
     own, length = jax.lax.axis_index(axis), k.shape[2]
     k, v = (jax.lax.all_gather(a, axis, axis=2, tiled=True) for a in (k, v))
-    chip = jnp.arange(k.shape[2]) // length
-    seen = chip < own if causal else chip != own
+    device = jnp.arange(k.shape[2]) // length
+    seen = device < own if causal else device != own
     kv_segments = jax.lax.all_gather(segments[1], axis, axis=1, tiled=True)
     return attend(k, v, AttnMask(False, segments[0], jnp.where(seen[None], kv_segments, 0)))
 
@@ -163,6 +163,6 @@ def _check_division(q: jax.Array, k: jax.Array, sharding: AttentionSharding, cau
         ("length of k", k.shape[1], sequence, (sharding.sequence,)),
     ):
         if length % parts:
-            raise ValueError(f"the {name} is {length}, which the {parts} chips of mesh axes {axes} do not divide: pad it, or divide along fewer axes")
+            raise ValueError(f"the {name} is {length}, which the {parts} devices of mesh axes {axes} do not divide: pad it, or divide along fewer axes")
     if causal and sequence > 1 and q.shape[1] != k.shape[1]:
         raise ValueError(f"a causal mask over a divided sequence needs as many queries as keys, got q {q.shape} and k {k.shape}")

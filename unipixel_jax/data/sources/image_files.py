@@ -1,4 +1,4 @@
-"""What both kinds of own data share: a look at a picture file, and the turn that a sentence makes."""
+"""What both kinds of own data share: a look at an image file, and the turn that a sentence makes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from unipixel_jax.processing.images import LABELS, open_image
 from unipixel_jax.processing.media import FRAME_SUFFIXES
 
 _ORIENTATION = 274
-"""EXIF's tag for how a picture is to be turned before it is shown."""
+"""EXIF's tag for how an image is to be turned before it is shown."""
 
 _BLACK = 32
 """What each channel of a colour that looks black is below."""
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture in pixels; only its head is read.
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image in pixels; only its head is read.
 
     Raises:
-        UserError: not a picture, one with another ending than ``FRAME_SUFFIXES``, or one that is stored turned, so that masks drawn on it do not fit.
+        UserError: not an image, one with another ending than ``FRAME_SUFFIXES``, or one that is stored turned, so that masks drawn on it do not fit.
     """
     if path.suffix.lower() not in FRAME_SUFFIXES:
-        raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected a picture ending in {', '.join(FRAME_SUFFIXES)}: convert it")
+        raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected an image ending in {', '.join(FRAME_SUFFIXES)}: convert it")
     with open_image(path) as image:
         width, height = image.size
         turn = image.getexif().get(_ORIENTATION, 1)
@@ -40,7 +40,7 @@ def require_black_zero(mask: Path) -> None:
     Programs that choose a palette themselves may give white the number 0 and black the number 1.
 
     Raises:
-        UserError: number 0 is not black, or another number in use is not brighter; or it is no picture of masks.
+        UserError: number 0 is not black, or another number in use is not brighter; or it is no image of masks.
     """
     with open_image(mask, LABELS) as image:
         if image.mode != "P":

@@ -1,4 +1,4 @@
-"""Pictures of all formats, alone and as the frames of a folder: read, and some of them segmented."""
+"""Images of all formats, alone and as the frames of a folder: read, and some of them segmented."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = "Please segment the large blue square."
 
 
 def prepare(folder: Path) -> None:
-    """A small picture in every format and mode, and those among the tests' own inputs that a camera wrote."""
+    """A small image in every format and mode, and those among the tests' own inputs that a camera wrote."""
     with Image.open(ROOT / "unipixel_jax" / "assets" / "photo.png") as file:
         photo = file.convert("RGB").resize((SIDE, SIDE))
     exif = Image.Exif()
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """One picture changed."""
+    """One image changed."""
     seed = rng.choice(sorted(seeds.iterdir()))
     data, note = _change(seed.read_bytes(), rng)
     suffix = seed.suffix if rng.random() < 0.9 else rng.choice((".png", ".jpg", ".mp4", ".eps", ".svg", ""))
@@ -64,7 +64,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
 
     @as_command
     def read() -> int:
-        """Read a picture or a folder of frames."""
+        """Read an image or a folder of frames."""
         from unipixel_jax.processing.media import read_media
 
         clip = read_media(name, 4)
@@ -145,4 +145,4 @@ def _change_tiff(data: bytes, rng: Random) -> tuple[bytes, str]:
     return data[:place] + struct.pack(order + "HHII", *new) + data[place + 12 :], f"tag {tag}: {what} {new}"
 
 
-KIND = Kind("pictures", 700, prepare, make)
+KIND = Kind("images", 700, prepare, make)
