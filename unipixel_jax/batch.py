@@ -3,8 +3,8 @@
 Nothing here knows JAX. The model's side registers these classes as pytrees (``models/__init__.py``), so that ``jax.device_put`` and ``jax.jit`` take what
 the host made as it is. A new input is a new field here, filled in ``processing/batch.py`` and read in the model.
 
-B prompts, L tokens, N patches, M merged vision tokens, W windows, G grid frames (pairs of frames), R references, K memories, O objects, F frames, S side of
-SAM's square image: all but B's first dimension of three and S are padded sizes from ``core/buckets.py``. A padded index is one past the last row of what it
+B prompts, L tokens, N = W C patches in W bins of C (those of a full window), M merged vision tokens, G grid frames (pairs of frames), R references, K memories,
+O objects, F frames, S side of SAM's square image: all but C and S are padded sizes from ``core/buckets.py``. A padded index is one past the last row of what it
 points into, never -1, which would wrap around. A batch for training has one more dimension of rows in front of every array, each row with tables of its own.
 """
 
@@ -26,19 +26,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class VisionTables:
-    """Where every patch goes in the vision tower's windows and frames. An empty slot of a table holds N.
+    """Where each patch lies and whom it attends to in the vision tower, which holds patches window by window (processing/vision_index.py).
 
     Attributes:
         rope: row and column of each patch in its frame [N, 2], int32; 0 at padding.
-        window_table: the patches of each window [W, patches of a full window], int32.
-        window_inverse: where each patch lies in the flattened ``window_table`` [N], int32; 0 at padding.
-        frame_table: the patches of each grid frame [G, patches of the largest frame, padded], int32.
+        windows: the window that each patch lies in [W, C], int32, counted from 1; 0 at padding. A bin may hold several windows, but no window lies in two.
+        frame_table: the patches of each grid frame [G, patches of the largest frame, padded], int32; N in empty places.
         frame_inverse: where each patch lies in the flattened ``frame_table`` [N], int32; 0 at padding.
     """
 
     rope: Int32
-    window_table: Int32
-    window_inverse: Int32
+    windows: Int32
     frame_table: Int32
     frame_inverse: Int32
 
@@ -72,8 +70,8 @@ class ModelInputs:
         segments: the conversation that a token belongs to, counted from 1 in each row [B, L], int32; 0 at padding.
         position_ids: rotary positions in time, height and width [3, B, L], int32.
         rope_deltas: what to add to an index >= L to get the position of a generated token, which goes on with the last conversation of its row [B], int32.
-        patches: [N, patch_dim], float32 or bfloat16, 0 at padding; [parts, N, patch_dim], and so every array of ``vision``, where devices share a row's
-            frames. M then counts the merged tokens of all parts.
+        patches: in the order of ``vision`` [N, patch_dim], float32 or bfloat16, 0 at padding. Where devices share a row's frames, they are
+            [parts, N, patch_dim], every array of ``vision`` has the parts in front too, and M counts the merged tokens of all parts.
         vision: index tables of the vision tower.
         vision_slots: for each token the merged vision token that replaces it [B, L], int32; M for none.
         references: points and boxes.

@@ -77,6 +77,11 @@ class VisionConfig(Checked):
         return self.spatial_merge_size**2
 
     @property
+    def window_patches(self) -> int:
+        """Patches of a window that no edge cuts off."""
+        return (self.window_size // self.merge_size) ** 2 * self.merge_unit
+
+    @property
     def merge_size(self) -> int:
         """Sides of one token in pixels."""
         return self.patch_size * self.spatial_merge_size

@@ -63,7 +63,6 @@ def test_batches_of_every_kind(root):
             "batch": len(arrays.labels),
             "tokens": inputs.input_ids.shape[-1],
             "patches": inputs.patches.shape[-2],
-            "windows": inputs.vision.window_table.shape[-2],
             "grid_frames": inputs.vision.frame_table.shape[-2],
             "frame_patches": inputs.vision.frame_table.shape[-1],
             "references": inputs.references.frames.shape[-1],
@@ -73,6 +72,9 @@ def test_batches_of_every_kind(root):
             "frames": 1 if arrays.clips is None else arrays.clips.frames.shape[2],
         }
         assert (arrays.clips is not None) == batch.kind.startswith("mem_")
+        window = DRAW.config.vision.window_patches
+        patches = {-(-size // window) * window for size in BUCKETS.patches.sizes}
+        assert sizes.pop("patches") in patches, "the sizes of the buckets, made whole windows"
         assert all(size in getattr(BUCKETS, name).sizes for name, size in sizes.items()), "only sizes of the buckets, so the programs are bounded"
         assert len(arrays.samples) == 2 and abs(arrays.label_weights.sum() - 1) < 1e-5
         labelled = arrays.labels != -100

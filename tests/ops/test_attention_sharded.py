@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unipixel_jax.ops.attention import AttentionSharding, AttnMask, WeightDropout, attention, sharded_attention
+from unipixel_jax.ops.attention import AttentionSharding, AttnMask, WeightDropout, attention
 
 B, T, N, K, H = 2, 64, 4, 2, 16
 
@@ -49,7 +49,7 @@ def grads(f, arrays):
 def test_divided_equals_whole(division, backend, mesh, arrays, rng):
     sharding = AttentionSharding(mesh, **DIVISIONS[division])
     for name, mask in masks(rng).items():
-        ours = grads(lambda *a, m=mask: sharded_attention(*a, m, sharding=sharding, implementation=backend), arrays)
+        ours = grads(lambda *a, m=mask: attention(*a, m, sharding=sharding, implementation=backend), arrays)
         whole = grads(lambda *a, m=mask: attention(*a, m, implementation="xla"), arrays)
         for a, b in zip(ours, whole, strict=True):
             assert np.linalg.norm(a - b) <= 5e-6 * np.linalg.norm(b), name
@@ -59,7 +59,7 @@ def test_divided_equals_whole(division, backend, mesh, arrays, rng):
 def test_the_same_weights_are_dropped_however_divided(backend, mesh, arrays, rng):
     sharding = AttentionSharding(mesh, batch=("data",), heads=("tensor",))
     dropout, mask = WeightDropout.draw(jax.random.key(3), B, K, 0.2), masks(rng)["packed"]
-    ours = grads(lambda *a: sharded_attention(*a, mask, sharding=sharding, dropout=dropout, implementation=backend), arrays)
+    ours = grads(lambda *a: attention(*a, mask, sharding=sharding, dropout=dropout, implementation=backend), arrays)
     whole = grads(lambda *a: attention(*a, mask, dropout=dropout, implementation="xla"), arrays)
     for a, b in zip(ours, whole, strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
@@ -70,7 +70,7 @@ def test_the_same_weights_are_dropped_however_divided(backend, mesh, arrays, rng
 def test_the_kernels_can_be_divided(backend, keys, mesh, arrays, rng):
     sharding = AttentionSharding(mesh, ("data",), ("tensor",), "context", keys)
     mask = masks(rng)["packed"]
-    ours = grads(lambda *a: sharded_attention(*a, mask, sharding=sharding, implementation=backend), arrays)
+    ours = grads(lambda *a: attention(*a, mask, sharding=sharding, implementation=backend), arrays)
     whole = grads(lambda *a: attention(*a, mask, implementation="xla"), arrays)
     for a, b in zip(ours, whole, strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
@@ -83,7 +83,7 @@ def test_a_ring_of_eight_never_holds_all_keys(arrays):
     programs = {}
     for keys in ("ring", "gather"):
         sharding = AttentionSharding(ring, sequence="context", keys=keys)
-        programs[keys] = jax.jit(lambda *a, s=sharding: sharded_attention(*a, AttnMask(causal=True), sharding=s)).lower(*qkv).as_text()
+        programs[keys] = jax.jit(lambda *a, s=sharding: attention(*a, AttnMask(causal=True), sharding=s)).lower(*qkv).as_text()
     assert "collective_permute" in programs["ring"] and "all_gather" not in programs["ring"]
     assert "all_gather" in programs["gather"] and "collective_permute" not in programs["gather"]
 
@@ -91,10 +91,10 @@ def test_a_ring_of_eight_never_holds_all_keys(arrays):
 def test_what_does_not_divide_is_refused(mesh, arrays):
     q, k, v, _ = arrays
     with pytest.raises(ValueError, match=r"length of q is 63, which the 2 devices of mesh axes \('context',\) do not divide"):
-        sharded_attention(q[:, :63], k, v, sharding=AttentionSharding(mesh, sequence="context"))
+        attention(q[:, :63], k, v, sharding=AttentionSharding(mesh, sequence="context"))
     with pytest.raises(ValueError, match=r"number of key heads is 1, which the 2 devices of mesh axes \('tensor',\)"):
-        sharded_attention(q, k[:, :, :1], v[:, :, :1], sharding=AttentionSharding(mesh, heads=("tensor",)))
+        attention(q, k[:, :, :1], v[:, :, :1], sharding=AttentionSharding(mesh, heads=("tensor",)))
     with pytest.raises(ValueError, match=r"dropped by their place in the whole row, which mesh axis 'context' divides"):
-        sharded_attention(q, k, v, sharding=AttentionSharding(mesh, sequence="context"), dropout=WeightDropout(jnp.ones((B, K), jnp.int32), 0.1))
+        attention(q, k, v, sharding=AttentionSharding(mesh, sequence="context"), dropout=WeightDropout(jnp.ones((B, K), jnp.int32), 0.1))
     with pytest.raises(ValueError, match=r"as many queries as keys, got q \(2, 32, 4, 16\) and k \(2, 64, 2, 16\)"):
-        sharded_attention(q[:, :32], k, v, AttnMask(causal=True), sharding=AttentionSharding(mesh, sequence="context"))
+        attention(q[:, :32], k, v, AttnMask(causal=True), sharding=AttentionSharding(mesh, sequence="context"))

@@ -33,7 +33,6 @@ BUCKETS = BucketTable(
     batch=Buckets("prompts in a batch", 8, 2, 64),
     tokens=Buckets("prompt tokens", 128, 1.0, 1024),
     patches=Buckets("image patches", 144, 1.0, 1 << 14),
-    windows=Buckets("attention windows", 8, 1.0, 64),
     grid_frames=Buckets("pairs of frames", 8, 1.0, 64),
     objects=Buckets("objects", 2, 2, 16),
     references=Buckets("points and boxes", 32, 2, 64),

@@ -14,7 +14,7 @@ from unipixel_jax.core.stacking import unstack
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.unipixel import abstract_model
 from unipixel_jax.processing.rope_index import rope_index
-from unipixel_jax.processing.vision_index import build_vision_index
+from unipixel_jax.processing.vision_index import build_vision_index, place_patches
 
 CLOSE = 3e-6
 """Largest difference of values of order 1 where only the order of sums may differ; the largest seen is 1e-6."""
@@ -32,44 +32,47 @@ def read(text, x, positions, segments):
 
 
 def tables_of(grids, buckets=BUCKETS):
-    index = build_vision_index(grids, MICRO.vision, buckets)
-    return jax.device_put(index), len(index.rope)
+    index, places = build_vision_index(grids, MICRO.vision, buckets)
+    return jax.device_put(index), places
 
 
-def padded(patches, rows, filler=0.0):
-    return jnp.concatenate([patches, jnp.full((rows - len(patches), patches.shape[1]), filler, jnp.float32)])
+def laid_out(patches, tables, places, filler=0.0):
+    """Patches [n, patch_dim] in the order of the tower, with ``filler`` at padding."""
+    out = np.full((len(tables.rope), patches.shape[1]), filler, np.float32)
+    place_patches([np.asarray(patches)], places, out)
+    return jnp.asarray(out)
 
 
 GRIDS = [[2, 4, 6], [1, 6, 10]]
-ROOMY = dataclasses.replace(
-    BUCKETS, patches=Buckets("patches", 200, 1.5, 4000), windows=Buckets("windows", 25, 1.5, 500), grid_frames=Buckets("pairs", 7, 1.5, 100)
-)
+ROOMY = dataclasses.replace(BUCKETS, patches=Buckets("patches", 200, 1.5, 4000), grid_frames=Buckets("pairs", 7, 1.5, 100))
 
 
 def test_vision_padding_is_invisible(rng):
     vision = micro_model().vision
     patches = random(rng, 108, MICRO.vision.patch_dim)
-    tight, rows = tables_of(GRIDS)
-    roomy, more_rows = tables_of(GRIDS, ROOMY)
-    assert more_rows > rows > len(patches)
-    expected, merged = see(vision, padded(patches, rows), tight)
+    tight, places = tables_of(GRIDS)
+    roomy, same_places = tables_of(GRIDS, ROOMY)
+    np.testing.assert_array_equal(places, same_places)
+    assert len(roomy.rope) > len(tight.rope) > len(patches)
+    expected, merged = see(vision, laid_out(patches, tight, places), tight)
     for filler in (0.0, 1e3):
-        tokens, merger_input = see(vision, padded(patches, more_rows, filler), roomy)
-        np.testing.assert_allclose(tokens[:27], expected[:27], atol=CLOSE)
-        np.testing.assert_allclose(merger_input[:27], merged[:27], atol=CLOSE)
+        for tables in (tight, roomy):
+            tokens, merger_input = see(vision, laid_out(patches, tables, places, filler), tables)
+            np.testing.assert_allclose(tokens[places], expected[places], atol=CLOSE)
+            np.testing.assert_allclose(merger_input[places], merged[places], atol=CLOSE)
 
 
 def test_clips_of_a_batch_do_not_see_each_other(rng):
     vision = micro_model().vision
     patches = random(rng, 108, MICRO.vision.patch_dim)
-    tables, rows = tables_of(GRIDS)
-    together, _ = see(vision, padded(patches, rows), tables)
-    second, rows = tables_of(GRIDS[1:])
-    alone, _ = see(vision, padded(patches[48:], rows), second)
-    np.testing.assert_allclose(together[12:27], alone[:15], atol=CLOSE)
+    tables, places = tables_of(GRIDS)
+    together = see(vision, laid_out(patches, tables, places), tables)[0][places]
+    second, own = tables_of(GRIDS[1:])
+    alone = see(vision, laid_out(patches[48:], second, own), second)[0][own]
+    np.testing.assert_allclose(together[12:27], alone, atol=CLOSE)
     # and full attention does see beyond its window: the first clip's first frame knows both of its windows, not the second frame
     changed = patches.at[24:48].add(1.0)
-    again, _ = see(vision, padded(changed, tables.rope.shape[0]), tables)
+    again = see(vision, laid_out(changed, tables, places), tables)[0][places]
     np.testing.assert_array_equal(again[:6], together[:6])
     assert np.all(np.abs(np.asarray(again - together))[6:12].max(axis=1) > 1e-3)
 
@@ -145,9 +148,9 @@ def test_unstacked_blocks_compute_the_same(part, rng):
         ids, positions, segments, _ = prompt_rows(rng, (6,), 8)
         results = [read(m.text, m.text.embed(ids, F32), positions, segments) for m in (stacked, unstacked)]
     elif part == "vision":
-        tables, rows = tables_of(GRIDS)
-        patches = padded(random(rng, 108, MICRO.vision.patch_dim), rows)
-        results = [see(m.vision, patches, tables)[0][:27] for m in (stacked, unstacked)]
+        tables, places = tables_of(GRIDS)
+        patches = laid_out(random(rng, 108, MICRO.vision.patch_dim), tables, places)
+        results = [see(m.vision, patches, tables)[0][places] for m in (stacked, unstacked)]
     else:
         frames, hidden = random(rng, 3, 32, 32, 3), random(rng, 2, 2, 16)
         results = [jax.jit(lambda s: s.track(s.encode(frames), hidden, 3).low_res)(m.sam2) for m in (stacked, unstacked)]

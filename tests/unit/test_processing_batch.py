@@ -44,7 +44,7 @@ def test_a_batch_holds_what_its_prompts_hold_alone():
     prompts = [prompt_of(text, picture_of(media, frames)) for _, media, frames, text in E2E]
     together = batch_of(*prompts)
     assert together.input_ids.shape == (3, BUCKETS.tokens.size(616)) and len(together.patches) == BUCKETS.patches.size(660 + 2160 + 1080)
-    tokens_before = 0
+    tokens_before, taken, none = 0, set(), together.vision.windows.size // 4
     for row, prompt in enumerate(prompts):
         alone = batch_of(prompt)
         used, tokens = len(prompt.input_ids), len(prompt.media.patches) // 4
@@ -54,10 +54,11 @@ def test_a_batch_holds_what_its_prompts_hold_alone():
         assert together.lengths[row] == used
         assert together.rope_deltas[row] + together.input_ids.shape[1] == alone.rope_deltas[0] + alone.input_ids.shape[1]
         is_video = alone.input_ids[0, b] == CONFIG.video_token_id
-        np.testing.assert_array_equal(together.vision_slots[row, a][is_video], np.arange(tokens) + tokens_before)
-        np.testing.assert_array_equal(together.patches[4 * tokens_before : 4 * (tokens_before + tokens)], prompt.media.patches)
+        slots = together.vision_slots[row, a][is_video]
+        np.testing.assert_array_equal(together.patches.reshape(none, -1)[slots], prompt.media.patches.reshape(tokens, -1))
+        taken.update(slots.tolist())
         tokens_before += tokens
-    none = len(together.patches) // 4
+    assert len(taken) == tokens_before, "no two tokens share a place"
     assert np.all(together.vision_slots[together.input_ids != CONFIG.video_token_id] == none)
 
 
@@ -66,7 +67,7 @@ def test_rows_are_padded_on_the_left_and_the_batch_with_harmless_rows():
     batch = batch_of(prompt_of("Hi", picture_of("photo.png")), buckets=buckets)
     assert batch.lengths.tolist()[1:] == [1, 1, 1]
     assert np.all(batch.input_ids[0, : -batch.lengths[0]] == tokenizer().pad_id)
-    assert np.all(batch.vision_slots[1:] == len(batch.patches) // 4)
+    assert np.all(batch.vision_slots[1:] == batch.vision.windows.size // 4)
     assert np.all(batch.seg_positions == batch.input_ids.shape[1])
 
 
@@ -99,7 +100,7 @@ def test_memories_reach_their_tokens():
     batch = batch_of(prompt_of(memory_prefix(grid, 4) + "What is [0] doing?", image, memory=grid))
     slots = batch.memory_slots[batch.input_ids == CONFIG.mem_token_id]
     assert slots.tolist() == [0, 1, 2]
-    none = len(batch.patches) // 4
+    none = batch.vision.windows.size // 4
     sizes = (batch.memory_rows < none).sum(axis=1)
     assert sizes[:3].tolist() == [grid[0, 0].sum(), grid[1, 0].sum(), grid[1, 1].sum()] and not sizes[3:].any()
 

@@ -1,6 +1,7 @@
 """BucketTable of padded sizes."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from unipixel_jax.config import VisionConfig
 from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.buckets import IMAGE_BUCKETS, image_buckets
+from unipixel_jax.infer.buckets import IMAGE_BUCKETS
 from unipixel_jax.processing.resize import MAX_RATIO, pixel_budget, smart_resize
-from unipixel_jax.processing.vision_index import build_vision_index
+from unipixel_jax.processing.vision_index import build_vision_index, pack_windows
 
 ALL = [getattr(BUCKETS, f.name) for f in dataclasses.fields(BUCKETS)]
 
@@ -60,30 +61,22 @@ def test_pictures_of_any_size_come_in_few_combinations_of_sizes():
     config = VisionConfig()
     side = config.window_size // 28
     found = {most: set() for most in IMAGE_BUCKETS}
+
+    @cache
+    def patches(time, height, width):
+        counts = np.minimum(side, height - np.arange(0, height, side))[:, None] * np.minimum(side, width - np.arange(0, width, side))
+        return BUCKETS.patches.size(pack_windows(np.tile(counts.reshape(-1), time), side**2)[1] * config.window_patches)
+
     for frames in range(1, 17):
         time = -(-frames // 2)
         for height, width in grids(frames):
-            sizes = image_buckets((time, 2 * height, 2 * width), config)
-            windows, patches = time * -(-height // side) * -(-width // side), 4 * time * height * width
-            assert windows <= sizes.windows.size(windows) < 2 * windows
-            combination = (sizes.patches.size(patches), sizes.windows.size(windows), sizes.grid_frames.size(time), sizes.frame_patches.size(4 * height * width))
+            sizes = patches(time, *sorted((height, width))), BUCKETS.grid_frames.size(time), BUCKETS.frame_patches.size(4 * height * width)
             for most in IMAGE_BUCKETS:
                 if frames <= most:
-                    found[most].add(combination)
+                    found[most].add(sizes)
     assert {most: len(combinations) for most, combinations in found.items()} == IMAGE_BUCKETS
-
-
-@given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.sampled_from([56, 112, 140]))
-def test_sizes_of_a_picture_hold_its_tables(time, height, width, window):
-    config = VisionConfig(window_size=window)
-    grid = (time, 2 * height, 2 * width)
-    plain, table = (build_vision_index([grid], config, buckets) for buckets in (BUCKETS, image_buckets(grid, config)))
-    used = int((table.window_table < len(table.rope)).any(axis=1).sum())
-    assert used == int((plain.window_table < len(plain.rope)).any(axis=1).sum())
-    np.testing.assert_array_equal(table.window_table[:used], plain.window_table[:used])
-    np.testing.assert_array_equal(table.window_inverse, plain.window_inverse)
 
 
 def test_a_picture_beyond_the_ladder_is_named():
     with pytest.raises(UserError, match="image patches, expected 0 to 262144"):
-        image_buckets((1, 1024, 1024), VisionConfig())
+        build_vision_index([(1, 1024, 1024)], VisionConfig())

@@ -21,6 +21,7 @@ from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention
 from unipixel_jax.ops.attention.spec import Spec
+from unipixel_jax.ops.platform import platform
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Work:
     causal: bool = False
     segments: int = 0
     dropout: float | None = None
+
+    def spec(self, dtype: jnp.dtype) -> Spec:
+        """What a backend is asked, for the platform of the mesh that is set."""
+        sizes = self.batch, self.queries, self.keys, self.heads, self.key_heads, self.head_size, self.value_size
+        return Spec(*sizes, dtype, self.causal, self.segments > 0, platform(), self.dropout is not None)
 
     @property
     def visible(self) -> float:
@@ -139,7 +145,7 @@ def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp
 
 def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repeats: int, mesh: Any) -> Result:
     arguments = _arguments(work, dtype)
-    reason = BACKENDS[result.backend].why_not(Spec.of(*arguments))
+    reason = BACKENDS[result.backend].why_not(work.spec(jnp.dtype(dtype)))
     if reason is not None:
         return dataclasses.replace(result, refused=reason)
 

@@ -60,7 +60,6 @@ class BucketTable:
         new_tokens: tokens to generate.
         patches: patches of all clips of a batch.
         frame_patches: patches of the largest frame.
-        windows: attention windows of all clips of a batch.
         grid_frames: pairs of frames of all clips of a batch.
         frames: frames of one clip, for SAM.
         objects: objects that are segmented together.
@@ -74,7 +73,6 @@ class BucketTable:
     new_tokens: Buckets = Buckets("new tokens", 32, 2.0, 8192)
     patches: Buckets = Buckets("image patches", 64, 1.25, 262144)
     frame_patches: Buckets = Buckets("image patches of a frame", 64, 1.25, 262144)
-    windows: Buckets = Buckets("attention windows", 8, 1.25, 65536)
     grid_frames: Buckets = Buckets("pairs of frames", 1, 1.25, 4096)
     frames: Buckets = Buckets("frames", 1, 1.25, 8192)
     objects: Buckets = Buckets("objects", 1, 1.25, 256)

@@ -7,7 +7,8 @@ inference on a CPU unstacks first. ``run`` takes either form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -23,6 +24,7 @@ PRODUCT = "product with weights"
 """The name that results of products with weights have (``jax.ad_checkpoint.checkpoint_name``)."""
 M = TypeVar("M", bound=nnx.Module)
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 Carry = TypeVar("Carry")
 
 
@@ -70,8 +72,22 @@ def checkpointed(step: F, remat: Remat) -> F:
     return jax.checkpoint(step, policy=policy)  # type: ignore[return-value]
 
 
+def runs(kinds: Sequence[T]) -> Iterator[tuple[T, range]]:
+    """The runs of equal neighbours, in order: their kind, and which layers they are."""
+    start = 0
+    for kind, same in groupby(kinds):
+        stop = start + len(list(same))
+        yield kind, range(start, stop)
+        start = stop
+
+
 def run(
-    step: Callable[[Any, Carry, Any], tuple[Carry, Any]], blocks: nnx.Module, carry: Carry, xs: Any = None, remat: Remat = "none"
+    step: Callable[[Any, Carry, Any], tuple[Carry, Any]],
+    blocks: nnx.Module,
+    carry: Carry,
+    xs: Any = None,
+    remat: Remat = "none",
+    layers: range | None = None,
 ) -> tuple[Carry, Any]:
     """Thread ``carry`` through the layers: ``carry, y = step(block, carry, x)``; returns the last carry and the stacked ``y``.
 
@@ -79,15 +95,28 @@ def run(
         step: one layer; ``x`` is that layer's slice of ``xs``.
         blocks: from ``stack`` (scanned) or ``unstack`` (a Python loop).
         carry: what flows from layer to layer.
-        xs: a tree whose arrays have a leading layer axis, or None.
+        xs: a tree whose arrays have a leading axis, as long as there are layers to run; or None.
         remat: what the backward pass computes again, see ``checkpointed``.
+        layers: neighbours that are run, and no others; all where absent.
     """
-    own = step
-    step = checkpointed(lambda block, carry, x: own(all_gathered(block), carry, x), remat)
-    if not isinstance(blocks, nnx.List):
-        return jax.lax.scan(lambda c, bx: step(bx[0], c, bx[1]), carry, (blocks, xs))
+    depth = length(blocks)
+    layers, stacked = layers or range(depth), not isinstance(blocks, nnx.List)
+    own = checkpointed(lambda block, carry, x: step(all_gathered(block), carry, x), remat)
+    if stacked and len(layers) == depth:
+        return jax.lax.scan(lambda c, bx: own(bx[0], c, bx[1]), carry, (blocks, xs))
+    if stacked and len(layers) > 1:
+        # A scan over a part of the stack would begin with a copy of that part, so each step takes its layer out of the whole stack.
+        taken = checkpointed(lambda layer, carry, x: step(all_gathered(_layer(blocks, layer)), carry, x), remat)
+        return jax.lax.scan(lambda c, ix: taken(ix[0], c, ix[1]), carry, (jnp.arange(layers.start, layers.stop), xs))
     ys = []
-    for i, block in enumerate(blocks):
-        carry, y = step(block, carry, jax.tree.map(lambda a, i=i: a[i], xs))
+    for i, layer in enumerate(layers):
+        carry, y = own(_layer(blocks, layer), carry, jax.tree.map(lambda a, i=i: a[i], xs))
         ys.append(y)
     return carry, jax.tree.map(lambda *a: jnp.stack(a), *ys)
+
+
+def _layer(blocks: Any, layer: Any) -> Any:
+    """One layer of a stacked module, by an integer or an int32 scalar; or of an unstacked list, by an integer."""
+    if isinstance(blocks, nnx.List):
+        return blocks[layer]
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)

@@ -19,7 +19,7 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.buckets import image_buckets
+from unipixel_jax.infer.buckets import PROMPT_BUCKETS
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
@@ -191,9 +191,7 @@ class UniPixel:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         loaded = self.loaded
-        assert conversation.media is not None
-        sizes = image_buckets(conversation.media.grid_thw, self.config.vision)
-        inputs = batch.collate([conversation], self.config, loaded.tokenizer.pad_id, sizes)
+        inputs = batch.collate([conversation], self.config, loaded.tokenizer.pad_id, PROMPT_BUCKETS)
         with _stage("answering"), loaded.on_mesh():
             generation = generate(
                 loaded.model,

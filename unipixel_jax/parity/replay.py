@@ -33,7 +33,7 @@ from unipixel_jax.processing.media import read_media
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.resize import smart_resize
 from unipixel_jax.processing.rope_index import rope_index
-from unipixel_jax.processing.vision_index import build_vision_index, window_order
+from unipixel_jax.processing.vision_index import build_vision_index, place_patches, reference_order
 
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 MAX_FRAMES, MAX_NEW_TOKENS = 128, 4096
@@ -70,16 +70,12 @@ class Context:
 def vision(case: Case, context: Context) -> list[Check]:
     """The vision tower: tokens, and the merger's input in both orders."""
     config = context.loaded.config
-    patches, tables = case.input("pixel_values"), build_vision_index(case.grid("grid_thw"), config.vision)
+    patches, grid = case.input("pixel_values"), case.grid("grid_thw")
+    tables, places = build_vision_index(grid, config.vision)
     padded = np.zeros((len(tables.rope), patches.shape[1]), np.float32)
-    padded[: len(patches)] = patches
-    tokens, merger_input = _vision(context.loaded.model, padded, jax.device_put(tables))
-    count = len(patches) // config.vision.merge_unit
-    ours = {
-        "embeds": np.asarray(tokens)[:count],
-        "merger_input": np.asarray(merger_input)[:count],
-        "merger_input_window_order": np.asarray(merger_input)[window_order(case.grid("grid_thw"), config.vision)],
-    }
+    place_patches([patches], places, padded)
+    tokens, merger_input = (np.asarray(a)[places] for a in _vision(context.loaded.model, padded, jax.device_put(tables)))
+    ours = {"embeds": tokens, "merger_input": merger_input, "merger_input_window_order": merger_input[reference_order(grid, config.vision)]}
     return [compare.close(name, ours[name], value, context.hidden) for name, value in case.outputs.items()]
 
 

@@ -6,9 +6,8 @@ Sizes are measured first, from lengths and grids alone; then every array is allo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,7 +25,7 @@ from unipixel_jax.processing.resize import language_frames
 from unipixel_jax.processing.rope_index import rope_index
 from unipixel_jax.processing.square import square_frames
 from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, Message, Tokenizer
-from unipixel_jax.processing.vision_index import build_vision_index, vision_counts, window_order
+from unipixel_jax.processing.vision_index import build_vision_index, place_patches, reference_order, vision_sizes
 
 Sizes = dict[str, int]
 """The padded size of every dimension that depends on the input, under the names of ``BucketTable``' fields."""
@@ -173,18 +172,18 @@ def measure(rows: Sequence[Sequence[Conversation]], config: UniPixelConfig, buck
         UserError: a size beyond its buckets, or a grid that does not divide into merged tokens.
     """
     conversations = [conversation for together in rows for conversation in together]
-    shares = [vision_counts(share, config.vision) for share in _shares(_grids(conversations), parts)]
+    shares = [vision_sizes(share, config.vision, buckets) for share in _shares(_grids(conversations), parts)]
     memories = [len(tokens) for conversation in conversations if conversation.memory is not None for tokens in memory_tokens(conversation.memory)]
     counts = {
         "batch": len(rows),
         "tokens": max(sum(len(conversation.input_ids) for conversation in together) for together in rows),
-        **{name: max(share[name] for share in shares) for name in shares[0]},
         "references": sum(len(conversation.references) for conversation in conversations if conversation.media is not None),
         "memories": len(memories),
         "memory_tokens": max(memories, default=0),
         "objects": max(sum(len(_segmented(conversation, config)) for conversation in together) for together in rows),
     }
-    return {name: getattr(buckets, name).size(count) for name, count in counts.items()}
+    sizes = {name: getattr(buckets, name).size(count) for name, count in counts.items()}
+    return sizes | {name: max(share[name] for share in shares) for name in shares[0]}
 
 
 def empty_inputs(
@@ -211,7 +210,7 @@ def empty_inputs(
         return np.array(np.broadcast_to(array, (*first, *array.shape)))
 
     fixed = BUCKETS.fixed(sizes)
-    tables = build_vision_index([], config.vision, fixed)
+    tables, _ = build_vision_index([], config.vision, fixed)
     references = reference_table([], fixed.references)
     segments, position_ids = full((rows, width), 0), full((3, rows, width), 1)
     segments[..., -1], position_ids[..., -1] = 1, 0
@@ -306,31 +305,30 @@ def _write_vision(out: ModelInputs, conversations: Sequence[Conversation], confi
     """Patches and tables, in one part or several.
 
     Returns:
-        Where each merged token, in reading order, lies among those of all parts [merged tokens], int32; and the number that means none of them, M.
+        Where each merged token, in the order of arrival, lies among those of all parts [merged tokens], int32; and the number that means none of them, M.
     """
-    grids, unit = _grids(conversations), config.vision.merge_unit
-    several = out.patches.ndim == 3
+    unit, several = config.vision.merge_unit, out.patches.ndim == 3
     views = [(out.patches[i], row(out.vision, i)) for i in range(len(out.patches))] if several else [(out.patches, out.vision)]
-    shares = _shares(grids, len(views) if several else None)
-    ends = np.cumsum([0, *(vision_counts(share, config.vision)["patches"] for share in shares)])
-    tokens = []
-    for part, ((patches, tables), share, (start, end)) in enumerate(zip(views, shares, pairwise(ends), strict=True)):
-        sizes = {"patches": len(patches), "windows": len(tables.window_table)}
-        sizes |= {"grid_frames": tables.frame_table.shape[0], "frame_patches": tables.frame_table.shape[1]}
-        for name, array in vars(build_vision_index(share, config.vision, BUCKETS.fixed(sizes))).items():
+    media = [conversation.media.patches for conversation in conversations if conversation.media is not None]
+    start, tokens = 0, []
+    for part, ((patches, tables), share) in enumerate(zip(views, _shares(_grids(conversations), len(views) if several else None), strict=True)):
+        sizes = {"patches": len(patches), "grid_frames": tables.frame_table.shape[0], "frame_patches": tables.frame_table.shape[1]}
+        made, places = build_vision_index(share, config.vision, BUCKETS.fixed(sizes))
+        for name, array in vars(made).items():
             getattr(tables, name)[...] = array
-        _write_patches(patches, [c.media.patches for c in conversations if c.media is not None], start, end)
-        tokens.append(np.arange((end - start) // unit, dtype=np.int32) + part * (len(patches) // unit))
+        end = start + len(places) * unit
+        place_patches(list(_between(media, start, end)), places, patches)
+        tokens.append(places + part * (len(patches) // unit))
+        start = end
     return np.concatenate(tokens), len(views) * (out.patches.shape[-2] // unit)
 
 
-def _write_patches(out: NDArray[np.floating], patches: Sequence[NDArray[np.floating]], start: int, end: int) -> None:
-    """The patches from number ``start`` to ``end`` of some clips that follow one another, each copied once."""
+def _between(media: Sequence[NDArray[np.floating]], start: int, end: int) -> Iterator[NDArray[np.floating]]:
+    """Views of the patches from number ``start`` to ``end`` of clips that follow one another."""
     first = 0
-    for own in patches:
-        low, high = max(start, first), min(end, first + len(own))
-        if low < high:
-            out[low - start : high - start] = own[low - first : high - first]
+    for own in media:
+        if (low := max(start - first, 0)) < (high := min(end - first, len(own))):
+            yield own[low:high]
         first += len(own)
 
 
@@ -354,7 +352,7 @@ def _memories(conversations: Sequence[Conversation], config: UniPixelConfig) -> 
     The reference lays masks in reading order over features in window order, and its weights were trained so. The tokens are therefore those that stand at
     the masked places of window order.
     """
-    order = window_order(_grids(conversations), config.vision)
+    order = reference_order(_grids(conversations), config.vision)
     rows: list[NDArray[np.int32]] = []
     first = 0
     for conversation in conversations:

@@ -65,7 +65,6 @@ def conversations(datasets: str) -> DataConfig:
             batch=Buckets("conversations", 8, 1.0, 64),
             tokens=Buckets("prompt tokens", TOKENS, 1.0, TOKENS),
             patches=Buckets("image patches", 256, 1.0, 1 << 16),
-            windows=Buckets("attention windows", 1, 1.0, 1 << 12),
             grid_frames=Buckets("pairs of frames", 1, 1.0, 1 << 12),
             objects=Buckets("objects", 4, 2, 64),
             references=Buckets("points and boxes", 8, 2, 1024),

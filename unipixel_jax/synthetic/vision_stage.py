@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from unipixel_jax.processing.memory import memory_grid
 from unipixel_jax.processing.patchify import patchify
 from unipixel_jax.processing.prompts import reference_table
 from unipixel_jax.processing.resize import language_frames
-from unipixel_jax.processing.vision_index import build_vision_index
+from unipixel_jax.processing.vision_index import build_vision_index, place_patches
 from unipixel_jax.synthetic.appearance import LOOKS, THINGS, filled, looks
 
 SHOWN = 0.25
@@ -47,7 +48,7 @@ class Sights:
     """Images for the vision tower.
 
     Attributes:
-        patches: [B, P, patch_dim] float32.
+        patches: [B, P, patch_dim] float32, in the order of the tower.
         shown: [B, M, 6] int32: size, colour and shape of the thing that a token shows, -1 for none; its row and its column; and the colour of the second
             thing in it, the number of colours for none, -1 where the first is missing.
         under: [B, O, M] int32, the tokens that a thing touches, filled up with M.
@@ -75,9 +76,10 @@ class Sight(UniPixelModel):
     def loss(self, tables: VisionTables, batch: Sights) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of all questions' losses, and it again with how often each is answered right."""
         unstack_towers(self)
+        places = layout_of(self.config)[1]
 
         def one(patches: jax.Array, under: jax.Array, references: References) -> tuple[jax.Array, ...]:
-            tokens, merger_input = self.vision(patches, tables)
+            tokens, merger_input = (a[places] for a in self.vision(patches, tables))
             return tokens, self.memory_features(merger_input, under), self.encode_references(references, tokens.dtype)
 
         tokens, things, pointed = jax.vmap(one)(batch.patches, batch.under, batch.references)
@@ -106,7 +108,10 @@ def draw_sights(config: UniPixelConfig, annotation: Annotation, rng: np.random.G
     """The arrays of ``Sights`` for one image, or for two frames of a clip, which the tower reads together."""
     scene = draw_scene(rng, int(rng.integers(1, 3)))
     count, side = len(scene.things), side_of(config)
-    patches, grid = patchify(language_frames(scene.frames, len(scene.frames), config.vision.merge_size), config.vision)
+    arrived, grid = patchify(language_frames(scene.frames, len(scene.frames), config.vision.merge_size), config.vision)
+    index, places = layout_of(config)
+    patches = np.zeros((len(index.rope), arrived.shape[1]), arrived.dtype)
+    place_patches([arrived], places, patches)
     look = looks(scene)
     cover = scene.masks[:, 0].reshape(count, side, SIDE // side, side, SIDE // side).mean(axis=(2, 4)).reshape(count, -1)
     first, second = np.argsort(-cover, axis=0, kind="stable")[:2]
@@ -149,9 +154,14 @@ def side_of(config: UniPixelConfig) -> int:
     return int(language_frames(np.zeros((1, SIDE, SIDE, 3), np.uint8), 1, config.vision.merge_size).shape[1] // config.vision.merge_size)
 
 
+@cache
+def layout_of(config: UniPixelConfig) -> tuple[VisionTables, NDArray[np.int32]]:
+    """The vision tower's tables for one image, and where its tokens lie in the tower."""
+    side, window = side_of(config) * config.vision.spatial_merge_size, config.vision.window_patches
+    sizes = BucketTable(patches=Buckets("patches", window, 1.0, 1 << 16), grid_frames=Buckets("frames", 1, 1.0, 1))
+    return build_vision_index([[1, side, side]], config.vision, sizes)
+
+
 def tables_of(config: UniPixelConfig) -> VisionTables:
     """Of one image."""
-    side = side_of(config) * config.vision.spatial_merge_size
-    patches, windows = (Buckets(what, step, 1.0, side**2) for what, step in (("patches", side**2), ("windows", 1)))
-    sizes = BucketTable(patches=patches, windows=windows, grid_frames=Buckets("frames", 1, 1.0, 1))
-    return jax.device_put(build_vision_index([[1, side, side]], config.vision, sizes))
+    return jax.device_put(layout_of(config)[0])

@@ -53,15 +53,16 @@ def row_flops(config: UniPixelConfig, arrays: TrainBatch) -> Flops:
     causal = text.num_hidden_layers * text.hidden_size * float(np.sum(lengths**2))  # two products, of which the mask leaves half
     tokens = float(lengths.sum())
 
-    table, frames = arrays.inputs.vision.window_table, arrays.inputs.vision.frame_table
-    none = arrays.inputs.vision.rope.shape[-2]
-    patches = float(np.sum(table < none))
+    windows, frames = arrays.inputs.vision.windows, arrays.inputs.vision.frame_table
+    bins = windows.reshape(-1, windows.shape[-1])
+    in_windows = np.sum(bins[:, :, None] == bins[:, None], axis=-1)[bins > 0]  # how many patches each one sees
+    in_frames = np.sum(frames < arrays.inputs.vision.rope.shape[-2], axis=-1, dtype=np.float64)
+    patches = float(len(in_windows))
     block = vision.hidden_size * (4 * vision.hidden_size + 3 * vision.intermediate_size)
     merger = vision.merge_dim * (vision.merge_dim + vision.out_hidden_size) / vision.merge_unit
     seen = 2 * patches * (vision.depth * block + merger + vision.patch_dim * vision.hidden_size)
     whole = len(vision.fullatt_block_indexes)
-    for groups, layers in ((table, vision.depth - whole), (frames, whole)):
-        seen += 4 * layers * vision.hidden_size * float(np.sum(np.sum(groups < none, axis=-1, dtype=np.float64) ** 2))
+    seen += 4 * vision.hidden_size * ((vision.depth - whole) * float(np.sum(in_windows)) + whole * float(np.sum(in_frames**2)))
 
     sam, frame = 0.0, 0.0
     if arrays.clips is not None:

@@ -5,6 +5,8 @@ B batch, T tokens, D width, N query heads, K key heads, H head size, V vocabular
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,11 +18,13 @@ from unipixel_jax.core.params import Initializer, declare
 from unipixel_jax.core.sharding import constrain
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
-from unipixel_jax.models.qwen_vl.cache import KVCache
+from unipixel_jax.models.qwen_vl.cache import KVCache, LayerCache
 from unipixel_jax.ops.attention import AttnMask, attention
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import mrope_angles, rotate_half
 from unipixel_jax.ops.take import take_rows
+
+Cache = TypeVar("Cache", KVCache, None)
 
 NEARBY = 12.0
 """How much likelier, as a logit, a fresh model's last head attends to a token itself than to one far away."""
@@ -37,10 +41,30 @@ class Attention(nnx.Module):
         self.o = Linear(c.num_attention_heads * h, d, (EMBED, HEADS), rngs, bias=False)
         self.head_dim = h
 
-    def project(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, T, D] to q [B, T, N, H], k and v [B, T, K, H], rotated by ``rope``, cosines and sines [B, T, H / 2]."""
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segments: jax.Array, cache: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Attend to the tokens of the same segment, causally; or, one token at a time, to all that is in the cache.
+
+        Args:
+            x: [B, T, D].
+            rope: cosines and sines [B, T, H / 2], float32.
+            segments: [B, T] int32, 0 at padding.
+            cache: the layer's, already marked with ``segments``; None where nothing is remembered. With T > 1 its earlier tokens are not attended to.
+
+        Returns:
+            [B, T, D], and the cache with these tokens.
+        """
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
-        return rotate_half(q, *rope), rotate_half(k, *rope), v
+        q, k = rotate_half(q, *rope), rotate_half(k, *rope)
+        mask = AttnMask(causal=True, q_segments=segments, kv_segments=segments)
+        if cache is not None:
+            cache = cache.write(k, v)
+            if x.shape[1] == 1:
+                k, v, held = cache.read()
+                mask = AttnMask(q_segments=segments, kv_segments=held)
+        out = attention(q, k, v, mask, axes=(None, SEQUENCE, HEADS))
+        return self.o(out.reshape(*x.shape[:2], -1)), cache
 
 
 def _nearby(head_dim: int) -> Initializer:
@@ -66,6 +90,14 @@ class Block(nnx.Module):
         self.attn = Attention(c, rngs)
         self.norm2 = RMSNorm(c.hidden_size, rngs, c.rms_norm_eps)
         self.mlp = SwiGlu(c.hidden_size, c.intermediate_size, rngs, bias=False)
+
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segments: jax.Array, cache: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """x [B, T, D] to the same shape and dtype, and the cache with these tokens; arguments as in ``Attention``."""
+        attended, cache = self.attn(self.norm1(x), rope, segments, cache)
+        x = x + attended
+        return constrain(x + self.mlp(self.norm2(x)), None, SEQUENCE), cache
 
 
 class TextModel(nnx.Module):
@@ -105,32 +137,24 @@ class TextModel(nnx.Module):
         Returns:
             [B, T, D] hidden states before the final norm, and the longer cache.
         """
-        cache = cache.mark(segments, at)
-        x, (k, v) = self._run(x, position_ids, segments, cache, at, "none")
-        k, v = (constrain(a, None, None, None, HEADS) for a in (k, v))
+        x, cache = self._run(x, position_ids, segments, cache.mark(segments, at), at, "none")
+        k, v = (constrain(a, None, None, None, HEADS) for a in (cache.k, cache.v))
         return x, KVCache(k, v, cache.segments)
 
     def _run(
-        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache | None, at: jax.Array | int, remat: Remat
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """The layers; returns the hidden states, and the keys and values of the cache (none without one)."""
+        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: Cache, at: jax.Array | int, remat: Remat
+    ) -> tuple[jax.Array, Cache]:
+        """The layers, and the cache with what they remember (None without one)."""
         c = self.config
         angles = mrope_angles(position_ids, c.head_dim, c.rope_theta, c.mrope_section)
         rope = jnp.cos(angles), jnp.sin(angles)
 
-        def layer(block: Block, carry: tuple, index: jax.Array) -> tuple[tuple, None]:
-            x, kv = carry
-            q, k, v = block.attn.project(block.norm1(x), rope)
-            mask = AttnMask(causal=True, q_segments=segments, kv_segments=segments)
-            kv = tuple(jax.lax.dynamic_update_slice(buffer, new[None], (index, 0, at, 0, 0)) for buffer, new in zip(kv, (k, v), strict=False))
-            if cache is not None and x.shape[1] == 1:
-                k, v = (jax.lax.dynamic_index_in_dim(buffer, index, keepdims=False) for buffer in kv)
-                mask = AttnMask(q_segments=segments, kv_segments=cache.segments)
-            x = x + block.attn.o(attention(q, k, v, mask, axes=(None, SEQUENCE, HEADS)).reshape(*x.shape[:2], -1))
-            return (constrain(x + block.mlp(block.norm2(x)), None, SEQUENCE), kv), None
+        def step(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
+            x, cache = carry
+            x, own = block(x, rope, segments, None if cache is None else LayerCache(cache, layer, at))
+            return (x, None if own is None else own.cache), None
 
-        start = (x, () if cache is None else (cache.k, cache.v))
-        return stacking.run(layer, self.blocks, start, jnp.arange(c.num_hidden_layers), remat)[0]
+        return stacking.run(step, self.blocks, (x, cache), jnp.arange(c.num_hidden_layers), remat)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states before the final norm [..., D] to scores [..., V] in float32."""

@@ -1,16 +1,16 @@
 """Qwen2.5-VL's vision tower (transformers 4.53, Qwen2_5_VisionTransformerPretrainedModel).
 
-Patches stay in the order in which they arrive (tokens row by row, the four patches of a token together). Attention runs over groups of patches,
-windows in most blocks and whole frames in a few, which host-made index tables gather into dense rows and scatter back.
+The host lays the patches in the order of their windows (processing/vision_index.py), so that attention in windows, of most layers, is that of a batch of dense
+rows. The few layers that attend to whole frames gather queries, keys and values into a batch of frames, and their results back: over the whole sequence with
+a segment for each frame, attention would cost the square of all frames wherever a backend does not skip blocks (docs/attention.md).
 
-P patches (padded), M = P / 4 merged tokens, D width, N heads, H head size, G groups, C patches a group.
+P = W C patches (padded), in W bins of C, M = P / 4 merged tokens, D width, N heads, H head size, G frames.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from unipixel_jax.batch import VisionTables
@@ -31,10 +31,28 @@ class Attention(nnx.Module):
         self.proj = Linear(c.hidden_size, c.hidden_size, (EMBED, HEADS), rngs)
         self.num_heads = c.num_heads
 
-    def project(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """x [P, D] to [P, 3, N, H], queries and keys rotated by ``rope``, cosines and sines [P, H / 2]."""
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], tables: VisionTables, whole: bool) -> jax.Array:
+        """Attend within windows, or with ``whole`` within frames.
+
+        Args:
+            x: [P, D].
+            rope: cosines and sines [P, H / 2], float32.
+            tables: see batch.py.
+            whole: which of the two.
+
+        Returns:
+            [P, D] in x's dtype; at padding anything finite.
+        """
         q, k, v = jnp.unstack(self.qkv(x).reshape(x.shape[0], 3, self.num_heads, -1), axis=1)
-        return jnp.stack([rotate_half(q, *rope), rotate_half(k, *rope), v], axis=1)
+        q, k = rotate_half(q, *rope), rotate_half(k, *rope)
+        if whole:
+            segments = (tables.frame_table < x.shape[0]).astype(jnp.int32)
+            q, k, v = jnp.unstack(jnp.stack([q, k, v], axis=1).at[tables.frame_table].get(mode="fill", fill_value=0), axis=2)
+        else:
+            segments = tables.windows
+            q, k, v = (a.reshape(*segments.shape, *a.shape[1:]) for a in (q, k, v))
+        out = attention(q, k, v, AttnMask(q_segments=segments, kv_segments=segments), axes=(None, None, None)).reshape(-1, x.shape[1])
+        return self.proj(out[tables.frame_inverse] if whole else out)
 
 
 class Block(nnx.Module):
@@ -46,6 +64,11 @@ class Block(nnx.Module):
         self.norm2 = RMSNorm(c.hidden_size, rngs)
         self.mlp = SwiGlu(c.hidden_size, c.intermediate_size, rngs, bias=True)
 
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], tables: VisionTables, whole: bool) -> jax.Array:
+        """x [P, D] to the same shape and dtype; arguments as in ``Attention``."""
+        x = x + self.attn(self.norm1(x), rope, tables, whole)
+        return x + self.mlp(self.norm2(x))
+
 
 class Merger(nnx.Module):
     """Joins the four patches of a token and projects them to the language model's width."""
@@ -53,6 +76,12 @@ class Merger(nnx.Module):
     def __init__(self, c: VisionConfig, rngs: nnx.Rngs) -> None:
         self.norm = RMSNorm(c.hidden_size, rngs)
         self.mlp = Mlp(c.merge_dim, c.merge_dim, c.out_hidden_size, gelu, rngs)
+        self.merge_dim = c.merge_dim
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x [P, D] to tokens [M, out_hidden_size], and the input of the two linear layers [M, 4 D] that they are computed from."""
+        joined = self.norm(x).reshape(-1, self.merge_dim)
+        return self.mlp(joined), joined
 
 
 class VisionTower(nnx.Module):
@@ -68,37 +97,21 @@ class VisionTower(nnx.Module):
         """Encode patches.
 
         Args:
-            patches: [P, patch_dim]; its dtype is the compute dtype. Padding patches may hold anything: no table names them.
+            patches: [P, patch_dim] in the order of ``tables``; its dtype is the compute dtype. Padding may hold anything finite: nothing else sees it.
             tables: see batch.py.
             remat: what the backward pass computes again (core/stacking.py).
 
         Returns:
-            [M, out_hidden_size] tokens, and [M, 4 D] the merger MLP's input (what `<|mem|>` tokens are averaged from).
+            [M, out_hidden_size] tokens in the same order, and [M, 4 D] the merger MLP's input (what `<|mem|>` tokens are averaged from).
         """
         c = self.config
         angles = grid_angles(tables.rope, c.hidden_size // c.num_heads)
         rope = jnp.cos(angles), jnp.sin(angles)
+        x = self.patch_embed(patches)
+        for whole, layers in stacking.runs([layer in c.fullatt_block_indexes for layer in range(c.depth)]):
 
-        def windows(qkv: jax.Array) -> jax.Array:
-            return _grouped(qkv, tables.window_table, tables.window_inverse)
+            def step(block: Block, x: jax.Array, _: None, whole: bool = whole) -> tuple[jax.Array, None]:
+                return block(x, rope, tables, whole), None
 
-        def frames(qkv: jax.Array) -> jax.Array:
-            return _grouped(qkv, tables.frame_table, tables.frame_inverse)
-
-        def layer(block: Block, x: jax.Array, full: jax.Array) -> tuple[jax.Array, None]:
-            out = jax.lax.cond(full, frames, windows, block.attn.project(block.norm1(x), rope))
-            x = x + block.attn.proj(out.reshape(x.shape))
-            return x + block.mlp(block.norm2(x)), None
-
-        full = jnp.asarray(np.isin(np.arange(c.depth), c.fullatt_block_indexes))
-        x, _ = stacking.run(layer, self.blocks, self.patch_embed(patches), full, remat)
-        merger_input = self.merger.norm(x).reshape(-1, c.merge_dim)
-        return self.merger.mlp(merger_input), merger_input
-
-
-def _grouped(qkv: jax.Array, table: jax.Array, inverse: jax.Array) -> jax.Array:
-    """qkv [P, 3, N, H]: attention inside each group of ``table``; returns [P, N, H]."""
-    q, k, v = jnp.unstack(qkv.at[table].get(mode="fill", fill_value=0), axis=2)
-    segments = (table < qkv.shape[0]).astype(jnp.int32)
-    out = attention(q, k, v, AttnMask(q_segments=segments, kv_segments=segments), axes=(None, None, None))
-    return out.reshape(-1, *out.shape[2:])[inverse]
+            x, _ = stacking.run(step, self.blocks, x, remat=remat, layers=layers)
+        return self.merger(x)

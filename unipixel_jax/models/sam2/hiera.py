@@ -7,8 +7,6 @@ B images, h and w height and width of the map, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +26,6 @@ from unipixel_jax.ops.resize import resize_bicubic
 EPS = 1e-6
 DROP_PATH = 0.1
 """Share of samples whose last block is skipped while training, in all published sizes; it grows linearly from 0 at the first block."""
-Core = Callable[[jax.Array], jax.Array]
 
 
 class PatchEmbed(nnx.Module):
@@ -80,29 +77,19 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim_out, 4 * dim_out, dim_out, gelu, rngs)
         self.drop1 = DropPath()
         self.drop2 = DropPath()
-        if entry:
-            self.proj = Linear(dim, dim_out, (EMBED, EMBED), rngs)
+        self.proj = Linear(dim, dim_out, (EMBED, EMBED), rngs) if entry else None
 
-    def enter(self, x: jax.Array, drop_path: float, size: int) -> jax.Array:
-        """The first block of a stage: x [B, h, w, C] to [B, h/2, w/2, 2C]. ``size`` is the window, 0 for the whole map."""
+    def __call__(self, x: jax.Array, size: int, drop_path: float | jax.Array) -> jax.Array:
+        """x [B, h, w, C] to the same shape, or with ``entry`` to [B, h/2, w/2, 2C].
+
+        Args:
+            x: the map.
+            size: side of the windows, 0 for the whole map.
+            drop_path: probability with which a sample skips each half of the layer while training.
+        """
         y = self.norm1(x)
-        shortcut = max_pool2(self.proj(y))
-        return self._feed_forward(shortcut + self.drop1(self.attn(y, size, pool=True), drop_path), drop_path)
-
-    def __call__(self, x: jax.Array, size: int, whole: jax.Array | None, drop_path: jax.Array) -> jax.Array:
-        """Any other block: windows of ``size``, 0 for the whole map; the whole map as well where the boolean ``whole``, if given, is true."""
-        y = self.norm1(x)
-
-        def in_windows(y: jax.Array) -> jax.Array:
-            return self.attn(y, size, pool=False)
-
-        def at_once(y: jax.Array) -> jax.Array:
-            return self.attn(y, 0, pool=False)
-
-        y = in_windows(y) if whole is None else jax.lax.cond(whole, at_once, in_windows, y)
-        return self._feed_forward(x + self.drop1(y, drop_path), drop_path)
-
-    def _feed_forward(self, x: jax.Array, drop_path: float | jax.Array) -> jax.Array:
+        shortcut = x if self.proj is None else max_pool2(self.proj(y))
+        x = shortcut + self.drop1(self.attn(y, size, pool=self.proj is not None), drop_path)
         return x + self.drop2(self.mlp(self.norm2(x)), drop_path)
 
 
@@ -114,27 +101,26 @@ class Stage(nnx.Module):
         self.entry = Block(c.stage_dims[index - 1], dim, heads, True, rngs) if index else None
         rest = c.stages[index] - (index > 0)
         self.blocks = stacking.stack(lambda r: Block(dim, dim, heads, False, r), rest, rngs) if rest else None
-        self.size = c.window_spec[index]
         # A stage's first block still works in windows of the stage before.
-        self.entry_size = 0 if first in c.global_att_blocks else c.window_spec[max(index - 1, 0)]
-        self.whole = tuple(i in c.global_att_blocks for i in range(first + (index > 0), first + c.stages[index]))
+        blocks = range(first, first + c.stages[index])
+        self.windows = tuple(0 if i in c.global_att_blocks else c.window_spec[max(index - (i == first), 0)] for i in blocks)
         self.drop_path = tuple(np.linspace(0, DROP_PATH, sum(c.stages))[first : first + c.stages[index]].tolist())
 
     def __call__(self, x: jax.Array, remat: Remat) -> jax.Array:
         """x [B, h, w, C] of the stage before (or of the patch embedding) to this stage's map."""
+        entries = 0
         if self.entry is not None:
-            x = self.entry.enter(x, self.drop_path[0], self.entry_size)
+            x, entries = self.entry(x, self.windows[0], self.drop_path[0]), 1
         if self.blocks is None:
             return x
-        # where all blocks are alike, the other kind of attention is not even compiled
-        size, differ = (0 if all(self.whole) else self.size), len(set(self.whole)) > 1
+        rates = np.asarray(self.drop_path[entries:], np.float32)
+        for size, layers in stacking.runs(self.windows[entries:]):
 
-        def step(block: Block, x: jax.Array, own: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            whole, drop_path = own
-            return block(x, size, whole if differ else None, drop_path), None
+            def step(block: Block, x: jax.Array, rate: jax.Array, size: int = size) -> tuple[jax.Array, None]:
+                return block(x, size, rate), None
 
-        own = np.asarray(self.whole), np.asarray(self.drop_path[-len(self.whole) :], np.float32)
-        return stacking.run(step, self.blocks, x, own, remat)[0]
+            x, _ = stacking.run(step, self.blocks, x, rates[layers.start : layers.stop], remat, layers)
+        return x
 
 
 class Hiera(nnx.Module):

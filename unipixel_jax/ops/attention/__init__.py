@@ -4,6 +4,6 @@ from unipixel_jax.ops.attention.api import attention
 from unipixel_jax.ops.attention.choice import BACKENDS, use_attention
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.sharded import AttentionSharding, sharded_attention
+from unipixel_jax.ops.attention.sharded import AttentionSharding
 
-__all__ = ["BACKENDS", "AttentionSharding", "AttnMask", "WeightDropout", "attention", "sharded_attention", "use_attention"]
+__all__ = ["BACKENDS", "AttentionSharding", "AttnMask", "WeightDropout", "attention", "use_attention"]

@@ -16,8 +16,9 @@ from unipixel_jax.core.sharding import current_mesh, mesh_axes
 from unipixel_jax.ops.attention.choice import backend_for, check
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.sharded import AttentionSharding, sharded_attention
+from unipixel_jax.ops.attention.sharded import AttentionSharding, Segments, check_division, divided, over_all_keys
 from unipixel_jax.ops.attention.spec import Spec
+from unipixel_jax.ops.platform import platform
 
 
 def attention(
@@ -27,6 +28,7 @@ def attention(
     mask: AttnMask | None = None,
     *,
     axes: Axes = (None, None, HEADS),
+    sharding: AttentionSharding | None = None,
     scale: float | None = None,
     dropout: WeightDropout | None = None,
     implementation: str | None = None,
@@ -40,6 +42,7 @@ def attention(
         mask: who sees whom; None: all see all. A query with no visible key gives zeros and passes zero gradients.
         axes: logical names of q's batch, length and heads, which say how the mesh that is set divides them (core/sharding.py); what does not divide is
             repeated.
+        sharding: how the call is divided instead, over any mesh. A causal mask with a divided sequence needs as many queries as keys.
         scale: default ``H ** -0.5``.
         dropout: of the weights, while training.
         implementation: a name in ``BACKENDS``; None takes that of ``use_attention``, or else picks by platform and shape (``choose``).
@@ -48,21 +51,38 @@ def attention(
         [B, T, N, V] in q's dtype.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together; the message names both sides.
+        ValueError: shapes or dtypes that do not fit together; the message names both sides. With ``sharding`` also a length that its mesh axes do not divide,
+            or dropout with a divided sequence.
         UserError: an unknown implementation, or one that cannot do this, with the reason.
     """
     mask = mask or AttnMask()
     check(q, k, v, mask, dropout)
-    if (mesh := current_mesh()) is not None:
+    if sharding is None and (mesh := current_mesh()) is not None:
         sharding = AttentionSharding(mesh, mesh_axes(axes[0], q.shape[0]), mesh_axes(axes[2], q.shape[2]), _sequence(axes[1], q, k))
         k, v = (_enough_heads(a, sharding) for a in (k, v))
-        return sharded_attention(q, k, v, mask, sharding=sharding, scale=scale, dropout=dropout, implementation=implementation)
-    backend = backend_for(Spec.of(q, k, v, mask, dropout), implementation)
-    (b, t, n, h), (s, kh) = q.shape, k.shape[1:3]
-    grouped = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4)
-    scale = h**-0.5 if scale is None else scale
-    out, _ = backend.attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask.without_lengths(t, s), scale, dropout)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, v.shape[-1])
+    mask = mask.without_lengths(q.shape[1], k.shape[1])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    where = platform() if sharding is None else sharding.platform
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None, dropout: WeightDropout | None) -> jax.Array:
+        """One device's queries [b, t, n, H] with all keys; its own are [b, s, k, H]."""
+        (b, t, n, h), kh = q.shape, k.shape[2]
+        q, k, v = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+        def attend(k: jax.Array, v: jax.Array, mask: AttnMask) -> tuple[jax.Array, jax.Array]:
+            return backend_for(Spec.of(q, k, v, mask, dropout, where), implementation).attend(q, k, v, mask, scale, dropout)
+
+        if sharding is None or sharding.sequence is None:
+            out, _ = attend(k, v, AttnMask(mask.causal, *(segments or ())))
+        else:
+            segments = segments or (jnp.ones((b, t), jnp.int32), jnp.ones((b, k.shape[2]), jnp.int32))
+            out = over_all_keys(attend, k, v, segments, mask.causal, sharding).astype(q.dtype)
+        return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, v.shape[-1])
+
+    if sharding is None:
+        return local(q, k, v, mask.segments, dropout)
+    check_division(q, k, sharding, mask.causal, dropout, implementation)
+    return divided(local, sharding)(q, k, v, mask.segments, dropout)
 
 
 def _sequence(name: str | None, q: jax.Array, k: jax.Array) -> str | None:

@@ -16,15 +16,16 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.ops.attention.choice import backend_for, check
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR
 from unipixel_jax.ops.platform import platform
 
 Attend = Callable[[jax.Array, jax.Array, AttnMask], tuple[jax.Array, jax.Array]]
+"""Keys [b, k, s, H], values [b, k, s, V] and a mask to a device's result [b, k, g, t, V] and its log-sum-exp [b, k, g, t]."""
 Segments = tuple[jax.Array, jax.Array]
+Local = Callable[[jax.Array, jax.Array, jax.Array, Segments | None, WeightDropout | None], jax.Array]
+"""One device's share: queries [b, t, n, H], keys [b, s, k, H], values [b, s, k, V], segments and dropout to [b, t, n, V]."""
 
 
 @dataclass(frozen=True)
@@ -45,76 +46,31 @@ class AttentionSharding:
     sequence: str | None = None
     keys: Literal["ring", "gather"] = "ring"
 
+    @property
+    def platform(self) -> str:
+        """That of the mesh's devices."""
+        return platform(self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else self.mesh.abstract_device)
 
-def sharded_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: AttnMask | None = None,
-    *,
-    sharding: AttentionSharding,
-    scale: float | None = None,
-    dropout: WeightDropout | None = None,
-    implementation: str | None = None,
-) -> jax.Array:
-    """``attention`` of whole arrays, divided over a mesh. Arguments and result as there.
 
-    A causal mask with a divided sequence needs as many queries as keys.
-
-    Raises:
-        ValueError: as there, a length that its mesh axes do not divide, or dropout with a divided sequence.
-        UserError: cuDNN with a divided sequence.
-    """
-    mask = mask or AttnMask()
-    check(q, k, v, mask, dropout)
-    _check_division(q, k, sharding, mask.causal)
-    if sharding.sequence is not None and implementation == "cudnn":
-        raise UserError("cudnn does not give the log-sum-exp by which parts of a divided sequence are joined: take pallas_gpu")
-    if sharding.sequence is not None and dropout is not None:
-        raise ValueError(f"weights are dropped by their place in the whole row, which mesh axis {sharding.sequence!r} divides: divide other axes")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    mask = mask.without_lengths(q.shape[1], k.shape[1])
+def divided(local: Local, sharding: AttentionSharding) -> Local:
+    """``local`` for whole arrays, each device with its share."""
     rows = PartitionSpec(sharding.batch, sharding.sequence)
     data = PartitionSpec(sharding.batch, sharding.sequence, sharding.heads)
     seeds = PartitionSpec(sharding.batch, sharding.heads)
-
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None, dropout: WeightDropout | None) -> jax.Array:
-        return _local(q, k, v, segments, dropout, mask.causal, scale, implementation, sharding)
-
     # the kernels do not say which of their results vary along which axis, so that cannot be checked
-    run = jax.shard_map(local, mesh=sharding.mesh, in_specs=(data, data, data, rows, seeds), out_specs=data, check_vma=False)
-    return run(q, k, v, mask.segments, dropout)
+    return jax.shard_map(local, mesh=sharding.mesh, in_specs=(data, data, data, rows, seeds), out_specs=data, check_vma=False)
 
 
-def _local(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: Segments | None,
-    dropout: WeightDropout | None,
-    causal: bool,
-    scale: float,
-    implementation: str | None,
-    sharding: AttentionSharding,
-) -> jax.Array:
-    """One device's queries [b, t, n, H] with all keys; its own are [b, s, k, H]."""
-    (b, t, n, h), kh, axis = q.shape, k.shape[2], sharding.sequence
-    q, k, v = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    mesh = sharding.mesh
-    where = platform(mesh.devices.flat[0] if isinstance(mesh, Mesh) else mesh.abstract_device)
+def over_all_keys(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal: bool, sharding: AttentionSharding) -> jax.Array:
+    """A device's queries with the keys of all devices that divide the sequence: [b, k, g, t, V] float32. Its own keys are [b, k, s, H]."""
 
-    def attend(k: jax.Array, v: jax.Array, mask: AttnMask) -> tuple[jax.Array, jax.Array]:
-        spec = Spec(b, t, k.shape[2], n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, mask.segments is not None, where, dropout is not None)
-        out, lse = backend_for(spec, implementation).attend(q, k, v, mask, scale, dropout)
+    def precise(k: jax.Array, v: jax.Array, mask: AttnMask) -> tuple[jax.Array, jax.Array]:
+        out, lse = attend(k, v, mask)
         return out.astype(jnp.float32), lse
 
-    if axis is None:
-        out, _ = attend(k, v, AttnMask(causal, *(segments or ())))
-    else:
-        own = segments or (jnp.ones((b, t), jnp.int32), jnp.ones((b, k.shape[2]), jnp.int32))
-        others = _ring if sharding.keys == "ring" else _gathered
-        out, _ = _join(attend(k, v, AttnMask(causal, *own)), others(attend, k, v, own, causal, axis))
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, v.shape[-1]).astype(q.dtype)
+    assert sharding.sequence is not None, "the sequence is divided"
+    others = _ring if sharding.keys == "ring" else _gathered
+    return _join(precise(k, v, AttnMask(causal, *segments)), others(precise, k, v, segments, causal, sharding.sequence))[0]
 
 
 def _ring(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal: bool, axis: str) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +107,15 @@ def _join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tup
     return a[0] * jnp.exp(a[1] - lse)[..., None] + b[0] * jnp.exp(b[1] - lse)[..., None], lse
 
 
-def _check_division(q: jax.Array, k: jax.Array, sharding: AttentionSharding, causal: bool) -> None:
+def check_division(
+    q: jax.Array, k: jax.Array, sharding: AttentionSharding, causal: bool, dropout: WeightDropout | None, implementation: str | None
+) -> None:
+    """Raise where a call of ``attention`` cannot be divided so.
+
+    Raises:
+        ValueError: a length that its mesh axes do not divide, or, where the sequence is divided, dropout or a causal mask over other queries than keys.
+        UserError: cuDNN where the sequence is divided.
+    """
     size = sharding.mesh.shape
     batch, heads = (math.prod(size[axis] for axis in axes) for axes in (sharding.batch, sharding.heads))
     sequence = size[sharding.sequence] if sharding.sequence else 1
@@ -166,3 +130,7 @@ def _check_division(q: jax.Array, k: jax.Array, sharding: AttentionSharding, cau
             raise ValueError(f"the {name} is {length}, which the {parts} devices of mesh axes {axes} do not divide: pad it, or divide along fewer axes")
     if causal and sequence > 1 and q.shape[1] != k.shape[1]:
         raise ValueError(f"a causal mask over a divided sequence needs as many queries as keys, got q {q.shape} and k {k.shape}")
+    if sharding.sequence is not None and implementation == "cudnn":
+        raise UserError("cudnn does not give the log-sum-exp by which parts of a divided sequence are joined: take pallas_gpu")
+    if sharding.sequence is not None and dropout is not None:
+        raise ValueError(f"weights are dropped by their place in the whole row, which mesh axis {sharding.sequence!r} divides: divide other axes")

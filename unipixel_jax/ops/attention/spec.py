@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.platform import platform
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,10 @@ class Spec:
     dropout: bool = False
 
     @staticmethod
-    def of(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None = None) -> Spec:
-        """The specification of a call with these arguments, for the platform of the mesh or else the default one."""
-        (b, t, n, h), (s, kh) = q.shape, k.shape[1:3]
-        segmented = mask.segments is not None or mask.kv_lengths is not None
-        return Spec(b, t, s, n, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, segmented, platform(), dropout is not None)
+    def of(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, platform: str) -> Spec:
+        """The specification of a backend's call: q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V]."""
+        (b, kh, g, t, h), s = q.shape, k.shape[2]
+        return Spec(b, t, s, kh * g, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, mask.segments is not None, platform, dropout is not None)
 
     @property
     def scores(self) -> int:
