@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draw the images of docs/tiny_model.md: scripts/draw_tiny_model.py LESSONS RUN
+"""Draw the images of docs/tiny_model.md: scripts/draw_tiny_model.py CURRICULUM_RUN RUN
 
-The curves are those of the lessons and of the run after them (their folders); the sheet shows the first questions of `unipixel-jax eval shapes` about masks,
-good and bad, with what the model that ships with the package answers. Needs the extra plot.
+The curves are those of the curriculum's stages and of the run after them (their folders). The sheet shows the first questions of
+`unipixel-jax eval shapes` about masks, good and bad, with what the model that ships with the package answers. Needs the extra plot.
 """
 
 import json
@@ -17,22 +17,22 @@ from matplotlib.figure import Figure
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.infer.predictor import UniPixel
 from unipixel_jax.synthetic.evaluation import judge
-from unipixel_jax.synthetic.recipe import COURSE
+from unipixel_jax.synthetic.recipe import CURRICULUM
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHOWN = 12
 PANELS = {
-    "sight": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "thing_shape", "pointed_row")),
-    "places segmenting tracking all_together": ("dice loss", ("dice",)),
-    "telling behind relations comparing all_together": ("language loss, a token", ("language",)),
-    "telling behind relations comparing": ("error of the codes before <|seg|>", ("code",)),
+    "vision": ("right, of what tokens show", ("token_size", "token_colour", "token_shape", "thing_shape", "pointed_row")),
+    "localization segmentation tracking all_together": ("dice loss", ("dice",)),
+    "language occlusion relations comparison all_together": ("language loss, a token", ("language",)),
+    "language occlusion relations comparison": ("error of the codes before <|seg|>", ("code",)),
 }
-"""Title of an image of some lessons, one after the other, and the numbers that it shows."""
+"""Folders of stages, one after the other, with the title of their panel and the metrics that it shows."""
 
 
-def curves(lessons: Path, run: Path, path: Path) -> None:
+def curves(stages: Path, run: Path, path: Path) -> None:
     """Numbers of the training scenes over the scenes seen."""
-    sources = {lesson.name: (lessons / lesson.name, getattr(COURSE, lesson.name).batch_size) for lesson in fields(COURSE)}
+    sources = {stage.name: (stages / stage.name, getattr(CURRICULUM, stage.name).batch_size) for stage in fields(CURRICULUM)}
     sources["all_together"] = (run, json.loads((run / "config.json").read_text(encoding="utf-8"))["batch_size"])
     figure = Figure(figsize=(14, 3), layout="constrained")
     for axes, (folders, (title, names)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):

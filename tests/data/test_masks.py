@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from unipixel_jax.data.frames import resize_masks
-from unipixel_jax.data.masks import LabelClasses, LabelImages, Masklet, ObjectImages, ObjectTrackFiles, OnOneFrame, Shape, Shapes, TrackFile, Tracks
+from unipixel_jax.data.masks import LabelClasses, LabelImages, Masklet, ObjectTrackFiles, OnOneFrame, Shape, Shapes, TrackFile, Tracks
 from unipixel_jax.data.polygons import polygon_mask
 from unipixel_jax.errors import UserError
 
@@ -59,13 +59,6 @@ def test_label_images_with_palettes_count_by_number(tmp_path, rng):
     image.putpalette(bytes(768))
     image.save(tmp_path / "p.png")
     assert (LabelImages((str(tmp_path / "p.png"),), ((7,),)).read([0], SIZE)[0, 0] == (labels == 7)).all()
-
-
-def test_object_images(tmp_path, rng):
-    blobs = [blob(rng) for _ in range(3)]
-    a, b, c = (write(tmp_path / f"{i}.png", m.astype(np.uint8) * 255) for i, m in enumerate(blobs))
-    masks = ObjectImages(((a, b), (None, c))).read([1, 0], SIZE)
-    assert (masks[0] == blobs[1::-1]).all() and (masks[1, 0] == blobs[2]).all() and not masks[1, 1].any()
 
 
 @pytest.mark.parametrize("encode", [compressed, uncompressed, lambda m: {**compressed(m), "counts": compressed(m)["counts"].encode()}])
@@ -204,9 +197,8 @@ def test_broken_label_images(tmp_path, content, message):
     path = tmp_path / "labels.png"
     if content is not None:
         path.write_bytes(content)
-    for reader in (LabelImages((str(path),), ((1,),)), ObjectImages(((str(path),),))):
-        with pytest.raises(UserError, match=f"labels.png {message}"):
-            reader.read([0], SIZE)
+    with pytest.raises(UserError, match=f"labels.png {message}"):
+        LabelImages((str(path),), ((1,),)).read([0], SIZE)
 
 
 def test_label_images_must_fit(tmp_path):

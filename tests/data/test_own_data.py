@@ -142,7 +142,7 @@ def coco_file(tmp_path):
 
 def test_a_coco_file(coco_file):
     source = open_source(str(coco_file), "no/data/root")
-    assert sorted((source[i].role, source[i].data_type.replace("box", "point"), len(source[i].turns)) for i in range(len(source))) == [
+    assert sorted((source[i].task, source[i].data_type.replace("box", "point"), len(source[i].turns)) for i in range(len(source))) == [
         ("referring", "ref_point", 2),
         ("region", "region_image", 1),
         ("region", "region_image", 1),
@@ -158,14 +158,14 @@ def test_a_coco_file(coco_file):
     assert by_words["Is <region> red?"].answer == "Yes." and "<region>: What is it?" in by_words
     assert by_words["cup"].kind == "query" and by_words["Which one is red?"].kind == "sentence"
     for annotation, example in drawn(source):
-        assert len(example.references) == (2 if annotation.role == "referring" else 0)
-        assert text_of(example).count("<|mem|>") == (1 if annotation.role == "region" else 0)
+        assert len(example.references) == (2 if annotation.task == "referring" else 0)
+        assert text_of(example).count("<|mem|>") == (1 if annotation.task == "region" else 0)
         assembled(example)
 
 
 def test_points_lie_in_the_objects(coco_file):
     source = open_source(str(coco_file), "x")
-    (index,) = (i for i in range(len(source)) if source[i].role == "referring")
+    (index,) = (i for i in range(len(source)) if source[i].task == "referring")
     example = draw(source[index], WHOLE, np.random.default_rng(3))
     answers = [m["content"] for m in example.messages[1::2]]
     for answer, reference in zip(answers, example.references, strict=True):

@@ -93,8 +93,8 @@ def source(tmp_path, rng):
 
     where = (locate_turn("Where is [0] <|ref|>?", [0], every_second),)
 
-    def sample(data_type, role, media, turns, name):
-        return Annotation("toy", data_type, role, media, turns, name)
+    def sample(data_type, task, media, turns, name):
+        return Annotation("toy", data_type, task, media, turns, name)
 
     annotations = (
         sample("seg_image", "segmentation", FrameFiles((str(photo),)), (Turn("query", "The thing.", masks=photo_mask),), "photo"),

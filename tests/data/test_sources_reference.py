@@ -93,7 +93,7 @@ def described(example, root):
     }
     if out["media"] == "video":
         out["size"] = list(language_frames(example.clip.frames[:1].repeat(len(example.clip.frames), 0), example.sample_frames).shape[1:3])
-        if example.annotation.role == "multimodal":
+        if example.annotation.task == "multimodal":
             out |= {"frame_count": len(example.clip.frames), "seconds_per_frame": pytest.approx(example.seconds_per_frame, rel=1e-12)}
         else:
             out["frames"] = example.clip.indices.tolist()

@@ -91,8 +91,8 @@ def overlap(a, b):
 
 def test_all_sources_have_sample_data_and_are_counted_here():
     assert WRITERS.keys() == SOURCES.keys()
-    roles = {name for name in SOURCES if not name.startswith(("videorefer", "inst_it", "osprey", "llava"))}
-    assert roles == COUNTS.keys()
+    names = {name for name in SOURCES if not name.startswith(("videorefer", "inst_it", "osprey", "llava"))}
+    assert names == COUNTS.keys()
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -101,7 +101,7 @@ def test_every_sample_has_the_masks_that_its_words_name(root, name):
     assert len(source) == COUNTS[name] == len(source.data_types)
     for index in range(len(source)):
         annotation = source[index]
-        assert (annotation.role, annotation.source, annotation.data_type) == ("segmentation", name, source.data_types[index])
+        assert (annotation.task, annotation.source, annotation.data_type) == ("segmentation", name, source.data_types[index])
         clip, indices = read_frames(annotation.media, OPTIONS, np.random.default_rng(index))
         assert annotation.data_type == ("seg_image" if len(clip.frames) == 1 else "seg_video")
         turns = [t for turn in annotation.turns for t in (turn.masks.turns() if isinstance(turn.masks, LabelClasses) else [turn])]

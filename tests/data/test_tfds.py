@@ -108,7 +108,7 @@ def test_ref_coco(tmp_path):
     source = pickle.loads(pickle.dumps(open_tfds("tfds:ref_coco/refcoco_unc", tmp_path)))
     assert len(source) == 3 and source.data_types == ["seg_image"] * 3
     annotation = source[1]
-    assert (annotation.name, annotation.source, annotation.role) == ("101", "tfds:ref_coco/refcoco_unc", "segmentation")
+    assert (annotation.name, annotation.source, annotation.task) == ("101", "tfds:ref_coco/refcoco_unc", "segmentation")
     assert [turn.text for turn in annotation.turns] == ["left one 0", "left one 1", "right one 0", "right one 1"]
     np.testing.assert_array_equal(annotation.turns[0].masks.read([0], (HEIGHT, WIDTH)), square(4)[None, None])
     np.testing.assert_array_equal(annotation.turns[3].masks.read([0], (HEIGHT, WIDTH)), square(14)[None, None])

@@ -1,4 +1,4 @@
-"""The lessons of the small model: what is asked of its parts is right, they learn, and a course is taken once."""
+"""The curriculum of the small model: the targets of its stages are right, its parts learn, and a stage is run once."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,12 @@ from unipixel_jax.models.sam2.position import fourier
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.synthetic import curriculum, trainer
-from unipixel_jax.synthetic.appearance import LOOKS, THINGS, prompt_code
-from unipixel_jax.synthetic.language_stage import BEHIND, COMPARING, VERDICT, DrawTold, collate_told, telling_loss, verdicts
-from unipixel_jax.synthetic.recipe import LOSSES, SHAPES_MODEL, conversations, from_nothing
+from unipixel_jax.synthetic.appearance import ATTRIBUTES, MAX_THINGS, prompt_code
+from unipixel_jax.synthetic.language_stage import COMPARISON, OCCLUSION, VERDICT_WEIGHT, DrawLanguageSample, collate_language, language_loss, verdict_weights
+from unipixel_jax.synthetic.recipe import LOSSES, SHAPES_MODEL, conversations, from_scratch
 from unipixel_jax.synthetic.segmentation_stage import draw_targets
-from unipixel_jax.synthetic.trainer import Lesson, teach
-from unipixel_jax.synthetic.vision_stage import GLIMPSED, SHOWN, Sight, collate_sights, draw_sights, side_of, tables_of
+from unipixel_jax.synthetic.trainer import StageConfig, train_stage
+from unipixel_jax.synthetic.vision_stage import MIN_FIRST, MIN_SECOND, VisionProbe, collate_vision, draw_vision_sample, grid_side, vision_tables
 
 SMALL = dataclasses.replace(
     SHAPES_MODEL,
@@ -39,14 +39,14 @@ ANYTHING = Annotation("shapes_image", "shapes_image", "shapes", None, (), "0")
 
 
 def test_a_token_shows_the_thing_that_covers_it():
-    side = side_of(SHAPES_MODEL)
+    side = grid_side(SHAPES_MODEL)
     cell, glimpses = SIDE // side, 0
     for seed in range(10):
-        drawn = draw_sights(SHAPES_MODEL, ANYTHING, np.random.default_rng(seed))
+        drawn = draw_vision_sample(SHAPES_MODEL, ANYTHING, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
         scene = draw_scene(rng, int(rng.integers(1, 3)))
         count = len(scene.things)
-        assert drawn["patches"].shape[0] == 4 * side**2 and drawn["under"].shape == (THINGS, side**2)
+        assert drawn["patches"].shape[0] == 4 * side**2 and drawn["under"].shape == (MAX_THINGS, side**2)
         for number, (thing, known) in enumerate(zip(scene.things, drawn["things"], strict=False)):
             assert [tuple(RADII)[known[0]], tuple(COLOURS)[known[1]], SHAPES[known[2]]] == [thing.size, thing.colour, thing.shape]
             assert np.array_equal(known[3:], (thing.centres[0][::-1] // cell).astype(int))
@@ -59,43 +59,43 @@ def test_a_token_shows_the_thing_that_covers_it():
             row, column = np.array(divmod(token, side)) * cell
             part = scene.masks[:, 0, row : row + cell, column : column + cell].mean(axis=(1, 2))
             *_, second, first = np.argsort(part, kind="stable")
-            wanted = drawn["things"][first][:3] if part[first] >= SHOWN else [-1, -1, -1]
+            wanted = drawn["things"][first][:3] if part[first] >= MIN_FIRST else [-1, -1, -1]
             assert np.array_equal(drawn["shown"][token, :5], [*wanted, *divmod(token, side)])
-            colour = drawn["things"][second][1] if part[second] >= GLIMPSED else len(COLOURS)
-            assert drawn["shown"][token, 5] == (colour if part[first] >= SHOWN else -1)
-            glimpses += part[first] >= SHOWN and part[second] >= GLIMPSED
+            colour = drawn["things"][second][1] if part[second] >= MIN_SECOND else len(COLOURS)
+            assert drawn["shown"][token, 5] == (colour if part[first] >= MIN_FIRST else -1)
+            glimpses += part[first] >= MIN_FIRST and part[second] >= MIN_SECOND
     assert glimpses > 20
 
 
-def test_a_lesson_about_pairs_has_one_in_every_scene():
+def test_a_stage_about_pairs_has_one_in_every_scene():
     tokenizer = Tokenizer.from_directory(EMBEDDED)
     asked = 0
     for seed in range(20):
-        sample, _, _ = DrawTold(tokenizer, SHAPES_MODEL, DATA, BEHIND)(ANYTHING, np.random.default_rng(seed))
+        sample, _, _ = DrawLanguageSample(tokenizer, SHAPES_MODEL, DATA, OCCLUSION)(ANYTHING, np.random.default_rng(seed))
         asked += "behind" in tokenizer.decode(sample.conversation.input_ids.tolist())
     assert asked >= 19, "four in five of four questions, of which a scene without a pair allows none"
 
 
 def test_a_code_adds_up_words_and_a_place():
     matrix = jax.random.normal(jax.random.key(0), (2, 32))
-    at, nowhere, silent = jnp.array([0.25, 0.75]), jnp.array([-1.0, -1.0]), jnp.array([-1, -1, -1])
-    np.testing.assert_allclose(prompt_code(silent, at, matrix), fourier(at, matrix), rtol=1e-6)
-    assert not np.any(prompt_code(silent, nowhere, matrix))
-    words = {prompt_code(jnp.array(look), nowhere, matrix).tobytes() for look in np.ndindex(*map(len, LOOKS))}
-    assert len(words) == np.prod([len(choices) for choices in LOOKS])
+    at, nowhere, wordless = jnp.array([0.25, 0.75]), jnp.array([-1.0, -1.0]), jnp.array([-1, -1, -1])
+    np.testing.assert_allclose(prompt_code(wordless, at, matrix), fourier(at, matrix), rtol=1e-6)
+    assert not np.any(prompt_code(wordless, nowhere, matrix))
+    words = {prompt_code(jnp.array(look), nowhere, matrix).tobytes() for look in np.ndindex(*map(len, ATTRIBUTES))}
+    assert len(words) == np.prod([len(choices) for choices in ATTRIBUTES])
     look = jnp.array([1, 4, 2])
     np.testing.assert_allclose(prompt_code(look, at, matrix), prompt_code(look, nowhere, matrix) + fourier(at, matrix), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("silent", "frames"), [(0.0, 1), (1.0, 1), (0.0, 3)])
-def test_a_prompt_says_the_place_of_its_thing(silent, frames):
+@pytest.mark.parametrize(("wordless", "frames"), [(0.0, 1), (1.0, 1), (0.0, 3)])
+def test_a_prompt_says_the_place_of_its_thing(wordless, frames):
     off = []
     for seed in range(20):
-        pixels, look, at, masks, valid = draw_targets(SHAPES_MODEL, frames, silent, ANYTHING, np.random.default_rng(seed))
+        pixels, look, at, masks, valid = draw_targets(SHAPES_MODEL, frames, wordless, ANYTHING, np.random.default_rng(seed))
         scene = draw_scene(np.random.default_rng(seed), frames)
         count = len(scene.things)
         assert pixels.shape == (frames, SIDE, SIDE, 3) and np.array_equal(masks[:, :count], scene.masks.swapaxes(0, 1)) and valid.sum() == count
-        assert np.all(look[:count] == -1) if silent else np.all(look[:count] >= 0)
+        assert np.all(look[:count] == -1) if wordless else np.all(look[:count] >= 0)
         there = at[:count, 0] >= 0
         off += (at[:count] * SIDE - scene.centres)[there].tolist()
     assert np.abs(np.mean(off, axis=0)).max() < 2 and 3 < np.std(off) < 10
@@ -103,15 +103,15 @@ def test_a_prompt_says_the_place_of_its_thing(silent, frames):
 
 def test_the_code_stands_where_the_name_was_said():
     tokenizer = Tokenizer.from_directory(EMBEDDED)
-    samples = [DrawTold(tokenizer, SHAPES_MODEL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(16)]
-    batch = collate_told(SHAPES_MODEL, tokenizer.pad_id, DATA.buckets, {}, samples)
+    samples = [DrawLanguageSample(tokenizer, SHAPES_MODEL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(16)]
+    batch = collate_language(SHAPES_MODEL, tokenizer.pad_id, DATA.buckets, {}, samples)
     named = 0
-    for ids, at, look in zip(np.asarray(batch.rows.inputs.input_ids)[:, 0], batch.at, batch.looks, strict=True):
+    for ids, at, look in zip(np.asarray(batch.rows.inputs.input_ids)[:, 0], batch.at, batch.attributes, strict=True):
         assert np.sum(ids == SHAPES_MODEL.seg_token_id) == np.sum(look[:, 0] >= 0)
         for position, words in zip(at[look[:, 0] >= 0], look[look[:, 0] >= 0], strict=True):
             assert ids[position + 1] == SHAPES_MODEL.seg_token_id
             said = tokenizer.decode(ids[: position + 1].tolist())
-            name = " ".join(choices[number] for choices, number in zip(LOOKS, words, strict=True))
+            name = " ".join(choices[number] for choices, number in zip(ATTRIBUTES, words, strict=True))
             assert said.endswith((f"It is the {name}", "It is this object", "[0] ", "[1] ")), said[-60:]
             named += said.endswith(name)
     assert named >= 5
@@ -119,11 +119,11 @@ def test_the_code_stands_where_the_name_was_said():
 
 def test_the_vision_tower_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "LOG_EVERY", 10)
-    tables = tables_of(SMALL)
-    model = Sight(SMALL, nnx.Rngs(1))
-    lesson = Lesson(30, 8, from_nothing(6e-3))
-    draw = partial(draw_sights, SMALL)
-    teach(model, lambda path, _: path[0] not in ("sam2", "text"), lesson, tmp_path, 1, draw, collate_sights, lambda m, b: m.loss(tables, b))
+    tables = vision_tables(SMALL)
+    model = VisionProbe(SMALL, nnx.Rngs(1))
+    stage = StageConfig(30, 8, from_scratch(6e-3))
+    draw = partial(draw_vision_sample, SMALL)
+    train_stage(model, lambda path, _: path[0] not in ("sam2", "text"), stage, tmp_path, 1, draw, collate_vision, lambda m, b: m.loss(tables, b))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30]
     assert lines[2]["loss"] < 0.85 * lines[0]["loss"], lines
@@ -132,49 +132,49 @@ def test_the_vision_tower_learns(tmp_path, monkeypatch):
 
 def test_a_verdict_counts_more():
     tokenizer = Tokenizer.from_directory(EMBEDDED)
-    samples, counts = [], verdicts(tokenizer)
+    samples, counts = [], verdict_weights(tokenizer)
     for seed in range(16):
         with contextlib.suppress(UserError):  # a few are too long
-            samples.append(DrawTold(tokenizer, SMALL, DATA, COMPARING)(ANYTHING, np.random.default_rng(seed)))
-    plain, counted = (collate_told(SMALL, tokenizer.pad_id, DATA.buckets, c, samples).rows for c in ({}, counts))
+            samples.append(DrawLanguageSample(tokenizer, SMALL, DATA, COMPARISON)(ANYTHING, np.random.default_rng(seed)))
+    plain, counted = (collate_language(SMALL, tokenizer.pad_id, DATA.buckets, c, samples).rows for c in ({}, counts))
     learned, labels = plain.label_weights > 0, np.asarray(plain.labels)
     ratio, verdict = counted.label_weights / np.where(learned, plain.label_weights, 1.0), learned & np.isin(labels, list(counts))
     before = labels[np.roll(verdict, -1, axis=-1)]
     assert sum(tokenizer.decode([token]) == ":" for token in before.tolist()) >= 3
     assert {tokenizer.decode([token]) for token in before.tolist()} <= {":", "]"}
-    np.testing.assert_allclose(ratio[verdict], VERDICT, rtol=1e-6)
+    np.testing.assert_allclose(ratio[verdict], VERDICT_WEIGHT, rtol=1e-6)
     np.testing.assert_allclose(ratio[learned & ~verdict], 1.0, rtol=1e-6)
 
 
 def test_silence_costs_the_whole_code():
     tokenizer = Tokenizer.from_directory(EMBEDDED)
-    samples = [DrawTold(tokenizer, SMALL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(8)]
+    samples = [DrawLanguageSample(tokenizer, SMALL, DATA)(ANYTHING, np.random.default_rng(seed)) for seed in range(8)]
     model = UniPixelModel(SMALL, nnx.Rngs(0))
     model.seg_head.mlp.fc2.weight.set_value(jnp.zeros_like(model.seg_head.mlp.fc2.weight[...]))
-    _, numbers = telling_loss(model, jax.tree.map(jnp.asarray, collate_told(SMALL, tokenizer.pad_id, DATA.buckets, {}, samples)))
+    _, numbers = language_loss(model, jax.tree.map(jnp.asarray, collate_language(SMALL, tokenizer.pad_id, DATA.buckets, {}, samples)))
     np.testing.assert_allclose(numbers["code"], 1.0, rtol=1e-5)
     assert numbers["language"] > 1
 
 
 def test_one_side_that_fails_stops_the_other():
     start = time.monotonic()
-    with pytest.raises(UserError, match="a lesson ended with an error"):
+    with pytest.raises(UserError, match="a stage ended with an error"):
         curriculum._side_by_side(partial(time.sleep, 600), partial(sys.exit, 3))
     assert time.monotonic() - start < 300
     curriculum._side_by_side(partial(time.sleep, 0), partial(time.sleep, 0))
 
 
 @pytest.mark.slow
-def test_a_course_is_taken_once(tmp_path):
-    lesson = Lesson(2, 8, from_nothing(1e-3))
-    short = curriculum.Course(*[lesson] * 8)
+def test_a_stage_is_run_once(tmp_path):
+    stage = StageConfig(2, 8, from_scratch(1e-3))
+    short = curriculum.Curriculum(*[stage] * 8)
     tokenizer = Tokenizer.from_directory(EMBEDDED)
-    taught = curriculum.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
+    trained = curriculum.run_curriculum(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     wanted = {path: leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(SMALL)))}
-    assert {path: array.shape for path, array in taught.items()} == wanted
-    assert all(np.isfinite(array).all() for array in taught.values())
-    (tmp_path / "comparing" / "weights.npz").unlink()
+    assert {path: array.shape for path, array in trained.items()} == wanted
+    assert all(np.isfinite(array).all() for array in trained.values())
+    (tmp_path / "comparison" / "weights.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/weights.npz")}
-    again = curriculum.take(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
+    again = curriculum.run_curriculum(short, SMALL, tokenizer, DATA, LOSSES, tmp_path, seed=1)
     assert len(before) == 7 and all(path.stat().st_mtime_ns == time for path, time in before.items())
-    assert all(np.array_equal(again[path], array) for path, array in taught.items())
+    assert all(np.array_equal(again[path], array) for path, array in trained.items())

@@ -99,6 +99,12 @@ def test_nobody_imports_torch_and_the_host_side_imports_no_jax(path, module):
 
 
 @pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
+def test_commands_alone_import_the_curriculum_of_the_embedded_model(path, module):
+    if room_of(module)[0] not in ("synthetic", "cli", "demo"):
+        assert not [name for name, _ in imports(path, module) if within(name, {"unipixel_jax.synthetic"})]
+
+
+@pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
 def test_one_module_imports_the_internals_of_jax(path, module):
     if module != "unipixel_jax.core.jax_internals":
         assert not [name for name, _ in imports(path, module) if within(name, {"jax._src", "jaxlib"})]

@@ -20,7 +20,7 @@ from unipixel_jax.processing.media import Clip, Content
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.tokenizer import Message
 
-Role = Literal["segmentation", "referring", "region", "memory", "multimodal", "shapes"]
+Task = Literal["segmentation", "referring", "region", "memory", "multimodal", "shapes"]
 """What a sample teaches; data/tasks/ has one file for each."""
 
 
@@ -77,7 +77,7 @@ class Turn:
     """One question and its answer.
 
     Attributes:
-        kind: how the words become a conversation; each role lists the kinds it knows.
+        kind: how the words become a conversation; each task lists the kinds it knows.
         text: the words or name that the question is about, or the whole question.
         answer: the answer, where it is not one of the stock answers.
         masks: of the objects that the turn segments, points at or remembers; None for none.
@@ -98,7 +98,7 @@ class Annotation:
     Attributes:
         source: the source's name.
         data_type: samples of one global batch share it, for example "seg_image" or "ref_point".
-        role: see ``Role``.
+        task: see ``Task``.
         media: None for words alone.
         turns: from which at most ``max_turns`` are drawn.
         name: says which sample this is, in reports of failures.
@@ -106,7 +106,7 @@ class Annotation:
 
     source: str
     data_type: str
-    role: Role
+    task: Task
     media: FrameFiles | VideoFrames | Photo | None
     turns: tuple[Turn, ...]
     name: str

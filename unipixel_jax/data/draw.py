@@ -1,4 +1,4 @@
-"""From an annotation to a drawn sample, whatever its role."""
+"""From an annotation to a drawn sample, whatever its task."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Role, require_text
+from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Task, require_text
 from unipixel_jax.data.synthetic import task
 from unipixel_jax.data.tasks import memory, multimodal, referring, region, segmentation
 
-_ROLES: Mapping[Role, Callable[[Annotation, DrawOptions, np.random.Generator], Example]] = {
+_TASKS: Mapping[Task, Callable[[Annotation, DrawOptions, np.random.Generator], Example]] = {
     "segmentation": segmentation.draw,
     "referring": referring.draw,
     "region": region.draw,
@@ -32,4 +32,4 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
         UserError: a file is missing or broken, the words are no text, or the sample is not one to learn from, such as an object that no drawn frame shows.
     """
     require_text(annotation)
-    return _ROLES[annotation.role](annotation, options, rng)
+    return _TASKS[annotation.task](annotation, options, rng)

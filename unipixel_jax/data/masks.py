@@ -45,25 +45,6 @@ class LabelImages:
 
 
 @dataclass(frozen=True)
-class ObjectImages:
-    """Images of one object each, which is where they are white (255).
-
-    Attributes:
-        paths: for each object one for each frame; None where it is not visible.
-    """
-
-    paths: tuple[tuple[str | None, ...], ...]
-
-    def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
-        """See ``MaskReader``; an image must have the frame's size."""
-        out = np.zeros((len(self.paths), len(frames), *size), bool)
-        for o, f in np.ndindex(out.shape[:2]):
-            if (path := _at(self.paths[o], frames[f], "mask images")) is not None:
-                out[o, f] = _of_size(read_labels(path), size, path) == 255
-        return out
-
-
-@dataclass(frozen=True)
 class Tracks:
     """Masks in COCO's encodings, held in memory.
 

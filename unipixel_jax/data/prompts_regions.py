@@ -1,6 +1,6 @@
 """Questions about marked objects, of which each sample draws one. Written for this project, as varied as the reference's lists.
 
-Source of the lists' roles: ``unipixel/dataset/sub_classes/{referring,region,memory}.py``.
+Source of the lists' tasks: ``unipixel/dataset/sub_classes/{referring,region,memory}.py``.
 """
 
 from __future__ import annotations

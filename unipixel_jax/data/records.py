@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.core.files import require_regular_file
-from unipixel_jax.data.annotation import Annotation, FrameFiles, MaskReader, Photo, Role, Turn, VideoFrames
+from unipixel_jax.data.annotation import Annotation, FrameFiles, MaskReader, Photo, Task, Turn, VideoFrames
 from unipixel_jax.data.frames import counting_frames
 from unipixel_jax.data.masks import LabelClasses, Tracks
 from unipixel_jax.data.regions import Size
@@ -26,6 +26,9 @@ from unipixel_jax.processing.rle import encode_mask, mask_size
 
 _FRAMES_AT_ONCE = 16
 """Frames whose masks are held decoded."""
+
+_TASK = "role"
+"""What records on disk call the task; data sets that are packed keep being read."""
 
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What a record raises that is not JSON or holds other values than expected."""
@@ -74,7 +77,7 @@ def encode(annotation: Annotation) -> Record:
     content = {
         "source": annotation.source,
         "data_type": annotation.data_type,
-        "role": annotation.role,
+        _TASK: annotation.task,
         "name": annotation.name,
         "media": _describe(stored.media),
         "files": [file.name for file in stored.files],
@@ -92,10 +95,11 @@ def decode(record: Record) -> Annotation:
     try:
         content = json.loads(record.text)
         files = tuple(Content(_word(name), data) for name, data in zip(content["files"], record.files, strict=True))
-        if content["role"] not in get_args(Role):
-            raise ValueError(f"the role {content['role']!r}")
+        task = content[_TASK]
+        if task not in get_args(Task):
+            raise ValueError(f"the {_TASK} {task!r}")
         names = [_word(content[key]) for key in ("source", "data_type", "name")]
-        return Annotation(names[0], names[1], content["role"], _media(content["media"], files), tuple(map(_turn, content["turns"])), names[2])
+        return Annotation(names[0], names[1], task, _media(content["media"], files), tuple(map(_turn, content["turns"])), names[2])
     except _BROKEN as error:
         raise UserError(f"a record is not what `unipixel-jax data pack` writes ({error!r}): pack the data again") from error
 

@@ -26,10 +26,9 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         bias: bool = True,
         init: Initializer = lecun,
-        bias_init: Initializer = zeros,
     ) -> None:
         self.weight = declare(rngs, (d_out, d_in), axes, init)
-        self.bias = declare(rngs, (d_out,), axes[:1], bias_init) if bias else None
+        self.bias = declare(rngs, (d_out,), axes[:1], zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] to [..., out], in x's dtype."""

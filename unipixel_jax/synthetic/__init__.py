@@ -1,1 +1,1 @@
-"""What the parts of the small model are taught one by one before they are trained together."""
+"""The small model that ships with the package: the curriculum that trains its parts, the run that trains them together, and how good it is."""

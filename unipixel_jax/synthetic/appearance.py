@@ -1,6 +1,6 @@
 """What drawn things look like, in numbers, and the code by which SAM 2 and the language side speak of them.
 
-O things (padded).
+O things of a scene (padded).
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from numpy.typing import NDArray
 from unipixel_jax.data.synthetic.scene import COLOURS, RADII, SHAPES, Scene
 from unipixel_jax.models.sam2.position import fourier
 
-LOOKS = (tuple(RADII), tuple(COLOURS), SHAPES)
-"""What a name is made of: the sizes, colours and shapes that there are."""
-THINGS = 5
-"""Of a scene, at most."""
-WORD = 0.5
-"""Size of the entries of a word's vector."""
+ATTRIBUTES = (tuple(RADII), tuple(COLOURS), SHAPES)
+"""The words of a name: all sizes, all colours and all shapes."""
+MAX_THINGS = 5
+"""How many things a scene has at most."""
+WORD_SCALE = 0.5
+"""Standard deviation of the entries of a word's vector."""
 _SEED = 11
 
 
-def looks(scene: Scene) -> NDArray[np.int32]:
-    """Numbers of every thing's size, colour and shape [things, 3]."""
-    return np.array([[choices.index(word) for choices, word in zip(LOOKS, (t.size, t.colour, t.shape), strict=True)] for t in scene.things], np.int32)
+def appearance(scene: Scene) -> NDArray[np.int32]:
+    """The number of every thing's size, colour and shape among all of its kind [O, 3]."""
+    return np.array([[choices.index(word) for choices, word in zip(ATTRIBUTES, (t.size, t.colour, t.shape), strict=True)] for t in scene.things], np.int32)
 
 
-def prompt_code(look: jax.Array, at: jax.Array, pe_matrix: jax.Array) -> jax.Array:
+def prompt_code(attributes: jax.Array, positions: jax.Array, pe_matrix: jax.Array) -> jax.Array:
     """What seg_head should say of a thing: a fixed random vector for each of its three words and SAM 2's own code of a position, added up.
 
     Args:
-        look: [..., 3] int32; negative for a word that is not said.
-        at: [..., 2] float32, x and y of its centre as shares of the image; negative for a place that is not said.
-        pe_matrix: SAM 2's (models/sam2/prompt_encoder.py) [2, d / 2].
+        attributes: [..., 3] int32, see ``appearance``; negative for a word that is not said.
+        positions: [..., 2] float32, x and y of the thing's centre as shares of the image; negative for a position that is not said.
+        pe_matrix: [2, d / 2], that of SAM 2 (models/sam2/prompt_encoder.py).
 
     Returns:
         [..., d] float32.
     """
-    where = jnp.where(at[..., :1] >= 0, fourier(at, pe_matrix), 0.0)
-    keys = jax.random.split(jax.random.key(_SEED), len(LOOKS))
-    for i, (key, choices) in enumerate(zip(keys, LOOKS, strict=True)):
-        words = WORD * jax.random.normal(key, (len(choices), where.shape[-1]))
-        where = where + jnp.where(look[..., i, None] >= 0, words[jnp.maximum(look[..., i], 0)], 0.0)
-    return where
+    code = jnp.where(positions[..., :1] >= 0, fourier(positions, pe_matrix), 0.0)
+    keys = jax.random.split(jax.random.key(_SEED), len(ATTRIBUTES))
+    for i, (key, choices) in enumerate(zip(keys, ATTRIBUTES, strict=True)):
+        words = WORD_SCALE * jax.random.normal(key, (len(choices), code.shape[-1]))
+        code = code + jnp.where(attributes[..., i, None] >= 0, words[jnp.maximum(attributes[..., i], 0)], 0.0)
+    return code
 
 
-def filled(array: NDArray[Any], value: Any, count: int = THINGS) -> NDArray[Any]:
-    """With ``count`` rows."""
+def pad_rows(array: NDArray[Any], value: Any, count: int = MAX_THINGS) -> NDArray[Any]:
+    """An array [n, ...] with rows of ``value`` added until there are ``count`` rows."""
     return np.concatenate([array, np.full((count - len(array), *array.shape[1:]), value, array.dtype)])

@@ -7,8 +7,8 @@ from unipixel_jax.core.buckets import Buckets, BucketTable
 from unipixel_jax.data.annotation import DrawOptions
 from unipixel_jax.data.loader import LoaderOptions
 from unipixel_jax.losses.mask import MaskLossWeights
-from unipixel_jax.synthetic.curriculum import Course
-from unipixel_jax.synthetic.trainer import Lesson
+from unipixel_jax.synthetic.curriculum import Curriculum
+from unipixel_jax.synthetic.trainer import StageConfig
 from unipixel_jax.train.config import DataConfig, StartConfig, TrainConfig
 from unipixel_jax.train.optim import OptimConfig
 
@@ -30,27 +30,27 @@ SHAPES_MODEL = UniPixelConfig(
 )  # fmt: skip
 
 TURNS, TOKENS = 4, 280
-"""Of a conversation, at most."""
+"""Turns and tokens of a conversation, at most."""
 LOSSES = MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidate=True)
-"""With the reference's weights (focal 100) a model that starts from nothing ends with empty masks."""
+"""Weights of the mask losses. With the reference's (focal 100) a model that starts from nothing ends with empty masks."""
 
 
-def from_nothing(learning_rate: float) -> OptimConfig:
-    """Of the lessons and of the run, which differ in the rate at the end of the warm-up."""
+def from_scratch(learning_rate: float) -> OptimConfig:
+    """The optimizer of the stages and of the run after them, which differ in the rate at the end of the warm-up."""
     return OptimConfig(learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, matrices="muon")
 
 
-COURSE = Course(
-    sight=Lesson(steps=1200, batch_size=16, optim=from_nothing(6e-3)),
-    telling=Lesson(steps=4000, batch_size=8, optim=from_nothing(2e-3)),
-    behind=Lesson(steps=600, batch_size=8, optim=from_nothing(7e-4)),
-    relations=Lesson(steps=3500, batch_size=8, optim=from_nothing(7e-4)),
-    comparing=Lesson(steps=1400, batch_size=8, optim=from_nothing(1e-3)),
-    places=Lesson(steps=300, batch_size=16, optim=from_nothing(1e-3)),
-    segmenting=Lesson(steps=3800, batch_size=16, optim=from_nothing(1e-3)),
-    tracking=Lesson(steps=550, batch_size=4, optim=from_nothing(1e-3)),
+CURRICULUM = Curriculum(
+    vision=StageConfig(steps=1200, batch_size=16, optim=from_scratch(6e-3)),
+    language=StageConfig(steps=4000, batch_size=8, optim=from_scratch(2e-3)),
+    occlusion=StageConfig(steps=600, batch_size=8, optim=from_scratch(7e-4)),
+    relations=StageConfig(steps=3500, batch_size=8, optim=from_scratch(7e-4)),
+    comparison=StageConfig(steps=1400, batch_size=8, optim=from_scratch(1e-3)),
+    localization=StageConfig(steps=300, batch_size=16, optim=from_scratch(1e-3)),
+    segmentation=StageConfig(steps=3800, batch_size=16, optim=from_scratch(1e-3)),
+    tracking=StageConfig(steps=550, batch_size=4, optim=from_scratch(1e-3)),
 )
-"""What every part learns before all are trained together."""
+"""The stages that train the parts before all are trained together."""
 
 
 def conversations(datasets: str) -> DataConfig:
@@ -89,7 +89,7 @@ def shapes(name: str, start: StartConfig, datasets: str, *, learning_rate: float
         start=start,
         data=conversations(datasets),
         trained=("all",),
-        optim=from_nothing(learning_rate),
+        optim=from_scratch(learning_rate),
         losses=LOSSES,
         batch_size=8,
         sample_objects=4,

@@ -1,4 +1,4 @@
-"""A lesson: some parts of the model learn from drawn scenes what a loss of the lesson's own asks for.
+"""Trains some parts of the model on drawn scenes, with a loss of the stage's own.
 
 B scenes of a step.
 """
@@ -33,8 +33,8 @@ Weights = dict[KeyPath, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """How long and how fast.
+class StageConfig:
+    """How long a stage trains, and how fast.
 
     Attributes:
         steps: of the optimizer.
@@ -47,48 +47,51 @@ class Lesson:
     optim: OptimConfig
 
 
-def teach(
+def train_stage(
     model: M,
     parts: Predicate,
-    lesson: Lesson,
+    stage: StageConfig,
     run_dir: Path,
     seed: int,
     draw: Callable[[Annotation, np.random.Generator], Any],
     collate: Callable[[Sequence[Any]], Any],
     loss: Callable[[M, Any], tuple[jax.Array, dict[str, jax.Array]]],
 ) -> M:
-    """The model after a lesson.
+    """Train some weights of a model.
 
     Args:
-        model: before.
-        parts: which weights learn.
-        lesson: how long and how fast.
-        run_dir: for the numbers, as those of a run.
+        model: before the stage.
+        parts: which weights are trained.
+        stage: how long and how fast.
+        run_dir: a folder for the metrics, which are written as those of a run.
         seed: of the scenes.
-        draw: makes a sample of an annotation that says nothing.
+        draw: makes a sample; the annotation that it is given says nothing.
         collate: makes arrays of samples.
-        loss: of such arrays, and numbers to watch.
+        loss: a function of the model and such arrays to the loss and metrics.
+
+    Returns:
+        The model after the stage.
     """
     split: tuple[Any, ...] = nnx.split(model, parts, ...)
     graph, own, rest = split
-    optimizer = make_optimizer(lesson.optim, groups(own), lesson.steps)
+    optimizer = make_optimizer(stage.optim, groups(own), stage.steps)
 
     @jax.jit
     def step(own: nnx.State, state: optax.OptState, batch: Any) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
-        grads, numbers = jax.grad(lambda own: loss(nnx.merge(graph, own, rest), batch), has_aux=True)(own)
+        grads, metrics = jax.grad(lambda own: loss(nnx.merge(graph, own, rest), batch), has_aux=True)(own)
         changes, state = optimizer.update(grads, state, own)
-        return optax.apply_updates(own, changes), state, numbers
+        return optax.apply_updates(own, changes), state, metrics
 
     state, recent = optimizer.init(own), []
     run_dir.mkdir(parents=True, exist_ok=True)
-    mixture = open_mixture("shapes_image", run_dir, lesson.batch_size, seed)
+    mixture = open_mixture("shapes_image", run_dir, stage.batch_size, seed)
     loader: Loader[Any, Any] = Loader(mixture, draw, collate, LoaderOptions(workers=0, threads=1, buffer=32))
-    with loader, Watch(run_dir, {}, lesson.steps, 0) as watch:
-        for number in range(1, lesson.steps + 1):
-            own, state, numbers = step(own, state, next(loader).arrays)
-            recent.append(numbers)
+    with loader, Watch(run_dir, {}, stage.steps, 0) as watch:
+        for number in range(1, stage.steps + 1):
+            own, state, metrics = step(own, state, next(loader).arrays)
+            recent.append(metrics)
             watch.advance(number)
-            if number % LOG_EVERY == 0 or number == lesson.steps:
+            if number % LOG_EVERY == 0 or number == stage.steps:
                 watch.write(number, jax.tree.map(lambda *a: float(np.mean(np.stack(a))), *recent))
                 recent = []
     return nnx.merge(graph, own, rest)
@@ -99,7 +102,7 @@ def weights_of(model: nnx.Module, parts: Predicate) -> Weights:
     return {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model, parts))}  # type: ignore[misc]
 
 
-def give(model: UniPixelModel, weights: Weights) -> None:
+def load_weights(model: UniPixelModel, weights: Weights) -> None:
     """Put weights into a model in place; those that it does not have are passed over."""
     flat = nnx.to_flat_state(nnx.state(model))
     for path, leaf in flat:
@@ -108,6 +111,6 @@ def give(model: UniPixelModel, weights: Weights) -> None:
     nnx.update(model, nnx.from_flat_state(flat))
 
 
-def stacked(samples: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
-    """Samples' arrays with B in front."""
+def stack_samples(samples: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
+    """The arrays of all samples, each with a leading axis B."""
     return tuple(np.stack(arrays) for arrays in zip(*samples, strict=True))

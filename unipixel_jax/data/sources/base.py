@@ -127,7 +127,7 @@ def _wrong(error: Exception) -> str:
 
 
 def _frame_count(annotation: Annotation) -> int | None:
-    if annotation.role == "multimodal":
+    if annotation.task == "multimodal":
         return None
     if isinstance(annotation.media, FrameFiles):
         return len(annotation.media.paths)

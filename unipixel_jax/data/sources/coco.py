@@ -54,8 +54,8 @@ def load_coco(path: Path, source: str) -> list[Annotation]:
     for number, items in found.items():
         image, size = _image(images[number], number, path)
         out += _samples(source, image, [(raw, _region(raw, size, where), where) for raw, where in items], names)
-    referring = points_and_boxes([a for a in out if a.role == "referring"])
-    return [a for a in out if a.role != "referring"] + referring
+    referring = points_and_boxes([a for a in out if a.task == "referring"])
+    return [a for a in out if a.task != "referring"] + referring
 
 
 def _samples(source: str, image: Path, items: Sequence[tuple[Mapping[str, Any], Region, str]], names: Mapping[Any, str]) -> list[Annotation]:

@@ -1,1 +1,1 @@
-"""A small world of coloured shapes, drawn on the spot: what the embedded model is trained and judged on."""
+"""A small world of coloured shapes, drawn on the spot, on which the embedded model is trained and judged."""

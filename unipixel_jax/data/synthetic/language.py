@@ -2,7 +2,7 @@
 
 A question names things by what sets them apart, and an answer gives the full name just before its ``<|seg|>``, so that words reach the mask that mean the same
 in every scene. No space stands between: the state that is segmented is then that of the last word, which carries its own meaning, and not that of a space.
-Whether two things are alike is said after what each is, so that words are compared and not two looks at a picture.
+Whether two things are alike is said after what each is, so that words are compared, and not two regions of an image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIDES = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommos
 MARGIN = 8.0
 """Pixels by which a thing must be further out than the next to be called the leftmost, or to lie further left."""
 ASKED = (0.55, 0.25, 0.2)
-"""Shares of the three ways to ask for a thing."""
+"""Shares of the three ways to ask for a thing: by its appearance, by the side at which it lies, and by what lies in front of it."""
 SINGLE = 0.35
 """How often a question about two remembered things is about one of them."""
 ALIKE, DIFFERENT = 4.0, 0.5
@@ -50,19 +50,19 @@ class Question:
 
 
 def full_name(scene: Scene, thing: int) -> str:
-    """Size, colour and shape."""
+    """The size, colour and shape of a thing, as words. No two things of a scene have the same."""
     t = scene.things[thing]
     return f"{t.size} {t.colour} {t.shape}"
 
 
 def names(scene: Scene, thing: int) -> list[str]:
-    """Every name that only this thing has, from short ones to the full one."""
+    """Every name that only this thing of the scene has, from short ones to the full one."""
     own = scene.things[thing]
     found = []
     for parts in (("shape",), ("colour", "shape"), ("size", "shape"), ("size", "colour", "shape")):
-        look = [getattr(own, part) for part in parts]
-        if sum([getattr(t, part) for part in parts] == look for t in scene.things) == 1:
-            found.append(" ".join(look))
+        words = [getattr(own, part) for part in parts]
+        if sum([getattr(t, part) for part in parts] == words for t in scene.things) == 1:
+            found.append(" ".join(words))
     return found
 
 
@@ -77,8 +77,13 @@ def at_side(scene: Scene, word: str, shape: str | None) -> int | None:
 
 
 def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozenset(), shares: Sequence[float] = ASKED) -> Question:
-    """Segment a thing by its look, by its place, or by what lies in front of it (``shares`` of the three, of which the latter two are not always possible);
-    by its look, one that is not ``done`` if there is one.
+    """A question that asks to segment a thing.
+
+    Args:
+        scene: what is asked about.
+        rng: of the choice.
+        done: things that were segmented before. Another one is asked for by its appearance, if there is one.
+        shares: of the three ways to ask (see ``ASKED``). Where the scene does not allow the second or third, the appearance is named.
     """
     kind = rng.choice(("look", "side", "behind"), p=shares)
     thing = int(rng.choice([i for i in range(len(scene.things)) if i not in done] or len(scene.things)))
@@ -101,7 +106,7 @@ def find(scene: Scene, rng: np.random.Generator, done: frozenset[int] = frozense
 
 
 def point_at(scene: Scene, rng: np.random.Generator, masks: bool) -> Question:
-    """Describe, or, if ``masks``, perhaps segment, a thing that is pointed at."""
+    """A question that asks to describe a thing that is pointed at, or, if ``masks`` are learned, to segment it."""
     thing = int(rng.integers(len(scene.things)))
     if masks and rng.random() < 0.5:
         text = str(rng.choice(FIND)).format(REF_TOKEN)
@@ -110,7 +115,7 @@ def point_at(scene: Scene, rng: np.random.Generator, masks: bool) -> Question:
 
 
 def describe(scene: Scene, thing: int, rng: np.random.Generator, number: int = 0) -> Question:
-    """What a remembered thing is, which is called by its number."""
+    """A question what a remembered thing is, which is called by its number."""
     return Question("what", str(rng.choice(REGION)).format(f"[{number}]"), f"It is a {full_name(scene, thing)}.")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 128
-"""S."""
+"""Side of every image in pixels, S."""
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 210, 50), "purple": (150, 50, 170), "white": (245, 245, 245)}
 RADII = {"small": (10.0, 13.0), "large": (19.0, 25.0)}
@@ -27,7 +27,16 @@ SPEED = 7.0
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its size's name, colour and shape, radius and turn, and its centre in every frame [F, 2] (x, y)."""
+    """One object of a scene.
+
+    Attributes:
+        size: a key of ``RADII``.
+        colour: a key of ``COLOURS``.
+        shape: one of ``SHAPES``.
+        radius: in pixels.
+        angle: by which it is turned, in radians.
+        centres: x and y in every frame [F, 2], in pixels.
+    """
 
     size: str
     colour: str
@@ -39,7 +48,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image or clip shows.
+    """An image or clip, and what it shows.
 
     Attributes:
         things: from back to front.
@@ -85,12 +94,12 @@ def draw_scene(rng: np.random.Generator, frames: int = 1) -> Scene:
 
 
 def _things(rng: np.random.Generator, count: int, frames: int) -> list[Thing]:
-    looks: set[tuple[str, str, str]] = set()
-    while len(looks) < count:
-        looks.add((str(rng.choice(tuple(RADII))), str(rng.choice(tuple(COLOURS))), str(rng.choice(SHAPES))))
+    appearances: set[tuple[str, str, str]] = set()
+    while len(appearances) < count:
+        appearances.add((str(rng.choice(tuple(RADII))), str(rng.choice(tuple(COLOURS))), str(rng.choice(SHAPES))))
     things: list[Thing] = []
     for number in rng.permutation(count):
-        size, colour, shape = sorted(looks)[number]
+        size, colour, shape = sorted(appearances)[number]
         radius, angle = float(rng.uniform(*RADII[size])), float(rng.uniform(-0.25, 0.25))
         start = rng.uniform(radius, SIDE - radius, 2)
         if things and rng.random() < 0.3:  # put it partly in front of the one before

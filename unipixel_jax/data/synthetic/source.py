@@ -26,5 +26,5 @@ class ShapesSource:
 
     @property
     def data_types(self) -> Sequence[str]:
-        """All alike."""
+        """The data type of every sample: they all have the source's name."""
         return [self.name] * EPOCH

@@ -22,23 +22,23 @@ from unipixel_jax.processing.prompts import REGION, SquareReference, locating_tu
 from unipixel_jax.processing.tokenizer import Message
 
 CLIP_TURNS = 2
-"""Turns of a conversation about a clip, at most, whose frames take the room of the others."""
+"""Turns of a conversation about a clip, at most: its frames take the room of further ones."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How often what is asked.
+    """How often each kind of question is asked. All but ``find`` and ``paired`` are probabilities.
 
     Attributes:
-        point: a question points at something.
-        locate: any other, where masks are learned, is PixelQA's first turn.
+        point: that a question points at something.
+        locate: that any other question is PixelQA's first turn, where masks are learned.
         find: shares of the ways to ask for a thing (data/synthetic/language.py), with more of the harder ones than users are taken to ask for.
-        memories: a conversation of which only words are learned is about remembered things in all its turns.
-        remember: a conversation with masks begins with remembered things.
-        pair: two things are remembered, instead of one.
-        words: a conversation is one of which only words are learned, where data sets do not say so.
-        single: a question about two remembered things is about one of them.
-        paired: in every scene something lies behind another thing.
+        memories: that a conversation of which only words are learned is about remembered things in all its turns.
+        remember: that a conversation with masks begins with remembered things.
+        pair: that two things are remembered, instead of one.
+        words: that only words of a conversation are learned, where data sets do not say so.
+        single: that a question about two remembered things is about one of them.
+        paired: whether in every scene something lies behind another thing.
     """
 
     point: float = 0.4
@@ -119,7 +119,7 @@ def refer(scene: Scene, thing: int, rng: np.random.Generator) -> SquareReference
 
 
 def point_inside(scene: Scene, thing: int, frame: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A point of a thing (x, y), in pixels."""
+    """A random pixel of a thing in a frame: x and y [2]."""
     rows, columns = np.nonzero(scene.masks[thing, frame])
     at = int(rng.integers(len(rows)))
     return np.array([columns[at], rows[at]], np.float32)
@@ -153,5 +153,5 @@ def _question(scene: Scene, rng: np.random.Generator, done: frozenset[int], mask
 
 
 def _some(scene: Scene, rng: np.random.Generator, mix: Mix) -> tuple[int, ...]:
-    """One or two things, in any order."""
+    """The numbers of one or two things, in any order."""
     return tuple(rng.permutation(len(scene.things))[: 1 + int(rng.random() < mix.pair)].tolist())

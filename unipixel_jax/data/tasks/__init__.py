@@ -1,1 +1,1 @@
-"""How a sample of each role becomes a conversation with masks, points, boxes or memories."""
+"""How a sample of each task becomes a conversation with masks, points, boxes or memories."""

@@ -47,9 +47,9 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
             raise UserError(f"{annotation.name}: {media.path} has {len(clip.frames)} frames, expected a photo")
         return Example(annotation, conversation(pairs, "image"), clip, sample_frames=_BUDGET_PHOTO)
     if not isinstance(media, VideoFrames):
-        raise UserError(f"{annotation.name} has the media {media}, expected a Photo, VideoFrames or None for the role multimodal")
+        raise UserError(f"{annotation.name} has the media {media}, expected a Photo, VideoFrames or None for the task multimodal")
     if isinstance(media.path, tuple):
-        raise UserError(f"{annotation.name} has frames, expected a video file for the role multimodal")
+        raise UserError(f"{annotation.name} has frames, expected a video file for the task multimodal")
     clip, seconds = _read_video(Path(media.path) if isinstance(media.path, str) else media.path, options.sample_frames[1])
     return Example(annotation, conversation(pairs), clip, seconds_per_frame=seconds, sample_frames=_BUDGET_VIDEO)
 

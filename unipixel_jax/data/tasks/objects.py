@@ -23,7 +23,7 @@ def read_clip(annotation: Annotation, options: DrawOptions, rng: np.random.Gener
         UserError: the sample has no frames to draw from, or a file cannot be read.
     """
     if not isinstance(annotation.media, FrameFiles | VideoFrames):
-        raise UserError(f"{annotation.name} has the media {annotation.media}, expected FrameFiles or VideoFrames for the role {annotation.role}")
+        raise UserError(f"{annotation.name} has the media {annotation.media}, expected FrameFiles or VideoFrames for the task {annotation.task}")
     return read_frames(annotation.media, options, rng)
 
 

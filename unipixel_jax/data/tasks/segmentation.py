@@ -34,7 +34,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     """Choose frames and turns, word them, and read the masks at SAM's size.
 
     Args:
-        annotation: with the role "segmentation".
+        annotation: with the task "segmentation".
         options: how to draw.
         rng: random numbers.
 

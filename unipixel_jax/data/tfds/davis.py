@@ -1,6 +1,6 @@
 """``davis`` of tensorflow-datasets: clips in which every pixel of some objects is marked. It has no words.
 
-Its samples teach what a user asks for who points at objects: each is marked by a point, and all are segmented through the clip, as the role memory does.
+Its samples teach what a user asks for who points at objects: each is marked by a point, and all are segmented through the clip, as the task memory does.
 Source: ``tensorflow_datasets/video/davis``.
 """
 

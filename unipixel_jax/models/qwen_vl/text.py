@@ -14,7 +14,7 @@ from flax import nnx
 from unipixel_jax.config import TextConfig
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, SEQUENCE, VOCAB
-from unipixel_jax.core.params import Initializer, declare
+from unipixel_jax.core.params import declare
 from unipixel_jax.core.sharding import constrain
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
@@ -26,17 +26,14 @@ from unipixel_jax.ops.take import take_rows
 
 Cache = TypeVar("Cache", KVCache, None)
 
-NEARBY = 12.0
-"""How much likelier, as a logit, a fresh model's last head attends to a token itself than to one far away."""
-
 
 class Attention(nnx.Module):
     """Grouped-query self-attention with rope; q, k and v have biases, o has none."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
         d, h = c.hidden_size, c.head_dim
-        self.q = Linear(d, c.num_attention_heads * h, (HEADS, EMBED), rngs, bias_init=_nearby(h))
-        self.k = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs, bias_init=_nearby(h))
+        self.q = Linear(d, c.num_attention_heads * h, (HEADS, EMBED), rngs)
+        self.k = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs)
         self.v = Linear(d, c.num_key_value_heads * h, (KV_HEADS, EMBED), rngs)
         self.o = Linear(c.num_attention_heads * h, d, (EMBED, HEADS), rngs, bias=False)
         self.head_dim = h
@@ -65,21 +62,6 @@ class Attention(nnx.Module):
                 mask = AttnMask(q_segments=segments, kv_segments=held)
         out = attention(q, k, v, mask, axes=(None, SEQUENCE, HEADS))
         return self.o(out.reshape(*x.shape[:2], -1)), cache
-
-
-def _nearby(head_dim: int) -> Initializer:
-    """Biases of queries and keys by which a fresh model's heads look at tokens nearby: rope turns the two apart with distance, so their product falls from
-    a peak, which grows from 0 in the first head to ``NEARBY`` in the last. Without, attention begins as the mean over all tokens, in which the last few words
-    hardly count.
-    """
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        heads = shape[0] // head_dim
-        peaks = NEARBY * jnp.arange(heads, dtype=dtype) / max(heads - 1, 1)
-        size = jnp.sqrt(2 * peaks / head_dim**0.5)
-        return (size[:, None] * (jnp.arange(head_dim) < head_dim // 2).astype(dtype)[None]).reshape(-1)
-
-    return init
 
 
 class Block(nnx.Module):

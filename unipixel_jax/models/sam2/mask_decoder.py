@@ -42,14 +42,12 @@ class DecodedMasks:
 
 
 class Attention(nnx.Module):
-    """Attention with separate inputs for queries, keys and values, at 1/``downsample`` of the width inside. Fresh keys are made as queries are, so that a
-    position finds itself.
-    """
+    """Attention with separate inputs for queries, keys and values, at 1/``downsample`` of the width inside."""
 
     def __init__(self, d: int, downsample: int, rngs: nnx.Rngs) -> None:
         inner = d // downsample
         self.q = Linear(d, inner, (HEADS, EMBED), rngs, init=xavier)
-        self.k = Linear(d, inner, (HEADS, EMBED), rngs, init=lambda *_: jnp.copy(self.q.weight.get_value()))
+        self.k = Linear(d, inner, (HEADS, EMBED), rngs, init=xavier)
         self.v = Linear(d, inner, (HEADS, EMBED), rngs, init=xavier)
         self.o = Linear(inner, d, (EMBED, HEADS), rngs, init=xavier)
 

@@ -13,17 +13,9 @@ from flax import nnx
 
 from unipixel_jax.config import Sam2Config
 from unipixel_jax.core.axes import EMBED
-from unipixel_jax.core.params import lecun
 from unipixel_jax.models.layers import Linear
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.resize import upsample_nearest2
-
-
-def faint(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """A fifth of the usual size, for maps to the low features of a fresh model: Hiera ends without a norm, and features several times as large as the position
-    codes that are added to them hide where a prompt points.
-    """
-    return 0.2 * lecun(key, shape, dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -49,8 +41,7 @@ class Neck(nnx.Module):
     """
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
-        inits = (faint, faint, lecun, lecun)
-        self.convs = nnx.List([Linear(dim, c.d_model, (EMBED, EMBED), rngs, init=init) for dim, init in zip(reversed(c.stage_dims), inits, strict=True)])
+        self.convs = nnx.List([Linear(dim, c.d_model, (EMBED, EMBED), rngs) for dim in reversed(c.stage_dims)])
 
     def __call__(self, maps: list[jax.Array], conv_s0: Linear, conv_s1: Linear) -> FrameFeatures:
         """Hiera's four maps, largest first, to what tracking needs; ``conv_s0`` and ``conv_s1`` are the mask decoder's."""
