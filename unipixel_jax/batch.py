@@ -1,11 +1,11 @@
-"""What goes from the host to the device: the arrays of a batch, each declared once, in numpy's arrays or JAX's.
+"""The contract between host and device: the arrays of a batch, each declared once. They are numpy's on the host and JAX's on a device.
 
 Nothing here knows JAX. The model's side registers these classes as pytrees (``models/__init__.py``), so that ``jax.device_put`` and ``jax.jit`` take what
 the host made as it is. A new input is a new field here, filled in ``processing/batch.py`` and read in the model.
 
 B prompts, L tokens, N patches, M merged vision tokens, W windows, G grid frames (pairs of frames), R references, K memories, O objects, F frames, S side of
-SAM's square image: all but B's first dimension of three and S are padded sizes from ``core/buckets.py``. A padded index is one past the last row of what it
-points into, never -1, which would wrap around. A batch for training has one more dimension of rows in front of every array, each row with tables of its own.
+SAM's square image. All of them but S are padded sizes from ``core/buckets.py``. A padded index is one past the last row of what it points into, never -1,
+which would wrap around. A batch for training has one more dimension of rows in front of every array, and each row has tables of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Int32 = Annotated[Any, np.int32]
 Float32 = Annotated[Any, np.float32]
 Floating = Annotated[Any, np.floating]
 Bool = Annotated[Any, np.bool_]
-"""An array of that kind of numbers: numpy's on the host, JAX's on a device."""
+"""Arrays of these dtypes: numpy's on the host, JAX's on a device."""
 
 T = TypeVar("T")
 
@@ -49,8 +49,8 @@ class References:
 
     Attributes:
         coords: x and y in pixels of SAM's square [R, 3, 2], float32: a point and two fillers, or a box's two corners and a filler.
-        labels: of each of them [R, 3], int32: 1 for a point, 2 and 3 for corners, -1 for a filler. The encoder itself adds no further filler.
-        is_box: three embeddings count instead of the first two [R], bool.
+        labels: the kind of each coordinate pair [R, 3], int32: 1 for a point, 2 and 3 for corners, -1 for a filler. The encoder adds no further filler.
+        is_box: True where three embeddings count instead of the first two [R], bool.
         frames: the frame of the clip that each lies on [R], float32.
         spans: the last frame that the clip's grid has room for, by which ``frames`` is divided [R], float32; 1 at padding.
     """

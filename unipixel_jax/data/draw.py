@@ -1,4 +1,4 @@
-"""From an annotation to a drawn sample, whatever its role."""
+"""Draws a sample from an annotation, whatever its role."""
 
 from __future__ import annotations
 
