@@ -1,4 +1,4 @@
-"""BucketTable of padded sizes."""
+"""The buckets of padded sizes."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ ALL = [getattr(BUCKETS, f.name) for f in dataclasses.fields(BUCKETS)]
 
 
 @pytest.mark.parametrize("buckets", ALL, ids=lambda buckets: buckets.what)
-def test_rungs_increase_in_whole_steps_up_to_the_limit(buckets):
+def test_sizes_increase_in_whole_steps_up_to_the_limit(buckets):
     assert list(buckets.sizes) == sorted(set(buckets.sizes))
     assert all(size % buckets.step == 0 for size in buckets.sizes)
     assert buckets.sizes[0] == buckets.step and buckets.sizes[-1] == buckets.limit
@@ -41,7 +41,7 @@ def test_a_size_beyond_the_limit_is_named(n):
 
 
 def grids(frames, sample_frames=16):
-    """Every grid of merged tokens that a frame of any size may be resized to, and some more: rounding may make it a little longer and thinner than it was."""
+    """Every grid of merged tokens that a frame of any size may be resized to, and some more, since rounding may make a frame a little longer and thinner."""
     fewest, most = (pixels // 28**2 for pixels in pixel_budget(frames, sample_frames))
     for height in range(1, most + 1):
         for width in range(max(1, -(-fewest // height)), most // height + 1):
@@ -56,7 +56,7 @@ def test_media_of_any_size_come_to_those_grids(frames, height, width):
         assert (down // 28, across // 28) in set(grids(frames))
 
 
-def test_pictures_of_any_size_come_in_few_combinations_of_sizes():
+def test_images_of_any_size_come_in_few_combinations_of_sizes():
     config = VisionConfig()
     side = config.window_size // 28
     found = {most: set() for most in IMAGE_BUCKETS}
@@ -74,7 +74,7 @@ def test_pictures_of_any_size_come_in_few_combinations_of_sizes():
 
 
 @given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.sampled_from([56, 112, 140]))
-def test_sizes_of_a_picture_hold_its_tables(time, height, width, window):
+def test_sizes_of_an_image_hold_its_tables(time, height, width, window):
     config = VisionConfig(window_size=window)
     grid = (time, 2 * height, 2 * width)
     plain, table = (build_vision_index([grid], config, buckets) for buckets in (BUCKETS, image_buckets(grid, config)))
@@ -84,6 +84,6 @@ def test_sizes_of_a_picture_hold_its_tables(time, height, width, window):
     np.testing.assert_array_equal(table.window_inverse, plain.window_inverse)
 
 
-def test_a_picture_beyond_the_ladder_is_named():
+def test_an_image_beyond_the_buckets_is_named():
     with pytest.raises(UserError, match="image patches, expected 0 to 262144"):
         image_buckets((1, 1024, 1024), VisionConfig())

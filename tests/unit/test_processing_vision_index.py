@@ -62,8 +62,8 @@ def test_each_patch_is_in_one_window_and_one_frame(grids, config):
 
 
 @given(GRIDS)
-def test_larger_sizes_only_add_empty_places(grids):
-    """The tables for N equal those for N padded further, but for the number that marks an empty place."""
+def test_larger_sizes_only_add_empty_slots(grids):
+    """The tables for N equal those for N padded further, except for the number that marks an empty slot."""
     roomy = dataclasses.replace(
         BUCKETS, patches=Buckets("patches", 4096, 2.0, 65536), windows=Buckets("windows", 512, 2.0, 65536), grid_frames=Buckets("frames", 32, 2.0, 64)
     )
