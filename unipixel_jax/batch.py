@@ -1,4 +1,4 @@
-"""What goes from the host to the device: the arrays of a batch, each declared once, in numpy's arrays or JAX's.
+"""The contract between host and device: the arrays of a batch, each declared once. They are numpy's on the host and JAX's on a device.
 
 Nothing here knows JAX. The model's side registers these classes as pytrees (``models/__init__.py``), so that ``jax.device_put`` and ``jax.jit`` take what
 the host made as it is. A new input is a new field here, filled in ``processing/batch.py`` and read in the model.
@@ -19,7 +19,7 @@ Int32 = Annotated[Any, np.int32]
 Float32 = Annotated[Any, np.float32]
 Floating = Annotated[Any, np.floating]
 Bool = Annotated[Any, np.bool_]
-"""An array of that kind of numbers: numpy's on the host, JAX's on a device."""
+"""Arrays of these dtypes: numpy's on the host, JAX's on a device."""
 
 T = TypeVar("T")
 
@@ -47,8 +47,8 @@ class References:
 
     Attributes:
         coords: x and y in pixels of SAM's square [R, 3, 2], float32: a point and two fillers, or a box's two corners and a filler.
-        labels: of each of them [R, 3], int32: 1 for a point, 2 and 3 for corners, -1 for a filler. The encoder itself adds no further filler.
-        is_box: three embeddings count instead of the first two [R], bool.
+        labels: the kind of each coordinate pair [R, 3], int32: 1 for a point, 2 and 3 for corners, -1 for a filler. The encoder adds no further filler.
+        is_box: True where three embeddings count instead of the first two [R], bool.
         frames: the frame of the clip that each lies on [R], float32.
         spans: the last frame that the clip's grid has room for, by which ``frames`` is divided [R], float32; 1 at padding.
     """

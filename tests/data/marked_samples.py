@@ -1,4 +1,4 @@
-"""Sample data of the sources of marked objects, and what every one of their samples must hold."""
+"""Sample data of the sources of marked objects, and helpers that draw and assemble their samples."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ TOKENIZER = Tokenizer.from_directory(ROOT / "tests" / "recordings" / "processing
 
 
 def write(name, root):
-    """The sample data of a source, opened."""
+    """Write the sample data of a source and open it."""
     WRITERS[name](root)
     return open_source(name, root)
 

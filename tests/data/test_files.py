@@ -76,7 +76,7 @@ def test_plain_pickles(tmp_path):
 
 
 def _again(times, call):
-    """A pickle with a long word, and a list of what a call makes of it."""
+    """A pickle with a long word, and a list of what a call makes of it, many times."""
     word = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"q\x01"
     return b"\x80\x02" + call[0] + b"q\x00" + word + b"](" + call[1] * times + b"e."
 

@@ -1,4 +1,4 @@
-"""Which frames are chosen, their pixels, and masks at SAM's size."""
+"""Frames are chosen and read, and masks are resized to SAM's square."""
 
 import os
 import sys
@@ -33,7 +33,7 @@ def shades(count=LENGTH):
 
 
 def numbers(clip):
-    """Which of the shades each frame is."""
+    """The number of each frame, which its shade tells."""
     return np.rint(clip.frames.mean(axis=(1, 2, 3)) / 8).astype(int).tolist()
 
 
@@ -122,7 +122,7 @@ def test_media_that_are_not_there(media):
 @pytest.mark.parametrize("size", [(7, 9), (48, 40), (96, 200), (311, 64)])
 @pytest.mark.parametrize("density", [0.002, 0.5])
 def test_a_square_mask_holds_every_share(size, density, rng):
-    """Against the resize itself, as two matrix products."""
+    """The masks are compared with the resize itself, written as two matrix products."""
     masks = rng.random((2, 3, *size)) < density
     rows, columns = bilinear_weights(size[0], 48), bilinear_weights(size[1], 48)
     expected = np.einsum("sh,ofhw,tw->ofst", rows, masks.astype(np.float32), columns) > 0
@@ -135,8 +135,8 @@ def test_masks_of_the_right_size_stay(rng):
     assert not resize_masks(np.zeros((2, 5, 6), bool), 9, 9).any()
 
 
-def test_pictures_are_taken_as_they_are_stored(tmp_path):
-    """The masks of published data sets are drawn on them so, whatever EXIF says of turning them."""
+def test_images_are_taken_as_they_are_stored(tmp_path):
+    """The masks of published data sets are drawn on the stored images, whatever EXIF says of turning them."""
     exif = Image.Exif()
     exif[274] = 6
     path = str(tmp_path / "a.jpg")

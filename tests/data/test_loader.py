@@ -48,7 +48,7 @@ def draw_mistaken(annotation, rng):
 
 
 def collate(samples):
-    """What a batch must be made of, in a form that can be compared."""
+    """The contents of a batch in a form that can be compared."""
     return [(s.name, s.numbers.tolist()) for s in samples]
 
 
@@ -89,7 +89,7 @@ def test_threads_do_not_change_a_batch():
 
 
 def test_workers_do_not_change_a_batch():
-    """Two processes, and arrays that cross over in shared memory; failures are told and counted here."""
+    """Arrays of two processes come in shared memory; their failures are logged and counted in this process."""
     alone, shared = loader(draw_sound), loader(draw_sound, workers=2, threads=1, buffer=2)
     assert take(alone, 6) == take(shared, 6)
     assert sum(alone.failures.counts.values()) > 0
@@ -98,7 +98,7 @@ def test_workers_do_not_change_a_batch():
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_resume_at_every_step(hosts):
-    """Two epochs and more; saved by one host, gone on with by another number of them."""
+    """The steps span two epochs and more. One host saves the state, and another number of hosts goes on from it."""
     saving = loader(draw_sound)
     states, batches = [], []
     with saving:
@@ -139,7 +139,7 @@ def test_a_state_of_the_same_sources_in_another_order_is_refused():
 
 
 def test_a_state_that_holds_the_sources_by_name_is_read():
-    """As checkpoints did before, in the order of the mixture."""
+    """Older checkpoints held the sources by name, in the order of the mixture."""
     state = loader().state()
     by_name = {source.pop("name"): source for source in state["mixture"]["sources"]}
     state = json.loads(json.dumps({"step": 3, "mixture": {**state["mixture"], "sources": by_name}}))

@@ -47,7 +47,7 @@ def test_label_images(tmp_path, rng):
     assert not masks[:, 1].any()
 
 
-def test_numbers_that_no_picture_has_are_nowhere(tmp_path):
+def test_numbers_that_no_image_has_are_nowhere(tmp_path):
     path = write(tmp_path / "l.png", np.ones(SIZE, np.uint8))
     masks = LabelImages((path,), ((1, 10**30), (10**30,))).read([0], SIZE)
     assert masks[0].all() and not masks[1].any()

@@ -189,7 +189,7 @@ def test_masks_that_are_pipes(folder):
         sentences(folder, "IMG_1,the disc\nIMG_2,the disc\n")
 
 
-def test_a_picture_with_broken_exif(folder):
+def test_an_image_with_broken_exif(folder):
     head, tail = b"II*\x00\x08\x00\x00\x00", b"\xff" * 40
     for exif in (head + tail, b"nonsense", head + b"\x01\x00\x12\x01\x05\x00\xff\xff\xff\xff\xff\xff\xff\xff"):
         Image.new("RGB", SIZE[::-1]).save(folder / "images/IMG_1.png", exif=exif)
@@ -234,7 +234,7 @@ def coco_file(tmp_path):
         ({"file_name": "\ud800.jpg"}, "is missing"),
     ],
 )
-def test_types_of_a_picture(coco_file, image, message):
+def test_types_of_an_image(coco_file, image, message):
     with pytest.raises(UserError, match=message):
         coco_file(image)
 

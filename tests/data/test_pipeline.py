@@ -208,7 +208,7 @@ def test_data_commands_without_the_extra(root, tmp_path, capsys, monkeypatch, co
 
 
 def test_pixels_in_bfloat16_are_what_the_model_would_round_them_to(root):
-    """Nothing but images is rounded, and they as JAX rounds; they come from a worker, to which numpy's own way of pickling would be slow."""
+    """Only images are rounded, as JAX rounds. They come from a worker, since bfloat16 arrays need a pickler of their own on the way."""
     names, half = "videorefer_qa_mem:4", dataclasses.replace(DRAW, pixel_dtype="bfloat16")
     whole = take(open_loader(open_mixture(names, root, 2), DRAW, LoaderOptions()), 2)
     rounded = take(open_loader(open_mixture(names, root, 2), half, LoaderOptions(workers=1)), 2)

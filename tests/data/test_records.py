@@ -110,7 +110,7 @@ def source(tmp_path, rng):
 
 
 def assert_same(ours, theirs):
-    """Two examples, leaving aside where their files are."""
+    """Check that two examples are equal, except for the paths of their files."""
     assert ours.messages == theirs.messages
     assert (ours.annotation.name, ours.annotation.data_type) == (theirs.annotation.name, theirs.annotation.data_type)
     assert (ours.seconds_per_frame, ours.sample_frames) == (theirs.seconds_per_frame, theirs.sample_frames)
@@ -174,7 +174,7 @@ def test_what_cannot_be_read_is_left_out_and_told(source, tmp_path):
 
 
 def test_packing_leaves_the_data_set_alone(source, tmp_path, monkeypatch):
-    """No temporary file of tensorflow-datasets stays, no folder of downloads, and nothing of what cannot be packed."""
+    """No temporary file of tensorflow-datasets stays, no folder of downloads, and nothing of samples that cannot be packed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     folder = pack(source, "train", tmp_path / "shards", refuse)

@@ -70,7 +70,7 @@ def test_what_is_no_region(region):
         read(region)
 
 
-def test_polygons_of_a_picture_without_a_size():
+def test_polygons_of_an_image_without_a_size():
     for size in (("48", "64"), (0, 64), (1 << 20, 1 << 20), (48.0, 64.0)):
         with pytest.raises(UserError, match="the size"):
             read([[0, 0, 9, 0, 5, 5]], polygon_size=size)

@@ -40,7 +40,7 @@ def test_conversations_about_photos_videos_and_nothing(source):
 
 
 def test_arrays_come_about(source):
-    """A photo takes ``<|image_pad|>``, a video ``<|video_pad|>``; each as many as its merged tokens."""
+    """A photo has ``<|image_pad|>`` and a video ``<|video_pad|>``, one for each merged token."""
     image, video = (TOKENIZER.backend.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video"))
     for index, token in enumerate((image, video, None)):
         sample = assembled(draw(source[index], DrawOptions(), np.random.default_rng(0)))

@@ -1,4 +1,4 @@
-"""What the torch reference draws from the same sample data, recorded by scripts/record_sources.py; with chance taken out on both sides, all is equal."""
+"""Samples equal those that the torch reference draws from the same data, recorded by scripts/record_sources.py, with chance taken out on both sides."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from unipixel_jax.processing.resize import language_frames
 RECORDED = json.loads((ROOT / "tests/recordings/sources/cases.json").read_text())
 
 WORDLESS = ("videorefer_short_caption_ref", "inst_it_image_short_caption_raw_ref", "videorefer_qa_mem", "inst_it_video_qa_raw_mem")
-"""Referring and memory sources: the reference looks for their words where none are, and so counts two for each sample; here they are not filtered by words."""
+"""Sources of which the reference counts two words for every sample, since it looks for their words where none are; here words do not filter them."""
 
 REASONS = {
     "hide_object": "no mask on any frame",
@@ -39,7 +39,7 @@ REASONS = {
     "add_class": "class 200, expected numbers from 0 to 181",
     "name_three": "expected an object or an object:part",
 }
-"""What is said of annotations that both refuse."""
+"""The messages for annotations that both refuse."""
 
 
 class NoChance:

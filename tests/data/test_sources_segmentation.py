@@ -169,7 +169,7 @@ def test_words_are_as_the_reference_has_them(root):
 
 
 def test_a_folder_of_annotations_of_vicas(root, tmp_path):
-    """Masks stand in the annotations there."""
+    """In the folder, masks are part of the annotations."""
     WRITERS["vicas"](tmp_path)
     path = tmp_path / "vicas/annotations/annotations_wo_masks_v1.0.json"
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The drawn world: masks are what is seen, questions have one answer, and conversations fit what they hold."""
+"""Drawn scenes: masks are the visible parts, questions have one answer, and conversations fit their objects."""
 
 from dataclasses import replace
 
@@ -102,7 +102,7 @@ def test_conversations_fit_what_they_hold(name):
 
 
 def test_each_turn_lists_what_it_remembers_and_its_answer_is_about_that():
-    """Where only words are learned: the memory of every description is the mask of the thing described."""
+    """Where only words are learned, the memory of every description is the mask of the thing described."""
     source, described = open_source("shapes_words", "nowhere"), 0
     for number in range(40):
         example = draw(source[number], OPTIONS, np.random.default_rng(number))

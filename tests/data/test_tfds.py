@@ -95,7 +95,7 @@ class Davis(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(autouse=True)
 def without_tensorflow(monkeypatch):
-    """Lists in lists, as ref_coco has them, are written with TensorFlow's name of a type; numpy's does as well. Reading needs neither."""
+    """Writing lists in lists, as ref_coco has them, needs the name of a type from TensorFlow, for which numpy's does as well. Reading needs neither."""
     monkeypatch.setattr(TensorInfo, "dtype", property(lambda info: info.np_dtype))
 
 

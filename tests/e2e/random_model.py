@@ -14,7 +14,7 @@ TOKENIZER = Path(__file__).parents[1] / "recordings" / "processing" / "tokenizer
 
 
 def random_model(seed: int) -> UniPixel:
-    """Of the preset "tiny"."""
+    """A model of the preset "tiny" with weights drawn from a seed."""
     config = preset("tiny")
     tokenizer = Tokenizer.from_directory(TOKENIZER)
     tokenizer.check(config)

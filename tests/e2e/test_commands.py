@@ -46,7 +46,7 @@ def test_a_photo_becomes_an_overlay_a_json_and_masks(directory, tmp_path, capsys
 
 
 @pytest.mark.parametrize("form", ["gif", "mp4"])
-def test_a_clip_becomes_a_moving_picture(directory, tmp_path, form):
+def test_a_clip_becomes_an_animation(directory, tmp_path, form):
     out = ["--output-dir", str(tmp_path), "--format", form, "--sample-frames", "3", "--max-new-tokens", "1"]
     assert main(["segment", str(ASSETS / "clip.gif"), "The boat <|seg|>", "--model", str(directory), *out]) == 0
     assert (tmp_path / f"clip-objects.{form}").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""After a warm-up, a mixed workload compiles nothing: every size of a program is a bucket of the Buckets."""
+"""After a warm-up, a mixed workload compiles nothing: every size of a program is one of the buckets."""
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ def compiled():
 
 @pytest.fixture
 def silent():
-    """A random model that never says <|seg|> itself: how many objects there are is what the prompt says."""
+    """A random model that never says <|seg|> itself, so the prompt alone decides how many objects there are."""
     model = random_model(seed=1)
     head = model.loaded.model.text.head.weight
     head[...] = head[...].at[model.config.seg_token_id].set(0)
@@ -62,7 +62,7 @@ def test_a_mixed_workload_compiles_nothing_after_warm_up(silent, compiled):
 
 
 def test_only_the_programs_of_the_models_are_compiled(silent, compiled):
-    """Whatever surrounds them, for lengths of answers, frames, references and masks, is numpy's: a small program for each shape would add up too."""
+    """Everything around them is numpy, for any length of answers, frames, references and masks, since a small program for each shape would add up too."""
     rng = np.random.default_rng(0)
     functions = (generate, segmentation.track_clip, segmentation._encode, segmentation._join)
 

@@ -1,4 +1,4 @@
-"""docs/finetune.md, followed to the letter with twenty pictures; only the number of steps is another."""
+"""docs/finetune.md, followed to the letter with twenty images; only the number of steps differs."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
 from unipixel_jax.infer.loading import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
-PICTURES, NAMES = 20, ("one", "two")
+IMAGES, NAMES = 20, ("one", "two")
 STEPS = ["--steps", "2", "--log-every", "1"]
 
 
@@ -29,14 +29,14 @@ def guide():
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder as the guide draws it: half of the masks have one object, 0 and 255, and half a number for each."""
-    folder = tmp_path / "pictures"
+def photos(tmp_path):
+    """A folder as in the guide: half of the masks have one object, 0 and 255, and half have a number for each object."""
+    folder = tmp_path / "photos"
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     rows = []
-    for number in range(PICTURES):
-        name = NAMES[number] if number < len(NAMES) else f"picture_{number}"
+    for number in range(IMAGES):
+        name = NAMES[number] if number < len(NAMES) else f"image_{number}"
         scene = draw_scene(np.random.default_rng(number))
         Image.fromarray(scene.frames[0]).save(folder / "images" / f"{name}.jpg")
         sentences = [f"the {thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
@@ -53,7 +53,7 @@ def pictures(tmp_path):
 
 
 def command(arguments, folder):
-    """Run it as on a laptop, with one device; returns what was written to both outputs."""
+    """Run a command as on a laptop, with one device; return what it wrote to both outputs."""
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     done = subprocess.run([sys.executable, "-m", "unipixel_jax.cli", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
@@ -65,10 +65,10 @@ def checksums(directory):
     return {name: tensor["crc32"] for name, tensor in json.loads((directory / "manifest.json").read_text())["tensors"].items()}
 
 
-def test_the_guide(pictures, tmp_path):
+def test_the_guide(photos, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     check, train, export, segment = guide()
-    assert re.search(r"pictures\W+16\W+0\W", command(check, tmp_path)[0]), "16 samples were drawn, and none failed"
+    assert re.search(r"photos\W+16\W+0\W", command(check, tmp_path)[0]), "16 samples were drawn, and none failed"
     assert "2 steps" in command([*train, *STEPS], tmp_path)[1]
     assert "adapters merged" in command(export, tmp_path)[0]
     before, after = checksums(EMBEDDED), checksums(tmp_path / "tuned")

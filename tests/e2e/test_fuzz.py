@@ -19,7 +19,7 @@ CASES = 80
 
 
 def run(module, *arguments):
-    """As from a shell, without the settings of the tests."""
+    """Run a module as from a shell, without the settings of the tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     done = subprocess.run([sys.executable, "-m", module, "--seed", SEED, *arguments], cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
     if "run it as another user" in done.stderr:

@@ -48,6 +48,6 @@ def test_heads_that_do_not_divide():
         UniPixel.from_pretrained(mesh=MeshConfig("fsdp_tp", tensor=8))
 
 
-def test_command_names_chips_that_do_not_divide(tmp_path, capsys):
+def test_command_names_devices_that_do_not_divide(tmp_path, capsys):
     assert main(["segment", str(ASSETS / "photo.png"), "Segment the circle.", "--tensor", "3", "--output-dir", str(tmp_path)]) == 1
     assert "a mesh of tensor 3 does not divide 8 devices" in capsys.readouterr().err

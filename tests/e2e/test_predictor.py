@@ -38,9 +38,9 @@ def test_all_objects_of_a_clip_are_tracked_as_if_alone(model, clip):
 
 def test_references_reach_the_answer(model, photo):
     def hidden(reference):
-        look, image = model._look(photo, 16)
+        taken, image = model._prepare(photo, 16)
         prompt = batch.prepare_conversation(batch.user_turn("<|ref|> <|seg|>"), image, model.loaded.tokenizer, model.config, references=[reference])
-        assert len(look.frames) == 1
+        assert len(taken.frames) == 1
         return model._generate(prompt, 1)[0]
 
     here, there, box = hidden(Point(20, 30)), hidden(Point(200, 150)), hidden(Box(20, 30, 90, 80))

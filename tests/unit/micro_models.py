@@ -47,7 +47,7 @@ def micro_model(seed: int = 0) -> UniPixelModel:
 
 
 def copied(model: UniPixelModel) -> UniPixelModel:
-    """Another module over the same arrays, to change its structure."""
+    """Another module over the same arrays, whose structure a test may change."""
     return nnx.merge(*nnx.split(model))
 
 

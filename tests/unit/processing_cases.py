@@ -1,4 +1,4 @@
-"""What the torch reference recorded for the processing tests: see tests/recordings/processing."""
+"""The torch reference's recordings for the processing tests, from tests/recordings/processing."""
 
 from functools import cache
 from pathlib import Path

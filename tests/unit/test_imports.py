@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # Room -> what it may import of ours, besides itself. An entry allows a module and everything below it; "" is the rest of the package.
 BASE = {"errors"}
 ARGUMENTS = {"arguments"}
-"""What the commands of a room share with those of others, in its cli.py."""
+"""The module that a room's cli.py shares with the other commands."""
 CONFIG = {"config", *BASE}
 INPUTS = {"batch", *CONFIG}
 ROOMS = {
@@ -35,7 +35,7 @@ ROOMS = {
     "convert": {*ARGUMENTS, "models", "core", "processing", *CONFIG},
 }
 FREE = {"cli", "demo", "parity", "bench", "plan", "infer.cli", "train.cli", "train.export", "__init__"}
-"""These put the others together and may import everything."""
+"""These modules put the others together and may import everything."""
 
 
 def files():
@@ -143,7 +143,7 @@ def test_transformers_is_imported_in_one_place_when_it_is_needed():
 
 
 def test_the_rules_see_what_they_forbid(tmp_path):
-    """A file that breaks every rule, so that a reader of imports that misses some is noticed."""
+    """The file breaks every rule, so that a rule that is not enforced is noticed."""
     path = tmp_path / "bad.py"
     path.write_text("from ...convert import rules\nfrom unipixel_jax.train import step as s\ndef f():\n    import torch.nn as nn\n")
     assert dict(imports(path, "unipixel_jax.models.sam2.bad")) == {
@@ -175,9 +175,9 @@ def test_the_public_api_can_be_imported():
 DISTRIBUTIONS = {
     "PIL": "pillow", "absl": "absl-py", "jaxlib": "jax", "orbax": "orbax-checkpoint", "pi_heif": "pi-heif", "tensorflow_datasets": "tensorflow-datasets",
 }  # fmt: skip
-"""Of modules that are called otherwise."""
+"""The packages of modules that have another name."""
 NEED = {"data": "train", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
-"""Rooms and modules that count on an extra: whoever has it not is told so by `errors.needing`, or by who imports them inside a function."""
+"""The extra that a room or module needs. Users without it are told by `errors.needing`, or by the function that imports the module."""
 
 
 def declared(requirements):
@@ -186,7 +186,7 @@ def declared(requirements):
 
 @pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
 def test_what_is_imported_of_others_is_declared(path, module):
-    """At the top of a file, what every installation has, or that of training in its rooms; inside functions, what some extra brings."""
+    """Imports at the top of a file are in every installation, or in the extra of its room; those inside functions are in some extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core, extras = declared(project["dependencies"]), project["optional-dependencies"]
     own = next((declared(extras[extra]) for need, extra in NEED.items() if within(room_of(module)[1], {need})), set())

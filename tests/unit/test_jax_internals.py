@@ -1,4 +1,4 @@
-"""What is used of JAX's private package, and what is told where a version of JAX lacks it."""
+"""The names used of JAX's private package are there, and the error where a version of JAX lacks one says so."""
 
 import jax
 import pytest

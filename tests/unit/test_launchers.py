@@ -131,7 +131,7 @@ def test_wrong_arguments_are_named(tools, words, expected):
 
 
 def gcloud(tools, states, statuses):
-    """A stand-in that tells one state after the other, and whose trainings end with one status after the other."""
+    """A stand-in for gcloud that reports one state after another, and whose trainings end with one status after another."""
     (tools.log.parent / "states").write_text("\n".join(states) + "\n")
     (tools.log.parent / "statuses").write_text("\n".join(map(str, statuses)) + "\n")
     tools.add("sleep")
@@ -148,7 +148,7 @@ esac""",
 
 
 def steps(tools):
-    """What the launcher did, in a word each."""
+    """The steps that the launcher took, a word for each."""
     kinds = ("create", "delete", "train_host")
     return [kind for call in tools.calls() for kind in kinds if f" {kind} " in call or f"/{kind}." in call]
 

@@ -1,4 +1,4 @@
-"""What a converted directory must hold before its arrays are read, and what ends an answer."""
+"""A converted directory is checked before its arrays are read, and names the tokens that end an answer."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def ends(root):
 
 
 def say(root, generation=..., top=..., text=...):
-    """Write an ``eos_token_id`` to some of the three places."""
+    """Write an ``eos_token_id`` to some of the three files or tables that may hold it."""
     if generation is not ...:
         write(root, "generation_config.json", {"eos_token_id": generation})
     raw = read(root)

@@ -1,4 +1,4 @@
-"""What must hold for the models whatever their weights: padding is invisible, a cache changes nothing, two ways to the same thing agree."""
+"""Properties of the models with any weights: padding is invisible, a cache changes nothing, two ways to compute the same agree."""
 
 import dataclasses
 
@@ -174,7 +174,7 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(rng, remat):
 
 
 def test_the_3b_language_model_is_a_small_program():
-    """Scanning keeps it so: unrolled, 36 layers are 800 kB."""
+    """Scanning keeps the program small: unrolled, 36 layers are 800 kB."""
 
     def text_of(config):
         model = abstract_model(config).text

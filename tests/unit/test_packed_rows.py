@@ -1,4 +1,4 @@
-"""Several samples in a row: the model sees, and learns, what it would from each in a row of its own."""
+"""Several samples in a row: the model sees and learns the same as from each sample in a row of its own."""
 
 import dataclasses
 
@@ -66,7 +66,7 @@ def collate_apart(samples):
 
 
 def seen(arrays, row, place):
-    """All that the model is told of the tokens at a place of a row, with the tables looked up."""
+    """Everything that the model is given for the tokens in a slice of a row, with the tables looked up."""
     arrays = row_of(arrays, row)
     inputs = arrays.inputs
     found = {

@@ -1,4 +1,4 @@
-"""Where weights lie: every weight of 3B and 7B on six meshes as recorded, and the rules on small cases."""
+"""The shardings of weights: every weight of 3B and 7B on six meshes as recorded, and the rules on small cases."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def mesh(**sizes):
 
 @pytest.mark.parametrize("size", ["3b", "7b"])
 @pytest.mark.parametrize("name", ["single", "dp-8", "fsdp-16", "fsdp_tp-16", "context-16", "hybrid-32"])
-def test_every_weight_lies_where_it_did(script, size, name):
+def test_every_weight_is_sharded_as_recorded(script, size, name):
     recorded = json.loads((RECORDED / f"{size}_{name}.json").read_text())
     found = script.specs(size, name)
     assert {path: spec for path, spec in found.items() if recorded.get(path) != spec} == {}
@@ -46,13 +46,13 @@ def test_rules():
     assert text.spec((LAYERS, MLP, EMBED), (28, 18944, 3584), both) == PartitionSpec(None, "tensor", "fsdp")
     assert text.spec((LAYERS, EMBED, HEADS), (28, 3584, 3584), both) == PartitionSpec(None, "fsdp", "tensor")
     assert TABLES.spec((VOCAB, EMBED), (512, 3584), both) == PartitionSpec(("fsdp", "tensor"))
-    assert text.spec((LAYERS, EMBED), (28, 3584), both) == PartitionSpec()  # vectors are repeated
+    assert text.spec((LAYERS, EMBED), (28, 3584), both) == PartitionSpec()  # vectors are replicated
     assert text.spec((LAYERS, KV_HEADS, EMBED), (28, 512, 3584), mesh(tensor=8)) == PartitionSpec()  # 4 key heads
     assert ELSEWHERE.spec((MLP, EMBED), (320, 42), mesh(fsdp=16)) == PartitionSpec("fsdp")  # 42 does not divide, 320 does
     assert ELSEWHERE.spec((MLP, EMBED), (321, 42), mesh(fsdp=16)) == PartitionSpec()
 
 
-def test_chips_that_share_a_sample_divide_its_weights():
+def test_devices_that_share_a_sample_shard_its_weights():
     text, shared = text_rules(preset("7b")), mesh(fsdp=2, context=8)
     assert text.spec((LAYERS, MLP, EMBED), (28, 18944, 3584), shared) == PartitionSpec(None, None, ("fsdp", "context"))
     assert text.spec((LAYERS, EMBED, HEADS), (28, 3584, 3584), mesh(fsdp=4, context=2, tensor=2)) == PartitionSpec(None, ("fsdp", "context"), "tensor")

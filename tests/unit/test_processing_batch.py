@@ -22,7 +22,7 @@ E2E = [
 ]
 
 
-def picture_of(media, frames=16, segment=False):
+def media_of(media, frames=16, segment=False):
     return prepare_media(read_media(HERE / "media" / media, frames), CONFIG, sample_frames=frames, segment=segment)
 
 
@@ -36,12 +36,12 @@ def batch_of(*prompts, buckets=BUCKETS):
 
 @pytest.mark.parametrize(("case", "media", "frames", "text"), E2E)
 def test_prompts_match_the_reference(case, media, frames, text):
-    prompt = prompt_of(text, picture_of(media, frames))
+    prompt = prompt_of(text, media_of(media, frames))
     np.testing.assert_array_equal(prompt.input_ids, recorded()[f"{case}.input_ids"])
 
 
 def test_a_batch_holds_what_its_prompts_hold_alone():
-    prompts = [prompt_of(text, picture_of(media, frames)) for _, media, frames, text in E2E]
+    prompts = [prompt_of(text, media_of(media, frames)) for _, media, frames, text in E2E]
     together = batch_of(*prompts)
     assert together.input_ids.shape == (3, BUCKETS.tokens.size(616)) and len(together.patches) == BUCKETS.patches.size(660 + 2160 + 1080)
     tokens_before, taken, none = 0, set(), together.vision.windows.size // 4
@@ -64,7 +64,7 @@ def test_a_batch_holds_what_its_prompts_hold_alone():
 
 def test_rows_are_padded_on_the_left_and_the_batch_with_harmless_rows():
     buckets = dataclasses.replace(BUCKETS, batch=Buckets("prompts", 4, 2.0, 8))
-    batch = batch_of(prompt_of("Hi", picture_of("photo.png")), buckets=buckets)
+    batch = batch_of(prompt_of("Hi", media_of("photo.png")), buckets=buckets)
     assert batch.lengths.tolist()[1:] == [1, 1, 1]
     assert np.all(batch.input_ids[0, : -batch.lengths[0]] == tokenizer().pad_id)
     assert np.all(batch.vision_slots[1:] == batch.vision.windows.size // 4)
@@ -72,7 +72,7 @@ def test_rows_are_padded_on_the_left_and_the_batch_with_harmless_rows():
 
 
 def test_prompt_segments_point_at_the_position_before():
-    batch = batch_of(prompt_of("<|seg|> and <|seg|>", picture_of("photo.png")), prompt_of("none", picture_of("photo.png")))
+    batch = batch_of(prompt_of("<|seg|> and <|seg|>", media_of("photo.png")), prompt_of("none", media_of("photo.png")))
     found = batch.seg_positions[0]
     assert batch.seg_positions.shape == (2, 2)
     assert np.all(batch.input_ids[0, found + 1] == CONFIG.seg_token_id) and found[0] < found[1]
@@ -80,7 +80,7 @@ def test_prompt_segments_point_at_the_position_before():
 
 
 def test_references_reach_their_tokens():
-    image = picture_of("clip", 4)
+    image = media_of("clip", 4)
     first = prompt_of("Compare <|ref|> with <|ref|>.", image, references=[Point(10, 20, 3), Box(0, 0, 176, 104, 1)])
     second = prompt_of("Describe <|ref|>.", image, references=[Point(1, 1)])
     batch = batch_of(first, second)
@@ -93,7 +93,7 @@ def test_references_reach_their_tokens():
 
 
 def test_memories_reach_their_tokens():
-    image = picture_of("clip", 4)
+    image = media_of("clip", 4)
     masks = np.zeros((2, 4, 208, 352), bool)
     masks[0, :, :50, :60] = masks[1, 3, 100:, 200:] = True
     grid = memory_grid(masks, image.grid_thw, CONFIG.vision)
@@ -116,11 +116,11 @@ def test_memories_reach_their_tokens():
 )
 def test_prompts_that_do_not_fit(text, message):
     with pytest.raises(UserError, match=message):
-        prompt_of(text, picture_of("photo.png"))
+        prompt_of(text, media_of("photo.png"))
 
 
 def test_an_answer_may_be_begun_or_given():
-    image = picture_of("photo.png")
+    image = media_of("photo.png")
     begun = prompt_of("Which?", image, answer_start="The best option is (")
     assert tokenizer().decode(begun.input_ids).endswith("<|im_start|>assistant\nThe best option is (")
     given = prepare_conversation([*user_turn("Where?"), {"role": "assistant", "content": "[0] <|seg|>"}], image, tokenizer(), CONFIG)
@@ -128,11 +128,11 @@ def test_an_answer_may_be_begun_or_given():
 
 
 def test_frames_for_sam():
-    image = picture_of("clip", 16, segment=True)
+    image = media_of("clip", 16, segment=True)
     assert image.frames.shape == (7, 128, 128, 3) and image.frames.dtype == np.float32 and image.frame_size == (208, 352)
 
 
 def test_a_prompt_that_is_too_long_is_refused():
     buckets = dataclasses.replace(BUCKETS, tokens=Buckets("prompt tokens", 64, 2.0, 128))
     with pytest.raises(UserError, match=r"223 prompt tokens, expected 0 to 128"):
-        batch_of(prompt_of(E2E[0][3], picture_of("photo.png")), buckets=buckets)
+        batch_of(prompt_of(E2E[0][3], media_of("photo.png")), buckets=buckets)

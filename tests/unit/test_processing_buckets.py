@@ -1,4 +1,4 @@
-"""BucketTable of padded sizes."""
+"""The buckets of padded sizes."""
 
 import dataclasses
 from functools import cache
@@ -19,7 +19,7 @@ ALL = [getattr(BUCKETS, f.name) for f in dataclasses.fields(BUCKETS)]
 
 
 @pytest.mark.parametrize("buckets", ALL, ids=lambda buckets: buckets.what)
-def test_rungs_increase_in_whole_steps_up_to_the_limit(buckets):
+def test_sizes_increase_in_whole_steps_up_to_the_limit(buckets):
     assert list(buckets.sizes) == sorted(set(buckets.sizes))
     assert all(size % buckets.step == 0 for size in buckets.sizes)
     assert buckets.sizes[0] == buckets.step and buckets.sizes[-1] == buckets.limit
@@ -42,7 +42,7 @@ def test_a_size_beyond_the_limit_is_named(n):
 
 
 def grids(frames, sample_frames=16):
-    """Every grid of merged tokens that a frame of any size may be resized to, and some more: rounding may make it a little longer and thinner than it was."""
+    """Every grid of merged tokens that a frame of any size may be resized to, and some more, since rounding may make a frame a little longer and thinner."""
     fewest, most = (pixels // 28**2 for pixels in pixel_budget(frames, sample_frames))
     for height in range(1, most + 1):
         for width in range(max(1, -(-fewest // height)), most // height + 1):
@@ -57,7 +57,7 @@ def test_media_of_any_size_come_to_those_grids(frames, height, width):
         assert (down // 28, across // 28) in set(grids(frames))
 
 
-def test_pictures_of_any_size_come_in_few_combinations_of_sizes():
+def test_images_of_any_size_come_in_few_combinations_of_sizes():
     config = VisionConfig()
     side = config.window_size // 28
     found = {most: set() for most in IMAGE_BUCKETS}
@@ -77,6 +77,6 @@ def test_pictures_of_any_size_come_in_few_combinations_of_sizes():
     assert {most: len(combinations) for most, combinations in found.items()} == IMAGE_BUCKETS
 
 
-def test_a_picture_beyond_the_ladder_is_named():
+def test_an_image_beyond_the_buckets_is_named():
     with pytest.raises(UserError, match="image patches, expected 0 to 262144"):
         build_vision_index([(1, 1024, 1024)], VisionConfig())

@@ -88,7 +88,7 @@ def test_an_animation(tmp_path):
     assert clip.frames[:, 0, 0, 0].tolist() == [0, 100, 200] and not clip.is_image
 
 
-def test_pictures_in_memory():
+def test_images_in_memory():
     array = np.full((4, 6, 3), 9, np.uint8)
     assert read_media(array).is_image and read_media(Image.fromarray(array)).is_image
     for several in ([array] * 5, np.stack([array] * 5), [Image.fromarray(array)] * 5):

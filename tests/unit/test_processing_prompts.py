@@ -98,7 +98,7 @@ def test_memory_grid_pairs_frames_and_touches_tokens():
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_memory_rows_follow_the_window_order_quirk(seed):
-    """The reference takes row i of features in window order where place i in reading order is masked."""
+    """The reference takes row i of the features in window order where token i in reading order is masked."""
     rng = np.random.default_rng(seed)
     clips = [rng.random((rng.integers(1, 4), rng.integers(1, 3), 2, 3)) < 0.3 for _ in range(2)]
     sizes = [clip[:, 0].size for clip in clips]

@@ -40,7 +40,7 @@ def test_square_frames_match_the_reference(case, media, frames):
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 100), st.integers(1, 2))
 def test_square_frames_are_weighted_sums(height, width, side, count):
-    """Whole matrices instead of taps, at sizes that no block divides."""
+    """The frames equal products with whole matrices instead of taps, at sizes that no block divides."""
     frames = np.random.default_rng(height).integers(0, 256, (count, height, width, 3), np.uint8)
     down, across = bilinear_weights(height, side).astype(float), bilinear_weights(width, side).astype(float)
     resized = np.einsum("sh,fhwc,tw->fstc", down, frames.astype(float), across)
@@ -66,7 +66,7 @@ def test_patches_lie_where_their_pixels_were():
     block = patches.reshape(2, 1, 2, 2, 2, 3, 2, 14, 14)
     # second merged token, lower left patch, green, second frame of the pair
     np.testing.assert_allclose(block[0, 0, 1, 1, 0, 1, 1], (frames[1, 14:28, 28:42, 1] / 255 - mean[1]) / std[1], rtol=1e-5, atol=1e-6)
-    # the odd third frame fills both places of the last pair
+    # the odd third frame fills both halves of the last pair
     np.testing.assert_array_equal(block[1, ..., 0, :, :], block[1, ..., 1, :, :])
 
 

@@ -81,7 +81,7 @@ def test_rows_of_a_batch_do_not_see_each_other(before, grid, after, padding):
         ([START, VIDEO], [(1, 2, 4)], "too few image tokens"),
     ],
 )
-def test_pictures_and_grids_that_do_not_fit(ids, grids, message):
+def test_images_and_grids_that_do_not_fit(ids, grids, message):
     with pytest.raises(UserError, match=message):
         rope_index([ids], CONFIG, video_grid_thw=grids)
 

@@ -140,7 +140,7 @@ def test_what_training_scripts_leave_in_a_tokenizer_is_not_applied(tmp_path, cha
 
 
 def test_parts_that_change_the_ids_for_good_are_applied(tmp_path):
-    """As transformers applies them: tokens that a template adds, and Unicode's normal forms. What is added has no place in the text and no label."""
+    """Tokens that a post-processor adds, and Unicode's normal forms, are applied as in transformers. Added tokens have no position in the text and no label."""
     start = tokenizer().backend.token_to_id("<|im_start|>")
     added = {"<|im_start|>": {"id": "<|im_start|>", "ids": [start], "tokens": ["<|im_start|>"]}}
     pieces = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]

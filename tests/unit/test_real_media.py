@@ -128,7 +128,7 @@ def test_a_photo_in_tiles_is_whole(name, size):
     assert len(np.unique(clip.frames.reshape(-1, 3), axis=0)) > 3, "more than the background of one tile"
 
 
-def test_the_largest_picture_of_an_icon_is_taken(tmp_path):
+def test_the_largest_image_of_an_icon_is_taken(tmp_path):
     Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "a.ico", sizes=[(16, 16), (64, 64), (32, 32)])
     assert read_media(tmp_path / "a.ico").frames.shape == (1, 64, 64, 3)
 
@@ -278,7 +278,7 @@ def test_flipped_and_missing_bytes_are_one_line_or_harmless(tmp_path, kind):
 
 
 def test_a_broken_video_prints_nothing(capfd):
-    """It sends FFmpeg to a place before the beginning of the file."""
+    """The video sends FFmpeg to a position before the beginning of the file."""
     path = CASES / "media" / "seek_before_start.wmv"
     for media in (path, Content(path.name, path.read_bytes())):
         with pytest.raises(UserError, match=r"seek_before_start\.wmv is not a photo or video that can be read, or is broken"):

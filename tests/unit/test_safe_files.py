@@ -122,7 +122,7 @@ def test_only_regular_files_are_opened(tmp_path, name):
 
 
 class PanicException(BaseException):
-    """As pyo3 raises it, which is no Exception."""
+    """Stands in for pyo3's exception of this name, which is no ``Exception``."""
 
 
 @pytest.mark.parametrize(

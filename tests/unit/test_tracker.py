@@ -66,7 +66,7 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, atol=CLOSE, rtol=CLOSE)
 
 
-def test_chips_divide_frames_that_do_not_divide(clip):
+def test_devices_share_frames_that_do_not_divide(clip):
     """Seven frames on four devices that share them: two each, and the same features."""
     images = random(np.random.default_rng(3), 7, 32, 32, 3)
     alone = programs()[0](clip[0], images)
@@ -101,7 +101,7 @@ def test_frames_beyond_the_end_disturb_nothing(clip):
 
 
 def test_padding_after_a_single_frame_is_finite(clip):
-    """Losses count it with a weight of zero."""
+    """Losses count padding with a weight of zero, which NaN would not respect."""
     sam2, features, hidden = clip
     out = programs()[2](sam2, features, hidden, 1)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))

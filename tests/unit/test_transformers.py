@@ -1,4 +1,4 @@
-"""What transformers reads for us, in whichever version: the ids of the files, and not a word of its own."""
+"""Tokenizers read by any version of transformers give the ids of their files, and nothing is printed."""
 
 import json
 import random
@@ -88,7 +88,7 @@ def test_added_tokens_with_other_ids_are_refused(tmp_path, added):
 
 
 def test_a_normaliser_that_doubles_is_refused_before_it_meets_a_token(tmp_path):
-    """To read the file as a whole would double its token forty times."""
+    """Reading the file as a whole would double its token forty times."""
     root = shutil.copytree(FILES, tmp_path / "tokenizer")
     raw = json.loads((root / "tokenizer.json").read_text())
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}

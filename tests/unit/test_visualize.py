@@ -42,7 +42,7 @@ def test_the_outline_stands_out_on_any_background(level):
     assert np.all(frame == level)
 
 
-def test_the_fill_lets_the_picture_through():
+def test_the_fill_lets_the_image_through():
     frame = np.zeros((120, 160, 3), np.uint8)
     frame[:, 80:] = 255
     drawn = draw_objects(frame, [disc()]).astype(int)

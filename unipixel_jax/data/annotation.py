@@ -1,4 +1,4 @@
-"""What is known of a sample before anything is read, and what it becomes once it is drawn.
+"""A sample before any of its files is read (``Annotation``), and after it is drawn (``Example``).
 
 A source (data/sources/) lists ``Annotation``s. Drawing one (data/draw.py) chooses frames, turns and words at random, reads pixels and masks, and gives
 an ``Example``, which data/assemble.py turns into arrays.
@@ -25,10 +25,17 @@ Task = Literal["segmentation", "referring", "region", "memory", "multimodal", "s
 
 
 class MaskReader(Protocol):
-    """Where the masks of a turn's objects are; they are read only when the sample is drawn. Readers are small and can be pickled."""
+    """A reader of the masks of a turn's objects. It keeps where they are and reads them only when the sample is drawn, so it is small and can be pickled."""
 
     def read(self, frames: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Masks of some frames, by their numbers among the frames of the media: bool [O, len(frames), *size].
+        """Read the masks of some frames.
+
+        Args:
+            frames: the frames' numbers among those of the media that count.
+            size: height and width of the frames in pixels.
+
+        Returns:
+            bool [O, len(frames), *size].
 
         Raises:
             UserError: a file is missing or broken, or a mask is of another size and must not be.
@@ -40,8 +47,8 @@ class FrameFiles:
     """Frames that are image files; a photo has one.
 
     Attributes:
-        paths: in order; or the files' contents.
-        take_all: no sampling, however many there are.
+        paths: the files in order, as paths or as their contents.
+        take_all: take every frame without sampling, however many there are.
     """
 
     paths: tuple[str | Content, ...]
@@ -53,9 +60,9 @@ class VideoFrames:
     """Frames of a video file or of a folder.
 
     Attributes:
-        path: the file or folder; or the content of the file, or of the frames in the folder.
+        path: the file or folder, or the content of the file, or of each frame in the folder.
         keep: the frames that count, by their numbers in the video; None for all.
-        stride: every how manyth frame counts; only without ``keep``.
+        stride: 2 counts every second frame, and so on; only without ``keep``.
         anchor: a frame that must be among those taken (as numbered after ``keep`` and ``stride``), None for none.
     """
 
@@ -80,7 +87,7 @@ class Turn:
         kind: how the words become a conversation; each task lists the kinds it knows.
         text: the words or name that the question is about, or the whole question.
         answer: the answer, where it is not one of the stock answers.
-        masks: of the objects that the turn segments, points at or remembers; None for none.
+        masks: the masks of the objects that the turn segments, points at or remembers; None for none.
         ids: the numbers by which the words speak of those objects, in the order of ``masks``, where they do.
     """
 
@@ -99,8 +106,8 @@ class Annotation:
         source: the source's name.
         data_type: samples of one global batch share it, for example "seg_image" or "ref_point".
         task: see ``Task``.
-        media: None for words alone.
-        turns: from which at most ``max_turns`` are drawn.
+        media: what the sample shows; None for words alone.
+        turns: the questions and answers, of which at most ``DrawOptions.max_turns`` are drawn.
         name: says which sample this is, in reports of failures.
     """
 
@@ -113,10 +120,10 @@ class Annotation:
 
 
 def require_text(annotation: Annotation) -> None:
-    """Check that the words of an annotation, which come from a file, are words.
+    """Check that the words of an annotation, which come from a file, are text that can be encoded.
 
     Raises:
-        UserError: something else, or text with half a character (an unpaired surrogate), which no encoding has.
+        UserError: they are something else, or text with half a character (an unpaired surrogate), which no encoding has.
     """
     for turn in annotation.turns:
         for words in (turn.text, turn.answer):
@@ -131,11 +138,11 @@ class DrawOptions:
     """How samples are drawn; the fields' names in the reference's ``DataArguments`` are given where they differ.
 
     Attributes:
-        sample_frames: at least and at most so many frames of a clip; equal numbers take exactly so many of a longer one.
+        sample_frames: the fewest and the most frames to take of a clip; where both are equal, exactly that many are taken of a longer clip.
         sample_type: "uniform", or "random" for one frame from each of equal segments.
         max_turns: turns of a conversation at most (``max_conv_turns``).
-        max_objects: objects of a sample at most, None for no limit (``max_num_objects``); more fail the sample.
-        image_size: S.
+        max_objects: objects of a sample at most, None for no limit (``max_num_objects``); a sample with more is refused.
+        image_size: S, in pixels.
     """
 
     sample_frames: tuple[int, int] = (8, 8)
@@ -153,10 +160,10 @@ class Example:
         annotation: what it was drawn from.
         messages: the conversation, with ``{"type": "video"}`` (or ``{"type": "image"}`` for a ``Photo``) where the media stands.
         clip: the chosen frames; None for words alone.
-        masks: of the objects to segment, in the order of the ``<|seg|>`` tokens: bool [O, F, S, S]; None where SAM has nothing to do.
+        masks: the masks of the objects to segment, in the order of the ``<|seg|>`` tokens: bool [O, F, S, S]; None where SAM has nothing to do.
         references: points and boxes in the order of the ``<|ref|>`` tokens.
-        memory: of the objects that the prompt lists with ``<|mem|>`` tokens: bool [O, F, H, W]; None for none.
-        seconds_per_frame: of a clip, as the rotary positions take it.
+        memory: the masks of the objects that the prompt lists with ``<|mem|>`` tokens: bool [O, F, H, W]; None for none.
+        seconds_per_frame: seconds between two frames of a clip, as the rotary positions take them.
         sample_frames: frames at most taken from any clip of this kind, which sets the language side's pixel budget of each frame (processing/resize.py).
     """
 
@@ -175,13 +182,13 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """By which it is opened."""
+        """The name by which the source is opened."""
 
     def __len__(self) -> int:
         """How many samples there are after filtering."""
 
     def __getitem__(self, index: int) -> Annotation:
-        """One of them."""
+        """The sample with this number, from 0 on."""
 
     @property
     def data_types(self) -> Sequence[str]:

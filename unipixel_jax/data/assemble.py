@@ -1,6 +1,6 @@
-"""From a drawn example to the arrays of one sample, not yet padded.
+"""Makes the arrays of one sample, not yet padded, from a drawn example.
 
-F frames, O objects, S side of SAM's square.
+L tokens, F frames, O objects, S side of SAM's square.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Sample:
     """One sample, ready to be put into a batch.
 
     Attributes:
-        conversation: with its image or clip; ``media.frames`` are SAM's, where something is to be segmented, and ``segmented`` says which of the ``<|seg|>``
-            tokens the objects of ``masks`` are.
-        labels: [tokens] int32, -100 where not trained on.
-        masks: of the objects to segment: bool [F, O, S, S]; None for none.
+        conversation: the words and their image or clip. ``media.frames`` are SAM's, where something is to be segmented, and ``segmented`` says which of the
+            ``<|seg|>`` tokens the objects of ``masks`` are.
+        labels: the token ids to predict [L], int32; -100 where nothing is trained.
+        masks: the masks of the objects to segment: bool [F, O, S, S]; None for none.
         source: where it came from.
         data_type: its kind; a batch has one.
         name: says which sample this is.
@@ -42,16 +42,23 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """Length of the conversation."""
+        """The length of the conversation, L."""
         return len(self.labels)
 
 
 def prepare(
     example: Example, tokenizer: Tokenizer, config: UniPixelConfig, rng: np.random.Generator, pixel_dtype: DTypeLike = np.float32
 ) -> Sample:
-    """Tokenise a conversation and prepare its images, whose pixels get ``pixel_dtype``.
+    """Tokenise a conversation and prepare its images.
 
-    Where the configuration limits ``sample_objects``, so many of the objects are drawn, as the reference does in its forward pass.
+    Where the configuration limits ``sample_objects``, that many of the objects are drawn, as the reference does in its forward pass.
+
+    Args:
+        example: the drawn sample.
+        tokenizer: the checkpoint's.
+        config: the model's sizes and token ids.
+        rng: random numbers that choose among too many objects.
+        pixel_dtype: dtype of the images' pixels.
 
     Raises:
         UserError: the special tokens of the text do not fit what the example holds, or an object's memory is empty.

@@ -20,7 +20,7 @@ from unipixel_jax.processing.batch import Sizes, empty_inputs, measure, pixel_dt
 from unipixel_jax.processing.chat import IGNORE_INDEX
 
 Agree = Callable[[dict[str, int]], dict[str, int]]
-"""From this host's padded sizes to the largest of all hosts; every host calls it once for each batch."""
+"""A function from this host's padded sizes to the largest sizes of all hosts. Every host calls it once for each batch."""
 SINGLE = Buckets("rows that share tables", 1, 1.0, 1)
 
 
@@ -34,7 +34,7 @@ def collate(
     agree: Agree | None = None,
     parts: int | None = None,
 ) -> TrainBatch:
-    """A host's part of a batch: its sizes are measured and agreed on, then each array is allocated once and the samples are written into it.
+    """Make a host's part of a batch: its sizes are measured and agreed on, then each array is allocated once and the samples are written into it.
 
     Args:
         samples: this host's, all with clips to segment, or none.
@@ -42,12 +42,12 @@ def collate(
         batch_size: samples of the whole batch, on all hosts.
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
-        buckets: the padded sizes of one row, and of the number of rows; rows that fill up count nothing.
+        buckets: the padded sizes of one row, and of the number of rows; rows of padding count nothing.
         agree: needed where there are several hosts, whose arrays must have the same shapes.
-        parts: of the frames of a row, one for each device that shares it (processing/batch.py).
+        parts: how many devices share the frames of a row, which are split into one part for each (processing/batch.py); None where none do.
 
     Returns:
-        Arrays with R in front, each row of B = 1.
+        Arrays [R, ...] of numpy, in which each row is a batch with B = 1.
 
     Raises:
         UserError: samples with and without clips, a size beyond its buckets, or what ``write_inputs`` refuses.
@@ -73,7 +73,7 @@ def _measure(samples: Sequence[Sample], config: UniPixelConfig, buckets: BucketT
 
 
 def _empty(samples: Sequence[Sample], sizes: Mapping[str, int], config: UniPixelConfig, pad_id: int, parts: int | None) -> TrainBatch:
-    """Rows in which nothing counts."""
+    """A batch of padding, in which nothing counts."""
     conversations = [sample.conversation for sample in samples]
     rows, frames, objects, side = sizes["batch"], sizes["frames"], sizes["objects"], config.sam2.image_size
     dtype = pixel_dtype(conversations)
@@ -91,7 +91,7 @@ def _empty(samples: Sequence[Sample], sizes: Mapping[str, int], config: UniPixel
 
 
 def _write(out: TrainBatch, samples: Sequence[Sample], batch_size: int, config: UniPixelConfig) -> None:
-    """The samples of a row. Where something is to be segmented, it holds one sample."""
+    """Write the samples of a row into it. A row in which something is to be segmented holds one sample."""
     write_inputs(out.inputs, [[sample.conversation for sample in samples]], config)
     end = out.labels.shape[1] - out.inputs.lengths[0]
     for sample in samples:

@@ -33,18 +33,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("sources", metavar="SOURCES", help="names and repeats, for example refcoco:10,mevis; a path to your own data; tfds:NAME")
     check.add_argument("--samples", type=positive, default=16, metavar="N", help="samples to draw of each source, spread evenly (default: 16)")
     check.add_argument("--all", action="store_true", help="draw every sample")
-    check.add_argument("--seed", type=int, default=0)
+    check.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random numbers with which samples are drawn (default: 0)")
     check.set_defaults(run=_run, work=_check)
     pack = commands.add_parser("pack", help="write data sets with everything they need as ArrayRecord shards, to be read as tfds:packed/NAME")
     pack.add_argument("sources", metavar="SOURCES", help="names, for example refcoco,mevis; a path to your own data")
-    pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go; the data root of training on them")
+    pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go; training reads them with this folder as its data root")
     for what, kind in (("frames", int), ("words", int), ("seconds", float)):
         for end, most in (("min", "at least"), ("max", "at most")):
-            pack.add_argument(f"--{end}-{what}", type=kind, metavar="N", help=f"only samples with {most} N {what}, as data.filters of training has it")
+            pack.add_argument(f"--{end}-{what}", type=kind, metavar="N", help=f"only samples with {most} N {what}, as data.filters does in training")
     pack.set_defaults(run=_run, work=_pack)
     for command in (check, pack):
         command.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="the folder that holds all data sets (default: data)")
-        command.add_argument("--split", default="train", help="of the data sets (default: train)")
+        command.add_argument("--split", default="train", help="the split of the data sets to read (default: train)")
 
 
 def _run(args: argparse.Namespace) -> int:

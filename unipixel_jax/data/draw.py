@@ -1,4 +1,4 @@
-"""From an annotation to a drawn sample, whatever its task."""
+"""Draws a sample from an annotation, whatever its task."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.processing.images import LABELS, Content, NotAnImage, open_image
 
 _MEMORY_PER_BYTE = 4
-"""Bytes of memory that reading takes for each of a large file: its bytes, its text, and the values."""
+"""Bytes of memory that reading takes for each byte of a large file: for its bytes, its text, and the values."""
 
 _opened: ContextVar[list[Path] | None] = ContextVar("_opened", default=None)
 
 
 @contextlib.contextmanager
 def note_files() -> Iterator[list[Path]]:
-    """The JSON files and pickles that this thread opens within, in order, so that an error in their content can name them."""
+    """Note the JSON files and pickles that this thread opens within the block, in order, so that an error in their content can name them."""
     paths: list[Path] = []
     token = _opened.set(paths)
     try:
@@ -42,11 +42,11 @@ def note_files() -> Iterator[list[Path]]:
 
 
 def read_json(path: str | Path, fallback: str | None = None) -> Any:
-    """The content of a JSON file of a data set, which may be larger than settings are. Numbers may be NaN or infinite; who uses them looks at them.
+    """The content of a JSON file of a data set, which may be larger than settings are. Numbers may be NaN or infinite; whoever uses them checks them.
 
     Args:
-        path: of the file.
-        fallback: an encoding for a file that is not in UTF-8; None refuses it.
+        path: the file.
+        fallback: an encoding for a file that is not in UTF-8; None refuses such a file.
 
     Raises:
         UserError: it is missing, no regular file, broken, nested too deeply, in another encoding, or too large for the memory.
@@ -91,7 +91,7 @@ def read_pickle(path: str | Path) -> Any:
 
 
 def list_files(folder: str | Path, suffix: str) -> list[Path]:
-    """The files of a folder whose names end so, by name.
+    """The files of a folder whose names end in ``suffix``, sorted by name.
 
     Raises:
         UserError: there is no such folder.
@@ -103,13 +103,13 @@ def list_files(folder: str | Path, suffix: str) -> list[Path]:
 
 
 def read_labels(source: str | Path | Content) -> NDArray[np.integer]:
-    """An image whose pixels are numbers of objects or classes; in an image with a palette, the numbers of the colours.
+    """Read an image whose pixels are numbers of objects or classes; those of an image with a palette are the numbers of its colours.
 
     Returns:
         [H, W], of the file's integer type.
 
     Raises:
-        UserError: it is missing, broken, or in a format that does not keep every pixel as it was, as JPEG; or has colours, or numbers with fractions.
+        UserError: it is missing, broken, or in a format that does not keep every pixel as it was, such as JPEG; or has colours, or numbers with fractions.
     """
     try:
         with open_image(source, LABELS) as image:
@@ -126,9 +126,9 @@ def read_labels(source: str | Path | Content) -> NDArray[np.integer]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses what is looked up by its name, classes and functions alike, save the two by which old protocols write bytes and ordered dictionaries.
+    """Refuses whatever a pickle looks up by name, classes and functions alike, except the two by which old protocols write bytes and ordered dictionaries.
 
-    What these two make is counted, since a pickle can call them with one long value again and again.
+    The size of what these two make is counted, since a pickle can call them with one long value again and again.
     """
 
     def __init__(self, file: io.BytesIO) -> None:

@@ -1,7 +1,7 @@
-"""Which frames of a clip a drawn sample has, their pixels, and masks at the size of SAM's square.
+"""Chooses the frames of a clip that a drawn sample has, reads their pixels, and resizes masks to SAM's square.
 
 N frames of the media that count, F chosen ones, O objects, H and W in pixels, S side of the square. Source: the loaders in UniPixel's
-``unipixel/utils/io.py``, and the antialiased bilinear ``resize`` followed by ``> 0`` that its datasets do to masks.
+``unipixel/utils/io.py``, and the antialiased bilinear ``resize`` followed by ``> 0`` that its datasets apply to masks.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def choose_frames(count: int, options: DrawOptions, rng: np.random.Generator, an
     """Draw which frames to take.
 
     The number of frames is drawn first, between the two of ``sample_frames``. A clip that has no more is taken whole. Of a longer one, "uniform" takes
-    frames spread evenly from the first to the last, and "random" one from each of as many equal segments, which never is the very last frame.
+    frames spread evenly from the first to the last, and "random" one from each of as many equal segments, which is never the very last frame.
 
     Args:
-        count: N.
+        count: N, the frames to choose from.
         options: how to sample.
         rng: random numbers.
         anchor: a frame that must be among them; it takes the place of the nearest one chosen.
 
     Returns:
-        Numbers of frames, increasing [F].
+        Numbers of frames, increasing [F], int64.
 
     Raises:
         UserError: the anchor is not among the N frames, or there are none.
@@ -57,7 +57,7 @@ def choose_frames(count: int, options: DrawOptions, rng: np.random.Generator, an
 
 
 def read_frames(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.random.Generator) -> tuple[Clip, tuple[int, ...]]:
-    """Choose frames of a clip and read those.
+    """Choose frames of a clip and read only these.
 
     Args:
         media: where the frames are.
@@ -127,7 +127,7 @@ def square_masks(masks: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 
 
 def counting_frames(media: VideoFrames, count: int) -> NDArray[np.int64]:
-    """The numbers of the frames that count, of a video with ``count`` frames."""
+    """The numbers of the frames that count, of a video with ``count`` frames [N], int64."""
     if media.keep is None:
         return np.arange(0, count, media.stride)
     keep = np.asarray(media.keep, np.int64)
@@ -145,13 +145,13 @@ def _images(paths: Sequence[str | Path | Content], chosen: NDArray[np.int64]) ->
 
 @lru_cache(maxsize=256)
 def _reach(size: int, target: int) -> NDArray[np.int64]:
-    """The pixels that have a share in each output along one axis, as first ones and ones past the last [2, target]."""
+    """The pixels that have a share in each output along one axis [2, target]: the first of them, and the one past the last."""
     used = bilinear_weights(size, target) > 0
     return np.stack([used.argmax(axis=1), size - used[:, ::-1].argmax(axis=1)])
 
 
 class _Crop(NamedTuple):
-    """A part of an axis: inputs, the outputs that they have a share in, and ``_reach`` from these to those."""
+    """A part of an axis: some inputs, the outputs that they have a share in, and which of these inputs reach each output, as ``_reach`` gives them."""
 
     inputs: slice
     outputs: slice
@@ -159,7 +159,7 @@ class _Crop(NamedTuple):
 
 
 def _crop(marked: NDArray[np.bool_], reach: NDArray[np.int64]) -> _Crop | None:
-    """From the first to the last marked input; None where nothing is marked."""
+    """The part of an axis from the first to the last marked input; None where nothing is marked."""
     found = np.flatnonzero(marked)
     if not len(found):
         return None

@@ -38,7 +38,7 @@ Draw = Callable[[Annotation, np.random.Generator], S]
 """Draws one sample of an annotation; a function that can be pickled."""
 
 FAILURES = (OSError, ValueError, LookupError, ArithmeticError, SyntaxError, EOFError)
-"""What a sample may fail with and be replaced: ``UserError``, and what readers raise for broken files. Anything else is a mistake in the program."""
+"""Errors for which a sample is replaced: ``UserError`` (a ValueError), and what readers raise for broken files. Others are mistakes in the program."""
 
 _LAST_STEP = 2**40
 
@@ -50,9 +50,9 @@ class LoaderOptions:
     Attributes:
         workers: processes that make batches; 0 for threads of this process. Most of the work lets other threads run, and what processes make has to be
             copied, so that threads are faster up to a few processors.
-        threads: that make batches, in every worker (or here), each a batch at a time.
+        threads: threads that make batches in every worker (or in this process), each a batch at a time.
         buffer: batches that every worker (or this process) holds ready.
-        max_retries: other samples tried in a row in place of one that fails.
+        max_retries: how many other samples are tried one after another in place of one that fails.
     """
 
     workers: int = 0
@@ -96,7 +96,7 @@ class Batch(Generic[A]):
 
 @dataclass(frozen=True)
 class _Made:
-    """What the background makes of a step: the arrays, or the samples where they are collated elsewhere; and the samples that failed."""
+    """A step as the background hands it over: its arrays (or its samples, where the asking thread collates them), and the samples that failed."""
 
     content: Any
     failures: tuple[Failure, ...]
@@ -110,8 +110,8 @@ class _Rows(Generic[S]):
         mixture: the order of the samples.
         draw: draws one of them.
         collate: makes arrays of them; None leaves them as they are.
-        first: the first row.
-        count: rows.
+        first: this host's first row of the global batch.
+        count: how many rows this host has.
         max_retries: see ``LoaderOptions``.
     """
 
@@ -136,7 +136,8 @@ class _Rows(Generic[S]):
         """
         tried = [sample]
         for attempt in range(self.max_retries + 1):
-            # The place of a sample in the run, which no number of hosts changes; more numbers than the order takes, so that no two seeds are equal.
+            # The seed names the sample's position in the run, which the number of hosts does not change. It has more entries than the seed of the order of
+            # samples (mixture.py), so that the two are never equal.
             rng = np.random.default_rng([self.mixture.seed, step * self.mixture.batch_size + row, attempt + 1])
             annotation = self.mixture.annotation(tried[-1])
             try:
@@ -176,7 +177,7 @@ class Loader(Generic[S, A]):
             collate_here: collate in the thread that asks for a batch, where ``collate`` talks to other hosts, rather than in the background.
 
         Raises:
-            UserError: a batch that does not divide among the hosts, or a host that is none of them.
+            UserError: the batch size is no multiple of the number of hosts, or ``host`` is none of them.
         """
         if mixture.batch_size % hosts:
             raise UserError(f"the batch of {mixture.batch_size} samples cannot be shared by {hosts} hosts: use a multiple of {hosts}")
@@ -211,11 +212,14 @@ class Loader(Generic[S, A]):
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Where the loader is, as JSON: the number of the next step, and what it is a step of."""
+        """The loader's position as values for JSON: the number of the next step, and the fingerprint of the mixture that it is a step of."""
         return {"step": self.step, "mixture": self.mixture.fingerprint()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go to where a loader was, on any number of hosts.
+        """Go to the position that a loader had, on any number of hosts.
+
+        Args:
+            state: what ``state`` returned there.
 
         Raises:
             UserError: the state belongs to another mixture, in which its step means something else.
@@ -238,27 +242,27 @@ class Loader(Generic[S, A]):
         self.close()
 
     def _dataset(self) -> grain.IterDataset[Any]:
-        """What the background makes of each step, from the next one on."""
+        """The steps that the background makes, from the next one on."""
         options = self._options
         made = grain.MapDataset.range(self.step, _LAST_STEP).map(self._rows)
         reading = grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=max(options.threads, options.buffer))
         if not options.workers:
             return made.to_iter_dataset(reading)
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads flags when it starts processes, and fails where no absl program has parsed them
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags when it starts processes, and fails where no program has parsed them
         return made.map(_pack).to_iter_dataset(reading).mp_prefetch(grain.MultiprocessingOptions(options.workers, options.buffer), _begin)
 
 
 def _begin(worker: int, workers: int) -> None:
-    """What a process does before its first batch."""
+    """Prepare a worker process before its first batch."""
     keep_memory()
-    # Ctrl-C and schedulers signal a whole group of processes; the trainer finishes its step, for which it needs its workers, and then ends them
+    # Ctrl-C and schedulers signal a whole group of processes. The trainer finishes its step, for which it needs its workers, and then ends them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Pickler(pickle.Pickler):
-    """Hands out bfloat16 arrays too, which numpy would pickle by value."""
+    """A pickler that keeps bfloat16 arrays out of the pickle too, which numpy would write into it by value."""
 
     def reducer_override(self, obj: object) -> Any:
         if isinstance(obj, np.ndarray) and obj.dtype == ml_dtypes.bfloat16:
@@ -271,7 +275,7 @@ def _bfloat16(bits: NDArray[np.uint16]) -> NDArray[Any]:
 
 
 def _pack(value: object) -> dict[str, Any]:
-    """A value with its arrays apart, which Grain hands over in shared memory."""
+    """A pickled value with its arrays apart, which Grain hands over in shared memory."""
     buffers: list[pickle.PickleBuffer] = []
     rest = io.BytesIO()
     _Pickler(rest, protocol=5, buffer_callback=buffers.append).dump(value)

@@ -1,4 +1,4 @@
-"""Where the masks of objects are and how they are encoded: one reader for each encoding.
+"""Readers of the masks of objects, one for each encoding (see ``MaskReader``).
 
 O objects, F frames asked for, H and W in pixels. Each reader keeps paths or encoded masks and decodes only the frames that are asked for. Source:
 ``process_masks`` in UniPixel's ``unipixel/dataset/utils.py``.
@@ -25,7 +25,7 @@ class LabelImages:
     """Images in which each pixel holds the number of an object.
 
     Attributes:
-        paths: one for each frame; None where a frame has no object.
+        paths: the label image of each frame; None where a frame has no object.
         objects: for each object the numbers that belong to it.
     """
 
@@ -38,7 +38,7 @@ class LabelImages:
         for f, frame in enumerate(frames):
             if (path := _at(self.paths, frame, "label images")) is not None:
                 labels = _of_size(read_labels(path), size, path)
-                most = np.iinfo(labels.dtype).max  # with larger numbers, numpy would compare Python's integers one by one
+                most = np.iinfo(labels.dtype).max  # for numbers beyond the dtype, numpy would compare Python's integers one by one
                 for mask, numbers in zip(out[:, f], self.objects, strict=True):
                     mask[:] = np.isin(labels, [n for n in numbers if n <= most])
         return out
@@ -50,7 +50,7 @@ class Tracks:
 
     Attributes:
         objects: for each object the tracks that make it up; a track has one ``Region`` for each frame, or None where it is not visible.
-        polygon_size: of the image in which polygons are drawn; that of the frames by default.
+        polygon_size: height and width of the image in which polygons are drawn; those of the frames by default.
     """
 
     objects: tuple[tuple[Sequence[Region | None], ...], ...]
@@ -93,8 +93,8 @@ class Masklet:
     """One object of an annotation file of SA-V, whose ``masklet`` lists for each annotated frame the objects' run lengths.
 
     Attributes:
-        path: of the JSON file.
-        number: of the object in each frame's list.
+        path: the JSON file.
+        number: the object's number in each frame's list.
     """
 
     path: str
@@ -140,8 +140,8 @@ class OnOneFrame:
     """Masks of one annotated frame in a longer clip; on the other frames there is nothing.
 
     Attributes:
-        masks: with a single frame.
-        frame: where in the clip that frame stands.
+        masks: the reader of that frame's masks, which has this frame only.
+        frame: the number of that frame in the clip.
     """
 
     masks: MaskReader
@@ -158,8 +158,8 @@ class LabelClasses:
     """A photo's label image of classes, of which each that is present makes a turn.
 
     Attributes:
-        path: of the label image.
-        names: of the classes, by number.
+        path: the label image.
+        names: the classes' names, by number.
         ignored: numbers that are no class.
     """
 
@@ -181,12 +181,12 @@ class LabelClasses:
         return tuple(Turn("query", self.names[n], masks=LabelImages((self.path,), ((n,),))) for n in numbers)
 
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
-        """The masks of all classes that are there."""
+        """The masks of all classes that are there, in the order of ``turns``; see ``MaskReader``."""
         return np.concatenate([turn.masks.read(frames, size) for turn in self.turns() if turn.masks is not None])
 
 
 def _at(items: Any, number: int, where: str) -> Any:
-    """An item of a list that was read from a file, of which nothing is certain."""
+    """An item of a list that was read from a file, which may be anything else or too short."""
     if not isinstance(items, Sequence) or not 0 <= number < len(items):
         found = f"{len(items)} entries" if isinstance(items, Sequence) else f"a {type(items).__name__}"
         raise UserError(f"{where}: number {number} is wanted of {found}; the masks and the clip do not belong together")

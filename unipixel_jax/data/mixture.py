@@ -1,4 +1,4 @@
-"""Which samples of which sources make up which global batch: a pure function of seed and step.
+"""The order of training: the samples of every global batch, as a pure function of seed and step.
 
 Every source is there as often as its repeat says. All samples of a global batch are of one ``data_type``, since each kind of sample has other arrays and
 losses: in every epoch the samples of a kind are shuffled and cut into batches, an incomplete last one is left out, and the batches of all kinds are
@@ -64,12 +64,12 @@ class Mixture:
     """Several sources, and the order in which their samples are trained on."""
 
     def __init__(self, parts: Sequence[Part], batch_size: int, seed: int = 0) -> None:
-        """Read the kinds of all samples; nothing else of them.
+        """Read the kinds of all samples, and nothing else of them.
 
         Args:
             parts: the sources.
             batch_size: B, over all hosts.
-            seed: of the order.
+            seed: seed of the order.
 
         Raises:
             UserError: no sources, an empty one, or no kind that fills a batch.
@@ -96,23 +96,23 @@ class Mixture:
         kinds = np.concatenate([np.tile(k, part.repeat) for k, part in zip(self._kinds_of_part, self.parts, strict=True)])
         self._members = [np.flatnonzero(kinds == number).astype(np.int32) for number in range(len(self.kinds))]
         self.steps_per_epoch = sum(len(members) // batch_size for members in self._members)
-        """K, the whole global batches of an epoch."""
+        """K, the number of whole global batches in an epoch."""
         if not self.steps_per_epoch:
             counts = ", ".join(f"{len(members)} of {kind}" for kind, members in zip(self.kinds, self._members, strict=True))
             raise UserError(f"no kind of sample fills a batch of {batch_size} ({counts}): use a smaller batch, or repeat the data sets")
         self._orders: dict[int, NDArray[np.int32]] = {}
 
     def __len__(self) -> int:
-        """N, with repeats."""
+        """N, the samples of an epoch, repeats included."""
         return int(self._starts[-1])
 
     def batch(self, step: int) -> NDArray[np.int32]:
-        """The samples of a global batch [B], by their numbers in the mixture. Steps go on counting from epoch to epoch."""
+        """The samples of a global batch, by their numbers in the mixture [B], int32. Steps go on counting from epoch to epoch."""
         epoch, within = divmod(step, self.steps_per_epoch)
         order = self._orders.get(epoch)
         if order is None:
             order = self._order(epoch)
-            # Threads draw ahead, so around the end of an epoch two are in use; replaced whole, since others may be reading.
+            # Threads draw ahead, so that two orders are in use around the end of an epoch. The dictionary is replaced as a whole, since others may be reading.
             self._orders = {epoch: order, **{e: o for e, o in self._orders.items() if abs(e - epoch) == 1}}
         return order[within]
 
@@ -132,7 +132,7 @@ class Mixture:
         return self.parts[part].source[index]
 
     def another(self, tried: Sequence[int], rng: np.random.Generator) -> int:
-        """The number of a sample of the same source and kind as those tried, drawn at random; one of these only if there is no other."""
+        """The number of a sample of the same source and kind as those tried, drawn at random. It is one of those tried only if there is no other."""
         (part, index), *_ = places = [self.locate(sample) for sample in tried]
         kinds = self._kinds_of_part[part]
         same = np.flatnonzero(kinds == kinds[index])
@@ -151,12 +151,12 @@ class Mixture:
         return {kind: len(members) for kind, members in zip(self.kinds, self._members, strict=True) if len(members) < self.batch_size}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on, as JSON; the number of a step means the same batch only as long as this stays the same."""
+        """Everything that the order depends on, as values for JSON. The number of a step means the same batch only as long as this stays the same."""
         sources = [{"name": part.source.name, "samples": len(part.source), "repeat": part.repeat} for part in self.parts]
         return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
 
     def changes(self, before: Mapping[str, Any]) -> list[str]:
-        """In words, how this mixture differs from one with the fingerprint ``before``; empty where a step means the same batch in both."""
+        """Say how this mixture differs from one with the fingerprint ``before``; nothing where a step means the same batch in both."""
         now = self.fingerprint()
         out = [f"{key}: {before[key]} before, {now[key]} now" for key in ("batch_size", "seed") if before[key] != now[key]]
         then, ours = _described(before["sources"]), _described(now["sources"])
@@ -168,7 +168,7 @@ class Mixture:
         return out
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the orders of epochs, which worker processes make for themselves."""
+        """Leave out the orders of epochs, which worker processes make for themselves."""
         return {**self.__dict__, "_orders": {}}
 
     def _order(self, epoch: int) -> NDArray[np.int32]:
@@ -180,6 +180,6 @@ class Mixture:
 
 
 def _described(sources: Any) -> list[str]:
-    """The sources of a fingerprint, one text each; older checkpoints hold them by name, in their order."""
+    """A text for each source of a fingerprint. Older checkpoints hold the sources by name, in their order."""
     items = [{"name": name, **rest} for name, rest in sources.items()] if isinstance(sources, Mapping) else sources
     return [f"{item['name']}:{item['repeat']} of {item['samples']} samples" for item in items]

@@ -1,4 +1,4 @@
-"""From the names of data sets to batches: everything of this folder put together."""
+"""Opens data sets by name and makes batches of their samples: everything in this folder put together."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from unipixel_jax.processing.tokenizer import Tokenizer
 
 
 def open_mixture(datasets: str, root: str | Path, batch_size: int, seed: int = 0, split: str = "train", filters: Filters | None = None) -> Mixture:
-    """A mixture of sources by name.
+    """Open a mixture of sources by name.
 
     Args:
         datasets: names and repeats, for example ``"refcoco:10,mevis"``.
         root: the folder that holds all data sets.
         batch_size: samples of a step, over all hosts.
-        seed: of the order.
-        split: of every source.
+        seed: seed of the order.
+        split: the split to read of every source.
         filters: which samples to leave out.
 
     Raises:
@@ -44,14 +44,14 @@ def open_mixture(datasets: str, root: str | Path, batch_size: int, seed: int = 0
 
 @dataclass(frozen=True)
 class DrawSample:
-    """From an annotation to a sample ready for a batch; what the background does.
+    """Draws a sample that is ready for a batch from an annotation. The loader does so in the background.
 
     Attributes:
         tokenizer: the checkpoint's.
         config: the model's sizes and token ids.
         options: how samples are drawn.
         max_tokens: longer conversations are refused (the reference's ``max_num_tokens``); None for no limit.
-        pixel_dtype: of images; "bfloat16" where the model computes in it, which rounds them so anyway, halves what is copied and held.
+        pixel_dtype: dtype of images. "bfloat16" halves what is copied and held, and loses nothing where the model computes in it and rounds them anyway.
     """
 
     tokenizer: Tokenizer
@@ -61,10 +61,10 @@ class DrawSample:
     pixel_dtype: str = "float32"
 
     def __call__(self, annotation: Annotation, rng: np.random.Generator) -> Sample:
-        """Draw one.
+        """Draw one sample.
 
         Raises:
-            UserError: what cannot be read, is not one to learn from, or is too long.
+            UserError: the sample cannot be read, is not one to learn from, or is too long.
         """
         sample = prepare(draw(annotation, self.options, rng), self.tokenizer, self.config, rng, np.dtype(self.pixel_dtype))
         if self.max_tokens is not None and sample.tokens > self.max_tokens:
@@ -72,7 +72,7 @@ class DrawSample:
         return sample
 
     def __getstate__(self) -> dict[str, object]:
-        """With a tokenizer that has not compiled its template, since that cannot be pickled."""
+        """Take a tokenizer that has not compiled its chat template, since a compiled one cannot be pickled."""
         return {**self.__dict__, "tokenizer": dataclasses.replace(self.tokenizer)}
 
 
@@ -88,15 +88,15 @@ def open_loader(
     hosts: int = 1,
     agree: Agree | None = None,
 ) -> Loader[Sample, TrainBatch]:
-    """A loader of arrays.
+    """Open a loader of padded batches.
 
     Args:
         mixture: the order of the samples.
-        draw_sample: draws one.
+        draw_sample: draws one sample.
         options: what happens in the background.
         buckets: the padded sizes.
         packed: samples without clips share rows where that makes the batch cheaper.
-        parts: of the frames of a row, one for each device that shares it.
+        parts: how many devices share the frames of a row; None where none do.
         host: this host's number.
         hosts: hosts that share every global batch.
         agree: needed where there are several hosts, whose arrays must have the same shapes.
@@ -112,7 +112,7 @@ def open_loader(
 
 @dataclass(frozen=True)
 class _Collate:
-    """From the samples of a step to arrays; the attributes are those of ``open_loader``."""
+    """Makes arrays of the samples of a step; the attributes are the arguments of ``open_loader``."""
 
     config: UniPixelConfig
     pad_id: int

@@ -1,5 +1,7 @@
-"""Polygons as masks, pixel for pixel as OpenCV draws them: the inside by scan lines, and the outline on top. Edges are cut at the borders of the image
-before they are followed, which moves them by a pixel or so.
+"""Polygons as masks, pixel for pixel as OpenCV draws them.
+
+The inside is filled by scan lines, and the outline is drawn on top. Edges are cut at the borders of the image before they are followed, which moves them by
+a pixel or so.
 
 P corners, H height, W width. Source: ``process_masks`` in UniPixel's ``unipixel/dataset/utils.py`` calls ``cv2.polylines`` and ``cv2.fillPoly`` on
 whole pixels. Pillow's polygons differ from those at their edges.
@@ -13,19 +15,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _FIXED = 16
-"""OpenCV follows an edge in fixed point with so many bits after the point."""
+"""Bits after the point of the fixed-point numbers in which OpenCV follows an edge."""
 
 
 def polygon_mask(points: ArrayLike, height: int, width: int) -> NDArray[np.bool_]:
     """The pixels inside a polygon and on its outline.
 
     Args:
-        points: corners as x and y in pixels [P, 2], cut to whole numbers; the last is joined to the first.
+        points: corners as x and y in pixels [P, 2], cut to whole numbers; the last is joined to the first, and they may lie outside the image.
         height: H.
         width: W.
 
     Returns:
-        bool [H, W]; corners may lie outside.
+        bool [H, W].
     """
     corners = np.asarray(points, np.float64).reshape(-1, 2).astype(np.int64)
     mask = np.zeros((height, width), bool)
@@ -37,7 +39,7 @@ def polygon_mask(points: ArrayLike, height: int, width: int) -> NDArray[np.bool_
 
 
 class _Edge(NamedTuple):
-    """From one corner to the next, as x and y, and the ends of what lies in the image; where nothing does, these lie outside."""
+    """An edge from ``start`` to ``end`` as x and y. Its part inside the image goes from ``first`` to ``last``, which lie outside where there is none."""
 
     start: list[int]
     end: list[int]
@@ -46,7 +48,7 @@ class _Edge(NamedTuple):
 
 
 def _cut(start: list[int], end: list[int], size: tuple[int, int]) -> _Edge:
-    """Move what is above or below the image onto its first or last row, then what is left or right of it onto its first or last column."""
+    """Cut an edge at the image: ends above or below it move along the edge to its first or last row, then those beside it to its first or last column."""
     first, last = list(start), list(end)
     for axis in (1, 0):
         if any(_beyond(first[a], size[a]) * _beyond(last[a], size[a]) > 0 for a in (0, 1)):
@@ -60,12 +62,12 @@ def _cut(start: list[int], end: list[int], size: tuple[int, int]) -> _Edge:
 
 
 def _beyond(place: int, length: int) -> int:
-    """-1 in front of the first pixel of an axis, 1 behind the last."""
+    """Return -1 in front of the first pixel of an axis, 1 behind the last, and 0 between them."""
     return (place >= length) - (place < 0)
 
 
 def _divide(a: int, b: int) -> int:
-    """The quotient, cut to a whole number."""
+    """The quotient without its fraction, rounded toward zero as in C."""
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
@@ -77,7 +79,7 @@ def _fill(mask: NDArray[np.bool_], edges: list[_Edge]) -> None:
         if edge.start[1] == edge.end[1]:
             continue
         (top, (x0, y0)), (bottom, (x1, y1)) = sorted(((edge.start[1], edge.first), (edge.end[1], edge.last)), key=lambda end: end[0])
-        if y0 == y1:  # the columns of the cut edge, but the rows of the whole one
+        if y0 == y1:  # a cut edge within one row keeps its columns, but is followed over the rows of the whole edge
             y0, y1 = top, bottom
         step = _divide((x1 - x0) << _FIXED, y1 - y0)
         for y in range(max(top, 0), min(bottom, height)):
@@ -89,7 +91,7 @@ def _fill(mask: NDArray[np.bool_], edges: list[_Edge]) -> None:
 
 
 def _draw_line(mask: NDArray[np.bool_], start: list[int], end: list[int]) -> None:
-    """A line one pixel thick: along its longer axis step by step, along the other to the nearest pixel, from left to right, halves staying behind."""
+    """Draw a line one pixel thick, from left to right: step by step along its longer axis, to the nearest pixel along the other (halves round to the start)."""
     (x0, y0), (x1, y1) = sorted((start, end), key=lambda p: p[0])
     across, down = x1 - x0, y1 - y0
     length, side = max(across, abs(down)), min(across, abs(down))

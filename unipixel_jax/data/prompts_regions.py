@@ -1,4 +1,4 @@
-"""Questions about marked objects, of which each sample draws one. Written for this project, as varied as the reference's lists.
+"""Questions about marked objects, of which each sample draws one. They were written for this project and are as varied as the reference's.
 
 Source of the lists' tasks: ``unipixel/dataset/sub_classes/{referring,region,memory}.py``.
 """
@@ -77,4 +77,4 @@ LOCATE_PROMPTS = (
     "Before answering, mark the objects with IDs in this query: {}",
     "'{}' - give one mask for each ID in this text.",
 )
-"""Ask for the masks of the numbered objects of a question, ``{}``. The first is the one that inference asks with (``prompts.locating_turn``)."""
+"""Ask for the masks of the numbered objects of a question, ``{}``. Inference asks with the first one (``prompts.locating_turn``)."""

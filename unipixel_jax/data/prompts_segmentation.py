@@ -1,4 +1,4 @@
-"""How one asks for a segmentation, and how the answer is worded. ``{}`` stands for the words of the turn; a draw picks one sentence of a list."""
+"""Sentences that ask for a segmentation and that answer. ``{}`` stands for the words of the turn; a draw picks one sentence of a list."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Annotations with all that they refer to, as records: files by their content, masks as COCO's run lengths.
+"""Annotations stored as records with all that they refer to: the content of files, and masks as COCO's run lengths.
 
-A record draws the same examples as the annotation that it was made of, from the same random numbers, since nothing is drawn, resized or encoded again
-when it is made: images and videos are the bytes of their files, and masks are stored at the size of the frames, for every frame that counts.
+The same examples are drawn from a record as from the annotation that it was made of, given the same random numbers, since nothing is drawn, resized or
+encoded again when it is made: images and videos are the bytes of their files, and masks are stored at the size of the frames, for every frame that counts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from unipixel_jax.processing.media import Content, list_frames, read_media
 from unipixel_jax.processing.rle import encode_mask, mask_size
 
 _FRAMES_AT_ONCE = 16
-"""Frames whose masks are held decoded."""
+"""Frames whose masks are decoded at a time, which bounds the memory."""
 
 _TASK = "role"
 """What records on disk call the task; data sets that are packed keep being read."""
 
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What a record raises that is not JSON or holds other values than expected."""
+"""Errors that a record raises if it is not JSON or holds other values than expected."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Stored:
 
 
 def encode(annotation: Annotation) -> Record:
-    """Read all files and masks of an annotation.
+    """Make a record of an annotation by reading all of its files and masks.
 
     Raises:
         UserError: a file or mask is missing or broken.
@@ -90,7 +90,7 @@ def decode(record: Record) -> Annotation:
     """The annotation of a record.
 
     Raises:
-        UserError: it is not one.
+        UserError: the record is not JSON, or holds other values than ``encode`` writes.
     """
     try:
         content = json.loads(record.text)
@@ -111,12 +111,12 @@ def _store(media: FrameFiles | VideoFrames | Photo | None) -> _Stored:
         return _Stored(Photo(_content(media.path)))
     if isinstance(media, FrameFiles):
         files = tuple(_content(path) for path in media.paths)
-        return _Stored(FrameFiles(files, media.take_all), len(files), _picture_size(files[0]))
+        return _Stored(FrameFiles(files, media.take_all), len(files), _image_size(files[0]))
     path = Path(media.path) if isinstance(media.path, str) else media.path
     if isinstance(path, tuple) or (isinstance(path, Path) and path.is_dir()):
         frames: Sequence[Path | Content] = path if isinstance(path, tuple) else list_frames(path)
         files = tuple(_content(frames[i]) for i in counting_frames(media, len(frames)))
-        return _Stored(VideoFrames(files, anchor=media.anchor), len(files), _picture_size(files[0]))
+        return _Stored(VideoFrames(files, anchor=media.anchor), len(files), _image_size(files[0]))
     content = _content(path)
     counting, size = _scan_video(content, media)
     return _Stored(VideoFrames(content, media.keep, media.stride, media.anchor), counting, size)
@@ -132,7 +132,7 @@ def _content(path: str | Path | Content) -> Content:
         raise UserError(f"{path} cannot be read ({error.strerror}): put the file there, or give another data root") from error
 
 
-def _picture_size(file: Content) -> Size:
+def _image_size(file: Content) -> Size:
     height, width = read_media([file], upright=False).frames.shape[1:3]
     return height, width
 
@@ -153,7 +153,7 @@ def _scan_video(content: Content, media: VideoFrames) -> tuple[int, Size]:
 
 
 def _run_lengths(masks: MaskReader, stored: _Stored) -> dict[str, Any]:
-    """Masks on every frame that counts: their size, and for each object a list of texts, None where it is not visible."""
+    """The masks on every frame that counts, as values for JSON: their size, and a list of run lengths for each object, with None where it is not visible."""
     objects: list[list[str | None]] = []
     for first in range(0, stored.count, _FRAMES_AT_ONCE):
         found = masks.read(range(first, min(first + _FRAMES_AT_ONCE, stored.count)), stored.size)

@@ -1,6 +1,6 @@
-"""Masks in COCO's encodings, looked at before they are decoded.
+"""Masks in COCO's encodings, checked before they are decoded.
 
-pycocotools follows a polygon's coordinates wherever they lead, out of its memory among others, so that it only gets those that were checked here.
+pycocotools follows a polygon's coordinates wherever they lead, even out of its memory, so it only gets coordinates that were checked here.
 
 O objects, F frames, H and W height and width in pixels, P corners.
 """
@@ -34,20 +34,20 @@ _MAX_WORK = 1 << 35
 """Pixels of all masks that are decoded for a sample, which takes up to half a minute."""
 
 _RESIZING, _DRAWING = 32, 256
-"""How many times longer than decoding a pixel of a mask it takes to resize one, and to follow one of an outline."""
+"""The time to resize a pixel of a mask, and to follow a pixel of an outline, as multiples of the time to decode a pixel."""
 
 _REACH = 4
-"""A corner may lie so many times the image's longer side away from its origin."""
+"""How far a corner may lie from the image's origin, as a multiple of the image's longer side."""
 
 
 def decode_regions(objects: Sequence[Sequence[Any]], size: Size, polygon_size: Size | None, where: str) -> NDArray[np.bool_]:
-    """Masks of objects in some frames.
+    """Decode the masks of objects in some frames.
 
     Args:
-        objects: for each object a list of frames, each a list of regions that make it up there; None counts for none. They come from a file as they are.
-        size: of the frames; regions of another size are resized.
-        polygon_size: of the image in which polygons are drawn; that of the frames by default.
-        where: they come from, for messages.
+        objects: for each object a list of frames, each a list of regions that make it up there, or None for none. They are taken as a file has them.
+        size: height and width of the frames; regions of another size are resized.
+        polygon_size: height and width of the image in which polygons are drawn; those of the frames by default.
+        where: the file or place that the regions come from, for messages.
 
     Returns:
         bool [O, F, H, W].
@@ -79,7 +79,7 @@ def decode_regions(objects: Sequence[Sequence[Any]], size: Size, polygon_size: S
 
 
 def decode_region(region: Any, size: Any) -> tuple[NDArray[np.bool_], int]:
-    """One mask.
+    """Decode one mask.
 
     Args:
         region: run lengths with their size, or polygons, as it was read from a file.
@@ -105,21 +105,21 @@ def decode_region(region: Any, size: Any) -> tuple[NDArray[np.bool_], int]:
 
 
 def read_corners(points: Any, size: Size) -> NDArray[np.float64]:
-    """The corners of a polygon.
+    """Read the corners of a polygon.
 
     Args:
         points: ``[x0, y0, x1, y1, ...]`` or ``[[x0, y0], ...]``, as it was read from a file.
-        size: of the image.
+        size: height and width of the image.
 
     Returns:
-        x and y in pixels [P, 2], of which each is finite and not far from the image.
+        x and y in pixels [P, 2], float64, all of them finite and not far from the image.
 
     Raises:
         UserError: they are no numbers, or lead too far.
     """
     try:
         numbers = np.asarray(points)
-    except ValueError:  # lists of different lengths in it
+    except ValueError:  # the list holds lists of different lengths
         numbers = np.zeros(0, object)
     if numbers.dtype.kind not in "iuf" or numbers.size == 0:
         raise UserError(f"the polygon {str(points)[:60]!r}, expected numbers x0, y0, x1, y1, ...")
@@ -130,10 +130,10 @@ def read_corners(points: Any, size: Size) -> NDArray[np.float64]:
 
 
 def require_short_outlines(polygons: Sequence[NDArray[np.float64]]) -> int:
-    """The pixels of the outlines of an object's polygons [P, 2], rather too many than too few.
+    """Count the pixels of the outlines of an object's polygons, each [P, 2]; the count may be a little too large, never too small.
 
     Raises:
-        UserError: they are more than ``MAX_OUTLINE``.
+        UserError: there are more than ``MAX_OUTLINE``.
     """
     outline = sum(int(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()) + 2 * len(corners) for corners in polygons)
     if outline > MAX_OUTLINE:
@@ -142,10 +142,10 @@ def require_short_outlines(polygons: Sequence[NDArray[np.float64]]) -> int:
 
 
 def require_room(objects: int, frames: int, size: Size, where: str) -> None:
-    """Check that masks can be held.
+    """Check that all masks of a sample fit in memory.
 
     Raises:
-        UserError: they are more than ``MAX_MASKS`` pixels.
+        UserError: they have more than ``MAX_MASKS`` pixels.
     """
     if objects * frames * size[0] * size[1] > MAX_MASKS:
         raise UserError(

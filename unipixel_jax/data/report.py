@@ -1,4 +1,4 @@
-"""What a mixture is made of, as a table."""
+"""A table of what a mixture is made of."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from unipixel_jax.data.mixture import Mixture
 
 
 def report(mixture: Mixture) -> Table:
-    """One line for each source: its samples, how often they are repeated, their share of an epoch and their kinds; and what kinds are left out, since they
-    do not fill a batch.
+    """Make a table with a line for each source: its samples, their repeat, their share of an epoch and their kinds. The kinds that are left out, since they
+    do not fill a batch, stand below it.
     """
     table = Table("source", title=f"{len(mixture):,} samples an epoch, {mixture.steps_per_epoch:,} batches of {mixture.batch_size}")
     for column in ("samples", "repeat", "an epoch", "share"):

@@ -1,4 +1,4 @@
-"""Which short samples share a row of a batch."""
+"""Packs short samples into shared rows of a batch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from unipixel_jax.core.buckets import BucketTable
 
 WIDEST = 8192
-"""Tokens of a row beyond which samples are not put together."""
+"""The longest row, in tokens, in which samples are put together."""
 
 ATTENTION_EQUALS_REST = 20_000
-"""Tokens of a row at which its attention costs as much as all else: per token and layer 4·L·2048 operations of attention, in a model of 3·10⁹ weights
-and 36 layers, of which each costs two.
+"""The tokens of a row at which its attention costs as much as everything else, estimated for the 3B model: at L tokens, attention takes 4·L·2048 operations
+per token and layer, and the 3·10⁹ weights, spread over 36 layers, take two operations each per token.
 """
 
 
 def choose_rows(lengths: Sequence[int], buckets: BucketTable) -> list[list[int]]:
     """Put samples into rows so that the padded batch costs least.
 
-    Longer rows are filled better, but attention reaches over all of a row.
+    Longer rows waste less on padding, but attention is computed over the whole row.
 
     Args:
         lengths: tokens of each sample.

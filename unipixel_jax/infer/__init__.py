@@ -1,1 +1,1 @@
-"""Inference: generation, the predictor, and what a person sees of a prediction."""
+"""Inference: generation, the predictor, and predictions drawn and written for people."""

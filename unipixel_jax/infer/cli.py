@@ -36,7 +36,7 @@ def configure_ask(parser: argparse.ArgumentParser) -> None:
     parser.description = "Answer a question about objects given by points or boxes."
     parser.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
     parser.add_argument("question", metavar="QUESTION", help='with <region> for each reference, for example: "What is <region> doing?"')
-    # one list of both, in the order of the <region>s that they are for
+    # Points and boxes share one list, since they stand for the <region>s of the question in the order in which they are given.
     pointed = partial(parser.add_argument, action="append", dest="references", default=[])
     pointed("--point", type=lambda text: (2, text), metavar="X,Y[,FRAME]", help="a place on the object, in pixels; may be repeated")
     pointed("--box", type=lambda text: (4, text), metavar="X0,Y0,X1,Y1[,FRAME]", help="a rectangle around the object; may be repeated")
@@ -56,9 +56,9 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="devices of this machine that share the work (default: 1)")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where the images go (default: outputs)")
-    parser.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay (default: gif); a photo's is a PNG")
+    parser.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay file (default: gif); a photo's is a PNG")
     parser.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip to take at most (default: 16)")
-    parser.add_argument("--as-stored", action="store_true", help="take a photo as it is stored, not upright as its EXIF tag asks, as the reference does")
+    parser.add_argument("--as-stored", action="store_true", help="take a photo as it is stored, as the reference does, not turned as its EXIF tag asks")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="where an answer is cut off (default: 512)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write text, token ids, boxes, areas and COCO run-length masks")
     parser.add_argument("--masks", type=Path, metavar="FILE.npz", help="write the masks as booleans [objects, frames, height, width]")
@@ -94,7 +94,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _mesh(tensor: int) -> MeshConfig | None:
-    """Of as many devices; None for one."""
+    """The mesh that shares the work among ``tensor`` devices; None for one device."""
     from unipixel_jax.core.mesh import MeshConfig
 
     return None if tensor == 1 else MeshConfig("fsdp_tp", tensor)
@@ -112,7 +112,7 @@ def _numbers(text: str, count: int) -> tuple[list[float], int]:
 
 
 def _open(args: argparse.Namespace) -> tuple[Clip, Path]:
-    """The media, and where its overlay goes. Whatever can be known to fail is found out here, before the work."""
+    """Read the media and choose the path of its overlay. Whatever can be known to fail is found out here, before the work."""
     from unipixel_jax.core.files import writable
     from unipixel_jax.processing.media import read_media
 
@@ -134,7 +134,7 @@ def _open(args: argparse.Namespace) -> tuple[Clip, Path]:
 
 
 def _shortened(name: str, most: int) -> str:
-    """A name of as many bytes at most."""
+    """The name, cut to at most ``most`` bytes."""
     while len(os.fsencode(name)) > most:
         name = name[:-1]
     return name

@@ -1,6 +1,6 @@
-"""One prefill and one loop, compiled together.
+"""Generation of answers: one prefill and one loop, compiled together as one program.
 
-B batch, T prompt tokens (padded on the left), N new tokens, D width, O `<|seg|>` tokens in a prompt.
+B batch, L prompt tokens (padded on the left), N new tokens, D width, V vocabulary, O ``<|seg|>`` tokens in a prompt.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Generation:
-    """Attributes:
-    tokens: [B, N] int32; only the first ``count`` of a row mean anything.
-    count: [B] int32, tokens of each row, the end token included.
-    hidden: [B, N, D], the state before the final norm that predicted each token.
-    prompt_hidden: [B, O, D], the states at the prompts' ``seg_positions``.
-    first_logits: [B, V] float32, the scores from which the first token was taken.
+    """The answers to a batch of prompts.
+
+    Attributes:
+        tokens: the answers' token ids [B, N], int32; only the first ``count`` of a row mean anything.
+        count: tokens of each answer, the end token included [B], int32.
+        hidden: the state before the final norm that predicted each token [B, N, D], of the compute dtype.
+        prompt_hidden: the states before the final norm at the prompts' ``seg_positions`` [B, O, D], of the compute dtype.
+        first_logits: the scores from which the first token was taken [B, V], float32.
     """
 
     tokens: jax.Array
@@ -66,9 +68,9 @@ def generate(
     Args:
         model: the weights.
         inputs: the prompts, padded on the left.
-        key: for sampling.
+        key: the random key for sampling.
         max_new_tokens: int32 scalar, where answers are cut off; at most N.
-        new_token_slots: N, for which memory is set aside; from the Buckets, since every other N is another program.
+        new_token_slots: N, the tokens for which memory is set aside; a bucket, since a program is compiled for each N.
         end_tokens: tokens that end an answer.
         dtype: compute dtype.
         sampling: how tokens are drawn.
@@ -106,28 +108,22 @@ def generate(
         return record(replace(loop, cache=cache), draw(states, loop.step)[0], states[:, -1])
 
     first, logits = draw(states, jnp.zeros((), jnp.int32))
-    start = _Loop(
-        step=jnp.zeros((), jnp.int32),
-        running=jnp.ones((batch,), bool),
-        count=jnp.zeros((batch,), jnp.int32),
-        tokens=jnp.zeros((batch, new_token_slots), jnp.int32),
-        hidden=jnp.zeros((batch, new_token_slots, states.shape[-1]), states.dtype),
-        cache=cache,
-    )
-    end = jax.lax.while_loop(more, body, record(start, first, states[:, -1]))
+    end = jax.lax.while_loop(more, body, record(_Loop.start(states[:, -1], new_token_slots, cache), first, states[:, -1]))
     return Generation(end.tokens, end.count, end.hidden, prompt_hidden, logits)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Loop:
-    """Attributes:
-    step: int32 scalar, tokens drawn so far.
-    running: [B] booleans, rows that have not ended.
-    count: [B] int32, tokens of each row.
-    tokens: [B, N] int32.
-    hidden: [B, N, D].
-    cache: keys and values of everything but the last token drawn.
+    """The state of the loop.
+
+    Attributes:
+        step: tokens drawn so far, int32 scalar.
+        running: whether each row has not ended yet [B], bool.
+        count: tokens of each row [B], int32.
+        tokens: see ``Generation`` [B, N], int32.
+        hidden: see ``Generation`` [B, N, D].
+        cache: keys and values of everything but the last token drawn.
     """
 
     step: jax.Array
@@ -136,6 +132,19 @@ class _Loop:
     tokens: jax.Array
     hidden: jax.Array
     cache: KVCache
+
+    @classmethod
+    def start(cls, hidden: jax.Array, slots: int, cache: KVCache) -> _Loop:
+        """The state before the first token, with room for ``slots`` tokens and for states like ``hidden`` [B, D]."""
+        batch, width = hidden.shape
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            running=jnp.ones((batch,), bool),
+            count=jnp.zeros((batch,), jnp.int32),
+            tokens=jnp.zeros((batch, slots), jnp.int32),
+            hidden=jnp.zeros((batch, slots, width), hidden.dtype),
+            cache=cache,
+        )
 
 
 def _draw(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

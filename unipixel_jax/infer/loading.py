@@ -1,4 +1,4 @@
-"""A converted directory in memory."""
+"""Reads a converted directory into memory."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ _ADVICE = "convert the checkpoint again"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Attributes:
-    model: the weights, on the device.
-    config: their sizes.
-    tokenizer: read from the same directory.
-    end_tokens: tokens that end an answer, at least one (see ``end_tokens``).
-    mesh: the devices that share the work; None for one.
+    """A model with everything that inference needs.
+
+    Attributes:
+        model: the weights, on the device or sharded over the mesh.
+        config: the model's sizes and token ids.
+        tokenizer: the tokenizer of the same directory.
+        end_tokens: tokens that end an answer, at least one (see ``end_tokens``).
+        mesh: the devices that share the work; None for one.
     """
 
     model: UniPixelModel
@@ -50,7 +52,7 @@ class LoadedModel:
         return jnp.dtype(self.model.text.embed.weight[...].dtype)
 
     def on_mesh(self) -> AbstractContextManager[Any]:
-        """The context in which its programs are called: that of its mesh, if it has one."""
+        """The context in which the model's programs are called: that of its mesh, if it has one."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def for_inference(self) -> LoadedModel:
@@ -67,12 +69,12 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     """Read a directory that ``unipixel-jax convert to-jax`` wrote.
 
     Args:
-        directory: with params/, config.json, manifest.json and the tokenizer.
-        dtype: cast all weights to this; None keeps each one's own.
-        mesh: devices over which the weights are divided, each part read into its place; None puts all on the default device.
+        directory: the directory, with params/, config.json, manifest.json and the tokenizer.
+        dtype: the dtype to cast all weights to; None keeps each weight's own.
+        mesh: devices over which the weights are sharded, each shard read straight onto its device; None puts all weights on the default device.
 
     Raises:
-        UserError: heads that do not divide along the mesh, or not such a directory; for a torch checkpoint the message holds the command that converts it.
+        UserError: the mesh does not divide the heads, or it is no such directory; for a torch checkpoint the message holds the command that converts it.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -91,16 +93,18 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
 
 
 def end_tokens(root: Path, config: UniPixelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens that end an answer: ``eos_token_id``, a number or a list, of generation_config.json, else of config.json, else of its text_config (the
-    order of transformers' ``GenerationConfig.from_model_config``), else the end token of the tokenizer.
+    """The tokens that end an answer.
+
+    They are ``eos_token_id``, a number or a list, of generation_config.json, else of config.json, else of its text_config (the order of transformers'
+    ``GenerationConfig.from_model_config``), else the end token of the tokenizer.
 
     Args:
-        root: the directory of the first two.
+        root: the directory of generation_config.json and config.json.
         config: what its config.json holds.
-        tokenizer: of the same directory.
+        tokenizer: the tokenizer of the same directory.
 
     Raises:
-        UserError: something that is no token of the model, which would let answers go on for ever.
+        UserError: the file names something that is no token of the model, which would let answers go on for ever.
     """
     raw = read_json_object(root / "config.json", _ADVICE)
     path = root / "generation_config.json"

@@ -1,4 +1,4 @@
-"""What the model answers: words, and the objects that they point to.
+"""The model's answer: words, and the objects that they point to.
 
 F frames, H height, W width of the media.
 """
@@ -25,7 +25,7 @@ class SegmentedObject:
     Attributes:
         masks: bool [F, H, W].
         scores: probability that the object is present times the predicted IoU [F], float32; 1 for masks that the user gave.
-        span: first character of its ``<|seg|>`` in the answer's text and the one after the last; none if the ``<|seg|>`` stood in the prompt.
+        span: the index of the first character of its ``<|seg|>`` in the answer's text, and the one after the last; None if it stood in the prompt.
     """
 
     masks: NDArray[np.bool_]
@@ -34,12 +34,12 @@ class SegmentedObject:
 
     @property
     def areas(self) -> list[int]:
-        """Pixels of each frame's mask."""
+        """The number of pixels of each frame's mask."""
         return [int(np.count_nonzero(mask)) for mask in self.masks]
 
     @property
     def boxes(self) -> list[list[int] | None]:
-        """Smallest box around each frame's mask, ``[x, y, width, height]`` in pixels as in COCO; none where the mask is empty."""
+        """The smallest box around each frame's mask, ``[x, y, width, height]`` in pixels as in COCO; None where the mask is empty."""
         return [_box(mask) for mask in self.masks]
 
 

@@ -44,7 +44,7 @@ class UniPixel:
     Attributes:
         loaded: weights, configuration and tokenizer.
         sampling: how tokens are drawn; the default is greedy, as the reference's.
-        seed: of the random numbers, where sampling needs them.
+        seed: seed of the random numbers with which tokens are drawn.
     """
 
     loaded: LoadedModel
@@ -64,7 +64,7 @@ class UniPixel:
             mesh: how all devices of this machine share the work; None uses one.
 
         Raises:
-            UserError: not such a directory; the message says how to make one. Or a mesh that the devices do not form, or that does not divide the heads.
+            UserError: it is no such directory (the message says how to make one), or the devices do not form the mesh, or it does not divide the heads.
         """
         with _stage("loading"):
             devices = None if mesh is None else make_mesh(mesh, jax.local_devices())
@@ -88,7 +88,7 @@ class UniPixel:
 
         Args:
             media: a path (photo, video or folder of frames), an image, an array [H, W, 3] or [F, H, W, 3] of uint8, or a sequence of images.
-            prompt: any words; ``<|seg|>`` in them are segmented as well.
+            prompt: any words; each ``<|seg|>`` in them is segmented as well.
             references: points and boxes for ``<region>`` in the prompt, in its order.
             sample_frames: how many frames of a clip to take at most.
             max_new_tokens: where an answer is cut off.
@@ -99,7 +99,7 @@ class UniPixel:
         Raises:
             UserError: media that cannot be read, an empty prompt, or references that do not fit.
         """
-        clip, prepared = self._look(media, sample_frames)
+        clip, prepared = self._prepare(media, sample_frames)
         text = name_regions(prompt, [REF_TOKEN] * len(references)) if references else prompt
         return self._answer(clip, batch.user_turn(text), prepared, max_new_tokens, references=references)
 
@@ -119,7 +119,7 @@ class UniPixel:
 
         Args:
             media: see ``segment``.
-            question: with ``<region>`` for each reference in turn, or without any, then the objects are named in front.
+            question: the question, with ``<region>`` for each reference in turn; without any ``<region>``, the objects are named in front of it.
             references: at least one; all masks, or points and boxes.
             sample_frames: see ``segment``.
             max_new_tokens: see ``segment``.
@@ -128,11 +128,11 @@ class UniPixel:
             The answer, with the masks of the references, whatever their kind, as ``objects`` in front of those that the answer segments.
 
         Raises:
-            UserError: as ``segment``, or no references, or masks mixed with others.
+            UserError: the reasons of ``segment``, or no references, or masks mixed with points or boxes.
         """
         if not references:
             raise UserError("no references: give at least one Point, Box or Mask that the question is about, or use segment()")
-        clip, prepared = self._look(media, sample_frames)
+        clip, prepared = self._prepare(media, sample_frames)
         count, height, width = clip.frames.shape[:3]
         masks = [r.on_clip(count, height, width) for r in references if isinstance(r, Mask)]
         if masks and len(masks) < len(references):
@@ -147,10 +147,10 @@ class UniPixel:
         return replace(answer, objects=(*objects, *answer.objects))
 
     def describe(self, media: Media, reference: Point | Box | Mask, **options: Any) -> Prediction:
-        """Describe one object: ``ask`` with a request for a description. ``options``, result and errors as there."""
+        """Describe one object: ``ask`` with a request for a description. The options, the result and the errors are those of ``ask``."""
         return self.ask(media, DESCRIBE, [reference], **options)
 
-    def _look(self, media: Media, sample_frames: int) -> tuple[Clip, batch.PreparedMedia]:
+    def _prepare(self, media: Media, sample_frames: int) -> tuple[Clip, batch.PreparedMedia]:
         if sample_frames < 1:
             raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
         with _stage("reading the media"):
@@ -208,7 +208,7 @@ class UniPixel:
         return in_prompt, generation, count
 
     def _decode(self, tokens: NDArray[np.int32]) -> tuple[str, list[tuple[int, int]]]:
-        """The text of an answer, and where in it each ``<|seg|>`` stands."""
+        """The text of an answer, and the span of each ``<|seg|>`` in it (see ``SegmentedObject``)."""
         text = self.loaded.tokenizer.decode(tokens)
         spans, at = [], 0
         for _ in range(int(np.sum(tokens == self.config.seg_token_id))):

@@ -25,7 +25,7 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
 """Colour of object 1, 2, ... as red, green and blue."""
 
 GIF_SIDE = 960
-"""Clips are shrunk to this many pixels for a GIF, which has no compression to speak of."""
+"""Clips are shrunk to this many pixels along their longer side for a GIF, which hardly compresses them."""
 
 _FILL = 0.45
 _DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
@@ -40,11 +40,11 @@ def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[N
     """A copy of a frame with every object filled, outlined and numbered.
 
     Args:
-        frame: [H, W, 3].
-        masks: O masks [H, W]; an empty one draws nothing.
+        frame: RGB [H, W, 3], uint8.
+        masks: bool [O, H, W], or O masks [H, W]; an empty one draws nothing.
 
     Returns:
-        [H, W, 3].
+        RGB [H, W, 3], uint8.
     """
     out = frame.copy()
     line = max(1, round(max(frame.shape[:2]) / 800))
@@ -65,8 +65,8 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
 
     Args:
         path: ending in ``.png`` for one frame, in ``.gif`` or ``.mp4`` for a clip.
-        frames: [F, H, W, 3].
-        masks: O times [F, H, W].
+        frames: RGB [F, H, W, 3], uint8.
+        masks: bool [O, F, H, W], or O arrays [F, H, W].
         frames_per_second: speed of a clip.
 
     Raises:
@@ -89,7 +89,7 @@ def format_answer(prediction: Prediction, colour: bool = True) -> str:
 
     Args:
         prediction: the answer.
-        colour: on the object's colour, by ANSI codes; else in square brackets.
+        colour: show the number on its object's colour, by ANSI codes, rather than in square brackets.
     """
     pieces, done = [], 0
     for number, item in enumerate(prediction.objects, start=1):
@@ -100,7 +100,7 @@ def format_answer(prediction: Prediction, colour: bool = True) -> str:
 
 
 def color_label(number: int, colour: bool = True) -> str:
-    """An object's number on its colour, by ANSI codes, or in square brackets."""
+    """An object's number for a terminal: on its colour, by ANSI codes, or else in square brackets."""
     if not colour:
         return f"[{number}]"
     red, green, blue = colour_of(number)
@@ -129,7 +129,7 @@ def _draw_mask(out: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[in
 
 
 def _grow(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
-    """Every pixel within ``by`` rows and columns of the mask, by shifts that double the reach."""
+    """Grow a mask to every pixel within ``by`` rows and columns of it, by shifts that double the reach."""
     out, reach = mask, 0
     while reach < by:
         step = min(reach + 1, by - reach)
@@ -158,7 +158,7 @@ def _badge_place(mask: NDArray[np.bool_], taken: Sequence[tuple[int, int]], radi
     depth = np.zeros(coarse.shape, np.int32)
     while layer.any():
         depth += layer
-        # Beyond the image counts as outside, so that badges keep away from its border.
+        # Pixels beyond the image count as outside of the mask, so that badges keep away from its border.
         layer = ~_grow(~np.pad(layer, 1), 1)[1:-1, 1:-1]
     best = depth * free if free.any() else depth
     row, column = np.unravel_index(int(best.argmax()), best.shape)

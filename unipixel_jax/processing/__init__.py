@@ -1,1 +1,1 @@
-"""Host side: media, text and prompts to the padded arrays that the model runs on. numpy only, no jax."""
+"""The host's side: makes the padded arrays that the model runs on from media, text and prompts. numpy only, no jax."""

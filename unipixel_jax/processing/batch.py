@@ -1,7 +1,7 @@
-"""From a conversation about a clip to the padded arrays that the model runs on.
+"""Makes the padded arrays that the model runs on from conversations about images and clips.
 
 Sizes are measured first, from lengths and grids alone; then every array is allocated once and written into. The letters of the shapes are those of
-``unipixel_jax/batch.py``.
+``unipixel_jax/batch.py``; h and w are the height and width of a clip in merged tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, Message, Tok
 from unipixel_jax.processing.vision_index import build_vision_index, place_patches, reference_order, vision_sizes
 
 Sizes = dict[str, int]
-"""The padded size of every dimension that depends on the input, under the names of ``BucketTable``' fields."""
+"""The padded size of every dimension that depends on the input, by the name of its field in ``BucketTable``."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class PreparedMedia:
     """An image or a clip as the model sees it, not yet padded; several conversations may share it.
 
     Attributes:
-        patches: for the language side [patches, patch_dim], float32 or the dtype asked for.
+        patches: the patches for the language side [patches, patch_dim], float32 or the dtype asked for.
         grid_thw: patches in time, height and width.
-        frames: for SAM [frames, S, S, 3], of the same dtype; none where nothing is to be segmented.
+        frames: the frames for SAM [F, S, S, 3], of the same dtype; None where nothing is to be segmented.
         frame_size: height and width of the media in pixels.
         frame_count: frames of the clip.
-        seconds_per_grid: between two pairs of frames.
-        is_still: the language side sees an image (``<|image_pad|>``) rather than a clip; only multimodal training data does that.
+        seconds_per_grid: seconds between two pairs of frames.
+        is_still: whether the language side sees an image (``<|image_pad|>``) rather than a clip; only multimodal training data does that.
     """
 
     patches: NDArray[np.floating]
@@ -59,10 +59,10 @@ class Conversation:
     """One conversation, not yet padded.
 
     Attributes:
-        input_ids: [tokens], int32, with one ``<|video_pad|>`` (``<|image_pad|>`` for a still) per merged token.
-        media: what it is about; none for words alone.
-        references: what its ``<|ref|>`` tokens stand for, in order.
-        memory: the merged tokens that each remembered object touches, bool [pairs of frames, objects, h, w]; its ``<|mem|>`` tokens are ordered by
+        input_ids: token ids [tokens], int32, with one ``<|video_pad|>`` (``<|image_pad|>`` for a still) per merged token.
+        media: the image or clip that it is about; None for words alone.
+        references: the points and boxes that its ``<|ref|>`` tokens stand for, in order.
+        memory: whether each remembered object touches each merged token, bool [pairs of frames, objects, h, w]; its ``<|mem|>`` tokens are ordered by
             object, then time.
         segmented: the numbers of the ``<|seg|>`` tokens that are to be segmented, in the order of the objects; None for all.
     """
@@ -82,9 +82,9 @@ def prepare_media(
     Args:
         clip: the frames.
         config: the model's sizes.
-        sample_frames: frames at most taken from any clip, which sets the pixel budget of each.
+        sample_frames: the most frames taken from any clip, which sets the pixel budget of each frame.
         segment: make SAM's copy too.
-        dtype: of both copies' pixels, once they are computed in float32; where the model computes in bfloat16 it rounds them so itself.
+        dtype: dtype of both copies' pixels, which are computed in float32. A model that computes in bfloat16 would round them to it anyway.
 
     Raises:
         UserError: frames that are too long and thin.
@@ -114,16 +114,16 @@ def prepare_conversation(
     """Render and tokenise a conversation about one clip.
 
     Args:
-        messages: the turns; if the last is the user's, the assistant's is opened for an answer.
+        messages: the turns; if the last is the user's, the assistant's turn is opened for an answer.
         media: the clip.
         tokenizer: the checkpoint's.
         config: the model's sizes and token ids.
         references: points and boxes for the ``<|ref|>`` tokens of the text, in pixels of the media.
-        memory: merged tokens of the objects for the ``<|mem|>`` tokens, from ``memory_grid``.
+        memory: merged tokens of the objects for the ``<|mem|>`` tokens, bool [pairs of frames, objects, h, w], from ``memory_grid``.
         answer_start: words with which the answer has to begin.
 
     Raises:
-        UserError: no words, or other numbers of ``<|video_pad|>``, ``<|ref|>`` or ``<|mem|>`` than there are clips, references and memories.
+        UserError: there are no words, or other numbers of ``<|video_pad|>``, ``<|ref|>`` or ``<|mem|>`` than there are clips, references and memories.
     """
     require_words(" ".join(map(_words, messages)))
     text = tokenizer.render(messages, add_generation_prompt=messages[-1]["role"] == "user") + answer_start
@@ -148,10 +148,10 @@ def collate(
         conversations: see ``prepare_conversation``.
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
-        buckets: the padded sizes.
+        buckets: the padded sizes to choose from.
 
     Raises:
-        UserError: a size beyond its buckets, or image tokens, references or memories that do not fit what the conversations bring.
+        UserError: a size is beyond its buckets, or image tokens, references or memories do not fit what the conversations bring.
     """
     rows = [[conversation] for conversation in conversations]
     out = empty_inputs(measure(rows, config, buckets), config, pad_id, pixel_dtype(conversations))
@@ -166,10 +166,10 @@ def measure(rows: Sequence[Sequence[Conversation]], config: UniPixelConfig, buck
         rows: the conversations that follow one another in each row.
         config: the model's sizes and token ids.
         buckets: the padded sizes to choose from.
-        parts: see ``write_inputs``.
+        parts: how many devices share the frames of a row, see ``write_inputs``; None where none do.
 
     Raises:
-        UserError: a size beyond its buckets, or a grid that does not divide into merged tokens.
+        UserError: a size is beyond its buckets, or a grid does not divide into merged tokens.
     """
     conversations = [conversation for together in rows for conversation in together]
     shares = [vision_sizes(share, config.vision, buckets) for share in _shares(_grids(conversations), parts)]
@@ -192,12 +192,12 @@ def empty_inputs(
     """A batch that holds nothing but padding, in which every row has one token.
 
     Args:
-        sizes: from ``measure``, or the largest of several.
+        sizes: the padded sizes, from ``measure``, or the largest of several.
         config: the model's sizes and token ids.
         pad_id: the token that fills up rows.
-        dtype: of the patches.
-        parts: see ``write_inputs``.
-        lead: dimensions in front of those of every array.
+        dtype: dtype of the patches.
+        parts: how many devices share the frames of a row, see ``write_inputs``; None where none do.
+        lead: further dimensions in front of those of every array.
     """
     rows, width, patches = sizes["batch"], sizes["tokens"], sizes["patches"]
     split = lead if parts is None else (*lead, parts)
@@ -235,13 +235,13 @@ def write_inputs(out: ModelInputs, rows: Sequence[Sequence[Conversation]], confi
     """Write rows of conversations into a batch that holds nothing yet.
 
     Args:
-        out: from ``empty_inputs``, without leading dimensions. With ``patches`` [parts, N, patch_dim] the grid frames are divided among so many parts, each
-            with tables of its own, for devices that share them.
+        out: the batch, from ``empty_inputs``, without leading dimensions. Where its ``patches`` are [parts, N, patch_dim], the grid frames are split into
+            that many parts, each with tables of its own, for devices that share them.
         rows: the conversations that follow one another in each row; neither sees another.
         config: the model's sizes and token ids.
 
     Raises:
-        UserError: image tokens, references or memories that do not fit what the conversations bring.
+        UserError: image tokens, references or memories do not fit what the conversations bring.
     """
     conversations = [conversation for together in rows for conversation in together]
     for number, together in enumerate(rows):
@@ -270,7 +270,7 @@ def pixel_dtype(conversations: Sequence[Conversation]) -> np.dtype:
 
 
 def _write_row(out: ModelInputs, number: int, conversations: Sequence[Conversation], config: UniPixelConfig) -> None:
-    """The words of one row: its tokens, segments and positions, at the right end."""
+    """Write the words of one row (tokens, segments and positions) at its right end."""
     width = out.input_ids.shape[1]
     out.lengths[number] = sum(len(conversation.input_ids) for conversation in conversations)
     out.segments[number, -1] = 0
@@ -302,10 +302,10 @@ def _segmented(conversation: Conversation, config: UniPixelConfig) -> NDArray[np
 
 
 def _write_vision(out: ModelInputs, conversations: Sequence[Conversation], config: UniPixelConfig) -> tuple[NDArray[np.int32], int]:
-    """Patches and tables, in one part or several.
+    """Write patches and index tables, in one part or several.
 
     Returns:
-        Where each merged token, in the order of arrival, lies among those of all parts [merged tokens], int32; and the number that means none of them, M.
+        The index of each merged token, in the order of arrival, among those of all parts [merged tokens], int32; and the index that stands for none of them, M.
     """
     unit, several = config.vision.merge_unit, out.patches.ndim == 3
     views = [(out.patches[i], row(out.vision, i)) for i in range(len(out.patches))] if several else [(out.patches, out.vision)]
@@ -337,7 +337,7 @@ def _grids(conversations: Sequence[Conversation]) -> list[tuple[int, int, int]]:
 
 
 def _shares(grids: Sequence[tuple[int, int, int]], parts: int | None) -> list[list[tuple[int, int, int]]]:
-    """The grids of each part; grid frames follow one another, and what one computes does not depend on its neighbours, so that a part takes some of a clip."""
+    """The grids of each part. No grid frame's result depends on its neighbours, so a part may take some frames of a clip."""
     if parts is None:
         return [list(grids)]
     frames = [(1, height, width) for time, height, width in grids for _ in range(time)]
@@ -349,8 +349,8 @@ def _shares(grids: Sequence[tuple[int, int, int]], parts: int | None) -> list[li
 def _memories(conversations: Sequence[Conversation], config: UniPixelConfig) -> list[NDArray[np.int32]]:
     """The merged tokens, in reading order over all clips, that each memory averages.
 
-    The reference lays masks in reading order over features in window order, and its weights were trained so. The tokens are therefore those that stand at
-    the masked places of window order.
+    The reference lays masks in reading order over features in window order, and its weights were trained so. The tokens of a mask are therefore those whose
+    index in window order is masked.
     """
     order = reference_order(_grids(conversations), config.vision)
     rows: list[NDArray[np.int32]] = []
@@ -370,10 +370,10 @@ def _words(message: Message) -> str:
 
 
 def _slots(marked: NDArray[np.bool_], rows: NDArray[np.integer], none: int, what: str) -> NDArray[np.int32]:
-    """Give the marked tokens, in reading order, the rows that replace them. With nothing to put there, they keep their own embeddings, as in the reference.
+    """Give the marked tokens, in reading order, the rows that replace them. Where there are no rows, they keep their own embeddings, as in the reference.
 
     Raises:
-        UserError: there are others than one marked token for each row.
+        UserError: the number of marked tokens is not that of the rows.
     """
     slots = np.full(marked.shape, none, np.int32)
     if len(rows):

@@ -59,7 +59,7 @@ def chatml_labels(text: str, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], N
         tokenizer: the checkpoint's tokenizer.
 
     Returns:
-        Token ids [L], and labels [L]: the id where a token belongs to an assistant's answer or ends it, ``IGNORE_INDEX`` elsewhere.
+        Token ids [L], int32, and labels [L], int32: the id where a token belongs to an assistant's answer or ends it, ``IGNORE_INDEX`` elsewhere.
 
     Raises:
         UserError: no assistant's turn is complete.

@@ -1,7 +1,7 @@
-"""What transformers reads for us: tokenizers and the language of chat templates.
+"""Reads tokenizers, and sets up the language of chat templates, with transformers.
 
-It is imported when it is first needed, since that takes a second. Files are checked before they come here, and nothing here asks the hub or runs what a
-checkpoint brings. ``AutoTokenizer`` is not used: for Qwen's models it ignores what tokenizer.json says of normalising and cutting words.
+transformers is imported when it is first needed, since its import takes a second. Files are checked before they come here, and nothing here asks the hub or
+runs code of a checkpoint. ``AutoTokenizer`` is not used: for Qwen's models it ignores what tokenizer.json says about normalising and cutting words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tokenizers
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a ``tokenizer.json``, as it is there."""
+    """The tokenizer that a ``tokenizer.json`` describes, with nothing changed."""
     _silence()
     from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
 def read_qwen_tokenizer(directory: Path) -> tokenizers.Tokenizer:
     """Qwen's tokenizer with the ``vocab.json``, ``merges.txt`` and ``tokenizer_config.json`` of a directory."""
     _silence()
-    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]  # which 5.x has as another name of its only one
+    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]  # transformers 5 keeps this name for Qwen2Tokenizer
 
     return Qwen2TokenizerFast.from_pretrained(directory, local_files_only=True).backend_tokenizer
 
@@ -38,5 +38,5 @@ def template_environment() -> jinja2.sandbox.SandboxedEnvironment:
 
 
 def _silence() -> None:
-    """Keep back the notice that PyTorch is not there, which is of no concern."""
+    """Suppress the notice that PyTorch is not installed, since nothing here needs it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

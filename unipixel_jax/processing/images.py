@@ -29,7 +29,9 @@ PHOTOS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF", "I
 """Pillow's names of the formats that photos and frames may have. Phones write JPEG (MPO among it: several in one file), HEIF and AVIF."""
 
 LABELS = ("PNG", "GIF", "TIFF", "PPM", "WEBP")
-"""Formats of label images, whose numbers are kept exactly. (WebP may be lossless; Pillow takes a BMP with a black and a white number for one of 1 bit.)"""
+"""Formats of label images, which keep numbers exactly. WebP is among them, since it may be lossless; BMP is not, since Pillow takes one whose two colours
+are black and white for an image of 1 bit.
+"""
 
 MAX_PIXELS = 89_478_485
 """Pixels of one image or frame at most, which is Pillow's own limit."""
@@ -106,7 +108,7 @@ def open_image(source: str | Path | Content, formats: tuple[str, ...] = PHOTOS) 
 
 
 def to_rgb(image: Image.Image, name: str, upright: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """The colours of an image, in 8 bits.
+    """The colours of an image, with 8 bits a channel.
 
     Args:
         image: of any mode. Values of 16 bits are divided by 257, floats must lie between 0 and 1 or between 0 and 255.
@@ -114,7 +116,7 @@ def to_rgb(image: Image.Image, name: str, upright: bool = True) -> tuple[NDArray
         upright: turn it as its EXIF data asks for, as all viewers show it; the reference leaves it as it is stored.
 
     Returns:
-        Plain colours [H, W, 3], and those over white [H, W, 3] where the image has an alpha channel.
+        Plain colours [H, W, 3], uint8, and those over white [H, W, 3], uint8, where the image has an alpha channel, else None.
 
     Raises:
         UserError: it is broken, too thin, or holds numbers that are no brightness.
@@ -143,7 +145,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
-        if not 0 <= low <= high <= 255:  # also where one of them is no number
+        if not 0 <= low <= high <= 255:  # also refuses NaN
             raise UserError(f"{name} holds floats from {low:g} to {high:g}, expected 0 to 1 or 0 to 255: save it with 8 bits a channel")
         values = values * 255 if high <= 1 else values
     else:

@@ -32,7 +32,7 @@ MAX_ANIMATION_FRAMES = 20_000
 
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _GIF_EXTENSION, _GIF_IMAGE = 0x21, 0x2C
-"""What a block of a GIF begins with (GIF89a specification, sections 20 and 23)."""
+"""The bytes with which an extension and an image begin in a GIF (GIF89a specification, sections 20 and 23)."""
 
 Media: TypeAlias = "str | Path | Content | Image.Image | NDArray[np.uint8] | Sequence[str | Path | Content | Image.Image | NDArray[np.uint8]] | Clip"
 """What can be read: a path (photo, video, folder of frames) or a file's content, an image, an array [H, W, 3] or [F, H, W, 3], or a sequence of images."""
@@ -45,11 +45,11 @@ class Clip:
 
     Attributes:
         frames: RGB pixels [F, H, W, 3], uint8.
-        indices: each frame's number in what was read [F].
-        is_image: a photo rather than a video or a folder.
-        name: where it came from, without folder and suffix.
-        over_white: where a file has an alpha channel, the frames laid over white [F, H, W, 3]. The reference shows these to its language side and
-            the plain colours to SAM.
+        indices: each frame's number in the video or folder that was read [F], int64.
+        is_image: whether it is a photo rather than a video or a folder.
+        name: the name of the file or folder, without its parent and suffix.
+        over_white: where a file has an alpha channel, the frames laid over white [F, H, W, 3], uint8, else None. The reference shows these to its
+            language side and the plain colours to SAM.
     """
 
     frames: NDArray[np.uint8]
@@ -60,9 +60,9 @@ class Clip:
 
 
 def sample_indices(count: int, sample_frames: int | None) -> NDArray[np.int64]:
-    """The frames to take of ``count``: all if they are few enough, else ``sample_frames`` spread evenly from the first to the last.
+    """The numbers of the frames to take of ``count`` [F], int64: all if they are few enough, else ``sample_frames`` spread evenly from first to last.
 
-    ``None`` takes all; of a single frame it is the first.
+    ``None`` takes all. Where a single frame is asked for, it is the first.
     """
     if sample_frames is None or count <= sample_frames:
         return np.arange(count)
@@ -82,7 +82,7 @@ def read_media(media: Media, sample_frames: int | None = 16, *, upright: bool = 
         upright: turn photos and frames as their EXIF tags ask for; the reference takes them as they are stored.
 
     Raises:
-        UserError: nothing there, not a photo or video, broken, without frames, with frames of different sizes, too thin or too large.
+        UserError: the media is missing, not a photo or video, broken, without frames, with frames of different sizes, too thin or too large.
     """
     if sample_frames is not None and sample_frames < 1:
         raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
@@ -158,7 +158,7 @@ def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, upright:
 
 
 def _pixels(source: Any, upright: bool, origin: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Plain colours [H, W, 3] of one image, and those over white where it has an alpha channel."""
+    """The plain colours [H, W, 3] of one image, uint8, and those over white where it has an alpha channel."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise UserError(f"a frame is {source.dtype} {list(source.shape)}, expected uint8 [height, width, 3] in RGB")

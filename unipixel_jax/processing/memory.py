@@ -17,14 +17,14 @@ from unipixel_jax.processing.tokenizer import MEM_TOKEN
 
 
 def memory_grid(masks: NDArray[np.bool_], grid_thw: ArrayLike, config: VisionConfig) -> NDArray[np.bool_]:
-    """Which merged tokens each object touches.
+    """Find the merged tokens that each object touches.
 
     A token counts where an antialiased resize of the mask to the tower's input is positive anywhere in it, in either frame of its pair. An object
-    that is nowhere counts as everywhere, so that every object has a memory.
+    that is on no frame counts as being everywhere, so that every object has a memory.
 
     Args:
         masks: bool [O, F, H, W].
-        grid_thw: patches of the clip in time, height and width (T, h * merge, w * merge).
+        grid_thw: patches of the clip in time, height and width: T, h * merge, w * merge.
         config: the vision tower's sizes.
 
     Returns:
@@ -49,7 +49,7 @@ def memory_prefix(grid: NDArray[np.bool_], frames: int, ids: Sequence[int] | Non
 
     Args:
         grid: which merged tokens each object touches, bool [T, O, h, w].
-        frames: F of the clip.
+        frames: F, the frames of the clip.
         ids: the objects' numbers, by which the question speaks of them [O]; None counts from 0.
     """
     if frames > 1:
@@ -63,10 +63,13 @@ def memory_prefix(grid: NDArray[np.bool_], frames: int, ids: Sequence[int] | Non
 
 
 def memory_tokens(grid: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
-    """For each ``<|mem|>`` token the merged tokens that it averages, numbered within their clip, ordered by object and time.
+    """The merged tokens that each ``<|mem|>`` token averages, numbered within their clip. The list is ordered by object, then time.
 
     Args:
         grid: which merged tokens each object touches, bool [T, O, h, w].
+
+    Returns:
+        For each ``<|mem|>`` token the numbers of its merged tokens [tokens], int32.
     """
     seen = grid.swapaxes(0, 1).reshape(grid.shape[1], grid.shape[0], -1)
     each = seen.shape[2]
@@ -74,6 +77,6 @@ def memory_tokens(grid: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
 
 
 def _touched(size: int, tokens: int, unit: int) -> NDArray[np.float32]:
-    """1 where a pixel has a share in a merged token along one axis [tokens, size]."""
+    """A matrix that is 1 where a pixel has a share in a merged token along one axis [tokens, size], float32."""
     shares: NDArray[np.float32] = bilinear_weights(size, tokens * unit).reshape(tokens, unit, size).max(axis=1)
     return (shares > 0).astype(np.float32)

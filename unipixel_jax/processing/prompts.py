@@ -1,4 +1,4 @@
-"""What a user points at, points, boxes and masks, and how a question speaks of it.
+"""Points, boxes and masks with which a user refers to objects, and the words with which a question speaks of them.
 
 R references, F frames, H height, W width. Coordinates given by users are pixels of the media; the model's are pixels of SAM's square. Source: UniPixel's
 ``unipixel/eval/infer_pixelqa.py``, ``unipixel/dataset/sub_classes/referring.py`` and SAM 2's prompt encoder.
@@ -19,15 +19,15 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
 
 REGION = "<region>"
-"""Where a question speaks of the next reference; ``<|ref|>`` does as well."""
+"""The text that stands for the next reference in a question; ``<|ref|>`` is understood as well."""
 
 _POINT, _NOTHING, _CORNERS = 1, -1, (2, 3)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place in an image: pixels from the left and from the top, and the frame (counted among the frames that were taken of a clip). One that lies outside
-    is refused with a UserError when it is used.
+    """A point in an image: pixels from the left and from the top, and the frame (counted among the frames that were taken of a clip). A point outside the
+    image is refused with a UserError when it is used.
     """
 
     x: float
@@ -37,8 +37,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in an image: left, top, right and bottom in pixels, and the frame (counted among the frames that were taken of a clip). One that reaches
-    outside is refused with a UserError when it is used.
+    """A rectangle in an image: left, top, right and bottom in pixels, and the frame (counted among the frames that were taken of a clip). A box that reaches
+    outside the image is refused with a UserError when it is used.
     """
 
     x0: float
@@ -59,7 +59,7 @@ class Mask:
         """The mask on every frame of a clip, bool [F, H, W].
 
         Raises:
-            UserError: a mask of another size, empty, not boolean, or on a frame that the clip does not have.
+            UserError: the mask is of another size, empty, not boolean, or on a frame that the clip does not have.
         """
         array = np.asarray(self.array)
         if array.dtype != np.bool_ or array.shape not in ((height, width), (frames, height, width)):
@@ -80,7 +80,7 @@ class SquareReference:
     """A point or a box as the model takes it.
 
     Attributes:
-        coords: the point [1, 2], or the box's two corners [2, 2], x before y, in pixels of SAM's square.
+        coords: the point [1, 2], or the box's two corners [2, 2], x before y, in pixels of SAM's square, float32.
         frame: the frame that it lies on.
     """
 
@@ -111,12 +111,12 @@ def to_square(reference: Reference, frames: int, height: int, width: int, side: 
     Args:
         reference: in pixels of the media.
         frames: frames of the clip.
-        height: of the media, in pixels.
-        width: of the media, in pixels.
-        side: of SAM's square, in pixels.
+        height: height of the media in pixels.
+        width: width of the media in pixels.
+        side: side of SAM's square in pixels.
 
     Raises:
-        UserError: outside the image or the clip, or a box without area.
+        UserError: the reference lies outside the image or the clip, or is a box without area.
     """
     if isinstance(reference, Box):
         corners = [(reference.x0, reference.y0), (reference.x1, reference.y1)]
@@ -132,7 +132,15 @@ def to_square(reference: Reference, frames: int, height: int, width: int, side: 
 
 
 def reference_table(references: Sequence[tuple[SquareReference, int]], buckets: Buckets) -> References:
-    """References with the number of frames that their clip's grid has room for (twice its length in time), as a padded table."""
+    """Make the padded table of references, whose shapes stand in ``unipixel_jax/batch.py``.
+
+    Args:
+        references: each reference, with the number of frames that its clip's grid has room for (twice the grid's length in time).
+        buckets: the sizes of the table.
+
+    Raises:
+        UserError: there are more references than the buckets allow.
+    """
     size = buckets.size(len(references))
     table = References(
         np.zeros((size, 3, 2), np.float32),
@@ -155,7 +163,7 @@ def name_regions(question: str, names: Sequence[str]) -> str:
     """Write the names of the references into a question: at each ``<region>`` in turn, or in front where the question has none.
 
     Raises:
-        UserError: the question has some, but not one for each reference.
+        UserError: the question has ``<region>``, but not one for each reference.
     """
     pieces = question.replace(REF_TOKEN, REGION).split(REGION)
     if len(pieces) == 1:
@@ -166,7 +174,7 @@ def name_regions(question: str, names: Sequence[str]) -> str:
 
 
 def locating_turn(question: str, references: int) -> tuple[str, str]:
-    """PixelQA's first turn: a question that asks where the referred objects are, and the answer with one ``<|seg|>`` for each of them."""
+    """PixelQA's first turn: a question that asks where the objects are, and an answer with one ``<|seg|>`` for each of the ``references`` objects."""
     text = name_regions(question, [f"[{i}] {REF_TOKEN}" for i in range(references)])
     return f"{text}. Please localize the relevant objects with IDs.", " ".join(f"[{i}] {SEG_TOKEN}" for i in range(references))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from unipixel_jax.errors import UserError
 
 FACTOR = 28
-"""Sides of a merged token in the published models; sides of a resized frame are multiples of it."""
+"""The side of a merged token in pixels in the published models; the sides of a resized frame are multiples of it."""
 
 MAX_RATIO = 200
 """A frame whose sides differ by more than this factor is refused."""
@@ -36,7 +36,7 @@ def pixel_budget(frames: int, sample_frames: int) -> tuple[int, int]:
 
     Args:
         frames: frames of the clip after sampling; 1 for a photo.
-        sample_frames: frames at most taken from any clip; shorter clips get larger frames.
+        sample_frames: the most frames taken from any clip; shorter clips get larger frames.
     """
     return 128 * FACTOR**2, 256 * FACTOR**2 * max(1, sample_frames // frames)
 
@@ -60,15 +60,18 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int, fact
 
 
 def language_frames(frames: NDArray[np.uint8], sample_frames: int, factor: int = FACTOR) -> NDArray[np.uint8]:
-    """Frames in the size that the language side reads: Pillow's bicubic filter, within ``pixel_budget``.
+    """Resize frames, with Pillow's bicubic filter, to the size that the language side reads, within ``pixel_budget``.
 
     Args:
-        frames: [F, H, W, 3].
-        sample_frames: frames at most taken from any clip.
-        factor: sides of a merged token in pixels.
+        frames: RGB [F, H, W, 3], uint8.
+        sample_frames: the most frames taken from any clip.
+        factor: the side of a merged token in pixels.
 
     Returns:
-        [F, height, width, 3], sides multiples of ``factor``.
+        RGB [F, height, width, 3], uint8, whose sides are multiples of ``factor``.
+
+    Raises:
+        UserError: the sides differ by more than a factor of 200.
     """
     fewest, most = pixel_budget(len(frames), sample_frames)
     height, width = smart_resize(frames.shape[1], frames.shape[2], fewest, most, factor)
@@ -79,14 +82,17 @@ def language_frames(frames: NDArray[np.uint8], sample_frames: int, factor: int =
 
 
 def bilinear_weights(size: int, target: int) -> NDArray[np.float32]:
-    """Weights of an antialiased bilinear resize along one axis [target, size]: a triangle as wide as an output pixel, or as an input one if larger."""
+    """Weights of an antialiased bilinear resize along one axis [target, size], float32.
+
+    Each row is a triangle whose half width is an output pixel or an input pixel, whichever is larger.
+    """
     scale = np.float32(size) / np.float32(target)
     reach = max(scale, np.float32(1))
     centre = scale * (np.arange(target, dtype=np.float32) + np.float32(0.5))
     first = np.maximum((centre - reach + np.float32(0.5)).astype(np.int64), 0)
     last = np.minimum((centre + reach + np.float32(0.5)).astype(np.int64), size)
     pixel = np.arange(size)
-    # The product with the inverse rounds as torch does, so that the outermost weights are zero in the same places: masks ask which are positive.
+    # The product with the inverse rounds as torch does, so that the same outermost weights are zero: masks depend on which weights are positive.
     distance = (pixel.astype(np.float32) - centre[:, None] + np.float32(0.5)) * (np.float32(1) / reach)
     weights: NDArray[np.float32] = np.maximum(np.float32(1) - np.abs(distance), np.float32(0))
     weights *= (pixel >= first[:, None]) & (pixel < last[:, None])

@@ -1,9 +1,9 @@
 """COCO's run-length encoding of masks.
 
-A mask is read column by column; runs of zeros and ones alternate, zeros first. As text, each run's length, from the fourth on less the one two before
-it, is written in groups of five bits, lowest first, a sixth bit telling that more follow, from the character ``0`` upwards. Source: ``rleToString`` and
-``rleFrString`` in COCO's ``maskApi.c``. pycocotools reads and writes the same, but does not check what it reads: where the runs do not fill the mask, it
-leaves in it what the memory held before, and where they reach beyond, it writes there.
+A mask is read column by column; runs of zeros and ones alternate, zeros first. As text, each run is a number: its length, from the fourth run on minus the
+length of the run two before it. The number is written in groups of five bits, lowest first; a sixth bit tells that more groups follow, and a group is a
+character, counted from ``0``. Source: ``rleToString`` and ``rleFrString`` in COCO's ``maskApi.c``. pycocotools reads and writes the same, but does not
+check what it reads: where the runs do not fill the mask, the rest keeps what the memory held before, and where they reach beyond it, it writes there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _GROUPS = 7
 """Groups of five bits at most, which hold the difference of any two lengths of 32 bits."""
 
 _MAX_CHARACTERS = 1 << 24
-"""Of a text. Reading takes some 40 bytes for each."""
+"""The most characters of a text. Reading takes some 40 bytes for each."""
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """``{"size": [height, width], "counts": text}`` of a mask [height, width]."""
+    """Encode a bool mask [height, width] as ``{"size": [height, width], "counts": text}``."""
     flat = np.concatenate([[False], mask.T.reshape(-1)])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
@@ -45,7 +45,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """The mask [height, width] that ``encode_mask`` or pycocotools wrote.
+    """The mask [height, width], bool, that ``encode_mask`` or pycocotools wrote.
 
     Args:
         encoded: ``size`` as height and width, and ``counts`` as text, or as a list of the runs' lengths.
@@ -79,7 +79,7 @@ def mask_size(size: Any) -> tuple[int, int]:
 def _read_list(counts: Any) -> NDArray[np.int64]:
     try:
         runs = np.asarray(counts)
-    except ValueError:  # lists of different lengths in it
+    except ValueError:  # the list holds lists of different lengths
         runs = np.zeros(0)
     if runs.ndim != 1 or runs.dtype.kind not in "iu":
         raise UserError(f"the counts {str(counts)[:60]!r}, expected text, or a list of whole numbers")

@@ -22,15 +22,15 @@ _COLUMNS = 32
 
 
 def square_frames(frames: NDArray[np.uint8], side: int, dtype: DTypeLike = np.float32) -> NDArray[np.floating]:
-    """Resize and normalise.
+    """Resize frames to SAM's square and normalise them.
 
     Args:
-        frames: [F, H, W, 3].
+        frames: RGB [F, H, W, 3], uint8.
         side: S in pixels.
-        dtype: of the result, which is computed in float32.
+        dtype: dtype of the result, which is computed in float32.
 
     Returns:
-        [F, S, S, 3].
+        [F, S, S, 3], of ``dtype``.
     """
     height, width = frames.shape[1:3]
     down, across = _taps(height, side), _taps(width, side)
@@ -71,24 +71,24 @@ def _taps(size: int, target: int) -> Taps:
 
 
 def _weigh(rows: NDArray[Any], taps: Taps, picked: NDArray[Any], out: NDArray[np.float32], spare: NDArray[np.float32]) -> None:
-    """Weighted sums of rows. Tap by tap, since matrix products of this shape lose their time to waiting threads.
+    """Compute weighted sums of rows, tap by tap, since matrix products of this shape lose their time to waiting threads.
 
     Args:
-        rows: [inputs, values].
-        taps: of the outputs.
-        picked: room for as many rows as there are outputs.
-        out: the sums [outputs, values].
-        spare: room of the same shape.
+        rows: the inputs [inputs, values].
+        taps: the taps of the outputs.
+        picked: room for the rows of a tap [outputs, values].
+        out: where the sums go [outputs, values], float32.
+        spare: room for products, of the same shape.
     """
     for tap, (places, weights) in enumerate(zip(*taps, strict=True)):
-        np.take(rows, places, axis=0, out=picked, mode="clip")  # no place is outside; with another mode numpy would fill a copy of ``picked``
+        np.take(rows, places, axis=0, out=picked, mode="clip")  # no index is outside; in another mode numpy would fill a copy of ``picked``
         np.multiply(picked, weights, out=spare if tap else out)
         if tap:
             out += spare
 
 
 def _turn(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Rows for columns, [H, W, 3] to [W, H, 3]."""
+    """Swap rows and columns, [H, W, 3] to [W, H, 3]."""
     return np.ascontiguousarray(_pixels(np.ascontiguousarray(frame)).T).view(np.uint8).reshape(frame.shape[1], frame.shape[0], 3)
 
 

@@ -1,9 +1,9 @@
 """Chat templates, rendered in bounded time and memory.
 
 A chat template is a program in Jinja that a checkpoint brings along. Jinja's sandbox keeps it from files and from Python itself, but not from a loop without
-end or from a string of gigabytes. Those of UniPixel's checkpoints only walk over the turns and their parts, compare and print. Such plain templates are told
-by their syntax tree: their work is bounded by the conversation, and they are rendered at once. Any other one is rendered by a child process with limits on
-its time and memory, which takes a second longer.
+end or from a string of gigabytes. Those of UniPixel's checkpoints only walk over the turns and their parts, compare and print. Such plain templates are
+recognised by their syntax tree: their work is bounded by the conversation, and they are rendered at once. Any other template is rendered by a child process
+with limits on its time and memory, which takes a second longer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PLAIN = frozenset((
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Name, nodes.NSRef, nodes.If, nodes.CondExpr, nodes.And, nodes.Or, nodes.Not,
     nodes.Compare, nodes.Operand, nodes.Test, nodes.Getattr, nodes.Getitem, nodes.For, nodes.Break, nodes.Continue, nodes.Assign,
 ))  # fmt: skip
-"""What plain templates are made of; sums of a number and namespaces are allowed besides, in assignments."""
+"""The nodes of a plain template's syntax tree. Assignments may also add a number and make namespaces."""
 
 _LOOPS = 2
 """How deeply loops of a plain template may be nested: turns, and parts of a turn."""
@@ -49,7 +49,7 @@ class ChatTemplate:
     """A chat template, ready to render.
 
     Args:
-        source: in Jinja.
+        source: the template's source in Jinja.
 
     Raises:
         UserError: it is no template, or too long.
@@ -62,7 +62,7 @@ class ChatTemplate:
         try:
             environment = template_environment()
             self._plain = environment.from_string(source) if _is_plain(environment.parse(source)) else None
-        except Exception as error:  # beside Jinja's own, those of Python's compiler, such as for too deep nesting
+        except Exception as error:  # besides Jinja's own errors those of Python's compiler, for example for too deep nesting
             raise UserError(f"the chat template cannot be read ({_named(error)}): copy chat_template.jinja again from the checkpoint") from None
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
@@ -143,7 +143,7 @@ def _named(error: Exception) -> str:
 
 
 def _child() -> None:
-    """What the child process does: the request on its stdin, the answer on its stdout."""
+    """Run the child process: read the request from its stdin and write the answer to its stdout."""
     environment = template_environment()
     seconds = int(time.process_time()) + 1 + SECONDS
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -35,10 +35,10 @@ IMAGE_TOKEN = "<|image_pad|>"
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2.5's tokenizer cuts words (transformers' ``Qwen2Tokenizer``). Any other pattern may take hours for a line of text, or end the process."""
+"""The pattern by which Qwen2.5's tokenizer cuts words (transformers' ``Qwen2Tokenizer``). Others may take hours for a line of text, or end the process."""
 
 MAX_STEPS, MAX_ENTRIES = 8, 64
-"""Steps, and objects in their description, of one part of a tokenizer. A step may double a text, or repeat it as often as it lists it."""
+"""The most steps of one part of a tokenizer, and the most objects in their description. A step may double a text, or repeat it as often as it lists it."""
 
 _ADVICE = "copy it again from the checkpoint"
 
@@ -52,9 +52,9 @@ class Tokenizer:
 
     Attributes:
         backend: the fast tokenizer.
-        template: source of the chat template, in Jinja.
-        pad_id: id that fills up short prompts.
-        eos_id: id that ends an answer (``<|im_end|>``).
+        template: the source of the chat template, in Jinja.
+        pad_id: the id that fills up short prompts.
+        eos_id: the id that ends an answer (``<|im_end|>``).
     """
 
     backend: tokenizers.Tokenizer
@@ -102,7 +102,7 @@ class Tokenizer:
             )
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Token ids [L] of a text, special tokens written in it included.
+        """The token ids of a text, special tokens written in it included [L], int32.
 
         Raises:
             UserError: the tokenizer fails on this text.
@@ -111,7 +111,7 @@ class Tokenizer:
             return np.asarray(self.backend.encode(text).ids, np.int32)
 
     def encode_with_starts(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Token ids [L], and the index of each token's first character in the text [L].
+        """The token ids of a text [L], int32, and the index of each token's first character in it [L], int32.
 
         Raises:
             UserError: the tokenizer fails on this text.
@@ -148,7 +148,7 @@ class Tokenizer:
 
 @contextmanager
 def _failing(failure: str) -> Iterator[None]:
-    """Turns what the tokenizers package raises, plain exceptions and Rust's panics, which are no Exception, into one line."""
+    """Turn what the tokenizers package raises into one line: plain exceptions, and Rust's panics, which are no ``Exception``."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -158,8 +158,8 @@ def _failing(failure: str) -> Iterator[None]:
 
 
 def _read_backend(root: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The tokenizer of a directory. Truncation and padding, which training scripts leave in it, are left out, as transformers does; so is dropout of merges,
-    which would give the same text other ids each time.
+    """The tokenizer of a directory. Truncation and padding, which training scripts leave in it, are turned off, as in transformers. Dropout of merges is
+    turned off too, since it would give the same text other ids each time.
     """
     path = root / "tokenizer.json"
     if not path.exists() and (root / "vocab.json").is_file():
@@ -250,7 +250,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_template(root: Path, settings: Mapping[str, Any]) -> str:
-    """The template, wherever transformers of different ages put it; the processor's own file comes first, as there."""
+    """The template, from any of the files in which versions of transformers store it; as in transformers, a file of its own comes first."""
     if (path := root / "chat_template.jinja").is_file():
         with open(path, "rb") as file:
             content = file.read(4 * MAX_SOURCE)  # a longer one is refused by its characters

@@ -36,14 +36,14 @@ FRAME_COST = 50_000
 
 
 class _Input:
-    """An opened file as FFmpeg reads it. Broken ones make it ask for places before their beginning, and PyAV would print the error that a file raises then."""
+    """An opened file as FFmpeg reads it. A broken one makes FFmpeg seek before its beginning, and PyAV would print the error that the file raises then."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.read, self.tell = file.read, file.tell
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place; returns the new one, or -1 where there is none."""
+        """Go to a position and return it, or return -1 where the file has no such position."""
         try:
             return self._file.seek(offset, whence)
         except (OSError, ValueError):
@@ -51,7 +51,7 @@ class _Input:
 
 
 class _Packet(NamedTuple):
-    """What is kept of a packet. Its bytes are not, so that memory does not grow with the film."""
+    """A packet without its bytes, which are not kept, so that memory does not grow with the film."""
 
     time: int | None
     shown: bool
@@ -60,7 +60,14 @@ class _Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class _Track:
-    """What the packets tell: the times of all frames in order (none where a frame has no time of its own), and the times of the key frames."""
+    """A video track as its packets describe it.
+
+    Attributes:
+        count: how many frames are shown.
+        times: the times of all frames in order; none where a frame has no time of its own.
+        keys: the times of the key frames.
+        pixels: pixels of a frame.
+    """
 
     count: int
     times: list[int]
@@ -75,13 +82,13 @@ def read_video(path: Path | Content, choose: Callable[[int], NDArray[np.int64]])
 
     Args:
         path: the file, or its content.
-        choose: from the number of frames in the video to the numbers of the wanted ones, increasing.
+        choose: a function from the number of frames in the video to the numbers of the wanted ones, increasing [F], int64.
 
     Returns:
-        RGB pixels [F, H, W, 3], turned as the file asks; and the frames' numbers [F].
+        RGB pixels [F, H, W, 3], uint8, turned as the file asks; and the frames' numbers [F], int64.
 
     Raises:
-        UserError: not a video, without frames or a decoder for them, broken or incomplete, too large or too thin.
+        UserError: the file is no video, without frames or a decoder for them, broken or incomplete, too large or too thin.
     """
     with _open(path) as (container, stream):
         track = _scan(container, stream, path)
@@ -99,7 +106,7 @@ def frame_rate(path: Path | Content) -> float:
     """Frames per second of a video, on average.
 
     Raises:
-        UserError: not a video, or one that does not tell.
+        UserError: the file is no video, or does not tell its frame rate.
     """
     with _open(path) as (_, stream):
         rate = stream.average_rate
@@ -122,7 +129,7 @@ def _open(path: Path | Content) -> Iterator[tuple[Any, Any]]:
     except UserError:
         raise
     except Exception as error:  # besides FFmpegError, PyAV raises ValueError, LookupError and others for files that it does not understand
-        unknown = isinstance(error, av.error.ArgumentError)  # of a container that is not in the list
+        unknown = isinstance(error, av.error.ArgumentError)  # the error for a container that is not in the list
         told = "unknown format" if unknown else getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path} is not a photo or video that can be read, or is broken ({told}): expected for example PNG, JPEG or MP4") from error
 

@@ -1,4 +1,4 @@
-"""All sources of training data by name; one file here for each family of data sets.
+"""All sources of training data by name. This folder has one file for each family of data sets.
 
 A family's file has a table ``LOADERS`` from names to functions that read the samples. To add a source, write such a function and name it there.
 """
@@ -42,10 +42,10 @@ def open_source(name: str, root: str | Path, split: str = "train", filters: Filt
         name: one of ``SOURCES``, a path to own data, perhaps after ``own:``, or a data set of tensorflow-datasets below the root, after ``tfds:``.
         root: the folder that holds all data sets (the reference's ``data``); own data does without.
         split: "train", or another split that the source has.
-        filters: which samples to leave out; none by default. What is packed was filtered then: it takes the same again, or None.
+        filters: which samples to leave out; none by default. A packed data set was filtered when it was packed, so it takes those same filters, or None.
 
     Raises:
-        UserError: there is no such source, or no such folder; something is wrong with own data; or other filters than those of packing.
+        UserError: there is no such source, or no such folder; something is wrong with own data; or a data set was packed with other filters.
     """
     if name.startswith("tfds:"):
         from unipixel_jax.data.tfds.source import open_tfds  # an extra, and slow to import

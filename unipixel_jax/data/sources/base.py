@@ -1,4 +1,4 @@
-"""What all families of sources share: a list of samples that is read when first needed, filters and splits."""
+"""Shared by all families of sources: a list of samples that is read when first needed, filters and splits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unipixel_jax.errors import UserError
 T = TypeVar("T")
 
 _OTHER_LAYOUT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
-"""What loaders raise for annotations that lack a key or are of another kind than they expect."""
+"""Errors that loaders raise for annotations that lack a key or are of another kind than they expect."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Filters:
     """Which samples to leave out; ``None`` means no limit. The reference's names in ``DataArguments`` are ``min_video_frames``, ``min_num_words``, ....
 
     Attributes:
-        min_frames: of the clip before sampling. A video whose frames are not listed counts as one frame, as it does in the reference.
-        max_frames: of the clip before sampling.
-        min_words: of the texts; only region and multimodal sources look at words.
-        max_words: of the texts.
-        min_seconds: of the video; only multimodal sources know it, and a sample that does not tell passes.
-        max_seconds: of the video.
+        min_frames: fewest frames of the clip before sampling. A video whose frames are not listed counts as one frame, as it does in the reference.
+        max_frames: most frames of the clip before sampling.
+        min_words: fewest words of the texts; only region and multimodal sources look at words.
+        max_words: most words of the texts.
+        min_seconds: shortest video; only multimodal sources know its length, and a sample that does not tell it passes.
+        max_seconds: longest video.
     """
 
     min_frames: int | None = None
@@ -39,7 +39,7 @@ class Filters:
     max_seconds: float | None = None
 
     def allow(self, *, frames: int | None = None, words: int | None = None, seconds: float | None = None) -> bool:
-        """Whether a sample with so many frames, words and seconds stays; what is not told is not looked at."""
+        """Whether a sample with that many frames, words and seconds stays; those that are None are not looked at."""
         limits = ((frames, self.min_frames, self.max_frames), (words, self.min_words, self.max_words), (seconds, self.min_seconds, self.max_seconds))
         return not any(value is not None and ((low is not None and value < low) or (high is not None and value > high)) for value, low, high in limits)
 
@@ -49,7 +49,7 @@ class Filters:
 
 
 Loader: TypeAlias = Callable[[Path, str, Filters], Sequence[Annotation]]
-"""Reads all samples of a split below a data root. Frames are filtered for it; words and seconds are its own to filter."""
+"""A function that reads all samples of a split below a data root. It filters by words and seconds; ``ListedSource`` filters by frames."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class ListedSource:
     """A source whose samples are a list in memory, read when first asked for; a copy sent to another process reads them again.
 
     Attributes:
-        name: of the source.
+        name: the source's name.
         root: the folder that holds all data sets.
-        split: of the data set.
+        split: the split of the data set.
         filters: which samples to leave out.
         load: reads the samples; a function of a module, so that it can be pickled.
     """
@@ -109,7 +109,7 @@ class ListedSource:
 
 
 def choose_split(source: str, split: str, known: Mapping[str, T]) -> T:
-    """What belongs to a split.
+    """The value that belongs to a split.
 
     Raises:
         UserError: the source has no such split.
@@ -120,7 +120,7 @@ def choose_split(source: str, split: str, known: Mapping[str, T]) -> T:
 
 
 def _wrong(error: Exception) -> str:
-    """What an error of ``_OTHER_LAYOUT`` says of the files."""
+    """The fault in the files that an error of ``_OTHER_LAYOUT`` tells of, in words."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return f"something is of another kind ({type(error).__name__}: {error})"

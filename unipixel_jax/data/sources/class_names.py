@@ -55,7 +55,7 @@ COCO_STUFF = Classes(
         {0, 96, 102, 103, 110, 112, 114, 115, 116, 117, 118, 121, 123, 126, 133, 142, 160, 164, 167, 171, 172, 173, 174, 175, 176, 177, 178, 180, 181, 255}
     ),
 )
-"""182 classes from 0 on. The reference ignores 0, person, too; it may have meant the label of nothing, but its weights were trained so."""
+"""182 classes from 0 on. The reference ignores number 0 (person) too. It may have taken it for the label of nothing, but its weights were trained so."""
 
 MAPILLARY = Classes(
     _split(

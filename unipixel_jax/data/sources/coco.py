@@ -29,7 +29,7 @@ from unipixel_jax.processing.rle import mask_size
 
 
 def load_coco(path: Path, source: str) -> list[Annotation]:
-    """The samples of a file: of each image one that segments and one that refers, as far as there are words for them, and one for each question.
+    """The samples of a file: for each image one that segments and one that refers, as far as there are words for them, and one for each question.
 
     Args:
         path: of the JSON file.
@@ -106,7 +106,7 @@ def _image(raw: Mapping[str, Any], number: Any, path: Path) -> tuple[Path, tuple
 
 
 def _region(raw: Mapping[str, Any], size: tuple[int, int], where: str) -> Region:
-    """The mask of an annotation, after a look at whether it belongs to an image of this size."""
+    """The mask of an annotation, once it is checked that it belongs to an image of this size."""
     region: Any = raw.get("segmentation")
     try:
         if isinstance(region, Mapping):

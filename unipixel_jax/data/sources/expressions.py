@@ -28,10 +28,10 @@ def object_tracks(name: str, numbers: Sequence[Any], masks: Mapping[str, Any], f
     """The object that is made up of some annotated tracks.
 
     Args:
-        name: of the sample, for errors.
-        numbers: of the tracks.
+        name: the sample's name, for errors.
+        numbers: the numbers of these tracks.
         masks: all tracks by number.
-        frames: of the video.
+        frames: how many frames the video has.
 
     Raises:
         UserError: a track is missing or has another number of frames.
@@ -45,7 +45,7 @@ def object_tracks(name: str, numbers: Sequence[Any], masks: Mapping[str, Any], f
 
 
 def refuse_empty(name: str, masks: Tracks) -> Tracks:
-    """The masks, if the object is visible on any frame.
+    """Return the masks if the object is visible on any frame.
 
     Raises:
         UserError: it never is.
@@ -56,7 +56,7 @@ def refuse_empty(name: str, masks: Tracks) -> Tracks:
 
 
 def _load_numbered(source: str, splits: Mapping[str, tuple[str, str | None, str]], root: Path, split: str, filters: Filters) -> list[Annotation]:
-    """MeViS and LV-VIS, whose expressions name their tracks; those about no object are not for training."""
+    """Load MeViS or LV-VIS, whose expressions name their tracks. Expressions about no object are left out of training."""
     listed, masked, folder = choose_split(source, split, splits)
     masks = read_json(root / masked) if masked else None
     found = []
@@ -73,7 +73,7 @@ def _load_numbered(source: str, splits: Mapping[str, tuple[str, str | None, str]
 
 
 def _load_counted(source: str, splits: Mapping[str, tuple[str, str | None, str]], root: Path, split: str, filters: Filters) -> list[Annotation]:
-    """Ref-YouTube-VOS and Ref-DAVIS17, whose masks are numbered by counting all expressions in order."""
+    """Load Ref-YouTube-VOS or Ref-DAVIS17, whose masks are numbered by counting all expressions in order."""
     listed, masked, folder = choose_split(source, split, splits)
     videos = read_json(root / listed)["videos"]
     masks = read_pickle(root / masked) if masked else None

@@ -2,7 +2,7 @@
 
     images/NAME.jpg       images
     masks/NAME.png        numbers of objects, 0 for none; a mask of 0 and 255 is one object
-    masks/NAME/CUP.png    or, in place of that, a mask for each object, which is where it is not 0
+    masks/NAME/CUP.png    or, instead of that file, a mask for each object, to which the pixels that are not 0 belong
     sentences.json        or .csv, or .txt: what to ask for
 
 A line of ``sentences.csv`` is ``NAME,sentence`` or ``NAME,sentence,object``, one of ``sentences.txt`` the same with tabs between. ``sentences.json`` is
@@ -39,13 +39,13 @@ class Painted:
     """One object, made of all pixels that are not 0 in any of some images.
 
     Attributes:
-        paths: of the images.
+        paths: the images.
     """
 
     paths: tuple[str, ...]
 
     def read(self, frames: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-        """See ``MaskReader``; the same for every frame."""
+        """See ``MaskReader``; the masks are the same for every frame."""
         mask = np.zeros(size, bool)
         for path in self.paths:
             labels = read_labels(path)
@@ -81,7 +81,7 @@ def load_folder(root: Path, source: str) -> list[Annotation]:
 
 
 def _images(root: Path) -> dict[str, Path]:
-    """The images by their names without endings; masks without an image are refused, and those whose 0 looks like an object."""
+    """The images by their names without endings. Masks without an image are refused, and so are masks whose number 0 looks like an object."""
     folder, masks = root / "images", root / "masks"
     for needed in (folder, masks):
         if not needed.is_dir():
@@ -132,7 +132,7 @@ def _sentences(root: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _from_table(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    """The lines of a file with commas or tabs; a line break in a cell is a space, and only in quotes it does not end the line."""
+    """The lines of a file with commas or tabs. A line break within quotes does not end the line, but becomes a space."""
     rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="," if path.suffix == ".csv" else "\t", skipinitialspace=True, strict=True)
     for number in itertools.count(1):
         where = f"{path}, line {rows.line_num + 1}"

@@ -40,13 +40,13 @@ def _load(root: Path, split: str, filters: Filters) -> list[Annotation]:
 
 
 def _masked_frames(folder: Path) -> tuple[list[str], tuple[str | None, ...]]:
-    """Only the frames that have masks are for training."""
+    """The frames that have masks, on which training runs."""
     masks = sorted(list_files(folder / "masks", ".png"), key=_number)
     return [str(folder / "images" / f"{p.stem}.jpg") for p in masks], tuple(str(p) for p in masks)
 
 
 def _spread_frames(folder: Path) -> tuple[list[str], tuple[str | None, ...]]:
-    """Frames spread over the whole video, with or without masks, are for testing."""
+    """Frames spread over the whole video, with or without masks, on which tests run."""
     frames = sorted(list_files(folder / "images", ".jpg"), key=_number)
     if not frames:
         raise UserError(f"{folder / 'images'} has no frames, expected JPEG files")

@@ -1,4 +1,4 @@
-"""What both kinds of own data share: a look at an image file, and the turn that a sentence makes."""
+"""Shared by both kinds of own data: checks of image files, and the turn that a sentence makes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ORIENTATION = 274
 """EXIF's tag for how an image is to be turned before it is shown."""
 
 _BLACK = 32
-"""What each channel of a colour that looks black is below."""
+"""A colour looks black if each of its channels is below this."""
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image in pixels; only its head is read.
+    """Height and width of an image in pixels; only its header is read.
 
     Raises:
         UserError: not an image, one with another ending than ``FRAME_SUFFIXES``, or one that is stored turned, so that masks drawn on it do not fit.
@@ -35,7 +35,7 @@ def stored_size(path: Path) -> tuple[int, int]:
 
 
 def require_black_zero(mask: Path) -> None:
-    """Check a mask that has a palette: its pixels are numbers of colours, and the number 0, which is no object, must look like none.
+    """Check a mask that has a palette: its pixels are numbers of colours, and the number 0, which stands for no object, must be black.
 
     Programs that choose a palette themselves may give white the number 0 and black the number 1.
 

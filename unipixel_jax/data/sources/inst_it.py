@@ -94,7 +94,7 @@ def _masks(raw: Mapping[str, Any], files: Sequence[str], ids: Sequence[int]) -> 
 
 
 def _repaired(text: str) -> str:
-    """Frames and objects count from 1, and objects are written without leading zeros."""
+    """The text with its first frame numbered 1, and with objects written without leading zeros."""
     return re.sub(r"\[0([1-9])\]", r"[\1]", text.replace("<0>", "<1>"))
 
 

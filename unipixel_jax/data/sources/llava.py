@@ -1,4 +1,4 @@
-"""LLaVA-Instruct-665K with VideoGPT+ 576K: conversations about photos, videos and nothing.
+"""LLaVA-Instruct-665K with VideoGPT+ 576K: conversations about photos, about videos, and without media.
 
 Source: ``unipixel/dataset/sub_classes/multimodal.py``.
 """

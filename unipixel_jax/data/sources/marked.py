@@ -1,4 +1,4 @@
-"""What the sources of marked objects share: points for one half of the samples and boxes for the other, and questions with an option."""
+"""Shared by the sources of marked objects: points for one half of the samples and boxes for the other, and questions with an option."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def points_and_boxes(annotations: Sequence[Annotation]) -> list[Annotation]:
-    """The annotations with "point" for ``{}`` in the ``data_type`` of one half, and "box" in the other's; the source's name decides which is which.
+    """The annotations with "point" for ``{}`` in the ``data_type`` of one half, and "box" in that of the other; the source's name decides which is which.
 
     The reference draws the half anew in each run; here every process, and every run, has the same one.
     """
@@ -33,7 +33,7 @@ def choose_stable(choices: Sequence[T], name: str) -> T:
 
 
 def with_option(question: str, answer: str, name: str) -> str:
-    """A question followed by its answer as the only option, under a letter that ``name`` decides: memory samples ask where the objects of both are."""
+    """A question followed by its answer as the only option, under a letter that ``name`` decides. Memory samples ask where the objects of both are."""
     return f"{question}\nOptions:\n({choose_stable('ABCD', name)}) {answer}"
 
 

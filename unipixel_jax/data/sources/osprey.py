@@ -24,7 +24,7 @@ _DESCRIPTION = re.compile(r"<(?:[rR]egion|regin ?)(\d+)>: (.+)")
 _ANY_DESCRIBED = re.compile(r"<(?:[rR]egion|regin ?)\d+>")
 
 _WORDS_FREE = 100
-"""The reference counts so many words less for each drawn question."""
+"""The reference counts this many words less for each drawn question."""
 
 
 def _load(source: str, file: str, images: str, root: Path, split: str, filters: Filters) -> list[Annotation]:

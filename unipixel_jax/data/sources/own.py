@@ -1,4 +1,4 @@
-"""Users' own data: what is taken for it, and a look at all of it when it is opened, so that mistakes show before training begins."""
+"""Users' own data: recognised by its name, and checked as a whole when it is opened, so that mistakes show before training begins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_own(name: str, filters: Filters) -> ListedSource:
         filters: which samples to leave out.
 
     Raises:
-        UserError: whatever does not fit, by its file or line.
+        UserError: something does not fit; the message names its file or line.
     """
     path = Path(name.removeprefix(PREFIX)).absolute()
     if not path.exists():
@@ -45,7 +45,7 @@ def check(annotation: Annotation) -> None:
     """Read all masks of an image, and look at its words.
 
     Raises:
-        UserError: words are no text, the image or a mask cannot be read, a mask does not fit the image, or it is empty.
+        UserError: the words are no text, the image or a mask cannot be read, or a mask does not fit the image or is empty.
     """
     if not isinstance(annotation.media, FrameFiles):
         raise UserError(f"{annotation.name} has the media {annotation.media}, expected an image")

@@ -1,7 +1,7 @@
 """PACO-LVIS and PASCAL-Part: objects and their parts in photos, in COCO's format. Source: ``PACOLVISDataset`` in UniPixel's
 ``unipixel/dataset/sub_classes/segmentation.py``.
 
-A category is named ``object`` or ``object:part``, and what follows ``_(`` in either only tells meanings of a word apart.
+A category is named ``object`` or ``object:part``. Text from ``_(`` on, in either, only tells meanings of a word apart.
 """
 
 from __future__ import annotations

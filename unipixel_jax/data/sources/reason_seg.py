@@ -19,7 +19,7 @@ _FOLDER = "lisa/reason_seg/ReasonSeg"
 _FOLDERS = {split: f"{_FOLDER}/{split}" for split in ("train", "val", "test")}
 _LABELS = ("target", "ignore", "flag")
 _FALLBACK = "cp1252"
-"""A few of the files were written on Windows; no other data set's may be."""
+"""The encoding of a few of the files, which were written on Windows; all other data sets must be in UTF-8."""
 
 
 def _load(root: Path, split: str, filters: Filters) -> list[Annotation]:

@@ -53,7 +53,7 @@ def _objects(item: dict[str, Any]) -> str:
 
 
 def _visible(tracks: Sequence[Sequence[Any]]) -> tuple[int, int]:
-    """The first frame with a mask and the one past the last. Only TAO's videos are cut to these, since they are too long."""
+    """The first frame with a mask, and the one past the last. Only TAO's videos are cut to this range, since they are too long."""
     seen = [i for i, regions in enumerate(zip(*tracks, strict=True)) if any(r is not None for r in regions)]
     return seen[0], seen[-1] + 1
 

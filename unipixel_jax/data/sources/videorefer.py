@@ -39,13 +39,13 @@ class _Record:
 
     Attributes:
         number: its place in the file, by which its masks are named.
-        name: for reports.
-        question: without the sign for the video; objects are written ``<region>``.
-        answer: may speak of objects as ``<object0>``.
-        objects: how many are marked.
+        name: the record's name, for reports.
+        question: the question without the token for the video; objects are written ``<region>``.
+        answer: the answer, which may speak of objects as ``<object0>``.
+        objects: how many objects are marked.
         ratio: the part of the frames that is marked; 0 where the file does not tell.
-        video: of its frames, those that count.
-        masks: of the objects.
+        video: the video, with the frames of it that count.
+        masks: the masks of the objects.
     """
 
     number: int
@@ -129,7 +129,7 @@ def _memory(source: str, root: Path, split: str, filters: Filters) -> list[Annot
 
 
 def _usable(records: Iterator[_Record]) -> Iterator[_Record]:
-    """Those with one to five objects, marked on enough frames."""
+    """The records with one to five objects, marked on enough frames."""
     return (r for r in records if 1 <= r.objects <= _MOST_OBJECTS and r.ratio >= _FEWEST_MARKED)
 
 

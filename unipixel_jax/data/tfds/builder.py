@@ -26,17 +26,18 @@ from unipixel_jax.data.records import encode
 from unipixel_jax.data.sources.base import Filters
 from unipixel_jax.errors import UserError
 
-logging.getLogger("absl").addFilter(lambda record: "Using custom data configuration" not in record.getMessage())  # it is meant to be our own
+logging.getLogger("absl").addFilter(lambda record: "Using custom data configuration" not in record.getMessage())  # a configuration of our own is meant
 
 Failed = Callable[[str, str], None]
-"""Told the name of a sample that is left out, and the reason."""
+"""A function that is called with the name of each sample that is left out, and the reason."""
 
 
 class Packed(tfds.core.GeneratorBasedBuilder):
     """Writes the samples of a source in their order."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # where checksums of downloads would lie; there are none, and finding it needs a package that tensorflow-datasets does not require
+    # Checksums of downloads would lie there. There are none, and finding the path needs a package that tensorflow-datasets does not require.
+    code_path = None
 
     def __init__(self, source: Source, split: str, failed: Failed, filters: Filters, **options: Any) -> None:
         """Prepare to write.
@@ -45,8 +46,8 @@ class Packed(tfds.core.GeneratorBasedBuilder):
             source: its samples.
             split: the name of the split that they become.
             failed: called for every sample that cannot be read and is left out.
-            filters: with which the source was opened; the data set's metadata tells them.
-            **options: of ``GeneratorBasedBuilder``, ``data_dir`` for one.
+            filters: the filters with which the source was opened; the data set's metadata tells them.
+            **options: options of ``GeneratorBasedBuilder``, such as ``data_dir``.
         """
         self._source, self._split, self._failed, self._filters = source, split, failed, filters
         config = tfds.core.BuilderConfig(name=config_name(source.name), version=self.VERSION)
@@ -72,13 +73,13 @@ class Packed(tfds.core.GeneratorBasedBuilder):
             yield number, {"annotation": record.text, "files": list(record.files)}
         if not kinds:
             raise UserError(f"none of the {len(self._source)} samples of {self._source.name} can be read: see the reasons")
-        # Runs of equal kinds, so that they are known without reading the records.
+        # The metadata holds runs of equal kinds, so that a reader knows the kinds without reading the records.
         self.info.metadata["data_types"] = [[kind, len(list(run))] for kind, run in groupby(kinds)]
         self.info.metadata["filters"] = asdict(self._filters)
 
 
 def config_name(source: str) -> str:
-    """The name under which a source is packed: what a path may not hold becomes ``_``."""
+    """The name under which a source is packed: characters that a path may not hold become ``_``."""
     return re.sub(r"[^\w.+-]", "_", source)
 
 
@@ -90,7 +91,7 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: F
         split: the name of the split that they become.
         out: the folder of data sets, ``data_dir`` of tensorflow-datasets.
         failed: called for every sample that cannot be read and is left out.
-        filters: with which the source was opened, None for none; whoever opens what is packed can ask for these alone.
+        filters: the filters with which the source was opened, None for none. The packed data set can be opened with these only.
 
     Returns:
         The folder of the data set.
@@ -102,7 +103,7 @@ def pack(source: Source, split: str, out: str | Path, failed: Failed, filters: F
     if folder.exists():
         raise UserError(f"{folder} exists: remove it to pack {source.name} again, or choose another folder")
     tfds.disable_progress_bar()
-    with _folder_beside(folder) as aside, contextlib.redirect_stdout(io.StringIO()):  # it tells of downloads that there are not
+    with _folder_beside(folder) as aside, contextlib.redirect_stdout(io.StringIO()):  # it prints about downloads, of which there are none
         builder = Packed(source, split, failed, filters or Filters(), data_dir=str(aside))
         builder.download_and_prepare()
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -126,4 +127,4 @@ def _folder_beside(folder: Path) -> Iterator[Path]:
         tempfile.tempdir = usual
         shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(OSError):
-            out.rmdir()  # where it was made for this, and stayed empty
+            out.rmdir()  # only if it is empty, as it is where it was made for a build that failed

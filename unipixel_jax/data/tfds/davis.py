@@ -1,6 +1,6 @@
 """``davis`` of tensorflow-datasets: clips in which every pixel of some objects is marked. It has no words.
 
-Its samples teach what a user asks for who points at objects: each is marked by a point, and all are segmented through the clip, as the task memory does.
+Its samples teach to follow objects that a user points at: each is marked by a point, and all are segmented through the clip, as in the task memory.
 Source: ``tensorflow_datasets/video/davis``.
 """
 
@@ -24,7 +24,7 @@ def davis_annotation(record: Mapping[str, Any], source: str) -> Annotation:
     """A clip with one turn, about the objects of its first frame.
 
     Args:
-        record: with ``video/frames`` and ``video/segmentations`` as the files' bytes.
+        record: the record, with ``video/frames`` and ``video/segmentations`` as the files' bytes.
         source: the source's name.
 
     Raises:

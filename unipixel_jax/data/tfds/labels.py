@@ -1,4 +1,4 @@
-"""Masks in images that are in memory."""
+"""A reader of masks from images that are in memory. O objects, F frames, H and W height and width in pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LabelContents:
     objects: tuple[int | None, ...]
 
     def read(self, frames: Sequence[int], size: Size) -> NDArray[np.bool_]:
-        """See ``MaskReader``; an image must have the frame's size."""
+        """Read masks, bool [O, F, H, W] (see ``MaskReader``); an image must have the frame's size."""
         require_room(len(self.objects), len(frames), size, str(self.images[0]))
         out = np.zeros((len(self.objects), len(frames), *size), bool)
         for place, frame in enumerate(frames):

@@ -17,7 +17,7 @@ def ref_coco_annotation(record: Mapping[str, Any], source: str) -> Annotation:
     """A photo with one turn for each expression.
 
     Args:
-        record: with ``image`` and ``objects/mask`` as the files' bytes.
+        record: the record, with ``image`` and ``objects/mask`` as the files' bytes.
         source: the source's name.
     """
     number = int(record["image/id"])

@@ -1,6 +1,6 @@
 """Sources in tensorflow-datasets' ArrayRecord files: ``tfds:NAME`` or ``tfds:NAME/CONFIG`` below the data root.
 
-``packed/...`` is what ``unipixel-jax data pack`` writes; ``ref_coco`` and ``davis`` are those of tensorflow-datasets, prepared with
+``unipixel-jax data pack`` writes ``packed/...``; ``ref_coco`` and ``davis`` are those of tensorflow-datasets, prepared with
 ``file_format="array_record"``.
 """
 
@@ -33,9 +33,9 @@ class _Reader:
     """How the records of a data set are read.
 
     Attributes:
-        convert: from a record and the source's name to an annotation.
-        data_type: of all samples; None where the data set's metadata tells.
-        encoded: features that stay as they are in the file, in the form of ``as_data_source``'s ``decoders``.
+        convert: makes an annotation of a record and the source's name.
+        data_type: the data type of all samples; None where the data set's metadata tells it.
+        encoded: the features that stay as they are in the file, in the form of ``as_data_source``'s ``decoders``.
     """
 
     convert: Callable[[Mapping[str, Any], str], Annotation]
@@ -60,17 +60,17 @@ READERS: Mapping[str, _Reader] = {
     "ref_coco": _Reader(ref_coco_annotation, "seg_image", {"image": _BYTES, "objects": {"mask": _BYTES}}),
     "davis": _Reader(davis_annotation, "mem_point_video", {"video": {"frames": _BYTES, "segmentations": _BYTES}}),
 }
-"""By the name of the data set."""
+"""How the records of each data set are read, by its name."""
 
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """A data set of tensorflow-datasets; opened in each process when first asked.
+    """A data set of tensorflow-datasets, which each process opens when it is first asked for a sample.
 
     Attributes:
         name: ``tfds:NAME`` or ``tfds:NAME/CONFIG``.
-        folder: of the data set, with its ``dataset_info.json``.
-        split: of the data set.
+        folder: the folder of the data set, with its ``dataset_info.json``.
+        split: the split to read.
     """
 
     name: str
@@ -122,8 +122,8 @@ def open_tfds(name: str, root: str | Path, split: str = "train", filters: Filter
     Args:
         name: ``tfds:NAME`` or ``tfds:NAME/CONFIG``.
         root: the folder of data sets, ``data_dir`` of tensorflow-datasets.
-        split: of the data set.
-        filters: with which it must have been packed; None for any. The data sets of tensorflow-datasets have none.
+        split: the split to read.
+        filters: the filters with which it must have been packed; None for any. The data sets of tensorflow-datasets have none.
 
     Raises:
         UserError: an unknown name, no such data set below the root, one in another file format, without that split, broken, or with other filters.
@@ -157,7 +157,7 @@ def open_tfds(name: str, root: str | Path, split: str = "train", filters: Filter
 
 
 def _open_builder(folder: Path) -> tfds.core.DatasetBuilder:
-    """The data set in a folder. Its files name classes of features, whose modules are imported, so that only tensorflow-datasets' own may be named."""
+    """The data set in a folder. Its files name classes of features, whose modules get imported, so only classes of tensorflow-datasets may be named."""
     for path in folder.iterdir():
         require_regular_file(path, _ADVICE)
         if path.suffix == ".json":
@@ -180,7 +180,7 @@ def _classes(content: Any) -> Iterator[str]:
 
 
 def _check_shards(split: Any, folder: Path) -> None:
-    """Check that there are files, which can hold as many records as the data set's metadata tells.
+    """Check that the files are there and large enough for the records that the data set's metadata tells of.
 
     Raises:
         UserError: one is missing, or too small.
