@@ -1,1 +1,1 @@
-"""The weight converter: torch checkpoints of UniPixel to JAX and back, bit for bit, and a report of what a file holds."""
+"""The weight converter: it converts torch checkpoints of UniPixel to JAX and back, bit for bit, and reports what a file holds."""

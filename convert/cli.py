@@ -1,4 +1,4 @@
-"""`unipixel-jax convert`: to-jax, to-torch and inspect."""
+"""`unipixel-jax convert`: the commands to-jax, to-torch and inspect."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from unipixel_jax.errors import UserError
 
 from .output import require_free
 
-TO_JAX = """Make a directory that unipixel-jax runs from.
+TO_JAX = """Make a directory that unipixel-jax loads.
 
 SRC is a UniPixel checkpoint, or a directory with a LoRA adapter or partial weights (then its base is found from its config.json or given with --base, and
 both are merged). Without SRC, --qwen and --sam2 assemble a fresh, untrained UniPixel as the reference's training starts one: the new tokens are appended,
-their rows are the mean of all others, and the new layers are drawn at random. In either case --partial lays what stages of training left over the model;
-then SRC may be a converted directory too."""
+their rows are the mean of all others, and the new layers are drawn at random. In either case --partial replaces weights of the model by those of partial
+checkpoints, which stages of training leave; then SRC may be a converted directory too."""
 
 TO_TORCH = """Make a torch checkpoint that the reference loads, with the names, dtypes, bytes and files that the source had; every tensor is compared with
 the checksum that was taken when it was converted."""
@@ -34,14 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     to_jax = commands.add_parser("to-jax", help="from torch to JAX", description=TO_JAX, formatter_class=argparse.RawDescriptionHelpFormatter)
     to_jax.add_argument("paths", nargs="*", metavar="SRC DST", help="source and output; with --qwen only the output; with --dry-run no output is needed")
     to_jax.add_argument("--base", type=Path, metavar="DIR", help="the model that an adapter was trained on (default: base_model_path in its config.json)")
-    partial = "a partial checkpoint to lay over all, a directory or its pytorch_model.safetensors; may be given several times, a later one wins"
+    partial = "a partial checkpoint that replaces weights, a directory or its pytorch_model.safetensors; may be given several times, a later one wins"
     to_jax.add_argument("--partial", type=Path, action="append", default=[], metavar="PATH", help=partial)
     to_jax.add_argument("--qwen", type=Path, metavar="DIR", help="a Qwen2.5-VL checkpoint, for a fresh start")
     to_jax.add_argument("--sam2", type=Path, metavar="FILE", help="an official SAM 2.1 checkpoint, for a fresh start or under an adapter")
     sizes = ", ".join(SAM2_SIZES)
     to_jax.add_argument("--sam2-size", metavar="SIZE", help=f"{sizes}, or a JSON file with the fields of Sam2Config (default: seen from the weights)")
     to_jax.add_argument("--image-size", type=int, default=768, metavar="PIXELS", help="side of SAM 2's square input, for a fresh start (default: 768)")
-    to_jax.add_argument("--seed", type=int, default=0, help="of the random numbers of a fresh start (default: 0)")
+    to_jax.add_argument("--seed", type=int, default=0, help="seed of the random weights of a fresh start (default: 0)")
     to_jax.add_argument("--dry-run", action="store_true", help="check names, shapes and dtypes, write nothing")
     to_jax.set_defaults(run=_to_jax)
 
@@ -77,7 +77,11 @@ def _to_jax(args: argparse.Namespace) -> int:
 
 
 def _places(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """Source and output; the source is None for a fresh start, the output only in a dry run."""
+    """Return source and output. The source is None for a fresh start, and the output may be None in a dry run.
+
+    Raises:
+        UserError: there are too few or too many paths, or only one of --qwen and --sam2.
+    """
     paths = [Path(path) for path in args.paths]
     if (args.qwen is None) != (args.sam2 is None) and not (args.qwen is None and paths):
         raise UserError("a fresh start needs both --qwen DIR and --sam2 FILE")

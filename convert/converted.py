@@ -1,4 +1,4 @@
-"""A converted directory read back as torch's tensors, each compared with the checksum that was taken when it was converted."""
+"""A reader of converted directories as torch's tensors. Each tensor is compared with the checksum that was taken when it was converted."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .tensors import CODES, Tensor
 
 
 def read_converted(directory: Path, config: UniPixelConfig, manifest: Manifest) -> dict[str, Tensor]:
-    """Every torch tensor under its canonical name, in the dtype that the manifest says it had; a tied head is left out.
+    """Return every torch tensor under its canonical name, in the dtype that it had in the source; a tied head is left out.
 
     Args:
         directory: a converted directory.
-        config: its config.json.
+        config: the configuration in its config.json.
         manifest: its manifest.
 
     Raises:
-        UserError: arrays that the config.json does not ask for, or names that it does not know. When a tensor is read: its bytes have changed.
+        UserError: the arrays, or the tensors in the manifest, are not those of the configuration. Reading a tensor raises it if its bytes have changed.
     """
     stored = checkpoint.read(directory / PARAMS)
     rules = all_rules(config)
@@ -48,7 +48,7 @@ def read_converted(directory: Path, config: UniPixelConfig, manifest: Manifest) 
 
 
 def _checked(name: str, tensor: Tensor, record: Record, directory: Path) -> Tensor:
-    """The tensor, with its checksum compared to the record's after its last block."""
+    """Return the tensor, whose checksum is compared with the record's after its last block."""
 
     def blocks() -> Blocks:
         checksum = 0

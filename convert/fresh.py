@@ -1,4 +1,7 @@
-"""A fresh UniPixel from Qwen2.5-VL and SAM 2.1, as the reference's training starts one (unipixel/train/train.py, `init_parameters`, `load_sam2_weights`)."""
+"""The assembly of a fresh UniPixel from Qwen2.5-VL and SAM 2.1, as the reference's training starts one.
+
+Source: `init_parameters` and `load_sam2_weights` in the reference's unipixel/train/train.py.
+"""
 
 from __future__ import annotations
 
@@ -19,29 +22,30 @@ from .names import unwrapped
 from .tensors import Tensor
 
 ROWS = 4096
-"""Rows of an embedding that are summed at once, so that its mean needs no float32 copy of it."""
+"""How many rows of an embedding are summed at once, so that its mean needs no float32 copy of the whole."""
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+"""The canonical names of the tensors that have a row for each token."""
 
 
 def sam2_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official SAM 2.1 file's tensors under UniPixel's names: the prefix `sam2.`, and the fuser's layer scale `gamma` called `weight`."""
+    """Return an official SAM 2.1 file's tensors under UniPixel's names: with the prefix `sam2.`, and the fuser's layer scale `gamma` called `weight`."""
     fuser = "memory_encoder.fuser.layers."
     plain = {unwrapped(name): tensor for name, tensor in tensors.items()}
     return {f"sam2.{n.removesuffix('gamma') + 'weight' if n.startswith(fuser) and n.endswith('.gamma') else n}": t for n, t in plain.items()}
 
 
 def sam2_sizes(size: str | None, tensors: Mapping[str, Tensor], image_size: int, where: Path) -> Sam2Config:
-    """The sizes of a SAM 2.1 file. A published one is known by Hiera's width and the number of blocks in each stage.
+    """Return the sizes of a SAM 2.1 file. A published size is recognised by Hiera's width and the number of blocks in each stage.
 
     Args:
         size: one of the published sizes' names, or a JSON file with the fields of Sam2Config; None to see it from the weights.
-        tensors: under UniPixel's names.
+        tensors: the file's tensors under UniPixel's names.
         image_size: side of the square input in pixels, which the weights do not show.
         where: the file, for messages.
 
     Raises:
-        UserError: no SAM 2, or none of the four; heads, windows and global blocks cannot be read from the weights.
+        UserError: the file is no SAM 2, or none of the four published sizes, whose heads, windows and global blocks cannot be read from the weights.
     """
     if size is not None and size in SAM2_SIZES:
         return replace(SAM2_SIZES[size], image_size=image_size)
@@ -66,14 +70,14 @@ def sam2_sizes(size: str | None, tensors: Mapping[str, Tensor], image_size: int,
 
 
 def sam2_config_name(sizes: Sam2Config) -> str:
-    """What the reference calls this size in config.json."""
+    """Return the name that the reference gives this size in config.json."""
     files = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
     published = (name for name, size in SAM2_SIZES.items() if replace(size, image_size=sizes.image_size) == sizes)
     return next((f"configs/sam2.1_hiera_{files[name]}" for name in published), "configs/custom")
 
 
 def assemble(qwen: Mapping[str, Tensor], sam2: Mapping[str, Tensor], config: UniPixelConfig, new_tokens: int, seed: int) -> dict[str, Tensor]:
-    """The tensors of a fresh UniPixel, in the dtype of Qwen's embedding.
+    """Return the tensors of a fresh UniPixel under canonical names, in the dtype of Qwen's embedding.
 
     Where the vocabulary grows, the last `new_tokens` rows of embedding and head are the mean of all rows before them. `ref_encoder` is a copy of SAM 2's
     prompt encoder, its random frequencies included: the copied point embeddings were trained with those. `msk_proj` is a copy of the vision merger's MLP.
@@ -84,10 +88,10 @@ def assemble(qwen: Mapping[str, Tensor], sam2: Mapping[str, Tensor], config: Uni
         sam2: SAM 2's tensors under UniPixel's names.
         config: the new model's configuration.
         new_tokens: how many tokens were appended to the tokenizer.
-        seed: of the random numbers; each tensor draws its own.
+        seed: seed of the random weights; each tensor has a stream of random numbers of its own.
 
     Raises:
-        UserError: the embedding has fewer rows than tokens that are not new.
+        UserError: there is no embedding, or it has fewer rows than there are older tokens.
     """
     if EMBEDDINGS[0] not in qwen:
         raise UserError("the Qwen2.5-VL directory has no token embedding; expected a complete checkpoint")
@@ -107,7 +111,7 @@ def assemble(qwen: Mapping[str, Tensor], sam2: Mapping[str, Tensor], config: Uni
 
 
 def _new_shapes(config: UniPixelConfig) -> dict[str, tuple[int, ...]]:
-    """What neither Qwen nor SAM 2 brings (unipixel/model/qwen2_5_vl.py, `__init__`)."""
+    """Return names and shapes of the weights that neither Qwen nor SAM 2 has (unipixel/model/qwen2_5_vl.py, `__init__`)."""
     text, sam = config.text.hidden_size, config.sam2.d_model
     linears = {
         "seg_head.1": (text, text),
@@ -123,6 +127,8 @@ def _new_shapes(config: UniPixelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> Callable[[], np.ndarray]:
+    """Return a function that draws a new weight."""
+
     def make() -> np.ndarray:
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         if name == "seg_head.0.weight":
@@ -138,6 +144,7 @@ def _initial(name: str, shape: tuple[int, ...], seed: int) -> Callable[[], np.nd
 
 
 def _with_mean_rows(name: str, old: Tensor, rows: int, new: int) -> Tensor:
+    """Return an embedding [rows, D] whose last `new` rows are the mean of the older tokens' rows."""
     if old.shape[0] < rows - new:
         raise UserError(f"{name} has {old.shape[0]} rows for {rows - new} older tokens; the tokenizer does not belong to this checkpoint")
 

@@ -1,4 +1,4 @@
-"""`config.json` and the small files beside the weights: reading, judging, writing, copying."""
+"""Reading, writing and copying of `config.json` and of the other small files beside the weights."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ COMPANIONS = (
     "processor_config.json",
     "generation_config.json",
 )
-"""The tokenizer's, processor's and generation's files, any of which a checkpoint may have."""
+"""The files with tokenizer, processor and generation settings, any of which a checkpoint may have."""
 
 COPY = "expected a complete checkpoint directory, copy it again"
-"""What to do where one of its files cannot be read."""
+"""The advice of messages where a file of a checkpoint cannot be read."""
 
 UNIPIXEL, QWEN = "pixel_qwen2_5_vl", "qwen2_5_vl"
-"""The values of `model_type` that we know."""
+"""The values of `model_type` that are known here."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object as `json_bytes` has it."""
+    """Write a JSON object in the form of `json_bytes`."""
     path.write_bytes(json_bytes(value))
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """A JSON object as the content of a file, with two spaces of indentation as transformers does.
+    """Return the content of a file with a JSON object, indented by two spaces as transformers does.
 
     Raises:
-        UserError: it holds half a pair of UTF-16, which JSON can spell and no text has.
+        UserError: the object holds half a surrogate pair, which JSON can spell but UTF-8 cannot.
     """
     try:
         return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
@@ -53,10 +53,10 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def read_config(directory: Path) -> tuple[dict[str, Any], UniPixelConfig]:
-    """A UniPixel directory's `config.json`, as it is and as our configuration.
+    """Return a UniPixel directory's `config.json`, as it is and as our configuration.
 
     Raises:
-        UserError: absent, or another model's.
+        UserError: the file is absent, or is another model's.
     """
     raw = read_json_object(directory / "config.json", COPY)
     kind = raw.get("model_type")
@@ -68,10 +68,14 @@ def read_config(directory: Path) -> tuple[dict[str, Any], UniPixelConfig]:
 
 
 def model_config(raw: Mapping[str, Any], directory: Path) -> UniPixelConfig:
-    """What a directory's `config.json`, or one merged for it, says of the model's sizes.
+    """Return the sizes that a `config.json`, or one merged for a directory, gives the model.
+
+    Args:
+        raw: the content of the `config.json`.
+        directory: its directory, for messages.
 
     Raises:
-        ConfigError: a key that is missing, out of range or at odds with another.
+        ConfigError: a key is missing, out of range or at odds with another.
     """
     try:
         return UniPixelConfig.from_hf(raw)
@@ -80,12 +84,12 @@ def model_config(raw: Mapping[str, Any], directory: Path) -> UniPixelConfig:
 
 
 def merged_config(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a model that was trained from `base` and saved only `own`: what `own` says, and `base` where it says nothing."""
+    """Return the configuration of a model that was trained from `base` and saved only `own`, whose keys win over those of `base`."""
     return {key: value for key, value in {**base, **own}.items() if key != "base_model_path"}
 
 
 def copy_companions(sources: Iterable[Path], target: Path) -> None:
-    """Copy the companions of every directory, verbatim; a later directory's file wins."""
+    """Copy the files of `COMPANIONS` from every directory, verbatim; a later directory's file wins."""
     for source in sources:
         for name in COMPANIONS:
             if (source / name).is_file():

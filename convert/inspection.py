@@ -1,4 +1,4 @@
-"""What a file or directory holds, from headers and names alone, without importing jax."""
+"""Reports of what a file or directory holds, from headers and names alone, without importing jax."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ KINDS: Mapping[str, str] = {
     "sam2": "SAM 2.1 checkpoint (torch)",
     "jax": "converted UniPixel directory (JAX)",
 }
+"""The kinds that `identify` finds, in words."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     Attributes:
-        path: where.
-        kind: a key of KINDS.
-        model: which UniPixel or Qwen2.5-VL, in words; None where the files do not say.
-        sam2: which SAM 2.1, in words.
-        tensors: how many tensors.
-        parameters: how many numbers in them.
-        nbytes: how many bytes they take.
-        dtypes: safetensors' dtype name to number of tensors.
+        path: the file or directory.
+        kind: a key of `KINDS`.
+        model: the size of UniPixel or Qwen2.5-VL, in words; None where the files do not say.
+        sam2: the size of SAM 2.1, in words; None where the files do not say.
+        tensors: number of tensors; in a converted directory, of arrays.
+        parameters: number of parameters in them.
+        nbytes: bytes that they take.
+        dtypes: number of tensors by safetensors' name of their dtype.
         missing: expected names that are absent.
-        unexpected: names that no table knows.
+        unexpected: names that no table has.
         details: other facts, such as an adapter's base and rank.
     """
 
@@ -67,15 +68,15 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing or unexpected."""
+        """Whether nothing is missing and nothing is unexpected."""
         return not self.missing and not self.unexpected
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, and `complete`."""
+        """Return the fields, and `complete`, as JSON values."""
         return {**asdict(self), "complete": self.complete}
 
     def as_text(self) -> str:
-        """A few lines for people."""
+        """Return the report as a few lines of text."""
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
         lines = [
             f"{self.path}: {KINDS[self.kind]}",
@@ -90,7 +91,7 @@ class Report:
 
 
 def inspect(path: Path) -> Report:
-    """Describe a checkpoint.
+    """Report what a file or directory holds.
 
     Raises:
         UserError: nothing is there, it is no checkpoint, or it is damaged.
@@ -120,7 +121,7 @@ def _sam2(path: Path) -> Report:
 
 
 def _adapter(path: Path) -> Report:
-    """An adapter needs only its own tensors, so nothing is missing but perhaps its base."""
+    """Report on an adapter. Its tensors are all that it needs, so that none count as missing; the details say whether its base is there."""
     own = read_json_object(path / "config.json", COPY)
     base = find(own.get("base_model_path"), path)
     config = model_config(merged_config(read_json_object(base / "config.json", COPY) if base else {}, own), path)
@@ -137,7 +138,7 @@ def _adapter(path: Path) -> Report:
 
 
 def _jax(path: Path) -> Report:
-    """Here the tensors are the stacked arrays, under their paths."""
+    """Report on a converted directory, whose tensors are the stacked arrays under their paths."""
     manifest = Manifest.read(path)
     _, config = read_config(path)
     arrays = {join(key): Tensor(CODES[array.dtype], array.shape, array.blocks) for key, array in read_arrays(path / PARAMS).items()}
@@ -170,13 +171,13 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _coverage(tensors: Mapping[str, Tensor], expected: set[str], text: TextConfig) -> Coverage:
-    """A tied head may be there as a copy."""
+    """Compare names with the expected ones; a tied head may be there as a copy."""
     found = _shapes(tensors)
     return Coverage.of({name: shape for name, shape in found.items() if not (name == HEAD and text.tie_word_embeddings)}, dict.fromkeys(sorted(expected)))
 
 
 def _model(vision: VisionConfig, text: TextConfig) -> str:
-    """The size, by the widths and depths of a published model."""
+    """Return the size in words, recognised by the widths and depths of a published model."""
     for name, preset in PRESETS.items():
         same_text = replace(preset.text, vocab_size=text.vocab_size) == text
         if same_text and preset.vision.out_hidden_size == vision.out_hidden_size and preset.vision.depth == vision.depth:

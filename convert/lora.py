@@ -1,4 +1,7 @@
-"""LoRA adapters as peft saves them, merged into their base: W + (alpha / r) B A, in float32 (Hu et al. 2021, section 4.1; peft 0.17, tuners/lora)."""
+"""The merge of LoRA adapters, as peft saves them, into their base: W + (alpha / r) B A in float32.
+
+Source: Hu et al. 2021, section 4.1; peft 0.17, tuners/lora. W [out, in], A [r, in], B [out, r].
+"""
 
 from __future__ import annotations
 
@@ -22,24 +25,24 @@ NEUTRAL = frozenset(
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "megatron_core", "qalora_group_size",
     }
 )  # fmt: skip
-"""Options of peft's LoraConfig that are read below, or say only where the adapter's tensors came from. Any other may make it another kind of adapter
-(DoRA, activated or quantised LoRA, replicated layers, trained tokens), and so must be off, also one that a later peft adds."""
+"""Options of peft's LoraConfig that are read below, or that only say where the adapter's tensors come from. Any other option, also one that a later peft adds,
+may make it another kind of adapter (DoRA, activated or quantised LoRA, replicated layers, trained tokens), and so must be off."""
 
 INITIAL = (True, False, None, "gaussian", "orthogonal")
-"""Initialisations that leave the base's weights as they were; the others (PiSSA, CorDA, OLoRA, LoftQ, EVA) may train on other ones."""
+"""Initialisations that leave the base's weights as they were. The others (PiSSA, CorDA, OLoRA, LoftQ, EVA) may change the base before training."""
 
 MAX_ALPHA = 1e6
-"""Largest alpha, of either sign; those in use are below a few thousand, and one near the end of a float's range makes infinite weights."""
+"""The largest absolute alpha that is accepted. Those in use are below a few thousand, and an alpha near the end of a float's range makes infinite weights."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter file taken apart.
+    """The tensors of an adapter file, sorted.
 
     Attributes:
-        pairs: canonical name of a weight to its A [r, in] and B [out, r].
-        scales: the same names to alpha / r.
-        rest: whole tensors that the file holds besides, under canonical names (biases, embeddings).
+        pairs: A [r, in] and B [out, r] of each adapted weight, by the weight's canonical name.
+        scales: alpha / r (or alpha / sqrt(r) for rsLoRA) of each adapted weight, by the same names.
+        rest: whole tensors that the file holds besides (biases, embeddings), by canonical name.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]]
@@ -56,7 +59,7 @@ def read_adapter(tensors: Mapping[str, Tensor], options: Mapping[str, Any], wher
         where: the directory, for messages.
 
     Raises:
-        UserError: another kind of adapter, an option that we do not merge, a half of a pair, or a rank that contradicts the options.
+        UserError: the adapter is of another kind, uses an option that is not merged here, lacks half of a pair, or has a rank that contradicts the options.
     """
     if options.get("peft_type") != "LORA":
         raise UserError(f"{where} holds an adapter of type {options.get('peft_type')!r}, expected LORA; merge it with peft and convert the whole checkpoint")
@@ -89,7 +92,15 @@ def read_adapter(tensors: Mapping[str, Tensor], options: Mapping[str, Any], wher
 
 
 def merged(weight: Tensor, pair: tuple[Tensor, Tensor], scale: float, where: str) -> Tensor:
-    """The weight with the adapter in it, in the weight's dtype. As in peft, the matrices are rounded to that dtype, and the rest is done in float32.
+    """Return the weight with the adapter merged into it, in the weight's dtype.
+
+    As in peft, the matrices are rounded to the weight's dtype first, and the rest is computed in float32.
+
+    Args:
+        weight: W [out, in].
+        pair: A [r, in] and B [out, r].
+        scale: the factor of B A.
+        where: the weight's name, for messages.
 
     Raises:
         UserError: the matrices do not fit the weight.
@@ -108,6 +119,7 @@ def merged(weight: Tensor, pair: tuple[Tensor, Tensor], scale: float, where: str
 
 
 def _scale(module: str, down: Tensor, options: Mapping[str, Any], where: object) -> float:
+    """Return the factor of B A that the adapter's options give a module whose A is `down`."""
     rank = _of_module(module, options.get("rank_pattern"), options.get("r"), where)
     alpha = _of_module(module, options.get("alpha_pattern"), options.get("lora_alpha"), where)
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
@@ -119,7 +131,10 @@ def _scale(module: str, down: Tensor, options: Mapping[str, Any], where: object)
 
 
 def _of_module(module: str, patterns: Any, default: Any, where: object) -> Any:
-    """A module's own rank or alpha. peft reads the keys as regular expressions for the end of the module's name; only plain endings are read here."""
+    """Return a module's rank or alpha from patterns, or the default where none matches.
+
+    peft reads the patterns' keys as regular expressions for the end of the module's name; only plain endings are accepted here.
+    """
     if not isinstance(patterns, Mapping | None):
         raise UserError(f"{where}: adapter_config.json has patterns that are no object but {reprlib.repr(patterns)}; copy the adapter again")
     for key, value in (patterns or {}).items():

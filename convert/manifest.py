@@ -1,4 +1,4 @@
-"""`manifest.json` of a converted directory: what the way back to torch needs to be exact, and what shows that nothing changed."""
+"""`manifest.json` of a converted directory: names, dtypes and files for an exact conversion back to torch, and checksums to show that nothing changed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Record:
     """One torch tensor as the source had it.
 
     Attributes:
-        dtype: as safetensors names it.
-        shape: as torch has it.
-        crc32: of its bytes, in hexadecimal.
-        file: the safetensors file it lay in; None where the source had none.
+        dtype: safetensors' name of its dtype.
+        shape: its shape in torch.
+        crc32: the CRC-32 of its bytes, in eight hexadecimal digits.
+        file: the safetensors file that it lay in; None where the source was no safetensors checkpoint.
     """
 
     dtype: str
@@ -40,20 +40,20 @@ class Record:
     file: str | None
 
     def is_sound(self) -> bool:
-        """Whether all is as a conversion writes it."""
+        """Return whether all fields are as a conversion writes them."""
         shape = len(self.shape) <= MAX_AXES and all(type(size) is int and size >= 0 for size in self.shape)
         return self.dtype in DTYPES and shape and bool(_CRC32.fullmatch(self.crc32)) and (self.file is None or isinstance(self.file, str))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a converted directory.
+    """The content of a `manifest.json`.
 
     Attributes:
-        source: kind and paths of what it was made from.
-        tensors: the source's own names, in its order, to what they were.
-        files: its safetensors files to their metadata; empty where the layout is ours to choose.
-        tied: the name under which the source held a second copy of the embedding, as its head.
+        source: kind and paths of what the directory was converted from.
+        tensors: the source's tensors by their own names, in their own order.
+        files: the metadata of the source's safetensors files, by file name; empty where the source had none, so that the conversion back chooses its files.
+        tied: the name under which the source held a second copy of the embedding, as its head; None where it held none.
     """
 
     source: Mapping[str, Any]
@@ -62,15 +62,15 @@ class Manifest:
     tied: str | None = None
 
     def write(self, directory: Path) -> None:
-        """Write it into a converted directory."""
+        """Write the manifest into a converted directory."""
         write_json(directory / NAME, {"format": FORMAT, "layout": LAYOUT, **asdict(self)})
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """Read it.
+        """Read the manifest of a converted directory.
 
         Raises:
-            UserError: absent, damaged, or of another version or layout.
+            UserError: the manifest is absent, damaged, or of another version or layout.
         """
         raw = read_json_object(directory / NAME, _ADVICE)
         if (raw.get("format"), raw.get("layout")) != (FORMAT, LAYOUT):
@@ -87,10 +87,12 @@ class Manifest:
         return manifest
 
     def _fault(self) -> str | None:
-        """What no conversion wrote: among it, files that lie elsewhere or hold nothing, and tensors that lie in none.
+        """Return what no conversion would have written, in words; None if all is sound.
+
+        That includes files that lie elsewhere or hold no tensors, and tensors that lie in no file.
 
         Raises:
-            TypeError, AttributeError: a value is of another type.
+            TypeError, AttributeError: a value has another type.
         """
         odd = next((name for name, record in self.tensors.items() if not record.is_sound()), None)
         if odd is not None:

@@ -1,4 +1,4 @@
-"""The older names, under which UniPixel's checkpoints are saved, for tensors named in any of the ways that occur."""
+"""Canonical names of tensors: the older names, under which UniPixel's checkpoints are saved, whatever name a file uses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from unipixel_jax.errors import UserError
 _T = TypeVar("_T")
 
 PEFT = "base_model.model."
-"""What peft puts in front of every name."""
+"""The prefix that peft puts in front of every name."""
 
 NEWER = (("model.language_model.", "model."), ("model.visual.", "visual."))
-"""Beginnings of names in memory (transformers >= 4.52) and in saved checkpoints."""
-
+"""Beginnings of names in memory (transformers >= 4.52), with those in saved checkpoints."""
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 """Parts of names that torch's wrappers add where a wrapped model is saved: DataParallel, `torch.compile`, FSDP, checkpointed activations, DeepSpeed."""
@@ -25,7 +24,7 @@ def require_printable(names: Iterable[str], where: object) -> None:
     """Check the names of a file's tensors before they are shown.
 
     Raises:
-        UserError: one holds control characters or halves of characters.
+        UserError: a name holds control characters or half of a surrogate pair.
     """
     odd = next((name for name in names if not name.isprintable()), None)
     if odd is not None:
@@ -33,12 +32,12 @@ def require_printable(names: Iterable[str], where: object) -> None:
 
 
 def unwrapped(name: str) -> str:
-    """The name without what wrappers add to it, at its beginning or within."""
+    """Return the name without the parts that wrappers add to it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def canonical(name: str) -> str:
-    """The name as a saved UniPixel checkpoint has it.
+    """Return the name that a saved UniPixel checkpoint gives the tensor.
 
     In memory, in adapters and in partial files the decoder is `model.language_model.` and the tower `model.visual.` (transformers >= 4.52); saved
     checkpoints have `model.` and `visual.`. peft adds a prefix, and `base_layer` inside the modules that it wraps; other wrappers add parts of their own.
@@ -53,7 +52,7 @@ def canonical(name: str) -> str:
 
 
 def newer(name: str) -> str:
-    """A canonical name as it is in memory, in adapters and in partial files, without peft's prefix."""
+    """Return the name that a canonical name has in memory, in adapters and in partial files, without peft's prefix."""
     for new, old in NEWER:
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -61,7 +60,7 @@ def newer(name: str) -> str:
 
 
 def renamed(tensors: Mapping[str, _T], where: object) -> dict[str, _T]:
-    """The mapping under canonical names.
+    """Return the mapping under canonical names.
 
     Raises:
         UserError: two names mean the same tensor.

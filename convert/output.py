@@ -1,4 +1,4 @@
-"""A directory that appears only when it is complete, and that replaces nothing but what a conversion wrote."""
+"""Output directories, which appear only when they are complete, and replace nothing but what a conversion wrote."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from .safetensors_io import INDEX, SINGLE, read_index
 from .sources import ADAPTER_FILES, PARTIAL_FILE
 
 WEIGHTS = (SINGLE, INDEX, ADAPTER_FILES[0], PARTIAL_FILE)
-"""What the weights of torch are written to, besides shards."""
+"""The files, besides shards, that torch's weights are written to."""
 
 OURS = frozenset({"config.json", "adapter_config.json", MANIFEST, packed(Path(PARAMS)).name, *WEIGHTS, *COMPANIONS})
+"""The names of all files, besides shards, that a conversion writes."""
 
 ARRAYS = re.compile(r"_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|\.zarray|[0-9.]+")
-"""Files in a folder of arrays: Orbax's own, headers, and chunks."""
+"""The names of files in a folder of arrays: Orbax's own, headers, and chunks."""
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of renameat2 (linux/fcntl.h, linux/fs.h)."""
+"""Constants of the system call renameat2 (linux/fcntl.h, linux/fs.h)."""
 
 
 def require_free(target: Path, force: bool, sources: Iterable[Path] = ()) -> None:
@@ -61,16 +62,16 @@ def require_free(target: Path, force: bool, sources: Iterable[Path] = ()) -> Non
 
 @contextmanager
 def new_directory(target: Path, force: bool, nbytes: int, sources: Iterable[Path] = ()) -> Iterator[Path]:
-    """A temporary directory beside `target` that becomes `target` at the end of the block, and vanishes at any error or interruption.
+    """Yield a temporary directory beside `target`, which becomes `target` at the end of the block and is removed at any error or interruption.
 
     Args:
         target: the directory to make; an old one is replaced only with `force`, and only at the end.
-        force: whether it may be.
-        nbytes: how much will be written, to say at once that the disk has no room for it.
-        sources: what is read meanwhile, and so may not lie in `target`.
+        force: whether a directory that is not empty may be replaced.
+        nbytes: how many bytes will be written; if the disk has no room for them, nothing is begun.
+        sources: files and directories that are read meanwhile, and so may not lie in `target`.
 
     Raises:
-        UserError: `require_free`, too little room, or the disk refuses.
+        UserError: `require_free` refuses the directory, the disk has too little room, or the directory cannot be written.
     """
     target = Path(os.path.abspath(target))
     require_shallow(target)
@@ -94,7 +95,7 @@ def new_directory(target: Path, force: bool, nbytes: int, sources: Iterable[Path
 
 
 def _foreign(directory: Path) -> str | None:
-    """What a directory holds that no conversion writes, or that it holds no conversion at all, as the middle of a message."""
+    """Return, as the middle of a message, what a directory holds that no conversion writes, or that it is no converted model; None if neither is so."""
     names = {path.name for path in directory.iterdir()}
     written = (OURS | _shards(directory)) & names
     jax = {MANIFEST, "config.json"} <= names and bool({PARAMS, packed(Path(PARAMS)).name} & names)
@@ -113,7 +114,7 @@ def _is_params(path: Path) -> bool:
 
 
 def _shards(directory: Path) -> set[str]:
-    """The files that a directory's own index lists."""
+    """Return the files that a directory's own index lists; none if there is no index or it is damaged."""
     try:
         return set(read_index(directory / INDEX)) if (directory / INDEX).is_file() else set()
     except UserError:
@@ -121,7 +122,10 @@ def _shards(directory: Path) -> set[str]:
 
 
 def _replace(partial: Path, target: Path) -> None:
-    """Put a complete directory in its place. At every moment `target` is there, the old one or the new, where the file system can exchange two names."""
+    """Put a complete directory in the place of `target`.
+
+    Where the file system can exchange two names, `target` exists at every moment, as the old directory or the new one.
+    """
     if not target.exists() or not any(target.iterdir()):
         partial.rename(target)
     elif not _exchange(partial, target):
@@ -136,7 +140,7 @@ def _replace(partial: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two directories' names at once. Returns False where system or file system cannot."""
+    """Exchange two directories' names at once; return False where the system or the file system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
@@ -145,12 +149,12 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _replaced(target: Path) -> Path:
-    """Where the old directory lies while the new one takes its name, if that takes two steps."""
+    """Return where the old directory lies while the new one takes its name, where that takes two steps."""
     return target.with_name(f".unipixel-replaced-{zlib.crc32(os.fsencode(target.name)):08x}")
 
 
 def _put_back(target: Path) -> None:
-    """Give the old directory its name again where a conversion was killed between the two steps; where it was killed after them, delete it."""
+    """Clean up after a conversion that was killed: give the old directory its name again if the new one is not there, and delete it if it is."""
     old = _replaced(target)
     if not old.is_dir():
         return

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the number of bytes done; draws on stderr if that is a terminal.
+    """Draw a progress bar on stderr, if that is a terminal, and yield a function to call with each number of bytes done.
 
     Args:
         title: what is done, in a word or two.
-        total: bytes in all.
+        total: number of bytes in all.
     """
     columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:

@@ -1,4 +1,4 @@
-"""A model with random weights as something to convert: what training from nothing starts from."""
+"""A model with random weights as a source of a conversion, for training from scratch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .trained import torch_tensors
 
 
 def random_source(config: UniPixelConfig, tokenizer: Path, seed: int) -> Source:
-    """Weights as the model's own initialisers draw them, in the configuration's dtype.
+    """Return a model whose weights are drawn by its own initialisers.
 
     Args:
-        config: the model's sizes.
-        tokenizer: a folder with its tokenizer files.
-        seed: of the weights.
+        config: the model's sizes; weights are in bfloat16 if its dtype is that, and else in float32.
+        tokenizer: a folder with the tokenizer files of the model.
+        seed: seed of the random weights.
 
     Raises:
-        UserError: no tokenizer there.
+        UserError: there is no tokenizer in the folder.
     """
     model = UniPixelModel(config, nnx.Rngs(seed))
     arrays = {cast(KeyPath, path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}

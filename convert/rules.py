@@ -1,11 +1,11 @@
-"""The language of the tables: which torch names make which array, and what a checkpoint lacks or has too many of.
+"""The rules that name the torch tensors of each JAX array, and the coverage of a checkpoint by them.
 
 A table is a tuple of rows `(torch name, JAX path[, torch shape])`. Braces list alternatives, paired by position on both sides:
 `("{q,k}_proj.{weight,bias}", "{q,k}.{weight,bias}")` is four rows. There are no patterns to match: a configuration expands the tables to the complete set of
 names, so a coverage report is a difference of sets, and the same rules serve both directions.
 
-Every weight keeps torch's [out, in] layout, so a rule never moves numbers: the two sides differ in name, in axes of size 1 or merged axes, and in
-stacking. One function, from the JAX shape to torch's, therefore says all there is to say, and bytes can be copied from file to file.
+Every weight keeps torch's [out, in] layout, so that a rule never permutes values: the two sides differ in name, in axes of size 1 or merged axes, and in
+stacking. So a function from the JAX shape to torch's is all that a rule needs besides names, and bytes can be copied from file to file.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ TorchShape = Callable[[Shape], Shape]
 Row = tuple[str, str] | tuple[str, str, TorchShape]
 
 SHOWN = 20
-"""How many names of each kind an error lists."""
+"""The most names of each kind that an error lists."""
 
 
 def same(shape: Shape) -> Shape:
-    """In torch the shape is the same."""
+    """Return torch's shape of an array that has the same shape there."""
     return shape
 
 
 def conv_1x1(shape: Shape) -> Shape:
-    """In torch a linear map [out, in] is a 1x1 convolution [out, in, 1, 1]."""
+    """Return torch's shape [out, in, 1, 1] of a linear map [out, in] that is a 1x1 convolution there."""
     return (*shape, 1, 1)
 
 
 def one_row(shape: Shape) -> Shape:
-    """In torch a vector [D] is an embedding of one row [1, D]."""
+    """Return torch's shape [1, D] of a vector [D] that is an embedding of one row there."""
     return (1, *shape)
 
 
@@ -44,10 +44,10 @@ class Rule:
     """One JAX array and the torch tensors it is made of.
 
     Attributes:
-        torch: the names, more than one only where they are stacked.
+        torch: the tensors' names, of which there are several only if they are stacked.
         jax: the array's path.
-        stacked: whether the array has a leading axis over `torch`; an array of one layer has it too.
-        torch_shape: from the JAX shape, less the stacking axis, to each torch tensor's.
+        stacked: whether the array has a leading axis over the tensors; an array of one layer has that axis too.
+        torch_shape: a function from the JAX shape without the stacking axis to the shape of each torch tensor.
     """
 
     torch: tuple[str, ...]
@@ -56,22 +56,22 @@ class Rule:
     torch_shape: TorchShape = same
 
     def torch_shapes(self, jax_shape: Shape) -> dict[str, Shape]:
-        """Every torch tensor's shape, given the array's."""
+        """Return the shape of every torch tensor by name, given the array's shape."""
         return dict.fromkeys(self.torch, self.torch_shape(jax_shape[1:] if self.stacked else jax_shape))
 
 
 def single(rows: Iterable[Row], torch: str = "", jax: str = "") -> list[Rule]:
-    """One rule per row, with a prefix on either side."""
+    """Return one rule for each row, with the prefixes `torch` and `jax`."""
     return [Rule((torch + name,), parse(jax + path), torch_shape=shape) for name, path, shape in _expanded(rows)]
 
 
 def each(rows: Iterable[Row], torch: str, jax: str, indices: Iterable[int]) -> list[Rule]:
-    """The rows once per index, which stands for `*` in both prefixes."""
+    """Return one rule for each row and index; the index takes the place of `*` in both prefixes."""
     return [rule for index in indices for rule in single(rows, torch.replace("*", str(index)), jax.replace("*", str(index)))]
 
 
 def stacked(rows: Iterable[Row], torch: str, jax: str, indices: Iterable[int]) -> list[Rule]:
-    """One rule per row over all indices, which stand for `*` in the torch prefix and become the array's first axis."""
+    """Return one rule for each row, over all indices: they take the place of `*` in the torch prefix, and become the array's first axis."""
     prefixes = [torch.replace("*", str(index)) for index in indices]
     if not prefixes:
         return []
@@ -79,12 +79,14 @@ def stacked(rows: Iterable[Row], torch: str, jax: str, indices: Iterable[int]) -
 
 
 def _expanded(rows: Iterable[Row]) -> Iterable[tuple[str, str, TorchShape]]:
+    """Yield the rows with their braces expanded, and with a shape function each."""
     for torch, jax, *shape in rows:
         for pair in _alternatives(torch, jax):
             yield *pair, shape[0] if shape else same
 
 
 def _alternatives(torch: str, jax: str) -> list[tuple[str, str]]:
+    """Return the pairs of names that a row's braces stand for."""
     if "{" not in torch:
         return [(torch, jax)]
     (torch_head, torch_choices, torch_tail), (jax_head, jax_choices, jax_tail) = _split(torch), _split(jax)
@@ -93,6 +95,7 @@ def _alternatives(torch: str, jax: str) -> list[tuple[str, str]]:
 
 
 def _split(text: str) -> tuple[str, list[str], str]:
+    """Return the text before the first braces, the alternatives in them, and the text behind them."""
     head, _, rest = text.partition("{")
     choices, _, tail = rest.partition("}")
     return head, choices.split(","), tail
@@ -104,8 +107,8 @@ class Coverage:
 
     Attributes:
         missing: expected names that are not there.
-        unexpected: names that no rule knows.
-        misshapen: name to (found, expected) shape or dtype, as text.
+        unexpected: names that no rule has.
+        misshapen: the found and the expected shape or dtype, as texts, of each tensor that has another one than expected.
     """
 
     missing: tuple[str, ...]
@@ -114,15 +117,15 @@ class Coverage:
 
     @classmethod
     def of(cls, found: Mapping[str, Shape], expected: Mapping[str, Shape | None]) -> Coverage:
-        """Compare names, and shapes where an expected one is given."""
+        """Compare names, and shapes where the expected shape is given."""
         wrong = {n: (str(found[n]), str(expected[n])) for n in expected if n in found and expected[n] not in (None, found[n])}
         return cls(tuple(n for n in expected if n not in found), tuple(n for n in found if n not in expected), wrong)
 
     def require_complete(self, what: str) -> None:
-        """Do nothing if all is there.
+        """Check that there is no difference.
 
         Raises:
-            UserError: one line with every kind of difference, its count and its first names.
+            UserError: there are differences; the message names every kind, its count and its first names.
         """
         shapes = [f"{name} {found}, expected {expected}" for name, (found, expected) in self.misshapen.items()]
         parts = [
@@ -134,7 +137,7 @@ class Coverage:
             raise UserError(f"{what} does not fit its config.json: {self._hint()}{'; '.join(parts)}")
 
     def _hint(self) -> str:
-        """What to do where the names are right but for one prefix: a training framework saved the model as a part of something."""
+        """Return advice where most names are right but for a prefix, as where a training framework saved the model as a part of a module; else an empty text."""
         if not self.missing or not self.unexpected:
             return ""
         first, missing = self.unexpected[0], set(self.missing)

@@ -1,7 +1,7 @@
-"""Reading and writing safetensors files, single or sharded, without holding a tensor in memory.
+"""A reader and writer of safetensors files, single or sharded, which never hold a whole tensor in memory.
 
-The format is eight bytes of header length, a JSON header, and the tensors' bytes (https://github.com/huggingface/safetensors, "Format"). Our own reader,
-because the usual one maps the whole file, and its mapped pages count as resident memory.
+The format is eight bytes of header length, a JSON header, and the tensors' bytes (https://github.com/huggingface/safetensors, "Format"). The package
+safetensors is not used for reading, because it maps the whole file, and mapped pages count as resident memory.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from unipixel_jax.errors import UserError
 from .tensors import DTYPES, Tensor
 
 SINGLE = "model.safetensors"
-"""A whole checkpoint in one file."""
+"""The name of the file of a checkpoint that is in one file."""
 
 INDEX = "model.safetensors.index.json"
-"""Which tensor is in which shard."""
+"""The name of the file that says which tensor is in which shard."""
 
 MAX_HEADER = 25_000_000
-"""Most bytes of a header. The format allows four times that; JSON takes up to 25 times its size in memory, and a header of 3B has under 200 KB."""
+"""The most bytes of a header that are accepted. The format allows four times as many, but parsed JSON takes up to 25 times its size in memory, and the header
+of the 3B model has under 200 KB."""
 
 MAX_AXES = 64
-"""Most axes of a tensor, which is torch's own limit."""
+"""The most axes of a tensor that are accepted, which is torch's own limit."""
 
 _COPY = "copy it again"
 
@@ -45,10 +46,10 @@ class TensorFile:
 
 
 def read_safetensors(path: Path) -> TensorFile:
-    """The tensors of one file; only its header is read.
+    """Return the tensors of one file; only its header is read.
 
     Raises:
-        UserError: not a safetensors file, a truncated or damaged one, or one with a dtype we do not know.
+        UserError: the file is no safetensors file, is truncated or damaged, or has an unknown dtype.
     """
     require_regular_file(path, _COPY)
     size = path.stat().st_size
@@ -77,7 +78,7 @@ def read_safetensors(path: Path) -> TensorFile:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A header's entry: a tensor's dtype and shape, and the first byte of its data and the one after them."""
+    """A header's entry: a tensor's dtype and shape, and where its bytes start and end in the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -86,10 +87,10 @@ class _Entry:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> _Entry:
-        """Read it.
+        """Read a header's entry.
 
         Raises:
-            TypeError, KeyError, ValueError: it is of another form.
+            TypeError, KeyError, ValueError: the entry has another form.
         """
         (start, end), shape, dtype = raw["data_offsets"], raw["shape"], raw["dtype"]
         if not all(type(number) is int and 0 <= number < 1 << 63 for number in (start, end, *shape[:MAX_AXES])):
@@ -109,19 +110,19 @@ def _tensor(path: Path, base: int, expected_start: int, name: str, entry: _Entry
 
 
 def is_shard_name(name: object, suffix: str = ".safetensors") -> bool:
-    """Whether this names a file of weights in the directory itself, and nothing elsewhere."""
+    """Return whether this is the name of a file of weights without a folder, so that it cannot lead elsewhere."""
     return isinstance(name, str) and name.endswith(suffix) and name != suffix and name.isprintable() and not set(name) & set("/\\:") and len(name) <= 200
 
 
 def read_index(path: Path, suffix: str = ".safetensors") -> dict[str, list[str]]:
-    """The shards that an index file (`*.index.json`) lists: file name to the tensors promised in it.
+    """Return the shards that an index file (`*.index.json`) lists: file name to the names of its tensors.
 
     Args:
-        path: of the index.
-        suffix: how the shards' names must end.
+        path: the index.
+        suffix: the ending that the shards' names must have.
 
     Raises:
-        UserError: not an index, or a shard is missing.
+        UserError: the file is no index, or a shard is missing.
     """
     placed = read_json_object(path, "copy the checkpoint again").get("weight_map")
     if not isinstance(placed, dict) or not placed:
@@ -143,7 +144,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
     Args:
         path: the file to make.
-        tensors: what to write.
+        tensors: the tensors to write, in this order.
         metadata: strings for `__metadata__`; torch checkpoints carry {"format": "pt"}.
 
     Raises:
@@ -166,12 +167,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 
 def write_shards(directory: Path, tensors: Mapping[str, Tensor], files: Mapping[str, Sequence[str]], metadata: Mapping[str, Mapping[str, str]]) -> None:
-    """Write a checkpoint: its files, and their index unless it is one `model.safetensors`.
+    """Write a checkpoint's files, and their index unless there is only `model.safetensors`.
 
     Args:
-        directory: where to.
-        tensors: what to write.
-        files: file name to the tensors in it.
+        directory: the directory to write to, which must exist.
+        tensors: the tensors to write, by name.
+        files: file name to the names of the tensors in it.
         metadata: file name to the strings for its `__metadata__`; {"format": "pt"} for a file that is not named.
     """
     for file, names in files.items():
@@ -183,12 +184,20 @@ def write_shards(directory: Path, tensors: Mapping[str, Tensor], files: Mapping[
 
 
 def shard_names(count: int) -> list[str]:
-    """File names of a checkpoint in `count` files, as transformers names them."""
+    """Return the file names of a checkpoint in `count` files, as transformers names them."""
     return [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
 def plan_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
-    """Cut tensors, in their order, into files of at most `limit` bytes (a larger tensor has a file of its own)."""
+    """Divide tensors, in their order, into files of at most `limit` bytes; a larger tensor has a file of its own.
+
+    Args:
+        sizes: bytes of each tensor, by name.
+        limit: bytes.
+
+    Returns:
+        File name to the names of its tensors.
+    """
     shards: list[list[str]] = [[]]
     room = limit
     for name, size in sizes.items():

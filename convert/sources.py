@@ -1,4 +1,4 @@
-"""Everything that can become a UniPixel in JAX, opened as one set of tensors under canonical names. Nothing but headers is read here."""
+"""Sources of a conversion, opened as one set of tensors under canonical names. Only headers are read here, apart from tied heads, which are compared."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Source:
     """A whole model to convert.
 
     Attributes:
-        config: its sizes.
-        config_json: the `config.json` to write, verbatim where there is one.
-        tensors: all of its weights under canonical names, a tied head left out.
-        companions: directories whose tokenizer and processor files belong to it; a later one wins.
-        inputs: all that is read, which the output may not replace.
+        config: the model's sizes.
+        config_json: the content of the `config.json` to write, verbatim where the source has one.
+        tensors: all of the model's weights under canonical names, without a tied head.
+        companions: directories whose tokenizer and processor files belong to the model; a later one wins.
+        inputs: all files and directories that are read, which the output may not replace.
         new_tokens: whether UniPixel's tokens must still be appended to those tokenizer files.
-        description: where it comes from, for the manifest.
-        weights: the layout to restore, where the source is a checkpoint and not a merge.
-        tied: the head's own name, where the source holds a copy of the embedding under it.
+        description: where the model comes from, for the manifest.
+        weights: names and files of the source's tensors, to be restored by the conversion back; None where the source is a merge.
+        tied: the name under which the source holds a copy of the embedding as its head; None where it holds none.
     """
 
     config: UniPixelConfig
@@ -54,7 +54,7 @@ class Source:
 
 
 def identify(path: Path) -> str:
-    """What lies at `path`: unipixel, adapter (LoRA or partial), qwen, jax, or sam2 (a file).
+    """Return the kind of what lies at `path`: unipixel, adapter (LoRA or partial), qwen, jax, or sam2 (a file).
 
     Raises:
         UserError: nothing is there, or something else.
@@ -76,25 +76,25 @@ def identify(path: Path) -> str:
 
 
 def find(place: Any, directory: Path) -> Path | None:
-    """A path that a config.json names, as it is or relative to the directory of that file."""
+    """Return a path that a config.json names, as it is or relative to the directory of that file; None if nothing is there."""
     candidates = [directory / place, Path(place)] if place and isinstance(place, str) else []
     return next((path.resolve() for path in candidates if os.path.exists(path)), None)
 
 
 def open_source(path: Path, base: Path | None = None, sam2: Path | None = None, seed: int = 0, partials: Sequence[Path] = ()) -> Source:
-    """A checkpoint, or an adapter on its base, whichever lies at `path`, with partial files over it.
+    """Open the checkpoint, or the adapter with its base, that lies at `path`, with weights replaced by those of partial files.
 
-    A converted directory is a source too, but only with partial files: without, nothing is to be done.
+    A converted directory is a source too, but only with partial files; without them there is nothing to convert.
 
     Args:
-        path: what to open.
+        path: the directory to open.
         base: see `open_adapter`.
         sam2: see `open_adapter`.
         seed: see `open_adapter`.
         partials: see `with_partials`.
 
     Raises:
-        UserError: none of these, or see `open_checkpoint`, `open_adapter` and `with_partials`.
+        UserError: nothing of this kind is at `path`, or `open_checkpoint`, `open_adapter` or `with_partials` refuses it.
     """
     return with_partials(_open_whole(path, base, sam2, seed, bool(partials)), partials)
 
@@ -115,10 +115,10 @@ def _open_whole(path: Path, base: Path | None, sam2: Path | None, seed: int, par
 
 
 def open_checkpoint(directory: Path) -> Source:
-    """A UniPixel checkpoint as the reference saves one, under older or newer names.
+    """Open a UniPixel checkpoint as the reference saves one, under older or newer names.
 
     Raises:
-        UserError: another model, damaged files, or a tied head that differs from the embedding.
+        UserError: the checkpoint is another model's, files are damaged, or a tied head differs from the embedding.
     """
     _, config = read_config(directory)
     weights = read_weights(directory)
@@ -130,10 +130,10 @@ def open_checkpoint(directory: Path) -> Source:
 
 
 def open_converted(directory: Path) -> Source:
-    """A converted directory, with what it was made from as its description. Each tensor is compared with its checksum when it is read.
+    """Open a converted directory, described by what it was made from. Each tensor is compared with its checksum when it is read.
 
     Raises:
-        UserError: no such directory, or a damaged one.
+        UserError: the directory is no converted directory, or is damaged.
     """
     from .converted import read_converted  # imported here: `inspect` opens no such directory, and must not wait for jax
 
@@ -144,14 +144,14 @@ def open_converted(directory: Path) -> Source:
 
 
 def with_partials(source: Source, paths: Sequence[Path]) -> Source:
-    """A source with partial files laid over it, a later one over an earlier one (unipixel/train/train.py, `partial_checkpoint`).
+    """Return a source with weights replaced by those of partial files; a later file wins (unipixel/train/train.py, `partial_checkpoint`).
 
     Args:
         source: the whole model.
         paths: safetensors files, or directories with `pytorch_model.safetensors`, as a stage of training without LoRA leaves them.
 
     Raises:
-        UserError: no such file, one that belongs to an adapter, or tensors that the model does not have.
+        UserError: a file is missing, belongs to an adapter, or holds tensors that the model does not have.
     """
     tensors, overlaid = source.tensors, list(source.description.get("overlaid", []))
     for path in paths:
@@ -169,17 +169,17 @@ def with_partials(source: Source, paths: Sequence[Path]) -> Source:
 
 
 def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: int) -> Source:
-    """A fresh start from a Qwen2.5-VL directory and an official SAM 2.1 file (see `fresh.assemble`).
+    """Open a fresh UniPixel from a Qwen2.5-VL directory and an official SAM 2.1 file (see `fresh.assemble`).
 
     Args:
-        qwen: the directory.
-        sam2: the file.
+        qwen: the Qwen2.5-VL directory.
+        sam2: the SAM 2.1 file.
         size: one of the published sizes, or a JSON file with the fields of Sam2Config; None to see it from the weights.
         image_size: side of SAM 2's square input in pixels.
-        seed: of the new layers' random numbers.
+        seed: seed of the new layers' random weights.
 
     Raises:
-        UserError: another model, damaged files, or sizes that cannot be known.
+        UserError: the directory is another model's, files are damaged, or SAM 2's size cannot be seen.
     """
     raw = read_json_object(qwen / "config.json", COPY)
     if raw.get("model_type") != QWEN:
@@ -198,16 +198,16 @@ def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: 
 
 
 def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: int) -> Source:
-    """A LoRA or partial directory on its base, merged in the reference's order: base, SAM 2, adapter, partial file, merge (unipixel/model/builder.py).
+    """Open a LoRA or partial directory with its base, merged in the reference's order: base, SAM 2, adapter, partial file, merge (unipixel/model/builder.py).
 
     Args:
         directory: holds `adapter_model` with `adapter_config.json`, or `pytorch_model.safetensors`, or both.
         base: the base model, of torch or converted; None to take `base_model_path` of the directory's `config.json`, as it is or relative to the directory.
-        sam2: a SAM 2 file to lay over the base; None to take `sam2_checkpoint` of that file, if it exists.
-        seed: for what a plain Qwen2.5-VL as the base leaves to be initialised.
+        sam2: a SAM 2 file that replaces the base's weights; None to take `sam2_checkpoint` of the directory's `config.json`, if it exists.
+        seed: seed of the layers that must be initialised where the base is a plain Qwen2.5-VL.
 
     Raises:
-        UserError: no base, damaged files, adapter options that are not merged, or tensors that the base does not have.
+        UserError: the base is missing, files are damaged, the adapter has options that are not merged, or holds tensors that the base does not have.
     """
     own = read_json_object(directory / "config.json", COPY)
     base = base or find(own.get("base_model_path"), directory)
@@ -245,7 +245,7 @@ def open_adapter(directory: Path, base: Path | None, sam2: Path | None, seed: in
 
 
 def _overlaid(tensors: Mapping[str, Tensor], new: Mapping[str, Tensor], where: Path | None) -> dict[str, Tensor]:
-    """`new` over `tensors`, in the dtypes that these have, as torch's `load_state_dict` copies."""
+    """Return `tensors` with those of `new` in their places, cast to the dtypes of `tensors`, as torch's `load_state_dict` does."""
     unknown = [name for name in new if name not in tensors]
     if unknown:
         raise UserError(f"{where} holds {len(unknown)} tensors that the base does not have: {', '.join(unknown[:20])}; choose the base that it was trained on")
@@ -253,7 +253,7 @@ def _overlaid(tensors: Mapping[str, Tensor], new: Mapping[str, Tensor], where: P
 
 
 def _without_tied_head(tensors: dict[str, Tensor], config: UniPixelConfig, where: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors without a head that config.json ties to the embedding, and whether there was one."""
+    """Return the tensors without a head that config.json ties to the embedding, and whether there was one."""
     if not config.text.tie_word_embeddings or HEAD not in tensors or EMBEDDING not in tensors:
         return tensors, False
     head, embedding = tensors[HEAD], tensors[EMBEDDING]
@@ -270,7 +270,7 @@ def _digest(tensor: Tensor) -> bytes:
 
 
 def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int], count: int) -> tuple[UniPixelConfig, bytes]:
-    """The configuration that the reference's training would write. The vocabulary grows only if the tokenizer outgrew it."""
+    """Return the configuration that the reference's training would write. The vocabulary grows only if the tokenizer has more tokens."""
     vision, text = read_qwen(raw)
     named: dict[str, Any] = {f"{key}_token_id": ids[f"<|{key}|>"] for key in ("ref", "seg", "mem")}
     named |= {key: raw[key] for key in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id") if key in raw}

@@ -1,4 +1,4 @@
-"""One tensor of a checkpoint that has not been read yet."""
+"""Tensors of checkpoints, which are read only when they are asked for."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 """The dtypes that a weight of the model may have."""
 
 CODES: Mapping[np.dtype[Any], str] = {dtype: code for code, dtype in DTYPES.items()}
-"""The way back: numpy dtype to safetensors name."""
+"""The names that safetensors files give numpy dtypes."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor's description and the way to its bytes.
+    """A tensor's dtype and shape, and a function that reads its bytes.
 
     Attributes:
         dtype: a key of `DTYPES`.
-        shape: as torch has it.
+        shape: the shape, as torch has it.
         blocks: yields the bytes in C order, each time anew; a block is valid until the next one is asked for.
     """
 
@@ -57,12 +57,12 @@ class Tensor:
 
     @classmethod
     def in_file(cls, path: Path, offset: int, dtype: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor whose bytes lie side by side in a file."""
+        """Return a tensor whose bytes lie side by side in a file, from `offset` on."""
         return cls(dtype, shape, partial(read_file, path, offset, math.prod(shape) * DTYPES[dtype].itemsize))
 
     @classmethod
     def computed(cls, dtype: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray]) -> Tensor:
-        """A tensor whose numbers `compute` makes when they are asked for; they are cast to `dtype`."""
+        """Return a tensor whose values `compute` makes when they are asked for; they are cast to `dtype`."""
 
         def blocks() -> Blocks:
             array = np.ascontiguousarray(compute(), dtype=DTYPES[dtype]).reshape(shape)
@@ -72,16 +72,16 @@ class Tensor:
 
     @property
     def count(self) -> int:
-        """How many numbers."""
+        """The number of values."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes."""
+        """The number of bytes."""
         return self.count * DTYPES[self.dtype].itemsize
 
     def load(self) -> np.ndarray:
-        """The numbers, as an array of `shape`."""
+        """Read the values as an array of the tensor's shape and dtype."""
         array = np.empty(self.shape, DTYPES[self.dtype])
         target = bytes_of(array)
         start = 0
@@ -91,5 +91,5 @@ class Tensor:
         return array
 
     def cast(self, dtype: str) -> Tensor:
-        """The same numbers in another dtype, rounded to nearest even."""
+        """Return the tensor in another dtype; values are rounded to nearest even when they are read."""
         return self if dtype == self.dtype else Tensor.computed(dtype, self.shape, self.load)

@@ -1,4 +1,7 @@
-"""From torch's tensors to a directory that JAX restores: `params/` (Orbax), config.json, tokenizer and processor files, manifest.json."""
+"""The conversion of torch's tensors to a directory that JAX restores.
+
+The directory holds `params/` (which Orbax reads too), config.json, tokenizer and processor files, and manifest.json.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,9 @@ class Summary:
     """What a conversion wrote, or would write.
 
     Attributes:
-        tensors: how many torch tensors.
-        arrays: how many JAX arrays.
-        parameters: how many numbers.
+        tensors: number of torch tensors.
+        arrays: number of JAX arrays.
+        parameters: number of parameters.
         nbytes: bytes of the arrays.
     """
 
@@ -53,16 +56,16 @@ class Summary:
 
 
 def model_shapes(config: UniPixelConfig) -> dict[KeyPath, Shape]:
-    """Path and shape of every weight of the model, of which nothing is made."""
+    """Return path and shape of every weight of the model; no weight is allocated."""
     model = abstract(lambda rngs: UniPixelModel(config, rngs=rngs))
     return {cast(KeyPath, path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
 def check(source: Source) -> Summary:
-    """Compare all names, shapes and dtypes with the model's, and the tokenizer with both, and write nothing.
+    """Compare all names, shapes and dtypes with the model's, and the token ids with the embedding; write nothing.
 
     Raises:
-        UserError: tensors are missing, unexpected or misshapen (all are listed); or there is no usable tokenizer, or an id without a row of the embedding.
+        UserError: tensors are missing, unexpected or misshapen; or there is no usable tokenizer; or a token id has no row in the embedding.
     """
     rules, shapes = all_rules(source.config), model_shapes(source.config)
     expected = {name: shape for rule in rules for name, shape in rule.torch_shapes(shapes[rule.jax]).items()}
@@ -79,16 +82,16 @@ def check(source: Source) -> Summary:
 def convert(source: Source, target: Path, *, force: bool = False) -> Summary:
     """Write a converted directory. It appears at once when it is complete, or not at all.
 
-    A stacked array whose layers have different dtypes takes the smallest one that holds them all exactly; the manifest keeps each layer's own, so that the
-    way back is exact too.
+    A stacked array whose layers have different dtypes gets the smallest dtype that holds them all exactly. The manifest keeps each layer's own dtype, so that
+    the conversion back to torch is exact too.
 
     Args:
-        source: what to convert.
+        source: the model to convert.
         target: the directory to make.
-        force: replace one that is not empty.
+        force: replace a directory that is not empty.
 
     Raises:
-        UserError: see `check`; or the output cannot be written.
+        UserError: `check` refuses the source, or the output cannot be written.
     """
     summary = check(source)
     shapes = model_shapes(source.config)
@@ -107,7 +110,7 @@ def convert(source: Source, target: Path, *, force: bool = False) -> Summary:
 
 
 def _check_tokens(source: Source) -> None:
-    """Read the tokenizer as the output will have it, and compare all ids with the rows of the embedding."""
+    """Read the tokenizer as the output will have it, and check that every token id has a row in the embedding."""
     rows, settings = source.tensors[EMBEDDING].shape[0], json.loads(source.config_json)
     for key, value in {**settings, **(settings.get("text_config") or {})}.items():
         beyond = [number for number in (value if isinstance(value, list) else [value]) if type(number) is int and number >= rows]
@@ -127,7 +130,7 @@ def _check_tokens(source: Source) -> None:
 
 
 def _common_dtype(source: Source, rule: Rule) -> str:
-    """The smallest dtype that holds all of the rule's tensors exactly."""
+    """Return the smallest dtype that holds all of the rule's tensors exactly."""
     kinds = {source.tensors[name].dtype for name in rule.torch}
     if len(kinds) == 1:
         return kinds.pop()
@@ -139,7 +142,7 @@ def _streamed(rule: Rule, shape: Shape, tensors: Mapping[str, Tensor], dtype: st
 
 
 def _checked(tensor: Tensor, name: str, checksums: dict[str, int], advance: Callable[[int], None]) -> Blocks:
-    """The tensor's bytes, while their checksum is taken."""
+    """Yield the tensor's bytes, and put their checksum into `checksums` at the end."""
     checksum = 0
     for block in tensor.blocks():
         checksum = zlib.crc32(block, checksum)
@@ -149,7 +152,7 @@ def _checked(tensor: Tensor, name: str, checksums: dict[str, int], advance: Call
 
 
 def _manifest(source: Source, checksums: Mapping[str, int]) -> Manifest:
-    """Under the source's own names where it is a checkpoint; the head that was dropped as a copy has the embedding's checksum."""
+    """Return the manifest, under the source's own names where it is a checkpoint. A tied head, which was left out, has the embedding's checksum."""
     tensors = source.weights.tensors if source.weights else source.tensors
     placed = source.weights.placed if source.weights else {}
     records = {}

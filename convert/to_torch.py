@@ -1,4 +1,4 @@
-"""From a converted directory back to a torch checkpoint that the reference loads: the same names, dtypes, bytes and files."""
+"""The conversion of a converted directory back to a torch checkpoint that the reference loads, with the names, dtypes, bytes and files of the source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .sources import EMBEDDING, Source
 from .tensors import Tensor
 
 SHARD_BYTES = 5_000_000_000
-"""Largest file of a checkpoint whose source had no files of its own; transformers' default."""
+"""The most bytes of a file, where the source does not say which files there are; transformers' default."""
 
 
 def convert(source: Path, target: Path, *, force: bool = False, shard_bytes: int = SHARD_BYTES) -> int:
@@ -27,15 +27,15 @@ def convert(source: Path, target: Path, *, force: bool = False, shard_bytes: int
     Args:
         source: a converted directory.
         target: the directory to make.
-        force: replace one that is not empty.
-        shard_bytes: largest file, where the manifest does not say which files there were.
+        force: replace a directory that is not empty.
+        shard_bytes: the most bytes of a file, where the manifest does not say which files there were.
 
     Returns:
         How many tensors were written.
 
     Raises:
-        UserError: no converted directory, arrays that its config.json does not ask for, bytes that changed since the conversion, or an output that cannot be
-            written.
+        UserError: the source is no converted directory, has arrays that its config.json does not ask for, or has changed since it was converted; or the output
+            cannot be written.
     """
     manifest = Manifest.read(source)
     tensors = _tensors(source, manifest)
@@ -52,10 +52,10 @@ def write(source: Source, target: Path, *, force: bool = False, shard_bytes: int
     """Write a whole model as a torch checkpoint in the layout of a saved UniPixel, one tensor at a time.
 
     Args:
-        source: what to write.
+        source: the model to write.
         target: the directory to make.
-        force: replace one that is not empty.
-        shard_bytes: largest file.
+        force: replace a directory that is not empty.
+        shard_bytes: the most bytes of a file.
 
     Returns:
         How many tensors were written.
@@ -73,7 +73,7 @@ def write(source: Source, target: Path, *, force: bool = False, shard_bytes: int
 
 
 def _tensors(source: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """Every torch tensor under the name it had, in the dtype and order it had."""
+    """Return every torch tensor under the name, in the dtype and in the order that it had in the source."""
     _, config = read_config(source)
     own = {canonical(name): name for name in manifest.tensors if name != manifest.tied}
     tensors = {own.get(name, name): tensor for name, tensor in read_converted(source, config, manifest).items()}
@@ -83,13 +83,15 @@ def _tensors(source: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def _layout(manifest: Manifest, tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, list[str]]:
-    """Which tensors go to which file: as they lay in the source, or cut into shards."""
+    """Return the names of the tensors of each file: as they lay in the source, or else divided into shards."""
     if not manifest.files:
         return plan_shards({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     return {file: [name for name in tensors if manifest.tensors[name].file == file] for file in manifest.files}
 
 
 def _counted(tensor: Tensor, advance: Callable[[int], None]) -> Tensor:
+    """Return the tensor, which calls `advance` with the bytes of each block that is read."""
+
     def blocks() -> Blocks:
         for block in tensor.blocks():
             yield block

@@ -1,4 +1,4 @@
-"""UniPixel's three tokens in Qwen's tokenizer files, which are edited as JSON, so that all else in them stays as it was."""
+"""Appends UniPixel's three tokens to Qwen's tokenizer files. These are edited as JSON, so that all else in them stays as it was."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from unipixel_jax.errors import UserError
 from .hf_config import COPY, write_json
 
 NEW_TOKENS = ("<|ref|>", "<|seg|>", "<|mem|>")
-"""In the order in which the reference appends them (unipixel/train/train.py)."""
+"""UniPixel's tokens, in the order in which the reference appends them (unipixel/train/train.py)."""
 
 
 def token_ids(directory: Path) -> tuple[dict[str, int], int]:
-    """Ids of all tokens of a directory's `tokenizer.json`, and how many there are.
+    """Return the ids of all tokens of a directory's `tokenizer.json`, and how many tokens there are.
 
     Raises:
         UserError: the file is absent or is no tokenizer.
@@ -32,10 +32,10 @@ def token_ids(directory: Path) -> tuple[dict[str, int], int]:
 
 
 def append_tokens(directory: Path) -> None:
-    """Write the tokens that are not there yet into the tokenizer files of `directory`, each at the next free id.
+    """Write those of UniPixel's tokens that are missing into the tokenizer files of `directory`, each at the next free id.
 
     Raises:
-        UserError: see `token_ids`.
+        UserError: a file is damaged or is no tokenizer.
     """
     ids, _ = token_ids(directory)
     new = {token: max(ids.values()) + 1 + i for i, token in enumerate(t for t in NEW_TOKENS if t not in ids)}
@@ -52,7 +52,7 @@ def append_tokens(directory: Path) -> None:
 
 
 def _update(path: Path, decoder: dict[str, Any]) -> None:
-    """Name the new tokens as the special ones, as `add_special_tokens` does in the reference."""
+    """Make the new tokens the additional special tokens of a settings file, as `add_special_tokens` does in the reference."""
     if path.is_file():
         raw = read_json_object(path, COPY)
         raw["additional_special_tokens"] = list(NEW_TOKENS)

@@ -1,4 +1,4 @@
-"""Reading torch checkpoints (`torch.save` files) without torch and without running anything that they contain.
+"""A reader of torch checkpoints (`torch.save` files) that needs no torch and runs nothing that they contain.
 
 Such a file is a zip archive with a pickle that describes the tensors, and one uncompressed member per storage (torch/serialization.py, "zipfile format").
 A pickle is a program: it may name any function and call it. This reader knows the dozen names that describe tensors, gives each a stand-in of its own that
@@ -41,21 +41,21 @@ STORAGES: Mapping[str, str] = {
     "ComplexFloatStorage": "C64",
     "UntypedStorage": "U8",
 }
-"""torch's storage classes and the dtype of what they hold."""
-
+"""The dtypes of torch's storage classes."""
 
 MAX_AXES = 64
-"""Most axes of a tensor, which is torch's own limit."""
+"""The most axes of a tensor that are accepted, which is torch's own limit."""
 
 MAX_SHARED = 4
-"""How many times a file's size its tensors may take together. Tied weights share a storage, and so count twice; much more is a small file that fills a disk."""
+"""How many times the size of a file its tensors may take together. Tied weights share a storage, and so count twice; a file with a much larger factor is a
+small one that would fill a disk."""
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pt`, `.pth` or `.bin` file, whether it is a state dictionary or holds one under `model`, `state_dict` or `module`.
+    """Return the tensors of a `.pt`, `.pth` or `.bin` file, whether it is a state dictionary or holds one under `model`, `state_dict` or `module`.
 
     Raises:
-        UserError: not such a file, a truncated one, one of torch's older formats, or one whose pickle asks for anything but tensors.
+        UserError: the file is no such file, is truncated, has one of torch's older formats, or its pickle asks for anything but tensors.
     """
     require_regular_file(path, _RESAVE)
     try:
@@ -81,6 +81,7 @@ _RESAVE = "expected a file of torch >= 1.6; copy it again, or load and save it o
 
 
 def _describe(path: Path) -> str:
+    """Say what an unreadable file is, as far as its first bytes show."""
     with open(path, "rb") as file:
         start = file.read(64)
     if start[:2] == b"PK":
@@ -124,7 +125,7 @@ def _require_stored(path: Path, member: zipfile.ZipInfo) -> None:
 
 @dataclass(frozen=True)
 class _Storage:
-    """A storage of the archive: where its bytes start, how many they are, and the dtype that its class says."""
+    """A storage of the archive: the offset of its bytes in the file, their number, and the dtype of its class."""
 
     offset: int
     nbytes: int
@@ -149,7 +150,7 @@ class _Callable:
 class _Dictionary(dict[Any, Any]):
     """A stand-in for OrderedDict, whose attributes (torch keeps version numbers there) are dropped.
 
-    It is made empty and filled afterwards, so that the look at the pickle has seen its keys.
+    It can only be made empty and filled by the pickle's own operations, so that `scan_pickle` has checked its keys.
     """
 
     def __init__(self) -> None:
@@ -160,6 +161,8 @@ class _Dictionary(dict[Any, Any]):
 
 
 class _TensorUnpickler(pickle.Unpickler):
+    """Reads a checkpoint's pickle with stand-ins for the names that describe tensors, and refuses every other name."""
+
     def __init__(self, file: Any, path: Path, root: str, members: Mapping[str, zipfile.ZipInfo]) -> None:
         super().__init__(file)
         self._path, self._root, self._members = path, root, members
@@ -206,7 +209,7 @@ class _TensorUnpickler(pickle.Unpickler):
         return tuple(items)
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-        """What `_rebuild_tensor_v2` and the NPU's `_rebuild_npu_tensor` describe; gradients, hooks and NPU layouts (`rest`) are not needed."""
+        """Return the tensor that `_rebuild_tensor_v2` or the NPU's `_rebuild_npu_tensor` describes; `rest` (gradients, hooks, NPU layouts) is not needed."""
         shape, strides, (start,) = self._whole_numbers(size), self._whole_numbers(stride), self._whole_numbers([offset])
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise UserError(f"{self._path} has a tensor without a storage, or with other strides than axes: it is damaged, copy it again")
@@ -226,6 +229,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a tensor in C order."""
     steps = [1]
     for size in reversed(shape[1:]):
         steps.append(steps[-1] * size)

@@ -1,4 +1,4 @@
-"""What training changed in a converted directory: as a whole model again, or as the files of an adapter and of the other trained tensors.
+"""The result of training from a converted directory, as a whole model or as the files of an adapter and of the other trained tensors.
 
 Source: `gather_and_save_model` in the reference's unipixel/train/custom_trainer.py.
 """
@@ -28,12 +28,12 @@ from .tables import all_rules
 from .tensors import CODES, Tensor
 
 LORA_A, LORA_B = "lora_a", "lora_b"
-"""The last part of an adapter's paths, beside the `weight` that it adapts."""
+"""The last part of the paths of an adapter's matrices, in the place of the `weight` that it adapts."""
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What the files of an adapter say of it: rank, alpha, and the dropout that it was trained with."""
+    """The settings in the files of an adapter: rank, alpha, and the dropout that it was trained with."""
 
     rank: int
     alpha: float
@@ -45,11 +45,11 @@ class Trained:
     """The result of training.
 
     Attributes:
-        start: the converted directory that it started from.
+        start: the converted directory that training started from.
         source: that directory, opened.
         weights: trained tensors under canonical names, in the dtypes of the source.
-        pairs: canonical name of an adapted weight to its A [r, in] and B [out, r], in the weight's dtype.
-        lora: of the pairs; None where there are none.
+        pairs: A [r, in] and B [out, r] of each adapted weight, by the weight's canonical name and in its dtype.
+        lora: the settings of the adapters; None where there are none.
     """
 
     start: Path
@@ -65,10 +65,10 @@ def open_trained(start: Path, arrays: Mapping[KeyPath, np.ndarray], settings: Lo
     Args:
         start: the converted directory that training started from.
         arrays: what was trained, by the model's paths; adapters end in `lora_a` [..., r, in] and `lora_b` [..., out, r].
-        settings: of the adapters.
+        settings: the settings of the adapters; None where there are none.
 
     Raises:
-        UserError: no such directory, or arrays that its model does not have.
+        UserError: there is no such directory, its model does not have some of the arrays, or adapters and settings do not match.
     """
     source = open_converted(start)
     weights = torch_tensors(source.config, {path: array for path, array in arrays.items() if path[-1] not in (LORA_A, LORA_B)}, start)
@@ -84,11 +84,11 @@ def open_trained(start: Path, arrays: Mapping[KeyPath, np.ndarray], settings: Lo
 
 
 def merged_source(trained: Trained, origin: str) -> Source:
-    """The whole trained model, its adapters merged, as something to convert or to write.
+    """Return the whole trained model, with its adapters merged, as a source to convert or to write.
 
     Args:
-        trained: see Trained.
-        origin: where the training's result lies, for the manifest.
+        trained: the result of training.
+        origin: where that result lies, for the manifest.
     """
     tensors = trained.source.tensors | trained.weights
     if trained.lora:
@@ -102,16 +102,16 @@ def write_adapter(trained: Trained, target: Path, base: str | None, *, force: bo
     """Write the files that the reference's trainer leaves without `save_full_model`: adapter, other trained tensors, config.json and tokenizer.
 
     Args:
-        trained: see Trained.
+        trained: the result of training.
         target: the directory to make.
-        base: what config.json is to name as the base model; None for the torch checkpoint that the start was converted from.
-        force: replace one that is not empty.
+        base: the base model to name in config.json; None for the torch checkpoint that the start was converted from.
+        force: replace a directory that is not empty.
 
     Returns:
         How many tensors were written.
 
     Raises:
-        UserError: the start was not converted from one checkpoint of torch, and no base is given; or the output cannot be written.
+        UserError: the start was not converted from one torch checkpoint, and no base is given; or the output cannot be written.
     """
     config = read_json_object(trained.start / "config.json", COPY) | _base(trained, base)
     prefix = PEFT if trained.lora else ""
@@ -134,7 +134,17 @@ def write_adapter(trained: Trained, target: Path, base: str | None, *, force: bo
 
 
 def torch_tensors(config: UniPixelConfig, arrays: Mapping[KeyPath, np.ndarray], start: Path, shaped: bool = True) -> dict[str, Tensor]:
-    """Arrays under torch's names; a stack becomes one tensor per layer. `shaped` gives each the shape that torch has for a weight of the rule."""
+    """Return arrays as torch's tensors under canonical names; a stacked array [L, ...] becomes one tensor for each layer.
+
+    Args:
+        config: the model's configuration.
+        arrays: arrays by the model's paths.
+        start: the directory that training started from, for messages.
+        shaped: give each tensor the shape that torch's weight has; if not, it keeps its own, as an adapter's matrix must.
+
+    Raises:
+        UserError: the model has no weight at a path.
+    """
     rules = {rule.jax: rule for rule in all_rules(config)}
     unknown = [join(path) for path in arrays if path not in rules]
     if unknown:
@@ -150,7 +160,7 @@ def torch_tensors(config: UniPixelConfig, arrays: Mapping[KeyPath, np.ndarray], 
 
 
 def _base(trained: Trained, base: str | None) -> dict[str, Any]:
-    """The keys by which the reference finds what an adapter belongs to (unipixel/model/builder.py): the base model, and SAM 2 for a fresh one."""
+    """Return the keys of config.json by which the reference finds an adapter's base (unipixel/model/builder.py): the base model, and SAM 2 for a fresh one."""
     if base:
         return {"base_model_path": base}
     source = trained.source.description
@@ -166,7 +176,7 @@ def _base(trained: Trained, base: str | None) -> dict[str, Any]:
 
 
 def _adapter_config(trained: Trained, settings: LoraSettings, base: str) -> dict[str, Any]:
-    """What peft must know to add the adapter; its defaults hold for all else."""
+    """Return the content of adapter_config.json: what peft must know to add the adapter; its defaults hold for all else."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

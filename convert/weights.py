@@ -1,4 +1,4 @@
-"""A directory's or file's tensors, whichever of the usual formats they are in. Only headers are read."""
+"""Readers of a directory's or a file's tensors in any of the usual formats. Only headers are read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Weights:
     """The weights of one directory, under the names that they have there.
 
     Attributes:
-        tensors: by name, in file order.
-        files: safetensors file to its metadata; empty where the weights are pickles, which are never written.
-        placed: name to file.
+        tensors: the tensors by name, in the order of the files.
+        files: the metadata of each safetensors file, by file name; empty where the weights are pickles, which are never written.
+        placed: the file name of each tensor, by the tensor's name.
     """
 
     tensors: dict[str, Tensor]
@@ -31,10 +31,10 @@ class Weights:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, safetensors or torch's own format.
+    """Return the tensors of one file, in the safetensors format or torch's own.
 
     Raises:
-        UserError: missing, damaged, or something else.
+        UserError: the file is missing, damaged, or of another format.
     """
     require_regular_file(path, "expected a safetensors or torch file")
     tensors: dict[str, Tensor] = {}
@@ -43,10 +43,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(directory: Path) -> Weights:
-    """A whole model's weights: `model.safetensors`, its shards, or torch's `pytorch_model.bin` and its shards.
+    """Return a whole model's weights, from `model.safetensors` or its shards, or from torch's `pytorch_model.bin` or its shards.
 
     Raises:
-        UserError: none of these, or a damaged or incomplete one.
+        UserError: none of these is there, or one is damaged or incomplete.
     """
     if (directory / SINGLE).is_file():
         return _read_shards(directory, [SINGLE])
@@ -75,7 +75,7 @@ def _read_shards(directory: Path, names: Iterable[str]) -> Weights:
 
 
 def _add(tensors: dict[str, Tensor], shard: dict[str, Tensor], where: Path) -> None:
-    """Add a file's tensors to those of other files."""
+    """Add a file's tensors to those of other files, none of which may have the same name."""
     twice = sorted(shard.keys() & tensors.keys())
     require_printable(shard, where)
     if twice:

@@ -1,8 +1,8 @@
-"""What the arguments of all commands have in common.
+"""The parser class, argument types and options that all commands share.
 
-Every command is an argparse parser, and so are the fields of a configuration (train/overrides.py). argparse and not tyro: it starts in a hundredth of a
-second, so that ``--help`` needs no package at all; a parser can be filled when its command is asked for; and the fields that ``train`` takes are known only
-once the configuration file has run, so that they are a second parse in either library.
+Every command is an argparse parser, and so are the fields of a configuration (train/overrides.py). argparse was chosen over tyro since it starts in a
+hundredth of a second, so that ``--help`` needs no package at all, and since a parser can be filled when its command is asked for. The fields that ``train``
+takes are known only once the configuration file has run, so that either library would parse them in a second pass.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ MODEL_HELP = "a directory made by `unipixel-jax convert to-jax` (default: the sm
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command, with ``--verbose``; what it parses has ``parser``, the innermost one, and ``run`` once its room has filled it.
+    """The parser of a command, with ``--verbose``. The namespace that it fills holds ``parser``, the innermost parser, and ``run``, the command's function.
 
     Args:
-        configure: ``module:function`` that adds the arguments when the command is asked for; "" if they are added at once.
-        options: of argparse.
+        configure: ``module:function`` that adds the arguments and sets ``run`` when the command is asked for; "" if the caller adds them.
+        options: options of ``argparse.ArgumentParser``.
     """
 
     def __init__(self, *, configure: str = "", **options: Any) -> None:
         super().__init__(**options)
         self._configure = configure
         self.set_defaults(parser=self)
-        # a default here would hide the option where it stands before a subcommand
+        # SUPPRESS: a subcommand's default would overwrite a --verbose that was given before the subcommand.
         self.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="show the time of each stage, and the traceback of an error")
 
     def fill(self) -> None:
-        """Add the command's arguments, unless they are there."""
+        """Add the command's arguments, unless that has been done."""
         if self._configure:
             (module, function), self._configure = self._configure.split(":"), ""
             getattr(importlib.import_module(module), function)(self)
@@ -44,12 +44,12 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+    """Parse a whole number from 1 on, as an argparse type."""
     return _at_least(1, text)
 
 
 def count(text: str) -> int:
-    """A whole number from 0, for argparse."""
+    """Parse a whole number from 0 on, as an argparse type."""
     return _at_least(0, text)
 
 

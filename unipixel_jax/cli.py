@@ -1,4 +1,4 @@
-"""The ``unipixel-jax`` command: it parses the arguments, sets up what all commands share, and calls the command of a room."""
+"""The ``unipixel-jax`` command: it parses the arguments, sets up what all commands share, and calls the command that was asked for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ CACHE_VARIABLE = "UNIPIXEL_JAX_CACHE"
 
 
 class Command(NamedTuple):
-    """A command.
+    """A command of ``unipixel-jax``.
 
     Attributes:
-        configure: ``module:function`` that fills its parser, and sets ``run`` to what takes the parsed arguments and returns the exit status.
-        help: what it does, in a line.
-        compiles: whether the programs that it compiles are kept on disk.
-        spins: whether a changing line on a terminal says what it does; others draw a bar, or print lines.
+        configure: ``module:function`` that fills the command's parser, and sets ``run`` to the function that takes the parsed arguments and returns the
+            exit status.
+        help: what the command does, in a line.
+        compiles: whether the programs that the command compiles are cached on disk.
+        spins: whether a spinner on the terminal says what the command does; commands without one draw a progress bar or print lines.
     """
 
     configure: str
@@ -64,18 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text, and a terminal may know ASCII only
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be valid text, and a terminal may show ASCII only
     args = argparse.Namespace(verbose=False)
-    # a parser may import what it offers choices of, and can fail in it
+    # Parsing runs as a command too: a parser may import the module whose names it offers as choices, and that import can fail.
     return run_command(lambda: parse(argv, args), verbose=False) or run_command(lambda: _run(args), args.verbose)
 
 
 def parse(argv: Sequence[str] | None, args: argparse.Namespace) -> int:
-    """Parse the arguments. What is left of those of a command that takes fields of a configuration becomes ``fields``.
+    """Parse the arguments. If the command takes fields of a configuration, the arguments that its parser does not know become ``fields``.
 
     Args:
         argv: the arguments; None for those of the process.
-        args: where they go.
+        args: the namespace that they are put into.
 
     Returns:
         0, the exit status.
@@ -104,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="unipixel-jax", description="Segment, track and discuss objects named in words, in images and video.")
-    parser.add_argument("--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "fish"), help="print what makes a shell complete commands")
+    parser.add_argument("--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "fish"), help="print a script for a shell to complete commands")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help, configure=command.configure)
@@ -112,7 +113,7 @@ def _parser() -> CommandParser:
 
 
 class _PrintCompletion(argparse.Action):
-    """Prints a shell's completion of all commands, and ends."""
+    """Print a shell's completion script for all commands, and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         import shtab
@@ -125,14 +126,18 @@ class _PrintCompletion(argparse.Action):
 
 
 class _Lines(logging.Handler):
-    """Prints records as lines that stay: above a bar too, since whoever draws one takes the place of sys.stderr."""
+    """Print records as lines that stay. They stay above a progress bar too, since rich replaces sys.stderr while it draws one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(record.getMessage(), file=sys.stderr)
 
 
 def _show_progress(verbose: bool, spins: bool, stack: ExitStack) -> None:
-    """Warnings, as lines. Beside them one changing line on a terminal, where the command wants it; with ``--verbose``, the time of each stage."""
+    """Show the package's log records until ``stack`` closes.
+
+    Warnings are printed as lines; with ``verbose``, so are the times of the stages. Without it, if ``spins`` is set and stderr is a terminal, a spinner shows
+    the latest record of a lower level.
+    """
     logger = logging.getLogger("unipixel_jax")
     stack.callback(logger.setLevel, logger.level)
     stack.callback(setattr, logger, "propagate", logger.propagate)
@@ -170,7 +175,7 @@ def _use_attention(name: str, stack: ExitStack) -> None:
 
 
 def _cache_programs() -> None:
-    """Keep compiled programs on disk, so that the second run starts fast. ``UNIPIXEL_JAX_CACHE`` moves the folder; empty, it turns the cache off."""
+    """Cache compiled programs on disk, so that the second run starts fast. ``UNIPIXEL_JAX_CACHE`` names the folder; if it is empty, nothing is cached."""
     folder = os.environ.get(CACHE_VARIABLE, str(Path.home() / ".cache" / "unipixel_jax"))
     if not folder:
         return

@@ -23,17 +23,16 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 _T = TypeVar("_T")
 
 _WIDTH = 65_536
-"""Widest layer; the largest published Qwen2.5-VL, of 72 billion weights, has 29,568 features at most."""
+"""The widest layer that is accepted; the largest published Qwen2.5-VL, of 72 billion parameters, has 29,568 features at most."""
 
 _IDS = (1 << 24) - 1
-"""Largest token id."""
+"""The largest token id that is accepted."""
 
 _LAYERS = 1024
-"""Most layers; that model has 80."""
+"""The most layers that are accepted; the largest published Qwen2.5-VL has 80."""
 
 _PIXELS = 1024
-"""Largest side of SAM's square, the one that SAM 2.1 itself was trained at. Its time grows with the fourth power."""
-
+"""The largest side of SAM's square input: the one that SAM 2.1 itself was trained at. The time that it takes grows with the fourth power of the side."""
 
 _GLOBAL = "the map must have at most 64 x 64 places where all of it is attended to"
 
@@ -58,7 +57,7 @@ class VisionConfig(Checked):
     PLACE = "vision_config"
 
     def rules(self) -> list[tuple[bool, str]]:
-        """What fields must fulfil together, and how to say so."""
+        """Return, for each rule over several fields, whether it holds and the message for where it does not."""
         merge = self.patch_size * self.spatial_merge_size
         return [
             (self.hidden_size % (4 * self.num_heads) == 0, f"hidden_size {self.hidden_size} must be a multiple of 4 for each of {self.num_heads} heads"),
@@ -68,12 +67,12 @@ class VisionConfig(Checked):
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in one flattened patch: channels x frames x height x width."""
+        """The number of values in one flattened patch: channels x frames x height x width."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def merge_unit(self) -> int:
-        """Patches that become one token."""
+        """The number of patches that become one token."""
         return self.spatial_merge_size**2
 
     @property
@@ -83,12 +82,12 @@ class VisionConfig(Checked):
 
     @property
     def merge_size(self) -> int:
-        """Sides of one token in pixels."""
+        """The side in pixels of the square that becomes one token."""
         return self.patch_size * self.spatial_merge_size
 
     @property
     def merge_dim(self) -> int:
-        """Width of the merger's input: the features of one token's patches side by side."""
+        """The width of the merger's input, which holds the features of one token's patches side by side."""
         return self.hidden_size * self.merge_unit
 
 
@@ -110,7 +109,7 @@ class TextConfig(Checked):
     PLACE = "text_config"
 
     def rules(self) -> list[tuple[bool, str]]:
-        """What fields must fulfil together, and how to say so."""
+        """Return, for each rule over several fields, whether it holds and the message for where it does not."""
         width, heads, shared = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         return [
             (width % (2 * heads) == 0, f"hidden_size {width} must be a multiple of 2 for each of {heads} attention heads"),
@@ -148,7 +147,7 @@ class Sam2Config(Checked):
     PLACE = "sam2_model"
 
     def rules(self) -> list[tuple[bool, str]]:
-        """What fields must fulfil together, and how to say so."""
+        """Return, for each rule over several fields, whether it holds and the message for where it does not."""
         blocks = sum(self.stages)
         first = sum(count for stage, count in enumerate(self.stages) if self.image_size > 256 * 2**stage)
         return [
@@ -202,10 +201,10 @@ class UniPixelConfig(Checked):
         text: the language model.
         sam2: SAM 2.1.
         sam2_config: the reference's name of SAM's configuration, which a torch checkpoint keeps.
-        sam2_hidden_tokens: that ``seg_head`` makes for each ``<|seg|>``.
+        sam2_hidden_tokens: number of prompt tokens that ``seg_head`` makes for each ``<|seg|>``.
         sam2_batch_mode: segment every frame by itself instead of tracking.
-        sample_objects: of a training sample, at most; -1 for all.
-        dtype: of the checkpoint's weights.
+        sample_objects: the most objects of a training sample that are segmented; -1 for all.
+        dtype: dtype of the checkpoint's weights.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -225,7 +224,7 @@ class UniPixelConfig(Checked):
     dtype: str = "bfloat16"
 
     def rules(self) -> list[tuple[bool, str]]:
-        """What fields must fulfil together, and how to say so."""
+        """Return, for each rule over several fields, whether it holds and the message for where it does not."""
         rows, width = self.text.vocab_size, self.text.hidden_size
         ids = {name: getattr(self, name) for name in vars(self) if name.endswith("_token_id")}
         return [
@@ -240,7 +239,7 @@ class UniPixelConfig(Checked):
         """Read the ``config.json`` of a checkpoint or a converted directory.
 
         Raises:
-            UserError: see ``from_hf``; or it is missing, or no JSON object.
+            UserError: the file is missing or is no JSON object, or ``from_hf`` refuses it.
         """
         return cls.from_hf(read_json_object(Path(directory) / "config.json", "copy it again, or convert the checkpoint again"))
 
@@ -249,7 +248,7 @@ class UniPixelConfig(Checked):
         """Read the dictionary of a ``config.json``, whether the text fields lie in ``text_config`` or (older files) at the top.
 
         Raises:
-            ConfigError: another model's file, or a missing or contradictory key.
+            ConfigError: the file is another model's, or a key is missing or contradicts another.
         """
         kind = raw.get("model_type")
         if kind != "pixel_qwen2_5_vl":
@@ -263,7 +262,7 @@ class UniPixelConfig(Checked):
         return cls(vision=vision, text=text, sam2=_read_sam2(raw), dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16", **values)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dictionary that transformers 4.53 and the reference read back as this configuration."""
+        """Return the dictionary that transformers 4.53 and the reference read back as this configuration."""
         text = dataclasses.asdict(self.text)
         section = text.pop("mrope_section")
         layers = self.text.num_hidden_layers
@@ -300,10 +299,10 @@ class UniPixelConfig(Checked):
 
 
 def read_qwen(raw: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
-    """The two Qwen2.5-VL parts of a ``config.json`` of Qwen2.5-VL or UniPixel.
+    """Read the sizes of vision tower and language model from a ``config.json`` of Qwen2.5-VL or UniPixel.
 
     Raises:
-        ConfigError: a missing key, or a feature that Qwen2.5-VL's releases do not use (sliding windows, other rotary scalings).
+        ConfigError: a key is missing, or asks for a feature that Qwen2.5-VL's releases do not use (sliding windows, other rotary scalings).
     """
     vision = raw.get("vision_config")
     if not isinstance(vision, Mapping):
@@ -343,10 +342,10 @@ def _build(cls: type[_T], values: Any, where: str) -> _T:
 
 
 def preset(name: str) -> UniPixelConfig:
-    """One of the sizes ``3b``, ``7b`` (the published models) and ``tiny`` (for tests and demonstrations).
+    """Return one of the configurations ``3b``, ``7b`` (the published models) and ``tiny`` (for tests and demonstrations).
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: the name is unknown.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}, expected one of {', '.join(PRESETS)}")

@@ -1,4 +1,4 @@
-"""``unipixel-jax demo``: the whole path from media to images, with the small model and on the media that ship with the package."""
+"""``unipixel-jax demo``: the embedded model segments, describes and tracks objects of the media that ship with the package."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ JOBS = (
     ("photo.png", "", "What is <region>?", (Point(74, 147),)),
     ("clip.gif", "clip", "Please segment the yellow circle.", ()),
 )
-"""Media, name of the overlay ("" for none), words, and what is pointed at."""
+"""Each job's media file, name of the overlay ("" for none), prompt, and the points that ``<region>`` stands for."""
 MAX_NEW_TOKENS = 24
 
 
 def run(output_dir: Path) -> Iterator[str]:
-    """Segment, describe and track; yields lines to show, the last ones the images' paths.
+    """Run all jobs.
+
+    Args:
+        output_dir: the folder that the overlays are written to.
+
+    Yields:
+        Lines to show: each job's answer, and at the end the paths of the overlays.
 
     Raises:
-        UserError: the images cannot be written, which is found out before the work.
+        UserError: the overlays cannot be written; this is checked before the work begins.
     """
     writable(output_dir / "demo_photo.png")
     model = UniPixel.from_pretrained(dtype="float32")

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MAX_MESSAGE = 4000
-"""Characters of a message; a longer one quotes a file, and its beginning says what is wrong."""
+"""The most characters of a message that are shown. A longer message quotes a file, and its beginning says what is wrong."""
 
 
 class UserError(ValueError):
-    """Something that the caller can put right. The message names what was found, what was expected, and what to do."""
+    """An error that the caller can put right. The message names what was found, what was expected, and what to do."""
 
 
 def run_command(run: Callable[[], int], verbose: bool) -> int:
@@ -31,7 +31,7 @@ def run_command(run: Callable[[], int], verbose: bool) -> int:
         The command's status; 1 after an error, whose reason is one line on stderr; 130 if it was interrupted or told to end.
     """
     try:
-        # What Pillow passes over in a file that it reads all the same, and what it logs beside the error that it raises, are no lines of ours.
+        # Pillow warns of faults in files that it reads all the same, and logs what it raises as errors too; a user should see one line of ours instead.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         logging.getLogger("PIL").setLevel(logging.CRITICAL)
         with _ended_by_signal():
@@ -59,8 +59,8 @@ def needing(extra: str, what: str) -> Iterator[None]:
     """Say how to install the packages that a command imports.
 
     Args:
-        extra: of this package, which brings them.
-        what: the command does, as the beginning of a message.
+        extra: the optional dependencies of this package (as in ``pip install 'unipixel-jax[extra]'``) that contain them.
+        what: what the command does, as the beginning of a message.
 
     Raises:
         UserError: a package is not installed.
@@ -72,7 +72,7 @@ def needing(extra: str, what: str) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """A text as one line that a terminal shows as it is: line breaks are spaces, control characters are written as escapes, and its length is bounded."""
+    """Return a text as one line that a terminal shows as it is: line breaks become spaces, control characters become escapes, and the length is bounded."""
     flat = " ".join(text.splitlines()) if len(text) <= MAX_MESSAGE else " ".join(text[:MAX_MESSAGE].splitlines()) + " ..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 

@@ -1,4 +1,4 @@
-"""Which torch name is which JAX path, one table per part of the model."""
+"""The tables of torch names and JAX paths, one for each part of the model."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from .vision import vision_rules
 
 
 def all_rules(config: UniPixelConfig) -> list[Rule]:
-    """Every rule of the model that `config` describes: together they name each of its tensors once."""
+    """Return all rules of the model that `config` describes; together they name each of its tensors once."""
     return [*text_rules(config.text), *vision_rules(config.vision), *sam2_rules(config.sam2), *head_rules()]

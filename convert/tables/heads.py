@@ -1,4 +1,4 @@
-"""What UniPixel adds to the two models (unipixel/model/qwen2_5_vl.py in the reference)."""
+"""The table of the layers that UniPixel adds to the two models (unipixel/model/qwen2_5_vl.py in the reference)."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ HEADS = (
 
 
 def head_rules() -> list[Rule]:
-    """The rules for the heads and for `ref_encoder`, which has the form of SAM 2's prompt encoder."""
+    """Return the rules for the heads and for `ref_encoder`, which has the layers of SAM 2's prompt encoder."""
     return single(HEADS) + prompt_encoder_rules("ref_encoder.", "ref_encoder.")

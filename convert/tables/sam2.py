@@ -1,4 +1,4 @@
-"""SAM 2.1 (the reference's sam2/modeling, a changed copy of facebookresearch/sam2), under the prefix `sam2.`."""
+"""The tables of SAM 2.1 under the prefix `sam2.` (the reference's sam2/modeling, a changed copy of facebookresearch/sam2)."""
 
 from __future__ import annotations
 
@@ -82,12 +82,15 @@ OUTSIDE = (
 
 
 def prompt_encoder_rules(torch: str, jax: str) -> list[Rule]:
-    """The rules for a prompt encoder, with the names' prefixes; its four point embeddings are one array."""
+    """Return the rules for a prompt encoder under these prefixes; its four point embeddings are one array."""
     return single(PROMPT_ENCODER, torch, jax) + stacked(POINT_EMBED, torch + "point_embeddings.*.", jax, range(4))
 
 
 def sam2_rules(config: Sam2Config) -> list[Rule]:
-    """The rules for `sam2`. A stage's first block changes the width, so it stands by itself (`entry`); torch numbers the blocks through all stages."""
+    """Return the rules for `sam2`. From the second stage on, the first block changes the width, so that it is an array of its own (`entry`).
+
+    torch numbers the blocks through all stages.
+    """
     rules = single(HIERA, "sam2.image_encoder.trunk.", "sam2.hiera.")
     for stage, end in enumerate(accumulate(config.stages)):
         start = end - config.stages[stage]

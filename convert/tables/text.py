@@ -1,4 +1,4 @@
-"""Qwen2.5's decoder (transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py, under the names that saved checkpoints use)."""
+"""The table of Qwen2.5's decoder (transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py, under the names that saved checkpoints use)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ BLOCK = (
 
 
 def text_rules(config: TextConfig) -> list[Rule]:
-    """The rules for `text`; a tied head has none, since it is the embedding."""
+    """Return the rules for `text`; a tied head has none, since it is the embedding."""
     outside = OUTSIDE if config.tie_word_embeddings else OUTSIDE + HEAD
     return single(outside, jax="text.") + stacked(BLOCK, "model.layers.*.", "text.blocks.", range(config.num_hidden_layers))

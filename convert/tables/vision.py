@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's vision tower (transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py, under the names that saved checkpoints use)."""
+"""The table of Qwen2.5-VL's vision tower (transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py, under the names that saved checkpoints use)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCK = (
 
 
 def vision_rules(config: VisionConfig) -> list[Rule]:
-    """The rules for `vision`. torch keeps the patch embedding as a 3-D convolution, whose stride is its kernel."""
+    """Return the rules for `vision`. torch has the patch embedding as a 3-D convolution, whose stride is the size of its kernel."""
     kernel = (config.hidden_size, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
     return [
         *single([(PATCH_EMBED, "vision.patch_embed.weight", lambda shape: kernel)]),

@@ -64,7 +64,7 @@ def search_of(monkeypatch, pretended, chips, slices=1, size="7b"):
     monkeypatch.setattr(search, "make_plan", pretended)
     told = []
     best = search.fit(CONFIG, preset(size), topology(chips, slices), Workload(), told.append)
-    assert len(told) == len(pretended.asked) == len(set(pretended.asked)) <= search.MOST
+    assert len(told) == len(pretended.asked) == len(set(pretended.asked)) <= search.MAX_COMPILATIONS
     return best
 
 
@@ -134,24 +134,24 @@ def test_groups_of_a_large_slice_and_slices(monkeypatch):
     pretended = Pretended(lambda _: 15.0)
     assert search_of(monkeypatch, pretended, 16, slices=2).mesh.slices == 2
     assert {mesh.preset for mesh, *_ in pretended.asked} == {"hybrid", "dp"}
-    assert search.dividing_meshes(64, 2, 1) == [MeshConfig("hybrid", slices=4), MeshConfig("hybrid", slices=2)]
-    assert search.dividing_meshes(64, 2, 32) == [MeshConfig("hybrid", slices=2, context=32)]
+    assert search.sharded_meshes(64, 2, 1) == [MeshConfig("hybrid", slices=4), MeshConfig("hybrid", slices=2)]
+    assert search.sharded_meshes(64, 2, 32) == [MeshConfig("hybrid", slices=2, context=32)]
 
 
 def test_compilations_are_bounded(monkeypatch, capsys):
     everything = Pretended(lambda config: 15.0)
     search_of(monkeypatch, everything, 1)
     assert {batch for _, batch, _ in everything.asked} == {1, 2, 4, 8, 16, 32}
-    monkeypatch.setattr(search, "MOST", 4)
+    monkeypatch.setattr(search, "MAX_COMPILATIONS", 4)
     assert search_of(monkeypatch, Pretended(lambda config: 15.0), 1).batch_size == 4
     monkeypatch.undo()
     for chips in (2**n for n in range(10)):
         # to find what fits a slice takes less than that, whatever it is
-        levels = len(search.sharings(chips, 1, 512))
-        assert len(search.dividing_meshes(chips, 1, 1)) * (1 + (levels - 1).bit_length()) <= search.MOST
+        levels = len(search.context_sizes(chips, 1, 512))
+        assert len(search.sharded_meshes(chips, 1, 1)) * (1 + (levels - 1).bit_length()) <= search.MAX_COMPILATIONS
     with pytest.raises(SystemExit):
         main(["plan", "--help"])
-    assert f"{search.MOST} compilations at most" in " ".join(capsys.readouterr().out.split())
+    assert f"{search.MAX_COMPILATIONS} compilations at most" in " ".join(capsys.readouterr().out.split())
 
 
 def test_nothing_fits(monkeypatch):

@@ -1,1 +1,1 @@
-"""How fast the model is here: real sizes, random weights."""
+"""Benchmarks of the model on this machine, at real sizes and with random weights."""

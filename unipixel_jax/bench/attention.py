@@ -1,4 +1,7 @@
-"""``unipixel-jax bench attention``: every backend at the shapes of the models' work, timed where there is such a chip and compiled where there is none."""
+"""``unipixel-jax bench attention``: every attention backend at the shapes that the models use.
+
+The programs are timed if the chip is here, and only compiled if it is not.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,16 @@ from unipixel_jax.ops.platform import platform
 
 @dataclass(frozen=True)
 class Work:
-    """One use of attention; the letters of ops/attention/choice.py in words.
+    """The shapes and the mask of one call of attention.
 
     Attributes:
-        segments: equal parts of the row that see only themselves; 0 for a mask without segments.
-        dropout: rate at which weights are dropped; None for none.
+        batch: number of rows.
+        queries, keys: number of queries and of keys of a row.
+        heads, key_heads: number of query heads and of key heads.
+        head_size, value_size: features of a query or key, and of a value.
+        causal: whether a query sees no later keys.
+        segments: number of equal parts of the row that see only themselves; 0 for a mask without segments.
+        dropout: rate at which attention weights are dropped; None for no dropout.
     """
 
     batch: int
@@ -51,19 +59,19 @@ class Work:
 
     @property
     def visible(self) -> float:
-        """Pairs of a query and a key that see each other, over all heads."""
+        """The number of pairs of a query and a key that it sees, over all heads."""
         part = 1 / max(self.segments, 1)
         rows = self.queries * part
         pairs = (rows * (rows + 1) / 2 if self.causal else rows * self.keys * part) / part
         return self.batch * self.heads * pairs
 
     def flops(self, backward: bool) -> float:
-        """Multiplications and additions: two products of each visible pair forward, and five more backward (the scores are computed again)."""
+        """Return the FLOPs: two products of each visible pair forward, and five more backward, where the scores are computed again."""
         forward = 2 * self.visible * (self.head_size + self.value_size)
         return forward + (2 * self.visible * (3 * self.head_size + 2 * self.value_size) if backward else 0)
 
     def nbytes(self, itemsize: int, backward: bool) -> float:
-        """Bytes that must move: each operand read once, each result written once; twice that again backward."""
+        """Return the bytes that must move: each operand is read once and each result written once, and the backward pass moves twice as much again."""
         sizes = self.heads * self.queries * (self.head_size + self.value_size) + self.key_heads * self.keys * (self.head_size + self.value_size)
         return self.batch * sizes * itemsize * (3 if backward else 1)
 
@@ -81,24 +89,28 @@ WORKS = {
     "Hiera map": Work(1, 2304, 2304, 8, 8, 56, 56),
     "Hiera windows": Work(16, 196, 196, 8, 8, 56, 56),
 }
-"""UniPixel-3B's language model and vision tower, and SAM 2.1 base+ at 768 pixels."""
+"""Calls of attention in UniPixel-3B's language model and vision tower, and in SAM 2.1 base+ at 768 pixels, by name."""
 
 MAX_TEMPORARY = 4_000_000_000
-"""Bytes besides arguments and results that a program may need to be run on a CPU, whose memory other programs share; it is compiled in any case."""
+"""The most bytes besides arguments and results with which a program is run on a CPU, whose memory other programs share. A larger program is only compiled."""
 
 SIGNS = {"RESOURCE_EXHAUSTED": "does not fit the chip's memory", "cuDNN": "cuDNN is not installed, or does not do this"}
-"""What a compiler's error says, and what that means."""
+"""Parts of compilers' error messages, and what they mean."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Attributes:
-    work, backend, chip: what was measured; the chip is "cpu", or a name in ``CHIPS``.
-    refused: why the backend does not do this, or None; then nothing else is known.
-    seconds: of a run, the median; None where it was only compiled.
-    temporary: bytes that the compiled program needs besides arguments and results.
-    flops: of the visible pairs.
-    roofline: seconds that no program on this chip could beat.
+    """The measurement of one backend at one call of attention.
+
+    Attributes:
+        work: the call, a name in ``WORKS``.
+        backend: a name in ``BACKENDS``.
+        chip: "cpu", or a name in ``CHIPS``.
+        refused: why the backend was not run; None if it was. With a reason, neither the time nor, as a rule, the memory is known.
+        seconds: the median time of a run; None if the program was only compiled.
+        temporary: bytes that the compiled program needs besides arguments and results.
+        flops: FLOPs of the visible pairs.
+        roofline: seconds that no program on this chip could beat.
     """
 
     work: str
@@ -112,20 +124,20 @@ class Result:
 
     @property
     def efficiency(self) -> float | None:
-        """The roofline's share of the time."""
+        """The roofline as a share of the measured time; None where either is unknown."""
         return self.roofline / self.seconds if self.roofline and self.seconds else None
 
 
 def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp.dtype, backward: bool, repeats: int) -> Iterator[Result]:
-    """Results for every work and backend.
+    """Yield a result for every call of attention and every backend.
 
     Args:
-        names: in ``WORKS``.
-        backends: in ``BACKENDS``.
-        chip: "cpu" to run here; a name in ``CHIPS`` to run if it is the device here, and else to compile.
-        dtype: of the arrays.
-        backward: with the gradients.
-        repeats: timed runs.
+        names: names in ``WORKS``.
+        backends: names in ``BACKENDS``.
+        chip: "cpu" to run here; a name in ``CHIPS`` to run if that is the device here, and to compile if not.
+        dtype: dtype of queries, keys and values.
+        backward: compute the gradients too.
+        repeats: number of timed runs.
 
     Raises:
         UserError: the chip's compiler is not installed.
@@ -179,7 +191,7 @@ def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repe
 
 
 def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask, WeightDropout | None]:
-    """Shapes of the call's arguments."""
+    """Return the shapes of the call's arguments: queries, keys, values, mask and dropout."""
     b, shape = work.batch, jax.ShapeDtypeStruct
     segments = (shape((b, work.queries), jnp.int32), shape((b, work.keys), jnp.int32)) if work.segments else (None, None)
     return (
@@ -192,6 +204,7 @@ def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask, W
 
 
 def _random(arguments: tuple[Any, ...], segments: int) -> tuple[Any, ...]:
+    """Return random arrays in the place of shapes; integers become the numbers of equal segments, from 1 on."""
     rng = np.random.default_rng(0)
 
     def fill(a: jax.ShapeDtypeStruct) -> jax.Array:
@@ -203,12 +216,13 @@ def _random(arguments: tuple[Any, ...], segments: int) -> tuple[Any, ...]:
 
 
 def _cpu_flops(dtype: jnp.dtype) -> float:
-    """What a large product of matrices reaches here, per second: no data sheet knows this machine."""
+    """Measure the FLOPs per second of a large matrix product, since there is no data sheet of this machine's processor."""
     a = jnp.ones((2048, 2048), dtype)
     return 2 * 2048**3 / _best(jax.jit(jnp.matmul), a, a)
 
 
 def _cpu_bandwidth() -> float:
+    """Measure the bytes per second that a large elementwise operation reads and writes."""
     a = jnp.ones(64 * 2**20, jnp.float32)
     return 2 * a.nbytes / _best(jax.jit(lambda a: a + 1), a)
 
@@ -225,7 +239,11 @@ def _clock(work: Callable[[], Any]) -> float:
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Bars of time and of temporary memory for every work and backend, as an image.
+    """Draw bars of time and of temporary memory for every call of attention and every backend.
+
+    Args:
+        results: the results to show.
+        path: the file to write; its suffix says the format.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""`unipixel-jax bench`: measure, print a table, compare with the torch reference."""
+"""`unipixel-jax bench`: measure the model's speed on this machine, and print a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS
 
 Report = dict[str, dict[str, float]]
-"""{name: {"min", "median", "max"}} in seconds per item, as scripts/benchmark_reference.py prints it."""
+"""Figures as {name: {"min", "median", "max"}} in seconds per item, in the form that scripts/benchmark_reference.py prints."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +44,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--against", type=Path, metavar="FILE", help="what scripts/benchmark_reference.py printed here; the table then shows ours / theirs")
     models.set_defaults(run=_run, measure=_models)
 
-    kernels = commands.add_parser("attention", help="every backend of attention at the shapes of the models' work")
+    kernels = commands.add_parser("attention", help="every attention backend, at the shapes that the models use")
     kernels.add_argument("--work", nargs="+", choices=tuple(attention.WORKS), default=list(attention.WORKS), metavar="NAME", help="; ".join(attention.WORKS))
     kernels.add_argument("--backends", nargs="+", choices=tuple(BACKENDS), default=list(BACKENDS))
-    kernels.add_argument("--chip", choices=("cpu", *CHIPS), default="cpu", help="run on this machine's processor, or compile for (and, if it is here, run on)")
+    kernels.add_argument("--chip", choices=("cpu", *CHIPS), default="cpu", help="the chip to run on, or to compile for if it is not here")
     kernels.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    kernels.add_argument("--backward", action="store_true", help="with the gradients")
-    kernels.add_argument("--plot", type=Path, metavar="FILE.png", help="draw times and memory")
+    kernels.add_argument("--backward", action="store_true", help="compute the gradients too")
+    kernels.add_argument("--plot", type=Path, metavar="FILE.png", help="draw times and memory as an image")
     kernels.set_defaults(run=_run, measure=_attention)
 
     for command in (models, kernels):
@@ -99,7 +99,7 @@ def _measure(args: argparse.Namespace) -> Report:
             for name, times in PARTS[part](sizes, jnp.dtype(dtype)):
                 report[name] = {"min": min(times), "median": statistics.median(times), "max": max(times)}
                 print(f"{name:60} {min(times):9.3f} s", file=sys.stderr, flush=True)
-            # programs of one part are of no use to the next, and hold its weights where they were traced with them
+            # the next part uses none of these programs, and some hold the weights that they were traced with
             jax.clear_caches()
     return report
 

@@ -1,4 +1,4 @@
-"""What ``unipixel-jax bench`` measures, under the names that scripts/benchmark_reference.py gives to the same work.
+"""The workloads of ``unipixel-jax bench models``, under the names that scripts/benchmark_reference.py gives to the same work.
 
 Sizes are real and weights random: SAM 2.1 base+ in frames of 768 pixels, and a language model of UniPixel-3B's widths with fewer layers.
 """
@@ -22,7 +22,7 @@ from unipixel_jax.models.qwen_vl.text import TextModel
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 
 Times = Iterator[tuple[str, list[float]]]
-"""Names with the seconds per item of each timed run."""
+"""Pairs of a workload's name and the seconds per item of each timed run."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Sizes:
 
     Attributes:
         image_size: side of SAM's square frames, in pixels.
-        frames: of the clip.
-        objects: tracked together through it.
-        layers: of the language model.
-        prompt_tokens, new_tokens: of the language model's prompt and answer.
-        repeats: timed runs, after one that compiles.
+        frames: number of frames of the clip.
+        objects: number of objects that are tracked together through the clip.
+        layers: number of layers of the language model.
+        prompt_tokens, new_tokens: number of tokens of the language model's prompt and answer.
+        repeats: number of timed runs, after one that compiles.
     """
 
     image_size: int
@@ -48,7 +48,7 @@ class Sizes:
 
 
 def sam2(sizes: Sizes, dtype: jnp.dtype) -> Times:
-    """Encoding and tracking per frame, and a whole clip with several objects, by the functions that ``unipixel-jax segment`` calls."""
+    """Time encoding and tracking per frame, and a whole clip with several objects, by the functions that ``unipixel-jax segment`` calls."""
     config = dataclasses.replace(preset("tiny"), sam2=dataclasses.replace(SAM2_SIZES["base_plus"], image_size=sizes.image_size))
     model = _random(config, dtype)
     rng = np.random.default_rng(1)
@@ -69,7 +69,7 @@ def sam2(sizes: Sizes, dtype: jnp.dtype) -> Times:
 
 
 def language(sizes: Sizes, dtype: jnp.dtype) -> Times:
-    """Prefill of one prompt, with the scores of its last position, and decoding per token."""
+    """Time the prefill of one prompt, with the logits of its last position, and decoding per token."""
     config = TextConfig(num_hidden_layers=sizes.layers)
     text = _random(dataclasses.replace(preset("tiny"), text=config), dtype).text
     ids = jnp.asarray(np.random.default_rng(1).integers(1000, size=(1, sizes.prompt_tokens)), jnp.int32)
@@ -100,7 +100,10 @@ PARTS: dict[str, Callable[[Sizes, jnp.dtype], Times]] = {"sam2": sam2, "language
 
 
 def _random(config: UniPixelConfig, dtype: jnp.dtype) -> UniPixelModel:
-    """Small random weights in the form that inference uses: one block of noise repeated, since drawing them all would take longer than what is measured."""
+    """Return a model with small random weights, in the form that inference uses.
+
+    One block of noise is repeated, since drawing all weights would take longer than the benchmark.
+    """
     noise = np.random.default_rng(0).standard_normal(1 << 20, np.float32) * np.float32(0.02)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -113,7 +116,7 @@ def _random(config: UniPixelConfig, dtype: jnp.dtype) -> UniPixelModel:
 
 
 def _timed(work: Callable[[], object], repeats: int, per: int = 1) -> list[float]:
-    """Seconds per item of each run but the first, which compiles."""
+    """Return the seconds per item of each run; one run before them compiles and is not timed."""
     jax.block_until_ready(work())
     return [_clock(work) / per for _ in range(repeats)]
 

@@ -1,8 +1,8 @@
-"""Next-token cross-entropy in chunks, so that scores of all tokens over the whole vocabulary never exist at once.
+"""Next-token cross-entropy in chunks, so that the logits of all tokens over the whole vocabulary never exist at once.
 
-On a mesh the vocabulary is divided over the devices that divide the weights, and their tokens go to it (ops/vocabulary.py).
+On a mesh the vocabulary's rows are sharded over the devices that shard the weights, and tokens are all-gathered to them (ops/vocabulary.py).
 
-R rows of a batch, T tokens, D width, V vocabulary.
+R rows of a batch, T tokens of a row, D width, V vocabulary; on one device, n tokens of a chunk and v rows of the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from unipixel_jax.ops.vocabulary import TABLE, Vocabulary
 IGNORE = -100
 """The label of a token that is not trained on."""
 CHUNK = 512
-"""Tokens of a device whose scores exist at the same time, at most."""
-
-
+"""The most tokens of a device whose logits exist at the same time."""
 ROWS = PartitionSpec(BATCH, CONTEXT)
+"""The sharding of [R, T, ...] arrays."""
 
 
 def next_token_loss(
     normed: jax.Array, head: jax.Array, labels: jax.Array, weights: jax.Array, watched: int = 0, chunk: int = CHUNK
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Weighted cross-entropy of predicting ``labels[t + 1]`` from position t, over the labels that are not ``IGNORE``.
+    """Compute the weighted cross-entropy of predicting ``labels[t + 1]`` from position t, over the labels that are not ``IGNORE``.
+
+    With weights of 1 / number of labels it equals the reference's language loss (``loss_function`` of the model in unipixel/model/qwen2_5_vl.py).
 
     Args:
-        normed: [R, T, D] hidden states after the final norm.
-        head: [V, D].
+        normed: [R, T, D] hidden states after the final norm, in the dtype of the matrix products.
+        head: [V, D] the output embedding, of any floating dtype.
         labels: [R, T] int32, aligned with the inputs (the shift happens here).
-        weights: [R, T] float32, how much each label counts: 1 / their number for a mean.
-        watched: a token.
-        chunk: tokens at a time, at most; the result does not depend on it but for rounding.
+        weights: [R, T] float32, the weight of each label's loss: 1 / number of labels for a mean.
+        watched: id of the token whose accuracy is counted.
+        chunk: the most tokens at a time; the result does not depend on it but for rounding.
 
     Returns:
-        float32 scalar; and how many of the labels that are ``watched`` the model would say itself, and how many there are (float32 scalars).
+        The loss, then a pair: how many labels that are ``watched`` have the highest logit, and how many labels are ``watched``. All are float32 scalars.
     """
     vocabulary = Vocabulary.of(head)
     targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
@@ -54,7 +55,7 @@ def next_token_loss(
 def _loss(
     vocabulary: Vocabulary, watched: int, chunk: int, x: jax.Array, head: jax.Array, targets: jax.Array, shares: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss, and how many of the targets that are ``watched`` are the likeliest token."""
+    """Return the loss, and how many of the targets that are ``watched`` have the highest logit. Targets and shares are [R, T], already shifted."""
     return _forward(vocabulary, watched, chunk, x, head, targets, shares)[0]
 
 
@@ -119,7 +120,10 @@ _loss.defvjp(_forward, _backward)
 
 
 def _scores(vocabulary: Vocabulary, x: jax.Array, head: jax.Array) -> jax.Array:
-    """x [n, D] and head [v, D] to [n, v] float32, rounded to x's dtype in between as everywhere; rows that fill up are never chosen."""
+    """Return the logits [n, v] in float32 of x [n, D] for head [v, D].
+
+    They are rounded to x's dtype first, as the model's own logits are. Rows that only pad the vocabulary to a multiple of the devices get -inf.
+    """
     scores = jax.lax.dot_general(x, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype).astype(jnp.float32)
     if vocabulary.mesh is None:
         return scores
@@ -127,7 +131,10 @@ def _scores(vocabulary: Vocabulary, x: jax.Array, head: jax.Array) -> jax.Array:
 
 
 def _cut(a: jax.Array, chunk: int, fill: int) -> jax.Array:
-    """[R, T, ...] to chunks of tokens [n, chunk, ...] of equal length, so that little is filled up."""
+    """Cut [R, T, ...] into as few chunks of at most ``chunk`` tokens as possible, all of one length so that padding is small: [chunks, n, ...].
+
+    The last chunk is padded with ``fill``.
+    """
     a = a.reshape(-1, *a.shape[2:])
     count = -(-a.shape[0] // chunk)
     size = -(-a.shape[0] // count)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2
+"""The weight of pixels on the object, and the exponent that lowers the loss of pixels that are already right (arXiv 1708.02002)."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class MaskLossWeights:
     """How much each loss counts.
 
     Attributes:
-        mask: of the focal loss.
-        dice: of the dice loss.
-        iou: of the predicted IoU's error.
-        object: of the object score's cross-entropy.
-        every_candidate: train all three masks of an object rather than the best. A model that starts from nothing can please the best of three without
-            looking at the prompt, one mask for each likely object.
+        mask: weight of the focal loss.
+        dice: weight of the dice loss.
+        iou: weight of the predicted IoU's error.
+        object: weight of the object score's cross-entropy.
+        every_candidate: train all M masks of an object rather than the best. A model that starts from random weights can lower the loss of the best mask
+            without looking at the prompt, by offering one mask for each likely object.
     """
 
     mask: float = 100.0
@@ -36,7 +37,7 @@ class MaskLossWeights:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskLosses:
-    """Sums over objects, divided by the number of objects; float32 scalars.
+    """Means of each loss over the objects that are no padding; float32 scalars.
 
     Attributes:
         mask: focal loss (arXiv 1708.02002) of the best candidate, or of all.
@@ -51,22 +52,27 @@ class MaskLosses:
     object: jax.Array
 
     def total(self, weights: MaskLossWeights) -> jax.Array:
-        """The weighted sum."""
+        """Return the weighted sum of the four losses, a float32 scalar."""
         return weights.mask * self.mask + weights.dice * self.dice + weights.iou * self.iou + weights.object * self.object
 
 
 def mask_losses(
     logits: jax.Array, iou: jax.Array, object_score: jax.Array, target: jax.Array, valid: jax.Array, weights: MaskLossWeights
 ) -> MaskLosses:
-    """Losses of one frame. The candidate with the lowest weighted focal + dice loss is trained; mask, dice and IoU count only where the object is.
+    """Compute the losses of one frame.
+
+    Only the candidate with the lowest weighted focal + dice loss is trained. Focal, dice and IoU losses count only for objects that the frame shows.
 
     Args:
         logits: [O, M, H, W] float32.
-        iou: [O, M] predicted IoU.
-        object_score: [O] logits.
-        target: [O, H, W] booleans.
-        valid: [O] booleans; padding objects count nothing.
+        iou: [O, M] float32, predicted IoU.
+        object_score: [O] float32, logits of the object being there.
+        target: [O, H, W] bool, the true masks; all False where the frame does not show the object.
+        valid: [O] bool, False for padding objects, which count nothing.
         weights: decide which candidate is best, and whether only that is trained.
+
+    Returns:
+        Means over the valid objects; all zero if there is none.
     """
     truth = target.astype(jnp.float32)[:, None]
     focal = jnp.mean(_focal(logits, truth), axis=(2, 3))
@@ -96,6 +102,7 @@ def mask_losses(
 
 
 def _focal(logits: jax.Array, truth: jax.Array) -> jax.Array:
+    """Return the focal loss of each pixel (arXiv 1708.02002, section 3.2), in the shape of ``logits``; ``truth`` is 0 or 1."""
     entropy = jnp.maximum(logits, 0) - logits * truth + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     prob = jax.nn.sigmoid(logits)
     right = prob * truth + (1 - prob) * (1 - truth)

@@ -1,4 +1,4 @@
-"""`unipixel-jax parity`: replay a recording and report."""
+"""``unipixel-jax parity``: replay a recording of the torch reference, and report how close our outputs are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unipixel_jax.arguments import add_attention
 from unipixel_jax.errors import needing
 
 SMALL_WEIGHTS = 200e6
-"""Bytes of a recording's weights up to which its programs are not worth optimising."""
+"""The bytes of a recording's weights below which its programs are compiled without optimisation."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
         from unipixel_jax.parity.recording import open_recording
         from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
 
-    _optimise_little(args.recording)
+    _skip_optimisation(args.recording)
     if args.json is not None:
         writable(args.json)
     log = logging.getLogger("unipixel_jax.parity")
@@ -53,9 +53,9 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if report["passed"] else 1
 
 
-def _optimise_little(recording: Path) -> None:
-    """Compile without optimisation for a small recording: dozens of small programs that each run once, and half of the work would be that."""
+def _skip_optimisation(recording: Path) -> None:
+    """Compile without optimisation for a small recording, which runs dozens of small programs once each: optimising them would take half of the time."""
     weights = sum(file.stat().st_size for file in recording.glob("checkpoint/*.safetensors"))
     if weights < SMALL_WEIGHTS and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-        # read when jax meets its first device
+        # JAX reads this when it initialises its first backend, so it must be set before
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"

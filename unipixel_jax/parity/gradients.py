@@ -1,4 +1,4 @@
-"""The training case: losses, and gradients under their torch names."""
+"""The comparison of a training case: losses, and gradients under their torch names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[Check]:
-    """Losses and gradients of one recorded sample."""
+    """Compare the losses and gradients of one recorded sample."""
     batch = to_batch(case, inputs)
     (_, parts), grads = _loss_and_gradients(loaded.model, batch)
     # the recorded parts are sums over the frames of a tracked clip, and means in batch mode
@@ -58,7 +58,7 @@ def _loss_and_gradients(model: UniPixelModel, batch: TrainBatch) -> tuple[tuple[
 
 
 def by_torch_name(grads: UniPixelModel, rules: list[Rule]) -> dict[str, np.ndarray]:
-    """A tree shaped like the model as torch tensors: canonical name to array."""
+    """Return the arrays of a tree with the model's structure, such as its gradients, in torch's shapes and under canonical torch names."""
     flat = {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(grads))}
     out = {}
     for rule in rules:
@@ -74,7 +74,12 @@ def _find(grads: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def to_batch(case: Case, inputs: ModelInputs) -> TrainBatch:
-    """A case's only sample as a batch of one row."""
+    """Return a case's only sample as a batch of one row.
+
+    Args:
+        case: holds ``labels`` [1, T], right-aligned with the inputs, ``frames`` [F, 3, S, S] and ``label_mask`` [F, O, S, S].
+        inputs: the model's inputs for the sample, of batch size 1.
+    """
     ids, masks = inputs.input_ids, case.input("label_mask").astype(bool)
     labels = np.full(ids.shape, -100, np.int32)
     labels[:, ids.shape[1] - case.input("labels").shape[1] :] = case.input("labels")

@@ -1,4 +1,4 @@
-"""Reading a recording: a folder with a small checkpoint and what the torch reference computed with it (see docs/parity.md)."""
+"""A reader of recordings: folders with a checkpoint and what the torch reference computed with it (see docs/parity.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unipixel_jax.errors import UserError
 FORMAT = 1
 
 MAX_PLACES = 1 << 20
-"""Most patches that a recorded grid may have, and most pixels a side of a recorded frame squared; recordings are small."""
+"""The most patches of a recorded grid, and the most pixels of a recorded frame, that are accepted; recordings are small."""
 
 _ADVICE = "record it again, or copy it again"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
@@ -30,10 +30,10 @@ class Case:
     """One case of a recording.
 
     Attributes:
-        name: names its file.
-        kind: what was computed.
-        options: the other entries of its description.
-        path: the safetensors file.
+        name: the case's name, which its files have too.
+        kind: what was computed, a key of ``replay.KINDS``.
+        options: the case's entry of export.json.
+        path: the safetensors file with the case's tensors.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Case:
         return {name: a.astype(np.float32) if a.dtype == ml_dtypes.bfloat16 else a for name, a in arrays.items()}
 
     def input(self, name: str) -> np.ndarray:
-        """A recorded input.
+        """Return a recorded input.
 
         Raises:
             UserError: the file has no such tensor.
@@ -56,14 +56,14 @@ class Case:
         return self._get(f"inputs.{name}")
 
     def has_input(self, name: str) -> bool:
-        """Whether an input was recorded."""
+        """Return whether an input was recorded."""
         return f"inputs.{name}" in self.tensors
 
     def grid(self, name: str) -> np.ndarray:
-        """A recorded input with the patches of each clip in time, height and width [clips, 3].
+        """Return a recorded input that holds the numbers of patches of each clip in time, height and width: [clips, 3] integers.
 
         Raises:
-            UserError: it is missing, or no such array.
+            UserError: the input is missing, or is no such array.
         """
         grid = self.input(name)
         if grid.dtype.kind not in "iu" or grid.ndim != 2 or grid.shape[1] != 3 or not (grid >= 1).all() or not (grid <= MAX_PLACES).all():
@@ -73,10 +73,10 @@ class Case:
         return grid
 
     def frame_size(self) -> tuple[int, int]:
-        """Height and width of the recorded media in pixels.
+        """Return height and width of the recorded media in pixels.
 
         Raises:
-            UserError: they are missing, or no such numbers.
+            UserError: they are missing, or are not two such numbers.
         """
         sides = self.input("frame_size")
         if sides.dtype.kind not in "iu" or sides.shape != (2,) or not (sides >= 1).all() or float(sides[0]) * float(sides[1]) > MAX_PLACES:
@@ -84,10 +84,10 @@ class Case:
         return int(sides[0]), int(sides[1])
 
     def number(self, name: str, most: int) -> int:
-        """A whole number from 1 to ``most`` of the description.
+        """Return an option that is a whole number from 1 to ``most``.
 
         Raises:
-            UserError: it is missing, or something else.
+            UserError: the option is missing, or is something else.
         """
         value = self.options.get(name)
         if type(value) is not int or not 1 <= value <= most:
@@ -95,15 +95,15 @@ class Case:
         return value
 
     def beside(self, ending: str) -> Any:
-        """The content of a JSON file beside the case's own, with another ending.
+        """Return the content of the JSON file NAME.ENDING.json beside the case's tensors.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: the file is missing or damaged.
         """
         return read_json(self.path.with_name(f"{self.name}.{ending}.json"), _ADVICE)
 
     def inputs_like(self, name: str) -> list[np.ndarray]:
-        """``name``, or ``name.0``, ``name.1``, ...: one array per object."""
+        """Return the inputs ``name.0``, ``name.1``, ..., one for each object; or the input ``name`` alone, if there is one."""
         if self.has_input(name):
             return [self.input(name)]
         count = sum(k.startswith(f"inputs.{name}.") for k in self.tensors)
@@ -111,7 +111,7 @@ class Case:
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
-        """What the reference computed, under short names."""
+        """The tensors that the reference computed, by name without the prefix."""
         return {k.removeprefix("outputs."): v for k, v in self.tensors.items() if k.startswith("outputs.")}
 
     def _get(self, name: str) -> np.ndarray:
@@ -127,8 +127,8 @@ class Recording:
     Attributes:
         root: its folder.
         dtype: "float32" or "bfloat16", the dtype in which the reference ran.
-        cases: in the order of export.json.
-        description: export.json.
+        cases: the cases, in the order of export.json.
+        description: the content of export.json.
     """
 
     root: Path
@@ -138,10 +138,10 @@ class Recording:
 
 
 def open_recording(root: Path) -> Recording:
-    """Read a recording's description.
+    """Read a recording's description; tensors are read when they are asked for.
 
     Raises:
-        UserError: not a recording, another format, or files are missing.
+        UserError: the folder is no recording, or has another format, or files are missing.
     """
     file = root / "export.json"
     if not file.is_file():
@@ -160,10 +160,10 @@ def open_recording(root: Path) -> Recording:
 
 
 def inside(root: Path, name: Any) -> Path:
-    """A file or folder of a recording.
+    """Return the path of a file or folder inside a recording.
 
     Raises:
-        UserError: its name leads elsewhere.
+        UserError: the name leads out of the recording.
     """
     if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{root} names {str(name)[:80]!r}, expected a path inside the recording: {_ADVICE}")
@@ -171,10 +171,10 @@ def inside(root: Path, name: Any) -> Path:
 
 
 def _case(root: Path, file: Path, entry: Any) -> Case:
-    """A case's entry; its name is that of a file and not of a path.
+    """Return the case of an entry of export.json.
 
     Raises:
-        UserError: it has none.
+        UserError: the entry has no kind, or no name that is safe as a file's name.
     """
     name, kind = (entry.get("name"), entry.get("kind")) if isinstance(entry, dict) else (None, None)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(kind, str):

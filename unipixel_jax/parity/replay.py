@@ -1,6 +1,6 @@
-"""Each kind of case: the recorded inputs through our model, compared with the recorded outputs.
+"""The replay of each kind of case: our model runs on the recorded inputs, and its outputs are compared with the recorded ones.
 
-The arithmetic is float32 whatever the recording's dtype.
+Our model computes in float32, whatever the recording's dtype. O objects, D width of the language model.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from unipixel_jax.processing.vision_index import build_vision_index, place_patch
 
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 MAX_FRAMES, MAX_NEW_TOKENS = 128, 4096
-"""Most frames of a recorded clip, and most tokens of a recorded answer."""
+"""The most frames of a recorded clip, and the most tokens of a recorded answer, that are accepted."""
 ARGMAX_MARGIN = 4
-"""bfloat16: errors of a score within which two scores may change places."""
+"""In bfloat16, two logits may exchange their order if they lie within this many errors of a logit of each other."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Context:
     Attributes:
         loaded: the converted model and its tokenizer.
         root: the recording's folder, for media.
-        reduced: the reference ran in bfloat16.
+        reduced: whether the reference ran in bfloat16.
     """
 
     loaded: LoadedModel
@@ -58,17 +58,17 @@ class Context:
 
     @property
     def hidden(self) -> float:
-        """Bound for the language side."""
+        """The bound on relative errors of the vision tower and the language model."""
         return compare.BF16_HIDDEN if self.reduced else compare.FORWARD
 
     @property
     def sam(self) -> float:
-        """Bound for SAM's outputs on one frame."""
+        """The bound on relative errors of SAM's outputs on one frame."""
         return compare.BF16_SAM if self.reduced else compare.FORWARD
 
 
 def vision(case: Case, context: Context) -> list[Check]:
-    """The vision tower: tokens, and the merger's input in both orders."""
+    """Compare the vision tower: its tokens, and the merger's input in raster order and in window order."""
     config = context.loaded.config
     patches, grid = case.input("pixel_values"), case.grid("grid_thw")
     tables, places = build_vision_index(grid, config.vision)
@@ -80,7 +80,7 @@ def vision(case: Case, context: Context) -> list[Check]:
 
 
 def text(case: Case, context: Context) -> list[Check]:
-    """The language model on right-padded rows; only positions that count are compared."""
+    """Compare the language model on right-padded rows; padding is not compared."""
     ids, valid = case.input("input_ids").astype(np.int32), case.input("attention_mask").astype(bool)
     positions, _ = rope_index(ids, context.loaded.config, attention_mask=valid)
 
@@ -90,7 +90,7 @@ def text(case: Case, context: Context) -> list[Check]:
 
 
 def multimodal(case: Case, context: Context) -> list[Check]:
-    """One prompt with vision tokens, references or memory features."""
+    """Compare one forward pass on a prompt with vision tokens, references or memory features."""
     inputs = _collate(case, context)
     length = case.input("input_ids").shape[1]
     names = ("hidden_before_norm", "logits", "seg_tokens")
@@ -98,7 +98,7 @@ def multimodal(case: Case, context: Context) -> list[Check]:
     ours = dict(zip(names, (np.asarray(a)[:, -length:] for a in _language(context.loaded.model, placed)), strict=True))
     bounds = dict.fromkeys(names, context.hidden)
     if context.reduced:
-        # Some models amplify rounding more than others (an adapter doubled it): what bfloat16 does to ours says how far the reference may be.
+        # Some models amplify rounding more than others (an adapter doubled it), so the bound follows from how far bfloat16 moves our own outputs.
         rounded = (np.asarray(a, np.float32)[:, -length:] for a in _language(context.loaded.model, placed, BF16))
         bounds = {n: max(context.hidden, 1.5 * compare.close(n, r, ours[n], 0).relative_error) for n, r in zip(names, rounded, strict=True)}
     integers = {
@@ -112,7 +112,7 @@ def multimodal(case: Case, context: Context) -> list[Check]:
 
 
 def rope(case: Case, context: Context) -> list[Check]:
-    """Rotary positions of prompts with images and videos."""
+    """Compare the rotary positions of prompts with images and videos."""
     checks = []
     for suffix in ("", "_b"):
         optional = {name: case.grid(name + suffix) for name in ("image_grid_thw", "video_grid_thw") if case.has_input(name + suffix)}
@@ -125,7 +125,7 @@ def rope(case: Case, context: Context) -> list[Check]:
 
 
 def sam2_image(case: Case, context: Context) -> list[Check]:
-    """SAM 2's image encoder and its position codes."""
+    """Compare SAM 2's image encoder and its position encodings."""
     sizes = context.loaded.config.sam2
     features = _encode(context.loaded.model, _channels_last(case.input("frames")))
     ours = {f"fpn.{i}": np.asarray(a).transpose(0, 3, 1, 2) for i, a in enumerate((features.high0, features.high1, features.low))}
@@ -134,7 +134,7 @@ def sam2_image(case: Case, context: Context) -> list[Check]:
 
 
 def sam2_video(case: Case, context: Context) -> list[Check]:
-    """Tracking, frame by frame as a stream of known length, from recorded hidden tokens."""
+    """Compare tracking from recorded hidden tokens, frame by frame as a stream of known length."""
     frames, hidden = _channels_last(case.input("frames")), jnp.asarray(case.input("hidden"))
     size = case.frame_size()
     model = context.loaded.model
@@ -157,7 +157,7 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
         scores = compare.close_scores("object_score_logits", ours.pop("object_score_logits"), theirs["object_score_logits"], context.sam)
         checks = [compare.close_per_frame(name, value, theirs[name], context.sam) for name, value in ours.items()]
         return [*checks, scores, compare.same_masks("masks", masks, theirs["masks"])]
-    # A clip of a random model drifts apart in bfloat16: its first frame is compared, and of all others whether the object is there.
+    # In bfloat16 the tracking of a random model drifts apart. So outputs are compared on the first frame, and on all others only whether the object is there.
     rounded_state, rounded = _step(model, model.sam2.start(1, BF16, len(frames)), _encode(model, frames[:1].astype(BF16)), hidden.astype(BF16))
     moved = {"low_res_masks": rounded.low_res[0], "obj_ptr": rounded.pointer[0], "object_score_logits": rounded.decoded.object_score}
     moved["memory_features"] = _memory_of(rounded_state, 0, model.sam2)
@@ -166,19 +166,19 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
         measure = compare.close_scores if name == "object_score_logits" else compare.close
         bound = max(context.sam, 1.5 * measure(name, np.asarray(moved[name], np.float32), value[0], 0).relative_error)
         checks.append(measure(f"{name}[0]", value[0], theirs[name][0], bound))
-    # The sign of a score near zero is up to rounding.
+    # Rounding decides the sign of a score near zero, so such scores are not compared.
     decided = np.abs(theirs["object_score_logits"]) > 2 * context.sam
     return [*checks, compare.exact("object present", (score > 0)[decided], (theirs["object_score_logits"] > 0)[decided])]
 
 
 def generated(case: Case, context: Context) -> list[Check]:
-    """Greedy generation and the masks of every `<|seg|>`, those of the prompt first."""
+    """Compare greedy generation, and the masks of every `<|seg|>`, those of the prompt first."""
     size = case.frame_size()
     return _compare_answer(case, context, _conversation(case), _channels_last(case.input("frames")), size)
 
 
 def end_to_end(case: Case, context: Context) -> list[Check]:
-    """From a media file and words to tokens and masks."""
+    """Compare the whole path from a media file and words to tokens and masks."""
     loaded, options = context.loaded, case.options
     count = case.number("sample_frames", MAX_FRAMES)
     clip = read_media(inside(context.root, options["media"]), count)
@@ -199,13 +199,13 @@ def end_to_end(case: Case, context: Context) -> list[Check]:
 
 
 def resized(case: Case, context: Context) -> list[Check]:
-    """Sizes to which images are resized for the language side."""
+    """Compare the sizes to which images are resized for the vision tower."""
     ours = [smart_resize(*(int(n) for n in row)) for row in case.input("hw_min_max")]
     return [compare.exact("hw", np.asarray(ours), case.outputs["hw"])]
 
 
 def labels(case: Case, context: Context) -> list[Check]:
-    """Which tokens of a conversation are trained on."""
+    """Compare the labels of a conversation, which say what tokens are trained on."""
     tokenizer = context.loaded.tokenizer
     rendered = tokenizer.render(case.options["messages"], add_generation_prompt=False).rstrip("\n")
     ids, ours = chatml_labels(rendered, tokenizer)
@@ -217,12 +217,12 @@ def labels(case: Case, context: Context) -> list[Check]:
 
 
 def train_loss(case: Case, context: Context) -> list[Check]:
-    """Losses, and the gradient of every trained tensor under its torch name."""
+    """Compare losses, and the gradient of every trained tensor under its torch name."""
     return compare_gradients(case, context.loaded, _collate(case, context))
 
 
 def train_steps(case: Case, context: Context) -> list[Check]:
-    """Some steps of training: losses, and the change of every trained tensor."""
+    """Compare some steps of training: their losses, and the change of every trained tensor."""
     return compare_steps(case, context.loaded, _collate(case, context))
 
 
@@ -240,6 +240,7 @@ KINDS: Mapping[str, Callable[[Case, Context], list[Check]]] = {
     "smart_resize": resized,
     "chatml_labels": labels,
 }
+"""The replay of each kind of case."""
 
 
 @jax.jit
@@ -274,12 +275,13 @@ def _channels_last(frames: np.ndarray) -> np.ndarray:
 
 
 def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
+    """Return the first object's memory of a frame as the reference lays it out: [channels, grid, grid]."""
     slot = int(np.flatnonzero(np.asarray(state.memory_frame) == frame)[0])
     return state.memory[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
 
 
 def _conversation(case: Case) -> batch.Conversation:
-    """The recorded arrays as one conversation."""
+    """Return the recorded inputs of a case as one conversation."""
     ids = case.input("input_ids")[0].astype(np.int32)
     grid = case.grid("video_grid_thw")
     coords = case.inputs_like("point_coords")
@@ -305,7 +307,7 @@ def _collate(case: Case, context: Context) -> ModelInputs:
 def _compare_answer(
     case: Case, context: Context, conversation: batch.Conversation, frames: np.ndarray, size: tuple[int, int]
 ) -> list[Check]:
-    """Greedy tokens and masks; in bfloat16 the scores along the recorded answer."""
+    """Compare greedy tokens and their masks; for a recording in bfloat16, compare our logits along the recorded answer instead."""
     loaded, theirs = context.loaded, case.outputs
     if context.reduced:
         return [_compare_scores(conversation, context, theirs["tokens"])]
@@ -333,16 +335,17 @@ def _compare_answer(
 
 
 def _seg_hidden(answer: Generation, inputs: ModelInputs, tokens: np.ndarray, seg: int) -> np.ndarray:
-    """Hidden states [O, D] of the `<|seg|>` tokens, those of the prompt first."""
+    """Return the hidden states [O, D] of the `<|seg|>` tokens, those of the prompt first."""
     in_prompt = np.asarray(answer.prompt_hidden[0])[inputs.seg_positions[0] < inputs.input_ids.shape[1]]
     return np.concatenate([in_prompt, np.asarray(answer.hidden[0])[: len(tokens)][tokens == seg]])
 
 
 def _compare_scores(conversation: batch.Conversation, context: Context, tokens: np.ndarray) -> Check:
-    """Where bfloat16 may decide an argmax: by how much our scores prefer another token to the recorded one, along the recorded answer.
+    """Compare the recorded answer with our logits along it: by how much they prefer another token to a recorded one.
 
-    In units of the root mean square of a step's scores. Two scores that are each off by the allowed share of that may change places when they lie
-    within a few such errors of each other; ``ARGMAX_MARGIN`` says how many.
+    In bfloat16 rounding may decide an argmax, so that equal tokens cannot be asked for. The preference is measured in units of the root mean square of a
+    step's logits. Two logits that are each off by the allowed share of that unit may exchange their order when they lie within a few such errors of each
+    other; ``ARGMAX_MARGIN`` says how many.
     """
     loaded = context.loaded
     told = replace(conversation, input_ids=np.concatenate([conversation.input_ids, tokens[:-1]]).astype(np.int32))

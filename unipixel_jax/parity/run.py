@@ -1,4 +1,4 @@
-"""Replay a recording through its own conversion, and report."""
+"""Replay a whole recording on its own checkpoint, converted, and report the comparisons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unipixel_jax.parity.replay import F32, KINDS, Context
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case and its comparisons; with none, it did not pass."""
+    """A case's name and kind, and its comparisons. A case without comparisons has not passed."""
 
     name: str
     kind: str
@@ -37,14 +37,14 @@ class CaseResult:
 
 
 def replay(recording: Recording) -> Iterator[CaseResult]:
-    """Replay case by case. A kind that this version does not know fails."""
+    """Yield the result of each case. A case of an unknown kind has no comparisons, and so fails."""
     with _converted(recording.root / "checkpoint") as plain:
         for case in recording.cases:
             yield CaseResult(case.name, case.kind, tuple(_replay_case(case, recording, plain)))
 
 
 def to_json(results: list[CaseResult]) -> dict[str, Any]:
-    """The report as plain data: ``{"passed", "cases": [{"name", "kind", "passed", "tensors": [...]}]}``."""
+    """Return the report as JSON values: ``{"passed", "cases": [{"name", "kind", "passed", "tensors": [...]}]}``."""
     return {
         "passed": bool(results) and all(result.passed for result in results),
         "cases": [
@@ -60,7 +60,7 @@ def to_json(results: list[CaseResult]) -> dict[str, Any]:
 
 
 def print_table(results: list[CaseResult], console: Console, worst: int = 3) -> None:
-    """A row per tensor; of many gradients only the ``worst`` that passed, and all that did not."""
+    """Print a row for each tensor; of the gradients that passed, only the ``worst`` with the largest errors."""
     table = Table("case", "tensor", "relative error", "largest error", "allowed", "pass")
     for result in results:
         shown = [check for check in result.checks if "grad." not in check.name or not check.passed]
@@ -86,7 +86,8 @@ def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[C
             return _checks(case, recording, adapted)
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError) as error:  # arrays that do not fit one another
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError) as error:
+        # arrays whose shapes or dtypes do not fit together raise any of these
         raise UserError(f"{case.path} cannot be replayed ({type(error).__name__}: {str(error)[:300]}): record it again, or copy it again") from error
 
 
@@ -99,7 +100,7 @@ def _checks(case: Case, recording: Recording, loaded: LoadedModel) -> list[Check
 
 @contextmanager
 def _converted(checkpoint: Path) -> Iterator[LoadedModel]:
-    """A torch directory through the converter, in float32."""
+    """Convert a torch checkpoint or adapter into a temporary folder, and load it in float32."""
     with tempfile.TemporaryDirectory(prefix="unipixel-jax-parity-") as folder:
         target = Path(folder) / "model"
         source = sources.open_checkpoint(checkpoint) if sources.identify(checkpoint) == "unipixel" else sources.open_adapter(checkpoint, None, None, 0)

@@ -1,4 +1,4 @@
-"""The training cases: some steps of our optimizer beside those of the reference's trainer."""
+"""The comparison of a case of training: some steps of our optimizer against the same steps of the reference's trainer."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from unipixel_jax.train.trainable import Group, groups, trained
 SHIFT = 5
 """Pixels by which frames and masks move to the right from step to step, as scripts/recording/training.py moves them."""
 MAX_STEPS, MAX_RANK = 1000, 1024
-"""Most steps and the largest adapters of a recording, which takes minutes to make."""
+"""The most steps, and the largest LoRA rank, of a recording that are accepted."""
 CHANGES = 48
-"""Elements of a change that are recorded at most, evenly spaced."""
+"""The most elements of a weight's change that are recorded; they are evenly spaced."""
 NAMES = {"sam2_enc_lr": "sam_encoder_lr", "sam2_dec_lr": "sam_decoder_lr", "max_grad_norm": "clip_norm"}
-"""The reference's names of settings where ours differ."""
+"""Our names of the optimizer's settings by the reference's names, where they differ."""
 
 
 def compare_steps(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[Check]:
-    """Losses of every step, what is trained and how, the first gradients of the adapters, and the change of every trained weight."""
+    """Compare the losses of every step, what is trained at which rate, the adapters' gradients of the first step, and the change of every trained weight."""
     config = OptimConfig(**{NAMES.get(key, key): value for key, value in case.options["optimizer"].items()})
     model, rules = loaded.model, all_rules(loaded.config)
     if case.options["lora"]:
@@ -59,7 +59,7 @@ def compare_steps(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[
 def _train(
     graph: Any, start: nnx.State, frozen: list[nnx.State], batch: TrainBatch, config: OptimConfig, steps: int
 ) -> tuple[np.ndarray, nnx.State, nnx.State]:
-    """Train on a batch that moves from step to step: the losses, the first step's gradients, and the weights at the end."""
+    """Train on a batch whose frames move from step to step; return the losses [steps], the first step's gradients, and the weights at the end."""
     optimizer = make_optimizer(config, groups(start), steps)
 
     def loss(params: nnx.State, frozen: list[nnx.State], batch: TrainBatch) -> jax.Array:
@@ -99,18 +99,22 @@ def _changes(case: Case, ours: Mapping[str, np.ndarray]) -> list[Check]:
 
 
 def _compared(name: str, change: np.ndarray) -> np.ndarray:
-    """A change without the biases of SAM's keys: no attention without rope takes notice of them, so their gradients are rounding, which Adam makes large."""
+    """Return a weight's change without the biases of SAM's keys.
+
+    Attention without rope does not depend on them, so that their gradients are rounding errors, which Adam makes as large as any other gradient.
+    """
     if not name.startswith("sam2.") or not name.endswith((".k_proj.bias", ".qkv.bias")):
         return change
     return change[:0] if name.endswith(".k_proj.bias") else np.delete(change.reshape(3, -1), 1, axis=0)
 
 
 def _trained(case: Case) -> list[tuple[str, float, float]]:
-    """Name, learning rate and weight decay of everything that was trained."""
+    """Return name, learning rate and weight decay of each weight that the reference trained."""
     return case.beside("trained")
 
 
 def _moved(batch: TrainBatch, step: jax.Array) -> TrainBatch:
+    """Return a batch with its frames and masks moved to the right as at ``step``; pixels that leave on the right come in on the left."""
     assert batch.clips is not None
     clips = dataclasses.replace(
         batch.clips, frames=jnp.roll(batch.clips.frames, SHIFT * step, axis=-2), masks=jnp.roll(batch.clips.masks, SHIFT * step, axis=-1)
@@ -119,7 +123,7 @@ def _moved(batch: TrainBatch, step: jax.Array) -> TrainBatch:
 
 
 def _with_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple[UniPixelModel, list[Rule]]:
-    """The model with the case's adapters, and the rules with those for them."""
+    """Return the model with the case's adapters, and the conversion rules extended by those for the adapters."""
     lora = case.options["lora"]
     if type(lora["rank"]) is not int or lora["rank"] > MAX_RANK:
         raise UserError(f"{case.name}: LoRA of rank {str(lora['rank'])[:40]}, expected a whole number of at most {MAX_RANK}: record it again")
@@ -137,13 +141,13 @@ def _with_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple
 
 
 def _by_torch_name(tree: nnx.State, rules: list[Rule]) -> dict[str, Group]:
-    """The group of every torch tensor."""
+    """Return the optimizer's group of every torch tensor, by canonical name."""
     flat = _flat(tree)
     return {name: flat[rule.jax] for rule in rules if rule.jax in flat for name in rule.torch}
 
 
 def _arrays(tree: nnx.State, rules: list[Rule]) -> dict[str, np.ndarray]:
-    """The state's arrays as torch tensors."""
+    """Return the state's arrays in torch's shapes, by canonical torch name."""
     out = {}
     for rule in rules:
         array = _flat(tree).get(rule.jax)

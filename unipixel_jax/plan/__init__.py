@@ -1,1 +1,1 @@
-"""What a program would cost on chips that are not here: memory, arithmetic, traffic."""
+"""Plans: the memory, arithmetic and traffic of a run's programs, compiled for accelerators that are not here."""

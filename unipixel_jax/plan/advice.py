@@ -1,4 +1,4 @@
-"""What would help where a program does not fit: arguments of the command, none of which it would refuse."""
+"""Advice where a program does not fit: arguments of ``unipixel-jax plan`` that need less memory and that the command accepts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from unipixel_jax.plan.topology import Topology
 from unipixel_jax.train.config import TrainConfig
 
 Change = Mapping[str, Any]
-"""Other values of fields, as {"mesh.context": 2}."""
+"""New values of configuration fields or arguments by name, such as {"mesh.context": 2}."""
 
 
 def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig, topology: Topology, prompts: int | None = None) -> list[str]:
-    """For each program that does not fit, by how much, and what would help.
+    """Return a line for each program that does not fit: by how much it does not, and which arguments would help.
 
     Args:
-        report: of the plan.
-        config: what was planned.
-        model_config: sizes of the model.
-        topology: the chips.
-        prompts: that inference answers at a time; None for one on each part of the mesh.
+        report: the report of the plan.
+        config: the configuration that was planned.
+        model_config: the model's sizes.
+        topology: the chips that were planned for.
+        prompts: number of prompts that inference answers at a time; None for one on each part of the mesh.
     """
     lines = []
     for program in report.programs:
@@ -49,26 +49,26 @@ def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig
 
 
 def _ways(program: str, config: TrainConfig, prompts: int | None, chips: int) -> Iterator[list[Change]]:
-    """What may help, of each way that which is to be named, if it is accepted, before others."""
+    """Yield, for each way to need less memory, its changes from the mildest on; the first that the command accepts is the one to advise."""
     mesh, batch = config.mesh, config.batch_size
     wider = {"mesh.context": 2 * mesh.context}
     if program in (GRADIENTS, LANGUAGE):
         if config.remat != "full":
             yield [{"remat": "full"}]
         fewer = [{"batch_size": n, "accumulation": config.accumulation * batch // n} for n in range(batch - 1, 0, -1) if batch % n == 0]
-        # with more sharers too there must be fewer samples: as many on as many chips need as much
+        # A larger context helps only with fewer samples at once: half as many parts of the mesh, with twice the samples each, need as much memory as before.
         yield [*fewer, *(wider | samples for samples in fewer)]
     elif program != UPDATE:
         yield [{"prompts": n} for n in range((prompts or 0) // 2, 0, -1)]
         preset = {} if mesh.preset == "fsdp_tp" else {"mesh.preset": "fsdp_tp"}
         yield [preset | {"mesh.tensor": n} for n in range(mesh.tensor + 1, chips + 1)]
-        if program != DECODE:  # whose one token does not divide
+        if program != DECODE:  # decoding has one token, which the context axis cannot divide
             yield [wider]
     yield [{"mesh.preset": preset} for preset in ("fsdp", "hybrid") if preset != mesh.preset]
 
 
 def _accepted(change: Change, config: TrainConfig, model_config: UniPixelConfig, topology: Topology, prompts: int | None) -> bool:
-    """Whether the chips form the mesh, and everything divides among its parts."""
+    """Return whether the chips form the changed mesh, and heads, batch and prompts divide among its parts."""
     try:
         mesh = replace(config.mesh, **{name.removeprefix("mesh."): value for name, value in change.items() if name.startswith("mesh.")})
         sizes = mesh_sizes(mesh, topology.devices)

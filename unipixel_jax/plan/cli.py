@@ -1,4 +1,4 @@
-"""`unipixel-jax plan`: whether a run fits, and what it costs, before any chip is rented."""
+"""``unipixel-jax plan``: whether a run fits a topology, and what it costs there, before any chip is rented."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
     from unipixel_jax.config import UniPixelConfig
+    from unipixel_jax.plan.report import PlanReport
     from unipixel_jax.train.config import TrainConfig
 
 NEAR = 0.95
-"""Share of a chip's memory above which a plan of least effort does not say that a run fits: it needed 0.35 GiB of 15.75 more (docs/plan.md)."""
+"""The share of a chip's memory above which a plan compiled with least effort is reported as doubtful: a run's program needed 0.35 GiB of 15.75 more than
+such a plan said (docs/plan.md)."""
 EPILOG = """After CONFIG and the options, any field of the configuration can be given another value, as with `unipixel-jax train`: --batch-size 32
---mesh.preset fsdp_tp --mesh.tensor 2 --remat full. The programs are compiled for the topology by its own compiler, on this machine, and not run: times are
-those of the roofline."""
+--mesh.preset fsdp_tp --mesh.tensor 2 --remat full. The programs are compiled on this machine, by the topology's own compiler, and are not run: all times are
+roofline times."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Fill the parser of ``plan``, whose exit status is 1 where something does not fit, or is refused for a topology."""
+    """Fill the parser of ``plan``. Its exit status is 1 where a program does not fit, or the run is refused for a topology."""
     parser.description, parser.epilog = "Say whether a run fits a topology, and what it costs there.", EPILOG
-    parser.allow_abbrev = False  # the beginning of an option may be a field
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file as those in configs/")
+    parser.allow_abbrev = False  # an abbreviated option could be meant as a field of the configuration
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python file like those in configs/")
     parser.add_argument("--topology", action="append", required=True, metavar="NAME", help="v5e:8x8, v5p-16, 2*v5e:4x4, h100:8, ...; may be repeated")
-    parser.add_argument("--programs", nargs="+", metavar="NAME", help="some of gradients, update, prefill, decode, track (default: these), 'language part'")
+    programs = "some of gradients, update, prefill, decode and track (default: all of these), or 'language part'"
+    parser.add_argument("--programs", nargs="+", metavar="NAME", help=programs)
     parser.add_argument("--model", metavar="SIZE", help="3b or 7b, or a converted directory (default: what the configuration says)")
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of every clip (default: 8)")
     parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="tokens of every conversation, the clip's included (default: 2048)")
     parser.add_argument("--objects", type=int, default=5, metavar="N", help="objects of every clip (default: 5)")
     parser.add_argument("--prompts", type=int, metavar="N", help="prompts answered at a time (default: one for each part of the mesh)")
     parser.add_argument("--fit", action="store_true", help="search mesh, batch size and remat policy for the fastest plan that fits, 12 compilations at most")
-    parser.add_argument("--full-effort", action="store_true", help="compile for TPUs as a run does: truer memory and traffic, for eight times the time")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for a page")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and times")
+    parser.add_argument("--full-effort", action="store_true", help="compile for TPUs as a run does: more accurate memory and traffic, in eight times the time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the figures as a Markdown table")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and times as an image")
     parser.set_defaults(run=_run, fields=[])
 
 
@@ -47,26 +50,25 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan as the arguments say; returns the exit status.
+    """Plan as the arguments say, and return the exit status.
 
     Raises:
-        UserError: unknown topologies or programs, or what ``load_config`` and ``sizes`` refuse.
+        UserError: a topology or a program is unknown, or ``load_config`` or ``sizes`` refuses the configuration.
     """
     from rich.console import Console
 
-    from unipixel_jax.core.files import replacing, writable
+    from unipixel_jax.core.files import writable
     from unipixel_jax.plan.advice import advice
     from unipixel_jax.plan.fit import fit
-    from unipixel_jax.plan.plan import USUAL, check_programs, make_plan
+    from unipixel_jax.plan.plan import DEFAULT_PROGRAMS, check_programs, make_plan
     from unipixel_jax.plan.programs import Workload
-    from unipixel_jax.plan.report import MARKDOWN, PlanReport, plot
     from unipixel_jax.plan.topology import open_topology
     from unipixel_jax.train.config import load_config
 
     for path in (args.json, args.markdown, args.plot):
         if path is not None:
             writable(path)
-    programs = args.programs or USUAL
+    programs = args.programs or DEFAULT_PROGRAMS
     check_programs(programs)
     config = load_config(args.config, args.fields)
     model_config = sizes(args.model, config)
@@ -98,6 +100,15 @@ def run(args: argparse.Namespace) -> int:
             print(f"{topology.name}: {line}", file=sys.stderr)
     if not reports:
         return 1
+    _write(args, reports)
+    return 0 if fits else 1
+
+
+def _write(args: argparse.Namespace, reports: list[PlanReport]) -> None:
+    """Write the files that the arguments ask for."""
+    from unipixel_jax.core.files import replacing
+    from unipixel_jax.plan.report import MARKDOWN, plot
+
     if args.json is not None:
         with replacing(args.json) as aside:
             aside.write_text(json.dumps([report.to_json() for report in reports], indent=1) + "\n", encoding="utf-8")
@@ -106,14 +117,17 @@ def run(args: argparse.Namespace) -> int:
             aside.write_text("\n".join([MARKDOWN, *(report.markdown_rows() for report in reports)]) + "\n", encoding="utf-8")
     if args.plot is not None:
         plot(reports, args.plot)
-    return 0 if fits else 1
 
 
 def sizes(model: str | None, config: TrainConfig) -> UniPixelConfig:
-    """Sizes of the model that a run trains: of a preset or a converted directory that is named, or of what the run starts from.
+    """Return the sizes of the model that a run trains.
+
+    Args:
+        model: a preset's name or a converted directory; None for what the run starts from.
+        config: the run's configuration.
 
     Raises:
-        UserError: neither is there.
+        UserError: no directory or preset of that name is here.
     """
     from unipixel_jax.config import PRESETS, UniPixelConfig
 

@@ -1,4 +1,8 @@
-"""The best plan that fits: how many chips must share a sample, and then the fastest mesh, batch and remat policy for so many. Each plan tried is compiled."""
+"""A search for the fastest plan that fits.
+
+It finds how many chips must share a sample, which is the size of the mesh's context axis, and then the fastest mesh, batch size and remat policy for that
+size. Each plan that is tried is compiled.
+"""
 
 from __future__ import annotations
 
@@ -20,77 +24,90 @@ from unipixel_jax.plan.topology import Topology
 from unipixel_jax.train.config import TrainConfig
 
 GROUP = 16
-"""Chips of a larger slice that divide weights among them, tried before the whole slice: of 256 chips, groups of 16 send less than half as much as one group,
-and need less memory (docs/plan.md)."""
-MOST = 12
-"""Compilations of a search. To find out how many chips must share a sample takes 10 of them at most, on 512 chips."""
+"""The size of groups of chips over which weights are sharded, tried before sharding over a whole slice: of 256 chips, groups of 16 send less than half as much
+as one group of all, and need less memory (docs/plan.md)."""
+MAX_COMPILATIONS = 12
+"""The most compilations of a search. Finding the context size takes at most 10 of them, on 512 chips."""
 
 
-def sharings(chips: int, slices: int, step: int) -> list[int]:
-    """How many chips may share a sample, the fewest first: numbers that divide a slice, and leave parts among which the samples of a step divide."""
+def context_sizes(chips: int, slices: int, step: int) -> list[int]:
+    """Return how many chips may share a sample, in ascending order.
+
+    Args:
+        chips: number of chips.
+        slices: number of slices that they form.
+        step: samples of a step.
+
+    Returns:
+        Sizes of the context axis that divide a slice, and for which the samples of a step divide among the parts of the mesh.
+    """
     inside = chips // slices
     return [n for n in range(1, inside + 1) if inside % n == 0 and step % (chips // n) == 0]
 
 
-def dividing_meshes(chips: int, slices: int, sharing: int) -> list[MeshConfig]:
-    """Meshes that divide weights, along which so many chips share a sample: in groups of ``GROUP`` chips, and in whole slices."""
+def sharded_meshes(chips: int, slices: int, context: int) -> list[MeshConfig]:
+    """Return the meshes with this context size that shard weights over groups of ``GROUP`` chips and over whole slices."""
     inside = chips // slices
-    groups = dict.fromkeys(chips // size for size in (GROUP, inside) if inside % size == 0 and size % sharing == 0)
-    return [MeshConfig("hybrid", context=sharing, slices=n) if n > 1 else MeshConfig("fsdp", context=sharing) for n in groups]
+    groups = dict.fromkeys(chips // size for size in (GROUP, inside) if inside % size == 0 and size % context == 0)
+    return [MeshConfig("hybrid", context=context, slices=n) if n > 1 else MeshConfig("fsdp", context=context) for n in groups]
 
 
-def other_meshes(chips: int, slices: int, sharing: int, model_config: UniPixelConfig) -> list[MeshConfig]:
-    """Meshes that need more memory, and may be faster: every part with all weights, and products divided."""
-    meshes = [MeshConfig("dp", context=sharing)]
-    if sharing > 1 and slices == 1:
-        divided = MeshConfig("fsdp_tp", tensor=sharing)
+def other_meshes(chips: int, slices: int, context: int, model_config: UniPixelConfig) -> list[MeshConfig]:
+    """Return the meshes that need more memory and may be faster: data parallelism with this context size, and tensor parallelism in place of the context."""
+    meshes = [MeshConfig("dp", context=context)]
+    if context > 1 and slices == 1:
+        tensor_parallel = MeshConfig("fsdp_tp", tensor=context)
         try:
-            check_heads(model_config, AbstractMesh(tuple(divided.sizes(chips).values()), AXES))
+            check_heads(model_config, AbstractMesh(tuple(tensor_parallel.sizes(chips).values()), AXES))
         except UserError:
             return meshes
-        meshes.append(divided)
+        meshes.append(tensor_parallel)
     return meshes
 
 
 def fit(config: TrainConfig, model_config: UniPixelConfig, topology: Topology, workload: Workload, tell: Callable[[PlanReport], None]) -> TrainConfig:
-    """The plan with the shortest step by roofline, of those tried, which are at most ``MOST``.
+    """Search for the plan with the shortest step by roofline, with at most ``MAX_COMPILATIONS`` compilations.
 
-    The more chips share a sample, the less memory each needs and the more they send, so the fewest that fit are searched for, by bisection, with the plan of
-    each mesh that needs least memory: everything computed again, one sample at once for each part of the mesh. There, as long as it fits, a plan goes on to
-    less computed again and to more samples at once, since a smaller batch only repeats the collectives. Other meshes of as many sharers begin at the best.
+    The more chips share a sample, the less memory each needs and the more they send. So the smallest context size that fits is found first, by bisection,
+    with the plan that needs least memory on each mesh: full rematerialisation, and one sample at once for each part of the mesh. From that plan the search
+    goes on, as long as plans fit, to less rematerialisation and to more samples at once, since a smaller batch only repeats the collectives. Other meshes
+    with the same context size start from the batch size and remat policy of the best plan so far.
 
     Args:
-        config: its product of batch size and accumulation is kept.
-        model_config: sizes of the model.
+        config: the configuration to start from; the product of batch size and accumulation is kept.
+        model_config: the model's sizes.
         topology: the chips.
         workload: what every sample holds.
-        tell: is called with each plan that was tried.
+        tell: is called with the report of each plan that was tried.
+
+    Returns:
+        The configuration with the best plan's mesh, batch size, accumulation and remat policy.
 
     Raises:
         UserError: the samples of a step do not divide among the chips, or nothing that was tried fits; the message says what came closest.
     """
     chips, slices = len(topology.devices), topology.slices
     search = _Search(config, model_config, topology, workload, tell)
-    possible = sharings(chips, slices, search.step)
+    possible = context_sizes(chips, slices, search.step)
     if not possible:
         raise UserError(f"{search.step} samples a step do not divide among {chips} chips: choose a multiple, or fewer chips")
 
-    def fits(sharing: int) -> bool:
-        return any(search.fits(mesh, chips // sharing) for mesh in dividing_meshes(chips, slices, sharing))
+    def fits(context: int) -> bool:
+        return any(search.fits(mesh, chips // context) for mesh in sharded_meshes(chips, slices, context))
 
     fewest = 0 if fits(possible[0]) else bisect_left(possible, True, lo=1, key=fits)
     if fewest == len(possible):
-        raise search.nothing()
-    sharing = possible[fewest]
-    meshes = dividing_meshes(chips, slices, sharing)
-    first = next(mesh for mesh in meshes if search.fits(mesh, chips // sharing))
-    search.climb(first, chips // sharing, "full")
+        raise search.nothing_fits()
+    context = possible[fewest]
+    meshes = sharded_meshes(chips, slices, context)
+    first = next(mesh for mesh in meshes if search.fits(mesh, chips // context))
+    search.climb(first, chips // context, "full")
     taken = {tuple(first.sizes(chips).values())}
-    for mesh in [*meshes, *other_meshes(chips, slices, sharing, model_config)]:
+    for mesh in [*meshes, *other_meshes(chips, slices, context, model_config)]:
         sizes = mesh.sizes(chips)
         best, report = search.best()
         memory = report.programs[0].memory
-        weights = memory.parts["parameters"] * sizes[DATA] / report.mesh[DATA]  # which are repeated along that axis, and divided along all others
+        weights = memory.parts["parameters"] * sizes[DATA] / report.mesh[DATA]  # weights are replicated along data and sharded along all other axes
         if tuple(sizes.values()) not in taken and weights <= memory.capacity:
             search.climb(mesh, best.batch_size, best.remat)
         taken.add(tuple(sizes.values()))
@@ -99,7 +116,7 @@ def fit(config: TrainConfig, model_config: UniPixelConfig, topology: Topology, w
 
 @dataclass
 class _Search:
-    """What was tried, by mesh, batch size and remat policy."""
+    """The plans that were tried, by mesh, batch size and remat policy."""
 
     config: TrainConfig
     model_config: UniPixelConfig
@@ -110,16 +127,20 @@ class _Search:
 
     @property
     def step(self) -> int:
-        """Samples of a step."""
+        """The number of samples of a step."""
         return self.config.batch_size * self.config.accumulation
 
     def fits(self, mesh: MeshConfig, batch: int, remat: Remat = "full") -> bool:
-        """Compile a plan, and say whether it fits. Not compiled is what needs more than another of its mesh that does not fit, and what is beyond ``MOST``."""
+        """Compile a plan, and return whether it fits.
+
+        It counts as not fitting, without being compiled, if a plan of the same mesh that needs no more memory does not fit, or if ``MAX_COMPILATIONS`` is
+        reached.
+        """
         for (known, least, policy), (_, report) in self.tried.items():
             if known == mesh and least <= batch and policy in ("full", remat) and not _fits(report):
                 return False
         if (mesh, batch, remat) not in self.tried:
-            if len(self.tried) == MOST:
+            if len(self.tried) == MAX_COMPILATIONS:
                 return False
             plan = replace(self.config, mesh=mesh, batch_size=batch, accumulation=self.step // batch, remat=remat)
             report = make_plan(plan, self.model_config, self.topology, self.workload, (GRADIENTS,))
@@ -128,7 +149,7 @@ class _Search:
         return _fits(self.tried[mesh, batch, remat][1])
 
     def climb(self, mesh: MeshConfig, batch: int, remat: Remat) -> None:
-        """Try a plan, and from it on, while that fits, less computed again and more samples at once; where both do not fit, more samples."""
+        """Try a plan and, while plans fit, go on to less rematerialisation and more samples at once; where only one of them fits, more samples go first."""
         if not self.fits(mesh, batch, remat):
             return
         if remat == "full" and self.fits(mesh, batch, "dots"):
@@ -140,11 +161,11 @@ class _Search:
                 remat = "full"
 
     def best(self) -> tuple[TrainConfig, PlanReport]:
-        """The fastest that fits."""
+        """Return the fastest plan that fits, with its report."""
         return min((pair for pair in self.tried.values() if _fits(pair[1])), key=lambda pair: step_seconds(*pair))
 
-    def nothing(self) -> UserError:
-        """That nothing fits."""
+    def nothing_fits(self) -> UserError:
+        """Return the error that nothing fits, which names the plan that needs least."""
         near, report = min(self.tried.values(), key=lambda pair: pair[1].programs[0].memory.total)
         memory = report.programs[0].memory
         return UserError(
@@ -159,7 +180,7 @@ def _fits(report: PlanReport) -> bool:
 
 
 def step_seconds(config: TrainConfig, report: PlanReport) -> float:
-    """Roofline's time of a step's gradients."""
+    """Return the roofline's time in seconds of all gradients of a step."""
     roofline = report.programs[0].roofline
     assert roofline is not None, "it fits, so it was compiled"
     return config.accumulation * roofline.seconds

@@ -1,7 +1,8 @@
 """Bytes that instructions move from and to a chip's main memory.
 
-Each array is counted once per instruction that reads or writes it. Inside a fusion values stay in registers, so only what enters and leaves it counts: of an
-array that is only sliced inside, the slice; of one that is updated in place, the update. Arrays in VMEM, or in the host's memory, cost nothing here.
+Each array is counted once per instruction that reads or writes it. Inside a fusion values stay in registers, so only what enters and leaves the fusion counts.
+An array that is only sliced inside counts as the slice, and one that is updated in place counts as the update. Arrays in VMEM or in the host's memory cost
+nothing here.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency", "opt-barrier", "partition-id", "replica-id", "while",
     "conditional", "call", "async-start", "async-update", "async-done", "domain", "get-dimension-size", "rng-get-and-update-state", "infeed", "outfeed",
 })  # fmt: skip
-"""Opcodes that move nothing themselves."""
+"""Opcodes that move no bytes themselves."""
 
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = ("dynamic-update-slice", "scatter")
 _ELEMENTWISE = ("bitcast", "reshape", "convert", "copy", "transpose", "negate")
-"""Of these, a reader of a part computes that part alone."""
+"""Opcodes of which a fusion computes only the elements that are read."""
 _UNCOPIED_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone")
+"""Custom calls that copy nothing: they reserve or rename memory, or mark the start or the end of a collective."""
 
 
 def moved(instruction: Instruction, computation: Computation, module: Module) -> float:
-    """Bytes read and written by one execution, without those of the computations that it calls (a fusion's belong to it)."""
+    """Return the bytes that one execution of an instruction reads and writes. Computations that it calls are not counted, but a fusion's is."""
     opcode = instruction.opcode
     if opcode in FREE or opcode.endswith("-done") or (opcode == "custom-call" and instruction.target in _UNCOPIED_CALLS):
         return 0.0
@@ -45,7 +47,7 @@ def moved(instruction: Instruction, computation: Computation, module: Module) ->
     if opcode in _SLICES:
         return sum(map(count, results)) * (2 if count(operands[0][0]) else 1)
     if opcode in _UPDATES:
-        # both read the update, and write as much into the operand
+        # both opcodes read the update, and write as many bytes into the operand
         update = operands[1 if opcode == "dynamic-update-slice" else len(operands) - 1][0]
         return update.nbytes * ((count(update) > 0) + (count(results[0]) > 0))
     if opcode == "custom-call":
@@ -58,12 +60,12 @@ def moved(instruction: Instruction, computation: Computation, module: Module) ->
 
 
 def _counted(module: Module) -> Callable[[Array], float]:
-    # space 1 is VMEM on TPUs; GPUs call so the part of their memory that collectives use
+    # memory space 1 is VMEM on TPUs, but on GPUs the part of main memory that collectives use
     return lambda array: array.nbytes if array.space == 0 or (array.space == 1 and not module.tpu) else 0.0
 
 
 def _new(instruction: Instruction, results: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Results that are not operands under another name."""
+    """Return the results that do not alias operands."""
     return results if "output_to_operand_aliasing" not in instruction.attributes else tuple(a for i, a in enumerate(results) if i not in _aliased(instruction))
 
 
@@ -87,7 +89,7 @@ def _fusion(instruction: Instruction, operands: list[tuple[Array, ...]], module:
 
 
 def _read(computation: Computation, source: Instruction, module: Module) -> float:
-    """Elements of one array that a fused computation reads."""
+    """Return how many elements of one array a fused computation reads."""
     whole = float(source.arrays[0].elements)
     total = 0.0
     for user in computation.users(source.name):
@@ -111,7 +113,7 @@ def _read(computation: Computation, source: Instruction, module: Module) -> floa
 
 
 def _is_result(computation: Computation, instruction: Instruction) -> bool:
-    """Whether nothing but a change of shape lies between it and the fusion's result, so that it can happen in place."""
+    """Return whether only elementwise opcodes lie between an instruction and the fusion's result, so that it can update its operand in place."""
     while not instruction.root:
         users = computation.users(instruction.name)
         if len(users) != 1:
@@ -125,7 +127,7 @@ def _is_result(computation: Computation, instruction: Instruction) -> bool:
 
 
 def _written(computation: Computation, result: Instruction, module: Module) -> list[float]:
-    """Elements written for each array of a fused computation's result."""
+    """Return how many elements are written for each array of a fused computation's result."""
     if result.opcode == "tuple":
         parts = [computation.instructions[name] for name in result.operands]
         return [elements for part in parts for elements in _written(computation, part, module)]
@@ -138,7 +140,7 @@ def _written(computation: Computation, result: Instruction, module: Module) -> l
     if result.opcode == "fusion":
         inner = module.computations[result.callees[0]]
         return _written(inner, inner.root, module)
-    # what passes through, and buffers of collectives that go on behind other work, which are counted once with the collective
+    # Nothing is written for arrays that pass through, nor for buffers of overlapped collectives, which are counted once with the collective.
     through = result.opcode in ("parameter", "get-tuple-element") or (result.opcode == "custom-call" and result.target in _UNCOPIED_CALLS)
     if through or "chain_id=" in result.attributes:
         return [0.0] * len(result.arrays)

@@ -1,4 +1,4 @@
-"""Who talks to whom: the groups of collectives, and the bytes that each chip sends."""
+"""Collectives in an HLO module: the groups of chips that take part in them, and the bytes that each chip sends."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from unipixel_jax.plan.hlo_text import Computation, Instruction
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _MEGASCALE = {"ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter", "ALL_TO_ALL": "all-to-all"}
+"""The kinds of collectives by the names that XLA gives transfers between slices."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Collective:
 
     Attributes:
         kind: one of ``KINDS``.
-        group: chips that take part together.
-        slices: slices that a group's chips are of.
-        count: executions.
-        bytes: that each chip sends, over all executions.
+        group: number of chips that take part together.
+        slices: number of slices that the chips of a group belong to.
+        count: number of executions.
+        bytes: bytes that each chip sends, over all executions.
     """
 
     kind: str
@@ -34,15 +35,15 @@ class Collective:
 
     @property
     def crosses_slices(self) -> bool:
-        """Whether a group has chips of different slices."""
+        """Whether the chips of a group belong to several slices."""
         return self.slices > 1
 
     @property
     def bytes_between_slices(self) -> float:
-        """The part of ``bytes`` that leaves the slice, if each piece crosses once.
+        """The part of ``bytes`` that leaves the slice, if each piece crosses between slices once.
 
-        A gather of n shards brings a chip n - 1 of them. With s slices, n/s chips share the shards from outside, so that each fetches s - 1; the rest goes
-        round inside the slice. Reductions are the same backwards.
+        An all-gather of n shards brings each chip n - 1 of them. With s slices, the n/s chips of a slice divide the shards from outside among them, so that
+        each fetches s - 1 shards; all others are passed on inside the slice. A reduction sends the same bytes in the other direction.
         """
         if not self.crosses_slices:
             return 0.0
@@ -53,13 +54,15 @@ class Collective:
 
 
 def collective(instruction: Instruction, computation: Computation, partitions: int, slice_of: Sequence[int]) -> Collective | None:
-    """What one execution sends; None if it is no collective, or one of a chip with itself.
+    """Return what one execution of an instruction sends; None if it is no collective, or one of a chip with itself.
 
-    Bytes are those of ring algorithms: of n chips, (n-1)/n of the whole array for a gather, a scattered reduction and an exchange of all with all; twice that
-    for a reduction everywhere; the array itself for a permutation.
+    Bytes are those of ring algorithms on n chips: (n-1)/n of the whole array for all-gather, reduce-scatter and all-to-all, twice that for all-reduce, and
+    the array itself for a permutation.
 
     Args:
-        partitions: chips of the program.
+        instruction: any instruction.
+        computation: the computation that it belongs to.
+        partitions: number of chips that run the program.
         slice_of: the slice of each chip, in the program's order of devices.
     """
     kind = instruction.opcode.removesuffix("-start")
@@ -81,7 +84,7 @@ def collective(instruction: Instruction, computation: Computation, partitions: i
 
 
 def is_scattered(computation: Computation, instruction: Instruction, size: int) -> bool:
-    """Whether of a reduction's result each chip takes its own part and nothing else, inside a fusion: TPUs run that as a reduce-scatter."""
+    """Return whether an all-reduce is fused with the slicing of each chip's own part of the result: TPUs run such a fusion as a reduce-scatter."""
     if not computation.name.startswith("all-reduce-scatter"):
         return False
     held = sum(a.nbytes for a in instruction.arrays)
@@ -89,7 +92,10 @@ def is_scattered(computation: Computation, instruction: Instruction, size: int) 
 
 
 def _between_slices(instruction: Instruction, held: float) -> Collective | None:
-    """A transfer by the hosts, by which a TPU program of several slices reduces between them. The text is that of one slice."""
+    """Return the collective between slices that a ``send`` of a TPU program belongs to; None for any other ``send``.
+
+    The hosts run these transfers, and the text is the program of one slice.
+    """
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     target = re.search(r'_xla_megascale_target="\{([\d,]+)\}', instruction.attributes)
     if kind is None or target is None:
@@ -110,7 +116,7 @@ def _permutation(instruction: Instruction, computation: Computation, slice_of: S
     for a, b in pairs:
         joined = together.get(a, {a}) | together.get(b, {b})
         together.update(dict.fromkeys(joined, joined))
-    # what is written in place has the buffer and its offsets as further operands
+    # a permutation that writes in place has the buffer and the offsets as further operands, which are not sent
     sources = instruction.operands[:1] if "slice_sizes=" in instruction.attributes else instruction.operands
     sent = sum(a.nbytes for name in sources if name in computation.instructions for a in computation.instructions[name].arrays if a.space != 2)
     crosses = any(slice_of[a] != slice_of[b] for a, b in pairs if max(a, b) < len(slice_of))
@@ -122,9 +128,13 @@ def _slices(group: Sequence[int], slice_of: Sequence[int]) -> int:
 
 
 def replica_groups(attributes: str, partitions: int) -> list[list[int]]:
-    """The groups, in any of the ways in which XLA writes them.
+    """Return the groups of chips that an instruction's ``replica_groups`` describe.
 
-    ``{{0,1},{2,3}}``, ``[2,2]<=[4]``, ``[2,2]<=[2,2]T(1,0)`` or ``mesh['a'=2,'b'=2] {'b'}``; without any, all chips are one group.
+    XLA writes them as ``{{0,1},{2,3}}``, ``[2,2]<=[4]``, ``[2,2]<=[2,2]T(1,0)`` or ``mesh['a'=2,'b'=2] {'b'}``; where it writes none, all chips are one group.
+
+    Args:
+        attributes: the rest of the instruction's line.
+        partitions: number of chips that run the program.
     """
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(((?:[^()]|\([^()]*\))*)\))?\s*\{([^}]*)\}", attributes)
     if mesh:
@@ -138,7 +148,7 @@ def replica_groups(attributes: str, partitions: int) -> list[list[int]]:
 
 
 def _numbers(text: str) -> np.ndarray:
-    """0, 1, ... in the order of ``<=[dims]T(permutation)``, flat."""
+    """Return 0, 1, ... in the order that ``<=[dims]T(permutation)`` describes, as a flat array of int64."""
     dims = [int(n) for n in text[text.index("[") + 1 : text.index("]")].split(",")]
     turned = re.search(r"T\(([\d,]+)\)", text)
     numbers = np.arange(int(np.prod(dims))).reshape(dims)
@@ -146,7 +156,7 @@ def _numbers(text: str) -> np.ndarray:
 
 
 def _of_mesh(axes: str, device_ids: str | None, grouped: str) -> list[list[int]]:
-    """Groups along some axes of a mesh; an axis may be split, as in ``'a':(2)4``: 4 neighbours on it, with 2 blocks before them."""
+    """Return the groups along some axes of a mesh. An axis may be split: ``'a':(2)4`` is a part of size 4 of the axis, after a part of size 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", axes)}
     parts: dict[str, list[tuple[int, int]]] = {}
     for name, before, size in re.findall(r"'?([\w.]+)'?(?::\((\d+)\)(\d+))?", grouped):

@@ -1,6 +1,6 @@
-"""FLOPs of the matrix units, instruction by instruction: products of matrices, convolutions, and the kernels that the text tells something of.
+"""FLOPs of the matrix units, by instruction: matrix products, convolutions, and kernels whose costs the HLO text states.
 
-A multiplication with its addition is two. Arithmetic on single elements is not counted: it runs beside the matrix units.
+A multiplication with its addition is two FLOPs. Elementwise arithmetic is not counted, since it runs beside the matrix units.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ NO_KERNELS = frozenset({
     "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "MoveToHost", "MoveToDevice", "X64Combine", "X64SplitLow", "X64SplitHigh", "TopK", "ApproxTopK",
     "PartialReduce", "annotate_device_placement", "LayoutConstraint", "GatherScatterIndicesBitpacked", "PrepareAsyncCallStart", "PrepareAsyncCallDone",
 })  # fmt: skip
-"""Custom calls that do not use the matrix units, or hardly."""
+"""Custom calls that do not use the matrix units, or hardly do."""
 
 
 def flops(instruction: Instruction, computation: Computation) -> float | None:
-    """FLOPs of one execution of one instruction, without those of computations that it calls; None for a kernel that tells nothing.
+    """Return the FLOPs of one execution of an instruction, without those of computations that it calls; None for a kernel that does not state its FLOPs.
 
     Sources of the rules: XLA's operation semantics (openxla.org/xla/operation_semantics) for products and convolutions, and the attributes that XLA's GPU
     compiler gives its calls of cuBLAS and cuDNN.
@@ -56,9 +56,10 @@ def _custom_call(instruction: Instruction, shapes: list[tuple[Array, ...]]) -> f
 
 
 def cost_estimate(instruction: Instruction, what: str) -> float | None:
-    """A Pallas kernel's own word on itself (``pl.CostEstimate``); None where it says nothing.
+    """Return a figure of a Pallas kernel's own estimate (``pl.CostEstimate``); None where it has none.
 
     Args:
+        instruction: the kernel's custom call.
         what: "flops" or "bytes_accessed".
     """
     found = re.search(rf'"cost_estimate":\{{[^{{}}]*"{what}":"?(\d+)', instruction.attributes)
@@ -70,7 +71,7 @@ def _product(result: Array, left: Array, contracted: tuple[int, ...]) -> float:
 
 
 def _cudnn_attention(instruction: Instruction, shapes: list[tuple[Array, ...]]) -> float:
-    """Two products over the scores forward and five backward, of which a causal mask leaves half."""
+    """Return the FLOPs of cuDNN's attention: two products over the scores forward and five backward, halved by a causal mask."""
     scores = re.search(r'"intermediate_tensor_shape":\{[^{}]*"dimensions":\[([^\]]*)\]', instruction.attributes)
     pairs = math.prod(int(n) for n in re.findall(r"\d+", scores.group(1))) if scores else 0
     half = 0.5 if '"mask_type":"CAUSAL"' in instruction.attributes else 1.0
@@ -78,14 +79,14 @@ def _cudnn_attention(instruction: Instruction, shapes: list[tuple[Array, ...]]) 
 
 
 def _convolution(instruction: Instruction, image: Array, kernel: Array, result: Array) -> float:
-    """Products whose elements both exist: neither padding nor the holes of a dilation are counted."""
+    """Return the FLOPs of a convolution. Products with padding or with the holes of a dilation are not counted."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None, f"{instruction.name} has no dim_labels"
     places = [dict(zip(text, range(len(text)), strict=True)) for text in labels.groups()]
     window = _window(instruction)
     total = 2.0 * result.dims[places[2]["b"]] * result.dims[places[2]["f"]] * kernel.dims[places[1]["i"]]
     for axis, name in enumerate(sorted(letter for letter in places[0] if letter.isdigit())):
-        # the padding's low side alone says where the window starts
+        # only the low side of the padding matters for where the window starts
         stride, pad, base, holes = (int(window[key][axis].split("_")[0]) if key in window else default for key, default in _DEFAULTS.items())
         image_size, kernel_size, result_size = (dims[place[name]] for dims, place in zip((image.dims, kernel.dims, result.dims), places, strict=True))
         total *= _valid(image_size, kernel_size, result_size, stride, pad, base, holes)
@@ -102,7 +103,7 @@ def _window(instruction: Instruction) -> dict[str, list[str]]:
 
 @functools.lru_cache(maxsize=4096)
 def _valid(image: int, kernel: int, result: int, stride: int, pad: int, base: int, holes: int) -> int:
-    """Pairs of a place in the result and one in the kernel that meet an element of the image, along one dimension."""
+    """Return how many pairs of a position in the result and one in the kernel meet an element of the image, along one dimension."""
     starts = np.arange(result, dtype=np.int64) * stride - pad
     count = 0
     for offset in range(0, kernel * holes, holes):

@@ -1,4 +1,4 @@
-"""The text of an optimised HLO module, as instructions with their shapes. What they cost is in ``hlo.py``."""
+"""A parser of optimised HLO text into instructions with their shapes. ``hlo.py`` counts their costs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "f4e2m1fn": 4, "bf16": 16, "c64": 64, "c128": 128}
-"""Bits of an element where the name's number does not say it."""
+"""The bits of an element, for dtypes whose names do not contain that number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Attributes:
-    dtype: XLA's name, as "bf16".
-    dims: the sizes.
-    space: the memory that it lies in: 0 is the chip's main memory; on TPUs 1 is VMEM and 5 the host's.
+    """An array's dtype, shape and memory.
+
+    Attributes:
+        dtype: XLA's name of the dtype, such as "bf16".
+        dims: the sizes of the dimensions.
+        space: the memory space: 0 is the chip's main memory; on TPUs 1 is VMEM and 5 the host's memory.
     """
 
     dtype: str
@@ -26,17 +28,17 @@ class Array:
 
     @property
     def elements(self) -> int:
-        """How many."""
+        """The number of elements."""
         return math.prod(self.dims)
 
     @property
     def itemsize(self) -> float:
-        """Bytes of an element; half a byte for four bits."""
+        """The bytes of an element; half a byte for a dtype of four bits."""
         return _itemsize(self.dtype)
 
     @property
     def nbytes(self) -> float:
-        """Without the padding of tiles."""
+        """The bytes of the array, without the padding of tiles."""
         return self.elements * self.itemsize
 
 
@@ -50,12 +52,15 @@ def _itemsize(dtype: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """Attributes:
-    name, opcode: as "fusion.3" and "fusion".
-    arrays: of its result, a tuple's one after the other.
-    operands: names of other instructions of the same computation; for a constant or a parameter, what stands there instead.
-    attributes: the rest of the line.
-    root: whether it is the computation's result.
+    """A line of a computation.
+
+    Attributes:
+        name: the instruction's name, such as "fusion.3".
+        opcode: what it does, such as "fusion".
+        arrays: the result's arrays; those of a tuple one after the other.
+        operands: names of other instructions of the same computation; for a constant or a parameter, the text between its parentheses.
+        attributes: the rest of the line.
+        root: whether it is the computation's result.
     """
 
     name: str
@@ -66,38 +71,40 @@ class Instruction:
     root: bool
 
     def attribute(self, name: str) -> str | None:
-        """The word after ``name=``, without "%", or the text between braces; None where there is none."""
+        """Return the word after ``name=``, without "%", or the text between the braces there; None if there is no such attribute."""
         found = re.search(rf"\b{name}=(?:%?([\w.\-]+)|\{{([^{{}}]*)\}})", self.attributes)
         return None if found is None else found.group(1) if found.group(1) is not None else found.group(2)
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        """The numbers of ``name={1,2}``; empty where there is none."""
+        """Return the numbers of an attribute such as ``name={1,2}``; empty if there is no such attribute."""
         return tuple(int(n) for n in (self.attribute(name) or "").split(",") if n.strip())
 
     @property
     def op_name(self) -> str:
-        """Where it comes from in the traced program; empty where XLA does not say."""
+        """Where the instruction comes from in the traced program; empty where XLA does not say."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
     @property
     def target(self) -> str:
-        """Of a custom call; else empty."""
+        """The target of a custom call; empty for other instructions."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
     @property
     def callees(self) -> tuple[str, ...]:
-        """Computations named by ``calls``, ``to_apply`` or the branches of a conditional."""
+        """The names of the computations that the instruction calls, but for a loop's body and condition."""
         named = (self.attribute(name) for name in ("calls", "to_apply", "called_computations", "branch_computations", "true_computation", "false_computation"))
         return tuple(one.strip().removeprefix("%") for names in named if names for one in names.split(","))
 
 
 @dataclass
 class Computation:
-    """Attributes:
-    name: without "%".
-    instructions: by name, in the order of the text.
+    """A computation of a module.
+
+    Attributes:
+        name: its name, without "%".
+        instructions: its instructions by name, in the order of the text.
     """
 
     name: str
@@ -106,16 +113,16 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The result."""
+        """The instruction that is the computation's result."""
         return next((i for i in reversed(self.instructions.values()) if i.root), next(reversed(self.instructions.values())))
 
     @property
     def parameters(self) -> dict[int, Instruction]:
-        """By number."""
+        """The computation's parameters by their numbers."""
         return {int(i.operands[0]): i for i in self.instructions.values() if i.opcode == "parameter"}
 
     def users(self, name: str) -> list[Instruction]:
-        """The instructions that take this one as an operand."""
+        """Return the instructions that take the named one as an operand."""
         if self._users is None:
             self._users = {}
             for instruction in self.instructions.values():
@@ -124,17 +131,19 @@ class Computation:
         return self._users.get(name, [])
 
     def shapes(self, instruction: Instruction) -> list[tuple[Array, ...]]:
-        """Arrays of each operand."""
+        """Return the arrays of each operand of an instruction."""
         return [self.instructions[name].arrays for name in instruction.operands if name in self.instructions]
 
 
 @dataclass
 class Module:
-    """Attributes:
-    computations: by name.
-    entry: the name of the one that runs.
-    partitions: chips that run it together.
-    tpu: whether it is a program for TPUs.
+    """A whole HLO module.
+
+    Attributes:
+        computations: the computations by name.
+        entry: the name of the computation that runs.
+        partitions: number of chips that run it together.
+        tpu: whether it is a program for TPUs.
     """
 
     computations: dict[str, Computation]
@@ -152,7 +161,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 
 def parse(text: str) -> Module:
-    """Read what ``jax.stages.Compiled.as_text()`` gives.
+    """Parse the text of ``jax.stages.Compiled.as_text()``.
 
     Raises:
         ValueError: the text is no HLO module.
@@ -189,14 +198,14 @@ def _instruction(line: str) -> Instruction | None:
         return None
     close = _closing(line, opcode.end() - 1)
     inside = line[opcode.end() : close]
-    # a constant may be a whole table of numbers, and has no operands
+    # a constant has no operands, and its text may be a whole table of numbers
     literal = opcode.group(1) in ("parameter", "constant")
     operands = (inside,) if literal else tuple(_OPERAND.findall(inside)) or tuple(one.split()[-1] for one in inside.split(", ") if one)
     return Instruction(name.group(2), opcode.group(1), tuple(_arrays(line[at:end])), operands, line[close + 1 :], name.group(1) is not None)
 
 
 def _closing(line: str, at: int) -> int:
-    """The place of the bracket that closes the one at ``at``."""
+    """Return the index of the bracket that closes the one at ``at``."""
     depth = 0
     for found in re.compile(r"[()]").finditer(line, at):
         depth += 1 if found.group() == "(" else -1
@@ -211,5 +220,5 @@ def _arrays(text: str) -> Iterator[Array]:
             yield Array(bare, (), 0)
         else:
             space = _SPACE.search(layout)
-            # a bound of a dynamic size is written <=8
+            # a dynamic size is written as its bound, such as <=8
             yield Array(dtype, tuple(int(n.strip().removeprefix("<=")) for n in dims.split(",") if n.strip()), int(space.group(1)) if space else 0)

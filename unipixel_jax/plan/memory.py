@@ -1,4 +1,4 @@
-"""What a compiled program needs of one chip's memory."""
+"""The memory that a compiled program needs on one chip."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 _USABLE: Mapping[str, float] = MappingProxyType({"TPU v5 lite": 15.75 * GIB, "TPU v5": 95.74 * GIB, "TPU v6 lite": 31.25 * GIB})
-"""By ``Chip.kind``: what the TPU compiler (libtpu 0.0.42) says is available, where it refuses a program."""
+"""The usable bytes by ``Chip.kind``: what the TPU compiler (libtpu 0.0.42) says is available where it refuses a program."""
 
 _GPU_SHARE = 0.95
-"""Of a GPU's memory: what the launchers let JAX take (XLA_PYTHON_CLIENT_MEM_FRACTION), which by itself takes three quarters."""
+"""The share of a GPU's memory that the launchers let JAX take (XLA_PYTHON_CLIENT_MEM_FRACTION); by itself JAX takes three quarters."""
 
 ARGUMENTS, RESULTS, TEMPORARY, PROGRAM, NEEDED = "other arguments", "results", "temporaries", "program", "needed"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Attributes:
-    parts: bytes per chip, by name: the caller's, and those that ``read_memory`` adds. Of a program that the compiler refused, only ``NEEDED`` is known.
-    capacity: bytes that a program may use.
+    """The memory that a program needs on one chip.
+
+    Attributes:
+        parts: bytes per chip by name: the parts that the caller names, and those that ``read_memory`` adds. Of a program that the compiler refused, only
+            ``NEEDED`` is known.
+        capacity: bytes of a chip that a program may use.
     """
 
     parts: Mapping[str, float]
@@ -37,36 +40,36 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Bytes per chip."""
+        """The bytes per chip of all parts together."""
         return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
-        """Whether the chip has as much."""
+        """Whether a chip has that many bytes."""
         return self.total <= self.capacity
 
 
 def usable(chip: Chip) -> float:
-    """Bytes of a chip that a program may use: what the TPU compiler leaves, or what JAX takes of a GPU's."""
+    """Return the bytes of a chip that a program may use: what the TPU compiler leaves, or what the launchers let JAX take of a GPU's."""
     return _USABLE.get(chip.kind, _GPU_SHARE * chip.memory)
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Bytes that each chip holds of arrays, or ``jax.ShapeDtypeStruct``s, with shardings."""
+    """Return the bytes that each chip holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def read_memory(compiled: jax.stages.Compiled, named: Mapping[str, float], chip: Chip) -> Memory:
-    """What a program needs, by XLA's own account (``compiled.memory_analysis()``).
+    """Return what a program needs, by XLA's own account (``compiled.memory_analysis()``).
 
     Args:
-        compiled: for one or many of these chips.
-        named: parts of the arguments that the caller has names for, as {"parameters": bytes per chip}. What is left of the arguments is ``ARGUMENTS``; that
-            includes what tiles are padded with.
-        chip: says how much there is.
+        compiled: a program for one or many of these chips.
+        named: parts of the arguments that the caller has names for, such as {"parameters": bytes per chip}. The rest of the arguments, which includes the
+            padding of tiles, becomes ``ARGUMENTS``.
+        chip: the chip whose memory is the capacity.
 
     Returns:
-        the named parts, then ``ARGUMENTS``, ``RESULTS`` (without donated arguments, which they take the place of), ``TEMPORARY`` and ``PROGRAM`` (the code).
+        The named parts, then ``ARGUMENTS``, ``RESULTS`` (without those that overwrite donated arguments), ``TEMPORARY`` and ``PROGRAM`` (the code).
     """
     found = compiled.memory_analysis()
     assert found is not None, "the compilers for TPUs and GPUs report memory"
@@ -81,7 +84,7 @@ def read_memory(compiled: jax.stages.Compiled, named: Mapping[str, float], chip:
 
 
 def refused_for_memory(error: Exception) -> Memory | None:
-    """What a program would need, from the error with which the TPU compiler refuses it; None for any other error."""
+    """Read what a program would need from the error with which the TPU compiler refuses it; None for any other error."""
     text = str(error)
     amount = r"([\d.]+)([KMGT]?)"
     found = re.search(rf"\({amount}\) exceeds available HBM \({amount}\)", text) or re.search(rf"Used {amount} of {amount} hbm", text)

@@ -1,6 +1,7 @@
-"""The programs of a run, lowered for chips that may not be here: a step of training, and prefill, decoding and tracking.
+"""The programs of a run, lowered for chips that may not be here: a step of training, prefill, decoding and tracking.
 
-Nothing holds numbers: weights, batch and caches are shapes with places. The shapes of a batch are those that the data pipeline makes of a clip.
+No arrays are made: weights, batch and caches are ``jax.ShapeDtypeStruct``s with shardings. The shapes of a batch are those that the data pipeline makes of a
+clip.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ from unipixel_jax.train.step import make_gradients, make_update
 T = TypeVar("T")
 
 GRADIENTS, LANGUAGE, UPDATE, PREFILL, DECODE, TRACK = "gradients", "language part", "update", "prefill", "decode", "track"
-"""Gradients of a batch (a step has as many of these as the run accumulates); the same of a batch with nothing to segment; the update of the weights; a batch of
-prompts read; one token of each answer; one frame of each clip.
+"""The names of the programs.
+
+``GRADIENTS`` computes the gradients of a batch (a step runs it as often as it accumulates) and ``LANGUAGE`` those of a batch with nothing to segment.
+``UPDATE`` updates the weights. ``PREFILL`` reads a batch of prompts, ``DECODE`` makes one token of each answer, and ``TRACK`` tracks one frame of each clip.
 """
 WORD = 1
-"""Any token that stands for nothing else."""
+"""A token without a special meaning; the sample's text consists of it."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class Workload:
     """What every sample holds.
 
     Attributes:
-        frames: of its clip.
-        tokens: of its conversation, those of the clip included.
-        objects: that are segmented.
-        height, width: of the clip in pixels.
+        frames: number of frames of the clip.
+        tokens: number of tokens of the conversation, those of the clip included.
+        objects: number of objects that are segmented.
+        height, width: size of the clip in pixels.
     """
 
     frames: int = 8
@@ -63,7 +66,7 @@ class Workload:
 
 
 def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> TrainBatch:
-    """One row of a batch, as the data pipeline makes it of a black clip for such a mesh.
+    """Return one row of a batch, as the data pipeline makes it of a black clip for such a mesh.
 
     Raises:
         UserError: the clip alone takes more tokens than the conversation has.
@@ -86,11 +89,11 @@ def sample_row(config: UniPixelConfig, workload: Workload, mesh: Mesh) -> TrainB
 
 
 def train_programs(layout: Layout, batch: TrainBatch) -> Mapping[str, Callable[[], Any]]:
-    """Functions that lower the programs of a step: gradients of a batch, the same with nothing to segment, and the update.
+    """Return functions that lower the programs of a training step, by name: ``GRADIENTS``, ``LANGUAGE`` and ``UPDATE``.
 
     Args:
-        layout: of the run.
-        batch: shapes and places, from ``rows_like``.
+        layout: the run's mesh, weights and optimizer state.
+        batch: shapes and shardings of a batch, from ``rows_like``.
     """
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -111,17 +114,17 @@ def train_programs(layout: Layout, batch: TrainBatch) -> Mapping[str, Callable[[
 def inference_programs(
     config: UniPixelConfig, mesh: Mesh, batch_size: int, sample: TrainBatch, new_tokens: int = 512
 ) -> Mapping[str, Callable[[], Any]]:
-    """Functions that lower the prefill of a batch of prompts, one token of decoding, and one frame of tracking.
+    """Return functions that lower the programs of inference, by name: ``PREFILL``, ``DECODE`` and ``TRACK``.
 
     Args:
-        config: sizes of the model, whose weights are kept in its own dtype.
-        mesh: the chips.
-        batch_size: prompts, or clips, at a time.
-        sample: what each holds, from ``sample_row``.
+        config: the model's sizes, and the dtype of its weights.
+        mesh: the mesh of chips.
+        batch_size: number of prompts, or of clips, at a time.
+        sample: what each prompt and clip holds, from ``sample_row``.
         new_tokens: slots of the cache beyond the prompt.
 
     Raises:
-        UserError: a batch that does not divide among the chips.
+        UserError: the batch does not divide among the chips.
     """
     if batch_size % data_shards(mesh):
         raise UserError(f"{batch_size} prompts do not divide among the {data_shards(mesh)} parts of the mesh {dict(mesh.shape)}: use a multiple of that")
@@ -169,7 +172,14 @@ def inference_programs(
 
 
 def rows_like(tree: T, count: int, mesh: Mesh, names: Axes = ()) -> T:
-    """Shapes and places of ``count`` samples like the arrays (or shapes) of a tree, whose dimensions have logical names where they are divided."""
+    """Return the shapes and shardings of a batch of samples.
+
+    Args:
+        tree: arrays, or shapes, of one sample.
+        count: number of samples, which becomes a new first axis that is sharded over the parts of the mesh.
+        mesh: the mesh of chips.
+        names: the logical names of each array's axes; None for axes that are not sharded.
+    """
 
     def place(a: Any) -> jax.ShapeDtypeStruct:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -1,4 +1,4 @@
-"""What was found out about a plan: a table, JSON, a row of Markdown, an image."""
+"""The report of a plan, and how it is shown: as a table, as JSON, as rows of Markdown and as an image."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MARKDOWN = (
     "| config | topology | mesh | batch | remat | program | effort | memory, GiB | compute, ms | HBM, ms | links, ms | network, ms | bound | MFU at most |\n"
     "| --- | --- | --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
 )
-"""The two lines above ``PlanReport.markdown_rows``."""
+"""The head of the Markdown table whose rows ``PlanReport.markdown_rows`` gives."""
 
 _KEPT = 20
-"""Operations of each sort that JSON keeps."""
+"""How many of the largest collectives, and of the instructions that move the most bytes, the JSON keeps."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class ProgramReport:
     """One compiled program.
 
     Attributes:
-        name: as "train step".
-        memory: of one chip.
-        costs, roofline: None for a program that the compiler refused, since it does not fit.
-        compile_seconds: that the compiler took here.
+        name: the program's name, such as "gradients".
+        memory: the memory that it needs on one chip.
+        costs, roofline: its costs and roofline on one chip; None for a program that the compiler refused, since it does not fit.
+        compile_seconds: seconds that the compiler took on this machine.
     """
 
     name: str
@@ -49,14 +49,16 @@ class ProgramReport:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Attributes:
-    config: name.
-    topology: name.
-    mesh: sizes of the axes, by name.
-    batch_size: of all chips together.
-    remat: the policy's name.
-    full_effort: compiled as a run does.
-    programs: in the order in which they were compiled.
+    """A plan of a run on a topology.
+
+    Attributes:
+        config: the configuration's name.
+        topology: the topology's name.
+        mesh: sizes of the mesh's axes, by name.
+        batch_size: samples of a batch, over all chips.
+        remat: name of the rematerialisation policy.
+        full_effort: whether the programs were compiled as a run compiles them.
+        programs: the programs' reports, in the order in which they were compiled.
     """
 
     config: str
@@ -69,26 +71,26 @@ class PlanReport:
 
     @property
     def title(self) -> str:
-        """In one line."""
+        """The plan in one line."""
         return f"{self.config} on {self.topology}, mesh {self.mesh_text}, batch of {self.batch_size}, remat {self.remat}, {self.effort} effort"
 
     @property
     def short_title(self) -> str:
-        """Without what the most rows of an image have in common."""
+        """The plan in a few words, without what most rows of an image have in common."""
         return f"{self.config}, {self.topology}, {self.mesh_text}{', full effort' if self.full_effort else ''}"
 
     @property
     def effort(self) -> str:
-        """Of the compiler: "full" as for a run, or "least"."""
+        """The compiler's effort: "full" as for a run, or "least"."""
         return "full" if self.full_effort else "least"
 
     @property
     def mesh_text(self) -> str:
-        """As "fsdp 16 x tensor 2"; axes of one chip are left out."""
+        """The mesh in words, such as "fsdp 16 x tensor 2"; axes of one chip are left out."""
         return " x ".join(f"{name} {size}" for name, size in self.mesh.items() if size > 1) or "1 chip"
 
     def table(self) -> Table:
-        """For the terminal, per chip: a column for each program."""
+        """Return a table for the terminal, of figures per chip with a column for each program."""
         table = Table("per chip", title=self.title)
         for program in self.programs:
             table.add_column(program.name, justify="right")
@@ -97,9 +99,9 @@ class PlanReport:
                 table.add_section()
             elif any(cells):
                 table.add_row(label, *cells)
-        untold = sorted({name for program in self.programs if program.costs for name in program.costs.untold})
-        if untold:
-            table.caption = f"without the FLOPs of kernels that do not tell theirs: {', '.join(untold)}"
+        uncounted = sorted({name for program in self.programs if program.costs for name in program.costs.kernels_without_flops})
+        if uncounted:
+            table.caption = f"without the FLOPs of kernels that do not state theirs: {', '.join(uncounted)}"
         return table
 
     def _lines(self) -> list[tuple[str | None, list[str]]]:
@@ -126,7 +128,7 @@ class PlanReport:
         return lines
 
     def markdown_rows(self) -> str:
-        """A row for each program, under ``MARKDOWN``."""
+        """Return a row for each program, to stand below ``MARKDOWN``."""
         rows = []
         for p in self.programs:
             memory = f"{_number(p.memory.total / GIB)} of {p.memory.capacity / GIB:.2f}"
@@ -137,7 +139,11 @@ class PlanReport:
         return "\n".join(rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Dictionaries, lists, texts and numbers; of the operations those that ``Costs.largest`` names. What can be computed from the rest is added to read."""
+        """Return the report as JSON values.
+
+        Of the operations, those that ``Costs.largest`` names are kept, and kernels without FLOPs. Figures that follow from others, such as totals, are added
+        for readers.
+        """
         found = dataclasses.asdict(dataclasses.replace(self, programs=tuple(_shortened(p) for p in self.programs)))
         for program, entry in zip(self.programs, found["programs"], strict=True):
             entry["memory"] |= {"total": program.memory.total, "fits": program.memory.fits}
@@ -147,10 +153,10 @@ class PlanReport:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> PlanReport:
-        """The report that ``to_json`` wrote.
+        """Return the report from the values of ``to_json``.
 
         Raises:
-            UserError: it is none.
+            UserError: the values are no report.
         """
         try:
             programs = tuple(_program(entry) for entry in found["programs"])
@@ -188,7 +194,7 @@ def _sent(collectives: Sequence[Collective]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that mean something, and no exponent."""
+    """Format a number with three significant digits and without an exponent."""
     if value == 0:
         return "0"
     if value >= 100:
@@ -197,11 +203,13 @@ def _number(value: float) -> str:
 
 
 def plot(reports: Sequence[PlanReport], path: Path) -> None:
-    """Two images side by side, a group for each program of each plan: its memory per chip, part on part, with the chip's capacity, and its roofline's times.
+    """Draw two charts side by side, with a group of bars for each program of each plan.
+
+    The left one shows the memory per chip by part, with the chip's capacity, and the right one the roofline's times.
 
     Args:
-        reports: at least one program in all.
-        path: the file; its suffix is the format.
+        reports: plans with at least one program in all.
+        path: the file to write; its suffix says the format.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -224,7 +232,7 @@ def plot(reports: Sequence[PlanReport], path: Path) -> None:
     largest = max(program.memory.total for _, program in rows) / GIB
     for part in parts:
         sizes = [program.memory.parts.get(part, 0.0) / GIB for _, program in rows]
-        # what is too thin to see needs no explanation
+        # parts that are too thin to see are left out of the legend
         memory.barh(places, sizes, 0.6, left=starts, label=part if max(sizes) * 200 > largest else None)
         starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     for place, (_, program) in zip(places, rows, strict=True):

@@ -1,4 +1,4 @@
-"""How fast a program could run on its chips at best, and what holds it back."""
+"""The roofline: the shortest time that a program could take on its chips, and which resource bounds it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ BOUNDS = ("compute", "hbm", "links", "network")
 
 @dataclass(frozen=True)
 class Roofline:
-    """Times of one execution on one chip, each as if nothing else took any, at the figures of the data sheets.
+    """The times that one execution takes of each resource of a chip, at the figures of the data sheets and as if nothing else took any time.
 
     Attributes:
         compute: seconds of the matrix units.
-        hbm: seconds in which main memory moves what is read and written.
-        links: seconds in which the chip sends what goes to its own slice, over all links that lead there: ICI, or NVLink.
-        network: seconds in which it sends what goes to other slices, or hosts.
-        model_flops: what the model needs of this chip, without recomputation and padding; the caller's count.
+        hbm: seconds in which main memory moves the bytes that are read and written.
+        links: seconds in which the chip sends its bytes to chips of the same slice, over all links to them: ICI, or NVLink.
+        network: seconds in which the chip sends its bytes to other slices, or hosts.
+        model_flops: FLOPs that the model needs of this chip, without recomputation and padding, as the caller counts them.
         peak: FLOPs per second of the chip.
-        intensity: FLOPs per byte of main memory.
+        intensity: the program's FLOPs per byte of main memory.
     """
 
     compute: float
@@ -34,12 +34,12 @@ class Roofline:
 
     @classmethod
     def of(cls, costs: Costs, topology: Topology, model_flops: float) -> Roofline:
-        """The times of a program.
+        """Return the roofline of a program.
 
         Args:
-            costs: of one chip.
-            topology: what it was compiled for.
-            model_flops: of one chip.
+            costs: the program's costs on one chip.
+            topology: the topology that it was compiled for.
+            model_flops: FLOPs that the model needs of one chip.
         """
         chip = topology.chip
         return cls(
@@ -54,15 +54,15 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """The largest of the four times, by name; it holds the program back."""
+        """The name of the largest of the four times, which bounds the program."""
         return max(BOUNDS, key=lambda name: getattr(self, name))
 
     @property
     def seconds(self) -> float:
-        """The largest of the four: no execution is shorter, and one is as short only if all of them overlap perfectly."""
+        """The largest of the four times: no execution is shorter, and an execution is that short only if all four overlap perfectly."""
         return getattr(self, self.bound)
 
     @property
     def mfu(self) -> float:
-        """Share of the peak that the model's FLOPs can reach in those seconds: a bound, which no run exceeds."""
+        """The model FLOPs utilisation if the program takes ``seconds``: an upper bound, which no run exceeds."""
         return self.model_flops / (self.peak * self.seconds) if self.seconds else 0.0

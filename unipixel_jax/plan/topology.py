@@ -1,4 +1,4 @@
-"""Names of TPU slices and of hosts with GPUs, and their devices to compile for."""
+"""Topologies: TPU slices and hosts with GPUs by name, and their devices to compile for."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"v5e": _FLAT, "v6e": _FLAT, "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")},
 )
-"""Slices that Google Cloud lends (cloud.google.com/tpu/docs/v5e, v6e, v5p), a v5p's up to 512 chips."""
+"""The slice shapes that Google Cloud offers (cloud.google.com/tpu/docs/v5e, v6e, v5p), those of v5p up to 512 chips."""
 
 _CORES = {"v5e": 1, "v6e": 1, "v5p": 2}
 ACCELERATOR_TYPES: Mapping[str, str] = MappingProxyType(
     {f"{chip}-{math.prod(map(int, shape.split('x'))) * _CORES[chip]}": f"{chip}:{shape}" for chip, shapes in SHAPES.items() for shape in shapes},
 )
-"""Google's accelerator types and what they are: "v6e-16" has 16 chips, and "v5p-16" 8, since that counts TensorCores, of which a v5p chip has two.
+"""Google's accelerator types and their shapes: "v6e-16" has 16 chips, but "v5p-16" has 8, since it counts TensorCores, of which a v5p chip has two.
 
 "v5e-16" is the "v5litepod-16" of Google's commands.
 """
 
 _MOST_CARDS = 8
-"""GPUs of one host that NVLink joins, in a DGX A100 or H100."""
+"""The most GPUs of one host that NVLink joins, as in a DGX A100 or H100."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ class Topology:
     """Chips that a program is compiled for.
 
     Attributes:
-        name: as it was asked for.
-        chip: what one of them can do.
-        devices: to make a mesh of, one slice after the other.
-        slices: groups of chips joined by ICI (for GPUs: hosts, joined inside by NVLink); between them is the data center's network.
-        hosts: machines, each of which runs a process.
+        name: the name by which it was asked for.
+        chip: the figures of one chip's data sheet.
+        devices: the devices to make a mesh of, one slice after the other.
+        slices: number of slices. The chips of a slice are joined by ICI, and slices by the data center's network (for GPUs a slice is a host, joined inside by
+            NVLink).
+        hosts: number of machines, each of which runs a process.
         links: bytes per second that a chip sends inside its slice, one way, over the links that lead to another chip of the slice. That is less than
             ``chip.links`` for small slices: a chip of a v5e:2x2 has two neighbours, and four in a v5e:4x4, where the links of the border are counted as well.
         network: bytes per second that a chip sends to other slices.
@@ -64,16 +65,16 @@ class Topology:
 
 
 def open_topology(name: str) -> Topology:
-    """Devices to compile for, of chips that are not here.
+    """Return a topology of chips that need not be here, to compile for.
 
-    From then on this process computes on the CPU (``core.accelerators.absent_devices``).
+    After this call the process computes on the CPU (``core.accelerators.absent_devices``).
 
     Args:
-        name: "v5e:8x8", "v5p:2x2x4" or "v6e:4x4", a shape of ``SHAPES``; one of ``ACCELERATOR_TYPES``; either with "2*" before it for several slices; "h100:8"
-            or "a100:8" for the GPUs of a host, "h100:2x8" for hosts x GPUs of each.
+        name: a chip and a shape of ``SHAPES``, such as "v5e:8x8", "v5p:2x2x4" or "v6e:4x4", or one of ``ACCELERATOR_TYPES``, either with "2*" before it for
+            several slices; or "h100:8" or "a100:8" for the GPUs of a host, "h100:2x8" for hosts x GPUs of each.
 
     Raises:
-        UserError: an unknown name, or the chip's compiler is not installed.
+        UserError: the name is unknown, or the chip's compiler is not installed.
     """
     several, chip, shape = _split(name)
     devices = absent_devices(chip, shape, several)
@@ -88,13 +89,16 @@ def open_topology(name: str) -> Topology:
 
 
 def _tpu_hosts(sizes: list[int]) -> int:
-    """Machines of a slice: up to 8 chips of a v5e or v6e on one, and 4 on each in larger slices and in v5p's (Google's "hightpu-8t" and "hightpu-4t")."""
+    """Return the number of machines of a slice.
+
+    Up to 8 chips of a v5e or v6e are on one machine (Google's "hightpu-8t"). Larger slices, and all of v5p, have 4 chips on each machine ("hightpu-4t").
+    """
     chips = math.prod(sizes)
     return 1 if len(sizes) == 2 and chips <= 8 else chips // 4
 
 
 def _split(name: str) -> tuple[int, str, str]:
-    """Slices, chip and shape."""
+    """Return the number of slices, the chip and the shape that a topology's name stands for."""
     several = re.match(r"(\d+)\*", name)
     slices = int(several.group(1)) if several else 1
     single = name[several.end() :] if several else name
