@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.platform import platform
@@ -28,11 +29,11 @@ def _conv_native(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> 
 
 def _conv_gathered(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> jax.Array:
     """As one product with the pixels under the kernel laid side by side."""
-    around, (o, _, k, _) = (padding, padding), weight.shape
+    around, k = (padding, padding), weight.shape[-1]
     padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
     h, w = (size - k + 1 for size in padded.shape[1:3])
     under = [padded[:, i : h + i : stride, j : w + j : stride] for i in range(k) for j in range(k)]
-    return dense(jnp.concatenate(under, axis=-1), weight.transpose(0, 2, 3, 1).reshape(o, -1))
+    return dense(jnp.concatenate(under, axis=-1), rearrange(weight, "o i row column -> o (row column i)"))
 
 
 _conv_cpu = jax.custom_vjp(_conv_native, nondiff_argnums=(0, 1))
@@ -44,16 +45,15 @@ _conv_cpu.defvjp(
 
 def conv_patches(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """Convolution whose stride equals its kernel: one matrix product. x [B, h, w, I], weight [O, I, k, k]; returns [B, h/k, w/k, O]."""
-    (b, h, w, i), k = x.shape, weight.shape[-1]
-    x = x.reshape(b, h // k, k, w // k, k, i).transpose(0, 1, 3, 5, 2, 4).reshape(b, h // k, w // k, i * k * k)
-    return dense(x, weight.reshape(weight.shape[0], -1), bias)
+    k = weight.shape[-1]
+    x = rearrange(x, "b (h row) (w column) i -> b h w (i row column)", row=k, column=k)
+    return dense(x, rearrange(weight, "o i row column -> o (i row column)"), bias)
 
 
 def conv_transpose2(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """Transposed convolution with kernel and stride 2: one matrix product. x [B, h, w, I], weight [I, O, 2, 2]; returns [B, 2h, 2w, O]."""
-    (b, h, w, _), o = x.shape, weight.shape[1]
-    y = dense(x, weight.reshape(weight.shape[0], -1).T).reshape(b, h, w, o, 2, 2)
-    y = y.transpose(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, o)
+    y = dense(x, rearrange(weight, "i o row column -> i (o row column)").T)
+    y = rearrange(y, "b h w (o row column) -> b (h row) (w column) o", row=2, column=2)
     return y + bias.astype(x.dtype)[None, None, None]
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -24,8 +25,7 @@ def resize_bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def upsample_nearest2(x: jax.Array) -> jax.Array:
     """Twice the height and width by repetition: x [B, h, w, C] to [B, 2h, 2w, C]."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return repeat(x, "b h w c -> b (h rows) (w columns) c", rows=2, columns=2)
 
 
 def _apply(x: jax.Array, size: tuple[int, int], kind: str) -> jax.Array:

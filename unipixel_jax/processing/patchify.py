@@ -7,6 +7,7 @@ does by itself beforehand.
 from __future__ import annotations
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import DTypeLike, NDArray
 
 from unipixel_jax.config import VisionConfig
@@ -35,14 +36,16 @@ def patchify(
     time, down, across = -(-len(frames) // pair), frames.shape[1] // patch, frames.shape[2] // patch
     # The pixels of a patch that lie side by side are moved as one item, which numpy does several times as fast as single bytes.
     run = np.dtype(f"V{patch * 3}")
-    rows = np.ascontiguousarray(frames).reshape(-1, down // merge, merge, patch, across // merge, merge, run.itemsize).view(run)[..., 0]
+    runs = rearrange(np.ascontiguousarray(frames), "f h (w run) c -> f h w (run c)", run=patch).view(run)[..., 0]
     out = np.empty((time, down * across, 3, pair, patch * patch), dtype)
     plane = np.empty((down * across, patch * patch), np.float32)
     for frame, (t, place) in enumerate(np.ndindex(time, pair)):
         if frame >= len(frames):
             out[t, :, :, place] = out[t, :, :, place - 1]
             continue
-        pixels = np.ascontiguousarray(rows[frame].transpose(0, 3, 1, 4, 2)).view(np.uint8).reshape(down * across, patch * patch, 3)
+        # by merged token, patch in it, and row of the patch
+        pixels = rearrange(runs[frame], "(down dy row) (across dx) -> (down across dy dx) row", dy=merge, dx=merge, row=patch)
+        pixels = np.ascontiguousarray(pixels).view(np.uint8).reshape(-1, patch * patch, 3)
         for channel in range(3):
             # In the reference's order, division by 255 fused into mean and deviation, so that it rounds alike.
             np.subtract(pixels[..., channel], _MEAN[channel] * _SCALE, out=plane)

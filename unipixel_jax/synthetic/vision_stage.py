@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from einops import reduce
 from flax import nnx
 from numpy.typing import NDArray
 
@@ -120,7 +121,7 @@ def draw_vision_sample(config: UniPixelConfig, annotation: Annotation, rng: np.r
     patches = np.zeros((len(tables.rope), arrived.shape[1]), arrived.dtype)
     place_patches([arrived], places, patches)
     attributes = appearance(scene)
-    cover = scene.masks[:, 0].reshape(count, side, SIDE // side, side, SIDE // side).mean(axis=(2, 4)).reshape(count, -1)
+    cover = reduce(scene.masks[:, 0].astype(float), "things (rows h) (columns w) -> things (rows columns)", "mean", rows=side, columns=side)
     first, second = np.argsort(-cover, axis=0, kind="stable")[:2]
     most, next_most = -np.sort(-cover, axis=0)[:2]
     beside = np.where(next_most >= MIN_SECOND, attributes[second, ATTRIBUTES.index(tuple(COLOURS))], len(COLOURS))

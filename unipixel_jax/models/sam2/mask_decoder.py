@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config
@@ -53,9 +54,9 @@ class Attention(nnx.Module):
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> jax.Array:
         """q [O, t, D], k and v [O, s, D] to [O, t, D]."""
-        q, k, v = (f(x).reshape(*x.shape[:2], NUM_HEADS, -1) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
+        q, k, v = (rearrange(f(x), "o t (heads d) -> o t heads d", heads=NUM_HEADS) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
         out = attention(q, k, v, mask, axes=(IMAGES, None, None))
-        return self.o(out.reshape(*out.shape[:2], -1))
+        return self.o(rearrange(out, "o t heads d -> o t (heads d)"))
 
 
 class TwoWayBlock(nnx.Module):

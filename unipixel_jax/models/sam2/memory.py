@@ -11,6 +11,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config
@@ -130,15 +131,15 @@ class RopeAttention(nnx.Module):
         q, k = (_halves_apart(layer, a) for layer, a in ((self.q, x), (self.k, keys)))
         cos, sin = rope
         q = jax.lax.stop_gradient(rotate_half(q[:, :, None], cos[None], sin[None]))
-        o, s, d = k.shape
-        grids = (s - off_grid) // cos.shape[0]
-        on_grid = rotate_half(k[:, : s - off_grid].reshape(o, grids, -1, 1, d), cos[None, None], sin[None, None])
-        k = jnp.concatenate([jax.lax.stop_gradient(on_grid.reshape(o, -1, d)), k[:, s - off_grid :]], axis=1)
+        s = k.shape[1] - off_grid
+        grids = rearrange(k[:, :s], "o (grids at) d -> o grids at 1 d", at=cos.shape[0])
+        on_grid = rearrange(rotate_half(grids, cos[None, None], sin[None, None]), "o grids at 1 d -> o (grids at) d")
+        k = jnp.concatenate([jax.lax.stop_gradient(on_grid), k[:, s:]], axis=1)
         k = k[:, :, None]
         axes = IMAGES, None, None
         if self.dropout.key is None:
             return self.o(self.v(attention(q, k, values[:, :, None], mask, axes=axes)[:, :, 0]))
-        dropout = WeightDropout.draw(self.dropout.key[...], o, 1, self.dropout.rate)
+        dropout = WeightDropout.draw(self.dropout.key[...], k.shape[0], 1, self.dropout.rate)
         return self.o(attention(q, k, self.v(values)[:, :, None], mask, axes=axes, dropout=dropout)[:, :, 0])
 
 
@@ -148,7 +149,7 @@ def _halves_apart(layer: Linear, x: jax.Array) -> jax.Array:
     SAM 2 rotates neighbouring channels. Scores do not change if queries and keys are reordered alike, and two halves rotate in whole vectors, which
     single channels do not; the reordering is done on the weights, which are small.
     """
-    order = np.arange(layer.weight.shape[0]).reshape(-1, 2).T.reshape(-1)
+    order = rearrange(np.arange(layer.weight.shape[0]), "(pairs half) -> (half pairs)", half=2)
     return dense(x, layer.weight[...][order], layer.bias[...][order])  # type: ignore[index]
 
 
@@ -212,6 +213,6 @@ class MemoryAttention(nnx.Module):
             x = x + block.drop_cross(block.cross_attn(block.norm2(x), keys, memory, (cos, sin), off_grid, mask))
             return x + block.feed_forward(x), None
 
-        start = jnp.broadcast_to(x.reshape(distinct, g * g, d), (o, g * g, d))
+        start = jnp.broadcast_to(rearrange(x, "o row column d -> o (row column) d"), (o, g * g, d))
         x, _ = stacking.run(layer, self.blocks, start, np.arange(stacking.length(self.blocks)) == 0)
-        return self.norm(x).reshape(o, g, g, d)
+        return rearrange(self.norm(x), "o (row column) d -> o row column d", row=g)

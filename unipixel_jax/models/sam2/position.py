@@ -8,6 +8,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 
 @lru_cache(maxsize=16)
@@ -21,7 +22,7 @@ def sine_grid(side: int, dim: int) -> np.ndarray:
     at = np.arange(1, side + 1, dtype=np.float32) / np.float32(side + 1e-6) * np.float32(2 * math.pi)
     period = np.float32(10000) ** (2 * (np.arange(half) // 2).astype(np.float32) / half)
     angles = at[:, None] / period[None]
-    code = np.stack([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], axis=2).reshape(side, half)
+    code = rearrange([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], "both at pairs -> at (pairs both)")
     rows = np.broadcast_to(code[:, None], (side, side, half))
     return np.concatenate([rows, rows.swapaxes(0, 1)], axis=-1).astype(np.float32)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config
@@ -190,18 +191,18 @@ class Sam2(nnx.Module):
     def _remember(self, state: TrackState, low: jax.Array) -> jax.Array:
         """Condition low [1 or O, g, g, D] on the memories and pointers that are filled; returns [O, g, g, D]."""
         c, dtype = self.config, low.dtype
-        objects, tokens = state.memory.shape[1], c.d_model // c.mem_dim
+        tokens = c.d_model // c.mem_dim
         # The conditioning memory takes the last row of the table, the frame k steps back row k - 1.
         age = jnp.where(state.memory_frame == 0, c.num_maskmem, state.frame - state.memory_frame)
         tpos = self.maskmem_tpos_enc[...][:, 0].astype(jnp.float32)[jnp.clip(age - 1, 0, c.num_maskmem - 1)]
-        grid = jnp.asarray(sine_grid(c.grid, c.mem_dim)).reshape(1, -1, c.mem_dim)
-        memory = state.memory.swapaxes(0, 1).reshape(objects, -1, c.mem_dim)
-        memory_pos = (grid + tpos).reshape(1, -1, c.mem_dim)
+        grid = rearrange(jnp.asarray(sine_grid(c.grid, c.mem_dim)), "row column d -> 1 (row column) d")
+        memory = rearrange(state.memory, "slots o at d -> o (slots at) d")
+        memory_pos = rearrange(grid + tpos, "slots at d -> 1 (slots at) d")
 
         reach = jnp.clip(state.clip_length - 1, 1, MAX_POINTERS - 1)  # padding after a single frame would be divided by 0, and losses times 0 be NaN
         distance = (state.frame - state.pointer_frame).astype(jnp.float32) / reach.astype(jnp.float32)
         pointer_pos = self.obj_ptr_tpos_proj(sine_1d(distance, c.d_model).astype(dtype))
-        pointers = state.pointer.swapaxes(0, 1).reshape(objects, -1, c.mem_dim)
+        pointers = rearrange(state.pointer, "slots o (tokens d) -> o (slots tokens) d", d=c.mem_dim)
         pointer_pos = jnp.repeat(pointer_pos, tokens, axis=0)[None].astype(jnp.float32)
 
         visible = jnp.concatenate([jnp.repeat(state.memory_frame >= 0, c.grid**2), jnp.repeat(state.pointer_frame >= 0, tokens)]).astype(jnp.int32)
@@ -236,7 +237,7 @@ class Sam2(nnx.Module):
         c = self.config
         memory = self.memory_encoder(low, resize_bilinear(output.low_res, (c.image_size, c.image_size)))
         absent = (output.decoded.object_score <= 0).astype(memory.dtype)[:, None, None]
-        return memory.reshape(memory.shape[0], -1, c.mem_dim) + absent * self.no_obj_embed_spatial[...].astype(memory.dtype)[None]
+        return rearrange(memory, "o row column d -> o (row column) d") + absent * self.no_obj_embed_spatial[...].astype(memory.dtype)[None]
 
 
 def _write(buffer: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
