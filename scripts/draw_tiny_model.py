@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draw the images of docs/tiny_model.md: scripts/draw_tiny_model.py LESSONS RUN
 
-The curves are those of the lessons and of the run after them (their folders); the sheet shows the first questions of `unipixel-jax eval shapes` about masks,
-good and bad, with what the model that ships with the package answers. Needs the extra plot.
+LESSONS is the folder of the curriculum's stages and RUN that of the run after them, whose metrics become curves. The sheet shows the first questions of
+`unipixel-jax eval shapes` about masks, with the answers of the model that ships with the package, good and bad. Needs the extra plot.
 """
 
 import json
@@ -27,11 +27,11 @@ PANELS = {
     "telling behind relations comparing all_together": ("language loss, a token", ("language",)),
     "telling behind relations comparing": ("error of the codes before <|seg|>", ("code",)),
 }
-"""Title of an image of some lessons, one after the other, and the numbers that it shows."""
+"""The curves' panels: by stages of the curriculum, one after the other, the panel's title and the metrics that it shows."""
 
 
 def curves(lessons: Path, run: Path, path: Path) -> None:
-    """Numbers of the training scenes over the scenes seen."""
+    """Draw metrics of the training scenes over the number of scenes seen."""
     sources = {lesson.name: (lessons / lesson.name, getattr(COURSE, lesson.name).batch_size) for lesson in fields(COURSE)}
     sources["all_together"] = (run, json.loads((run / "config.json").read_text(encoding="utf-8"))["batch_size"])
     figure = Figure(figsize=(14, 3), layout="constrained")
@@ -52,7 +52,7 @@ def curves(lessons: Path, run: Path, path: Path) -> None:
 
 
 def sheet(path: Path) -> None:
-    """The first questions in words about images, in the order in which they come."""
+    """Draw the first questions in words about images, in their order, with the model's answers and masks."""
     model = UniPixel.from_pretrained(EMBEDDED, "float32")
     found = list(islice((one for one in judge(model, 10 * SHOWN, 0) if one.measure == "picture_iou"), SHOWN))
     figure = Figure(figsize=(13, 8.2), layout="constrained")
@@ -69,7 +69,7 @@ def sheet(path: Path) -> None:
 
 
 def main() -> int:
-    """Draw both."""
+    """Draw curves and sheet; return the exit status."""
     if len(sys.argv) != 3:
         print(__doc__, file=sys.stderr)
         return 2

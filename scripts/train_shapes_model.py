@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Teach the parts of the small model one by one, the first stage of docs/tiny_model.md: scripts/train_shapes_model.py RUN
+"""Train the parts of the small model one by one, the first half of docs/tiny_model.md: scripts/train_shapes_model.py RUN
 
-Each lesson's numbers and weights go to a folder of RUN, and the whole model to RUN/model. Called again it goes on with the lesson that is not finished.
+The metrics and weights of each stage of the curriculum go to a folder of RUN, and the whole model to RUN/model. Run again, the script goes on with the stage
+that is not finished.
 """
 
 import sys
@@ -19,7 +20,7 @@ SEED = 0
 
 
 def main(run: Path) -> None:
-    """From nothing to a directory that training starts from."""
+    """Train all parts from random weights, and write a converted directory for training to start from."""
     taught = take(COURSE, SHAPES_MODEL, Tokenizer.from_directory(EMBEDDED), conversations("shapes_image"), LOSSES, run, SEED)
     start = run / "start"
     to_jax.convert(random_source(SHAPES_MODEL, EMBEDDED, SEED), start, force=True)
