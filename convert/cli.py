@@ -107,4 +107,3 @@ def _inspect(args: argparse.Namespace) -> int:
     report = inspect(args.source)
     print(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
     return 0 if report.complete else 1
-

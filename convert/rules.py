@@ -137,7 +137,7 @@ class Coverage:
             raise UserError(f"{what} does not fit its config.json: {self._hint()}{'; '.join(parts)}")
 
     def _hint(self) -> str:
-        """Return advice where most names are right but for a prefix, as where a training framework saved the model as a part of a module; else ""."""
+        """Return advice where most names are right but for a prefix, as where a training framework saved the model as part of a module; else an empty text."""
         if not self.missing or not self.unexpected:
             return ""
         first, missing = self.unexpected[0], set(self.missing)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Samples per second of the data loader alone, and of the torch reference's, on the same generated data, samples and number of worker processes.
+"""Measure samples per second of the data loader alone, and of the torch reference's, on the same generated data, samples and number of worker processes.
 
     python scripts/benchmark_loader.py                              # ours
     python scripts/benchmark_loader.py --reference UniPixel         # both in turns, and how many times faster ours is
 
 The reference needs a clone of github.com/PolyU-ChenLab/UniPixel and its packages (torch, torchvision, transformers, nncore, opencv, ...) beside ours.
 
-The data are photos of 640x480 pixels in the layout of RefCOCO, and clips of 854x480 in that of MeViS, of which 8 frames are drawn. Each side makes of
-them what its training takes, with SAM's frames 768 pixels wide. A measurement begins when the first batches have come, so starting is left out.
+The data are photos of 640x480 pixels in the layout of RefCOCO, and clips of 854x480 pixels in the layout of MeViS, of which 8 frames are sampled. Each side
+prepares the batches that its training takes, with SAM's frames 768 pixels wide. A measurement begins after the first batches, so that starting is left out.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ DATASETS = ("refcoco", "mevis")
 TOKENIZER = Path(__file__).parent.parent / "tests" / "recordings" / "processing" / "tokenizer"
 SIDE, FRAMES, TURNS = 768, 8, 3
 WARM = 2
-"""Batches of each worker that are not timed, since they were made while the workers started."""
+"""The number of batches of each worker that are not timed, since they were made while the workers started."""
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure what the command line asks for and print it; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, metavar="CLONE", help="the clone, to be timed in turns with ours")
+    parser.add_argument("--reference", type=Path, metavar="CLONE", help="a clone of the reference, to be timed in turns with ours")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of each side (default: one for each processor)")
-    parser.add_argument("--threads", action="store_true", help="threads instead of processes on our side, as many")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our images; the reference's are float32")
+    parser.add_argument("--threads", action="store_true", help="use as many threads instead of processes on our side")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of our images; the reference's are float32")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--batches", type=int, default=16, help="timed batches of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def rate(batches: Iterator[Any], args: argparse.Namespace) -> float:
-    """Samples per second."""
+    """Return the samples per second of a loader's batches, and close it."""
     for _ in range(WARM * max(args.workers, 1)):
         next(batches)
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def rate(batches: Iterator[Any], args: argparse.Namespace) -> float:
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Median and extremes of both sides, and of the quotients of measurements that followed one another."""
+    """Return median and extremes of both sides, and of the quotients of measurements that followed one another."""
     found: dict[str, Any] = {}
     quotients = [a / b for a, b in zip(rates["ours"], rates["reference"], strict=False)]
     for name, values in {**rates, "times as fast": quotients}.items():
@@ -103,7 +103,7 @@ def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def ours(mixture: Mixture, args: argparse.Namespace) -> Iterator[Any]:
-    """Batches of this project."""
+    """Yield the batches of this project's loader."""
     options = DrawOptions(sample_frames=(FRAMES, FRAMES), max_turns=TURNS, image_size=SIDE)
     draw = DrawSample(Tokenizer.from_directory(TOKENIZER), _config(), options, pixel_dtype=args.dtype)
     workers, threads = (0, args.workers) if args.threads else (args.workers, 1)
@@ -112,10 +112,10 @@ def ours(mixture: Mixture, args: argparse.Namespace) -> Iterator[Any]:
 
 
 class Reference:
-    """The reference's data sets and collator, behind torch's own loader."""
+    """The reference's data sets and collator, loaded by torch's own loader."""
 
     def __init__(self, clone: Path) -> None:
-        """Import the clone, and put its processor together from our small tokenizer."""
+        """Import the clone, and make its processor from our small tokenizer."""
         from recording import reference
 
         warnings.simplefilter("ignore")
@@ -126,7 +126,7 @@ class Reference:
         self.dataset = importlib.import_module("unipixel.dataset")
 
     def batches(self, name: str, mixture: Mixture, workers: int) -> Iterator[Any]:
-        """Its batches of the same samples in the same order."""
+        """Yield the reference's batches of the same samples in the same order."""
         from torch.utils.data import DataLoader
 
         data = SimpleNamespace(
@@ -142,7 +142,7 @@ class Reference:
 
 
 def write_refcoco(root: Path, count: int) -> None:
-    """Photos with four objects, each of which has three expressions."""
+    """Write photos with four objects each, and three expressions for each object, in the layout of RefCOCO."""
     rng = np.random.default_rng(0)
     images, annotations, refs = [], [], []
     for number in range(count):
@@ -165,7 +165,7 @@ def write_refcoco(root: Path, count: int) -> None:
 
 
 def write_mevis(root: Path, count: int) -> None:
-    """Clips of 40 frames with two objects and three expressions, one of which is about both."""
+    """Write clips of 40 frames with two objects and three expressions, one of which is about both, in the layout of MeViS."""
     rng = np.random.default_rng(0)
     height, width, frames = 480, 854, 40
     videos, masks = {}, {}
@@ -188,7 +188,7 @@ WRITERS = {"refcoco": write_refcoco, "mevis": write_mevis}
 
 
 def draw_image(rng: np.random.Generator, height: int, width: int, path: Path) -> None:
-    """An image that costs as much to decode as a photo: soft colours with fine noise."""
+    """Write an image that takes as long to decode as a photo: soft colours with fine noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soft = Image.fromarray(rng.integers(0, 256, (height // 24, width // 24, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     noisy = np.asarray(soft).astype(np.int16) + rng.integers(-8, 9, (height, width, 1), np.int16)
@@ -196,7 +196,7 @@ def draw_image(rng: np.random.Generator, height: int, width: int, path: Path) ->
 
 
 def _config() -> UniPixelConfig:
-    """The published models' image sizes; the ids of the small tokenizer."""
+    """Return a configuration with the published models' image sizes and the small tokenizer's ids."""
     real, tiny = preset("3b"), preset("tiny")
     vision = dataclasses.replace(real.vision, out_hidden_size=tiny.text.hidden_size)
     return dataclasses.replace(tiny, vision=vision, sam2=dataclasses.replace(real.sam2, image_size=SIDE))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Time the torch reference of UniPixel on this machine, for `unipixel-jax bench` to be compared with in the same run.
+"""Time the torch reference of UniPixel on this machine; `unipixel-jax bench models --against FILE` compares with what this prints.
 
-Random weights, real sizes: SAM 2.1 base+ at 768 pixels, and a language model of UniPixel-3B's widths with fewer layers. Needs torch,
-transformers and a clone of github.com/PolyU-ChenLab/UniPixel; not JAX. Prints JSON: {name: {min, median, max}}, in seconds. See docs/recording.md.
+Weights are random and sizes real: SAM 2.1 base+ at 768 pixels, and a language model of UniPixel-3B's widths with fewer layers. The script needs torch,
+transformers and a clone of github.com/PolyU-ChenLab/UniPixel, but not JAX. It prints JSON: {name: {min, median, max}} in seconds. See docs/recording.md.
 
     python scripts/benchmark_reference.py --reference UniPixel
     python scripts/benchmark_reference.py --reference UniPixel --parts language --dtypes bfloat16 --layers 8
@@ -29,11 +29,11 @@ from recording.reference import BASE_SAM2, RecordingError
 
 Times = Iterator[tuple[str, list[float]]]
 VIDEO_SIZE = (480, 854)
-"""Height and width that masks are resized to, as for a clip of DAVIS."""
+"""The height and width that masks are resized to: those of a clip of DAVIS."""
 
 
 def main() -> int:
-    """Time what the command line asks for and print it; returns the exit status."""
+    """Time what the command line asks for and print it; return the exit status."""
     args = parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     warnings.simplefilter("ignore")
@@ -57,16 +57,16 @@ def main() -> int:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, required=True, metavar="CLONE", help="the clone of PolyU-ChenLab/UniPixel")
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--device", choices=("cpu", "cuda", "npu"), default="cpu")
-    parser.add_argument("--image-size", type=int, default=768, help="of SAM 2's square frames, in pixels")
-    parser.add_argument("--frames", type=int, default=10, help="of the clip")
-    parser.add_argument("--objects", type=int, default=5, help="tracked one after the other through the clip, as the reference does")
-    parser.add_argument("--layers", type=int, default=4, help="of the language model (UniPixel-3B has 36)")
+    parser.add_argument("--image-size", type=int, default=768, help="side of SAM 2's square frames, in pixels")
+    parser.add_argument("--frames", type=int, default=10, help="frames of the clip")
+    parser.add_argument("--objects", type=int, default=5, help="objects tracked one after the other through the clip, as the reference does")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the language model (UniPixel-3B has 36)")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2, help="timed runs; the clip of several objects is run once")
@@ -74,7 +74,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def sam2(args: argparse.Namespace, dtype: torch.dtype) -> Times:
-    """Encoding and tracking per frame, and the whole clip with several objects, each of which encodes the clip again."""
+    """Time encoding and tracking per frame, and the whole clip with several objects, for each of which the reference encodes the clip again."""
     from hydra import compose
     from hydra.utils import instantiate
 
@@ -96,7 +96,7 @@ def sam2(args: argparse.Namespace, dtype: torch.dtype) -> Times:
 
     yield f"{name}.encode_per_frame.batch_1", timed(lambda: model.forward_image(frames[:1]), args)
     yield f"{name}.encode_per_frame.batch_{args.frames}", timed(lambda: model.forward_image(frames), args, per=args.frames)
-    # resetting a state leaves it the features of its clip, so that only tracking is left to time
+    # a state that is reset keeps the features of its clip, so that only tracking is timed
     state = model.init_state(frames, VIDEO_SIZE)
 
     def track_again() -> None:
@@ -108,7 +108,7 @@ def sam2(args: argparse.Namespace, dtype: torch.dtype) -> Times:
 
 
 def language(args: argparse.Namespace, dtype: torch.dtype) -> Times:
-    """Prefill of one prompt and decoding per token, with logits for every position as the reference has them, and the head's share of both."""
+    """Time the prefill of one prompt and decoding per token, and the head's part of both; the reference computes logits for every position."""
     from transformers.modeling_utils import no_init_weights
 
     config_class, model_class, _ = importlib.import_module("unipixel.model").MODELS["qwen2_5_vl"]
@@ -146,12 +146,12 @@ def language(args: argparse.Namespace, dtype: torch.dtype) -> Times:
 
 
 def timed(work: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> list[float]:
-    """Seconds per item of each timed run. The first counts too: nothing is compiled, and the smallest and the median leave it out."""
+    """Return the seconds per item of each timed run. The first counts too: nothing is compiled, and a slow first run does not change the minimum."""
     return [clock(work, args.device) / per for _ in range(args.repeats)]
 
 
 def clock(work: Callable[[], Any], device: str) -> float:
-    """Seconds that the work takes, to its end on the device."""
+    """Return the seconds that the work takes until its end on the device."""
     started = time.perf_counter()
     work()
     if device != "cpu":

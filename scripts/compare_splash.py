@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compile our TPU attention kernels and JAX's splash attention, forward and backward, and print what the compiler made of each.
 
-For every kernel: steps of its grid, matrix products in its body, VMEM, and the bundles (instructions) of its schedule; then the program's temporary
-memory. Nothing runs, and no TPU is needed, only libtpu. A full mask gives each kernel one body, so that its bundles are about the cycles of a step.
+For every kernel it prints the steps of its grid, the matrix products in its body, its VMEM, and the bundles (instruction words) of its schedule; then the
+program's temporary memory. Nothing runs, and no TPU is needed, only libtpu. With a full mask each kernel has one body, so that its bundles are about the cycles
+of a step.
 
     python scripts/compare_splash.py v5e 2 8 4096 128 512 512          # chip, key heads, queries per key head, length, head size, blocks
     python scripts/compare_splash.py v5e 2 8 32768 128 1024 1024 --causal
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 DUMP = tempfile.TemporaryDirectory(prefix="compare_splash_")
-# read when libtpu is loaded
+# libtpu reads this when it is loaded, so it must be set before JAX is imported
 os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={DUMP.name} --xla_jf_dump_llo_text=true"
 
 import jax  # noqa: E402
@@ -32,7 +33,7 @@ from unipixel_jax.ops.attention import AttnMask, pallas_tpu  # noqa: E402
 
 
 def main() -> None:
-    """Compile both and print."""
+    """Compile both kernels and print their reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chip", choices=("v5e", "v5p", "v6e"))
     for name in ("key_heads", "group", "length", "head_size", "q_block", "kv_block"):
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def ours(args: argparse.Namespace) -> Callable[..., jax.Array]:
-    """Our kernel with the blocks that were asked for."""
+    """Return a call of our kernel with the block sizes that were asked for."""
     blocks = pallas_tpu.BlockSizes(args.q_block, args.kv_block, args.q_block, args.kv_block)
     pallas_tpu.block_sizes = lambda *_: blocks
     mask, scale = AttnMask(args.causal), args.head_size**-0.5
@@ -57,7 +58,7 @@ def ours(args: argparse.Namespace) -> Callable[..., jax.Array]:
 
 
 def splash(args: argparse.Namespace) -> Callable[..., jax.Array]:
-    """JAX's, which takes one key head at a time and unscaled queries."""
+    """Return a call of JAX's splash attention, which takes one key head at a time and does not scale the queries."""
     names = {"q": ("block_q", "block_q_dkv", "block_q_dq"), "kv": ("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq")}
     sizes = {**dict.fromkeys(names["q"], args.q_block), **dict.fromkeys(names["kv"], args.kv_block)}
     one = (splash_attention_mask.CausalMask if args.causal else splash_attention_mask.FullMask)((args.length, args.length))
@@ -68,7 +69,7 @@ def splash(args: argparse.Namespace) -> Callable[..., jax.Array]:
 
 
 def report(name: str, attend: Callable[..., jax.Array], shapes: list[Any], sharding: Any) -> None:
-    """Compile the value and the gradients and print a line for each kernel."""
+    """Compile attention with its gradients, and print the figures of each kernel."""
 
     def both(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array) -> Any:
         out, pull = jax.vjp(attend, q, k, v)
@@ -91,7 +92,7 @@ def report(name: str, attend: Callable[..., jax.Array], shapes: list[Any], shard
 
 
 def kernels(jaxpr: Any) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Name, grid and number of matrix products of each compiled Pallas call."""
+    """Yield name, grid and number of matrix products of each Pallas call that is compiled."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name != "pallas_call":
             for inner in within(eqn):
@@ -101,12 +102,12 @@ def kernels(jaxpr: Any) -> Iterator[tuple[str, tuple[int, ...], int]]:
 
 
 def products(jaxpr: Any) -> int:
-    """How many matrix products stand in a program."""
+    """Return how many matrix products a program contains."""
     return sum(eqn.primitive.name == "dot_general" or sum(map(products, within(eqn))) for eqn in jaxpr.eqns)
 
 
 def within(eqn: Any) -> Iterator[Any]:
-    """The programs inside of an operation."""
+    """Yield the programs inside of an operation."""
     for value in eqn.params.values():
         for one in value if isinstance(value, (tuple, list)) else [value]:
             if hasattr(one, "eqns") or hasattr(one, "jaxpr"):

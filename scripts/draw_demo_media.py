@@ -20,11 +20,11 @@ PHOTO_SIDE, CLIP_SIDE = 320, 256
 CLIP_FRAMES, FRAME_MILLISECONDS = 8, 160
 PHOTO = {"large blue square", "small red circle", "large green triangle"}
 CLIP = {"small yellow circle", "large purple square"}
-"""What the images must show."""
+"""The things that photo and clip must show."""
 
 
 def first_scene(wanted: set[str], frames: int) -> Scene:
-    """The first scene in which all of these things are, among others."""
+    """Return the first scene that shows all of these things, among others."""
     for number in range(1_000_000):
         scene = draw_scene(np.random.default_rng([SEED, number]), frames)
         if wanted <= {full_name(scene, i) for i in range(len(scene.things))}:
@@ -33,12 +33,12 @@ def first_scene(wanted: set[str], frames: int) -> Scene:
 
 
 def enlarged(frame: np.ndarray, side: int) -> Image.Image:
-    """A frame as a larger image."""
+    """Return a frame [H, W, 3] uint8 as an image of `side` x `side` pixels."""
     return Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def main() -> None:
-    """Write both."""
+    """Write the photo and the clip, and print what they show."""
     photo = first_scene(PHOTO, 1)
     enlarged(photo.frames[0], PHOTO_SIDE).save(ASSETS / "photo.png", optimize=True)
     clip = first_scene(CLIP, CLIP_FRAMES)

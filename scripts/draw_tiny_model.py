@@ -52,7 +52,7 @@ def curves(stages: Path, run: Path, path: Path) -> None:
 
 
 def sheet(path: Path) -> None:
-    """The first questions in words about images, in the order in which they come."""
+    """Draw the first questions in words about images, in their order, with the model's answers and masks."""
     model = UniPixel.from_pretrained(EMBEDDED, "float32")
     found = list(islice((one for one in judge(model, 10 * SHOWN, 0) if one.measure == "picture_iou"), SHOWN))
     figure = Figure(figsize=(13, 8.2), layout="constrained")
@@ -69,7 +69,7 @@ def sheet(path: Path) -> None:
 
 
 def main() -> int:
-    """Draw both."""
+    """Draw curves and sheet; return the exit status."""
     if len(sys.argv) != 3:
         print(__doc__, file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Print a Python of at least 3.11 that can make virtual environments: the one that `python3` means if it will do, else the oldest;
-# with "newest", the newest of all. Interpreters are looked for on the path and among pyenv's.
+# Print a Python of at least 3.11 that can make virtual environments: `python3` if it is one, else the oldest;
+# with the argument "newest", the newest of all. Interpreters are looked for on the path and among pyenv's.
 set -euo pipefail
 shopt -s nullglob
 

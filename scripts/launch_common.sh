@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# What the launchers share.
+# Functions that the launchers share.
 
 dry_run=no
 
-die() { # say what is wrong, and end
+die() { # print what is wrong, and exit
   echo "$1" >&2
   exit 2
 }
 
-quoted() { # words as one would type them
+quoted() { # print words as they would be typed in a shell
   local word words=()
   for word; do
     [[ $word =~ ^[A-Za-z0-9_./:=,+@%-]+$ ]] || word=${word@Q}
@@ -22,6 +22,6 @@ run() { # print a command, and run it unless it is only asked for
   [ "$dry_run" = yes ] || "$@"
 }
 
-code_files() { # a tar file of what git knows or would know: no environments, no outputs
+code_files() { # print a tar file of the files that git tracks or would add, without environments and outputs
   git ls-files -z --cached --others --exclude-standard | tar --create --null --ignore-failed-read --files-from=-
 }

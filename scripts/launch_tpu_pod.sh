@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rent a TPU pod slice, train on all of its hosts, rent it again when it is taken away, and give it back at the end of the training. docs/launch.md tells the rest.
+# Rent a TPU pod slice, train on all of its hosts, rent it again when it is taken away, and give it back at the end of the training. See docs/launch.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch_common.sh
@@ -55,7 +55,7 @@ while true; do
       train "$@" || status=$?
       [ $status -ne 0 ] || break
       sleep 60 # a slice that is taken away says so by then
-      # gcloud ends with the status of the first host that failed. 143: told to stop, and saved; 255: ssh lost a host; 75: a process was lost
+      # gcloud exits with the status of the first host that failed: 143 if told to stop and saved, 255 if ssh lost a host, 75 if a process was lost.
       [ $status -ne 75 ] || losses=$((losses + 1))
       if [ "$(state)" = ACTIVE ] && { [[ ! $status =~ ^(75|143|255)$ ]] || [ $losses -gt 50 ]; }; then
         echo "training failed with status $status; $name is still rented, for you to look at. Give it back with:" >&2
@@ -63,9 +63,9 @@ while true; do
         exit $status
       fi
       ;;
-    SUSPEND*) give_back ;; # pre-empted
+    SUSPEND*) give_back ;; # the slice was pre-empted
     FAILED) die "$name cannot be had: gcloud compute tpus queued-resources describe $name --zone=$zone tells why" ;;
-    *) sleep 30 ;; # it waits for its turn
+    *) sleep 30 ;; # the request waits for its turn
   esac
 done
 give_back

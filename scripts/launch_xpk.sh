@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on TPU slices of a GKE cluster made by xpk. The cluster mounts the bucket at /bucket; docs/launch.md tells how, and the rest.
+# Train on TPU slices of a GKE cluster made by xpk. The cluster mounts the bucket at /bucket; docs/launch.md says how.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch_common.sh
@@ -24,12 +24,12 @@ done
 for option in name cluster type; do [ -n "${!option}" ] || die "--$option is missing; $usage"; done
 [[ -f ${1:-} && $1 != /* ]] || die "'${1:-}' is no file below the project: expected a configuration such as configs/unipixel_7b_stage3.py; $usage"
 
-# xpk puts this folder into the image
+# xpk copies this folder into the image.
 code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
 code_files | tar --extract --directory="$code"
 
-# A pod that was told to stop exits with 143, and one that has lost another with 75. Both begin again; by itself xpk only lets those of 42 and 127 to 255.
+# A pod that was told to stop exits with 143, and one that has lost another with 75. Both must start again; by itself xpk does so only for 42 and 127 to 255.
 run xpk workload create --workload="$name" --cluster="$cluster" --tpu-type="$type" --num-slices="$slices" "${place[@]}" \
   --base-docker-image=python:3.12 --script-dir="$code" --max-restarts=50 --restart-on-exit-codes=75 --termination-grace-period-seconds=300 \
   --command="pip install --quiet .[train,tpu] && exec scripts/train_host.sh --forward /bucket $(quoted "$@")"

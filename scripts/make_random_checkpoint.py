@@ -1,10 +1,10 @@
-"""Write a UniPixel checkpoint with random weights, as the torch reference saves one, to try the machinery without the published weights.
+"""Write a UniPixel checkpoint with random weights, as the torch reference saves one, to try the commands without the published weights.
 
     python scripts/make_random_checkpoint.py 3b random-3b --tokenizer some/checkpoint
 
-Norms and layer scales are one, biases zero, the frequencies of position codes have a deviation of 1, all else one of 0.02. It is made a block at a time, so
-memory does not limit it. The tokenizer and processor files of ``--tokenizer`` are copied, and the ids of the special tokens in config.json are those that
-it gives them.
+Norms and layer scales are one and biases zero. The frequencies of position encodings have a standard deviation of 1, all other weights one of 0.02. Weights are
+written a block at a time, so that memory does not limit their size. The tokenizer and processor files of ``--tokenizer`` are copied, and config.json has that
+tokenizer's ids of the special tokens.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ SPECIAL = {
 
 
 def main() -> int:
-    """Read the command line and write the checkpoint; returns the exit status."""
+    """Parse the command line and write the checkpoint; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=sorted(PRESETS))
     parser.add_argument("target", type=Path, metavar="DST")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="whose tokenizer and processor files to copy")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a directory whose tokenizer and processor files are copied")
     args = parser.parse_args()
     try:
         config = replace(preset(args.preset), dtype=args.dtype)
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def with_tokens(config: UniPixelConfig, tokenizer: Path) -> UniPixelConfig:
-    """The configuration with a tokenizer's own ids of the special tokens.
+    """Return the configuration with a tokenizer's own ids of the special tokens.
 
     Raises:
         UserError: the tokenizer lacks one of them, or has more tokens than the vocabulary.
@@ -97,7 +97,7 @@ def write(config: UniPixelConfig, target: Path, tokenizer: Path | None, seed: in
 
 
 def draw(name: str, shape: tuple[int, ...], dtype: str, seed: int, advance: Callable[[int], None]) -> Blocks:
-    """A tensor's random bytes, a block at a time; each tensor has its own stream of random numbers."""
+    """Yield a tensor's random bytes, a block at a time; each tensor has its own stream of random numbers."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     deviation = 1 if name.endswith("gaussian_matrix") else 0.02
     left = math.prod(shape)

@@ -27,7 +27,7 @@ WRITERS = {
 
 
 def main() -> int:
-    """Parse the command line and write; returns the exit status."""
+    """Parse the command line and write the data sets; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder to write to, made if need be")
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"all by default: {', '.join(WRITERS)}")

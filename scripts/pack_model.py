@@ -1,4 +1,4 @@
-"""Write a converted directory with its arrays in one file, as the small model that ships with the package lies in the repository.
+"""Write a converted directory with its arrays packed into one file, as the small model that ships with the package has them.
 
 python scripts/pack_model.py runs/shapes_tiny/model unipixel_jax/assets/shapes_tiny
 """
@@ -14,7 +14,7 @@ from unipixel_jax.core.stored import pack, packed
 
 
 def main(source: Path, target: Path) -> None:
-    """Copy the files beside the arrays, and pack the arrays."""
+    """Copy the files beside the arrays, and pack the arrays into one file."""
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.is_file():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Record what the torch reference of UniPixel computes, for `unipixel-jax parity` to compare with.
 
-Needs torch, transformers and a clone of github.com/PolyU-ChenLab/UniPixel; not JAX. See docs/recording.md.
+The script needs torch, transformers and a clone of github.com/PolyU-ChenLab/UniPixel, but not JAX. See docs/recording.md.
 
     python scripts/record_reference.py --reference UniPixel --checkpoint UniPixel-3B --out recordings/3b --device cuda --dtype bfloat16
     python scripts/record_reference.py --reference UniPixel --tiny micro_b --out recordings/micro_b
@@ -31,7 +31,7 @@ from recording.tiny import calibrate, plan_of, read_spec, save_adapter, save_che
 
 
 def main() -> int:
-    """Parse the command line and do one of its four jobs; returns the exit status."""
+    """Parse the command line and do one of its four jobs; return the exit status."""
     args = parse_args()
     warnings.simplefilter("ignore")
     try:
@@ -51,18 +51,18 @@ def main() -> int:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     job = parser.add_mutually_exclusive_group(required=True)
     job.add_argument("--checkpoint", type=Path, metavar="DIR", help="record this UniPixel checkpoint (a full model)")
     job.add_argument("--tiny", metavar="SPEC", help="record a random model: a preset's name or a JSON file of sizes")
     job.add_argument("--replay", type=Path, metavar="RECORDING", help="run a recording's cases again here, and compare")
-    job.add_argument("--check-load", type=Path, metavar="DIR", help="does the reference load this directory in full?")
+    job.add_argument("--check-load", type=Path, metavar="DIR", help="say whether the reference loads this directory in full")
     parser.add_argument("--reference", type=Path, required=True, metavar="CLONE", help="the clone of PolyU-ChenLab/UniPixel")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write the recording (must not exist)")
     parser.add_argument("--device", choices=("cpu", "cuda", "npu"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="of the two Qwen parts")
+    parser.add_argument("--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention of vision tower and language model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if (args.checkpoint or args.tiny) and args.out is None:
@@ -71,7 +71,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def record(args: argparse.Namespace) -> int:
-    """Record a checkpoint or a tiny random model into ``--out``."""
+    """Record a checkpoint or a tiny random model into ``--out``; return the exit status."""
     spec = read_spec(args.tiny) if args.tiny else None
     plan = plan_of(spec) if spec else Plan()
     torch.manual_seed(args.seed)
@@ -87,7 +87,7 @@ def record(args: argparse.Namespace) -> int:
             (folder / "checkpoint").symlink_to(args.checkpoint.resolve(), target_is_directory=True)
         save_adapter(session, args.seed)
         entries = []
-        # the adapter's layers were put into the held model
+        # saving the adapter changed the layers of the model that the session holds
         session.release()
         for entry, inputs in Maker(session, plan, args.seed).cases():
             started = time.perf_counter()
@@ -101,7 +101,7 @@ def record(args: argparse.Namespace) -> int:
 
 
 def examples(session: Session, plan: Plan, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, torch.Tensor]]]:
-    """The prompts and clips that a random model is calibrated on: those of its own recording."""
+    """Return the prompts and clips that a random model is calibrated on: those of its own recording."""
     prompts, clips = [], []
     wanted = ("input_ids", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
     for entry, inputs in Maker(session, plan, seed).cases():
@@ -117,7 +117,7 @@ def examples(session: Session, plan: Plan, seed: int) -> tuple[list[dict[str, An
 
 
 def header(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``export.json`` says besides the cases."""
+    """Return the entries of ``export.json`` besides the cases."""
     import transformers
 
     git = subprocess.run(["git", "-C", str(args.reference), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
@@ -134,7 +134,7 @@ def header(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def replay(folder: Path, args: argparse.Namespace) -> int:
-    """Run a recording's cases again and compare; returns 1 if a tensor is too far off.
+    """Run a recording's cases again and compare; return 1 if a tensor is too far off, and 0 if none is.
 
     In float32 the limits are those of recordings in general (2e-5, gradients 3e-3, integers exact, masks 0.01%, and after steps of training 1e-4 for
     losses and 1e-2 for changes of weights); in bfloat16 real numbers may be 5% off, and what follows an argmax or a threshold is shown but not judged.
@@ -165,7 +165,7 @@ def replay(folder: Path, args: argparse.Namespace) -> int:
             elif name.startswith("change"):
                 allowed = 1e-2
             elif name.startswith("grad"):
-                # some gradients, such as a key bias's, are exactly zero but for rounding
+                # some gradients, such as those of key biases, are zero but for rounding, and so get an absolute allowance
                 allowed = 3e-3 + 1e-6 * whole / max(float(value.double().norm()), 1e-30)
             limits[name] = allowed
         bad = [name for name in errors if errors[name] > limits[name]]
@@ -177,7 +177,7 @@ def replay(folder: Path, args: argparse.Namespace) -> int:
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """How far two tensors are apart: relative error for real numbers, the share of elements that differ otherwise; 1 where the shapes differ."""
+    """Return the relative error of a tensor of real numbers, or the share of elements that differ in any other tensor; 1 where the shapes differ."""
     if found.shape != wanted.shape:
         return 1.0
     if not wanted.dtype.is_floating_point:
@@ -186,7 +186,7 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def check_load(folder: Path) -> int:
-    """Say whether the reference's ``build_model`` loads a directory with no tensor missing, unexpected or of another shape; returns 0 or 1."""
+    """Print whether the reference's ``build_model`` loads a directory with no tensor missing, unexpected or of another shape; return 0 if so, else 1."""
     faults = {kind: names for kind, names in reference.loading_faults(folder).items() if names}
     for kind, names in faults.items():
         print(f"{kind}: {len(names)}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Record what the torch reference's data sets draw from the sample data, with chance taken out; `tests/data/test_sources_reference.py` compares with it.
+"""Record the samples that the torch reference's data sets make of the sample data, without randomness.
 
-Needs torch, torchvision, transformers, decord, nncore, pycocotools and opencv-python, a clone of github.com/PolyU-ChenLab/UniPixel, and this project's own
-dependencies.
+`tests/data/test_sources_reference.py` compares our samples with them.
+
+The script needs torch, torchvision, transformers, decord, nncore, pycocotools and opencv-python, a clone of github.com/PolyU-ChenLab/UniPixel, and this
+project's own dependencies.
 
     python scripts/record_sources.py --reference UniPixel --out tests/recordings/sources/cases.json
 
-Chance is taken out by always taking the first choice, half of a range, and the middle of a box's noise; sets keep their order; and the drawn questions
-and stock answers are the markers below, so that a recording does not depend on the sentences of either side.
+There is no randomness because every choice is the first one, every number from a range is its lower end, every random number of torch is one half, and sets
+keep their order. Questions and stock answers are replaced by the markers below, so that a recording does not depend on the sentences of either side.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ PASSES: tuple[dict[str, Any], ...] = (
     {"frames": [5, 5], "type": "uniform", "chance": 0.1},
     {"frames": [4, 9], "type": "random", "chance": 0.1},
 )
-"""Whole clips; five frames of each; the fewest of four to nine frames, each the first of its segment. What has a chance of one half is taken in the latter two.
-A source is left out of these where it gives what it does in the first."""
+"""The settings of the passes over all sources: whole clips, then five frames of each clip, then four to nine frames of which the fewest are taken, each the
+first of its segment. Events with a chance of one half happen in the latter two passes. These two leave out sources that give the same as in the first."""
 
 SPLITS = {
     "revos": ("valid",),
@@ -58,7 +60,7 @@ SPLITS = {
     "refcoco": ("val", "testA"),
     "refclef": ("val", "testB", "test"),
 }
-"""Splits other than the one for training. They are drawn as in the first pass, and named SOURCE:SPLIT."""
+"""Splits other than the one for training. They are recorded with the settings of the first pass, under the name SOURCE:SPLIT."""
 
 LIMITS = {
     "min_frames": "min_video_frames",
@@ -68,13 +70,13 @@ LIMITS = {
     "min_words": "min_num_words",
     "max_words": "max_num_words",
 }
-"""Our names for the reference's filters."""
+"""The reference's names of filters by ours."""
 
 FILTERS: tuple[dict[str, int], ...] = ({"min_frames": 2}, {"max_frames": 15}, {"min_words": 6}, {"max_words": 12}, {"min_seconds": 2}, {"max_seconds": 2})
-"""With which the samples of each source are counted."""
+"""The filters with which the samples of each source are counted."""
 
 REFUSALS = (ValueError, AssertionError, LookupError, RuntimeError)
-"""What the reference raises for annotations that are wrong."""
+"""The exceptions that the reference raises for annotations that are wrong."""
 
 SIDE = 96
 MARKERS = {
@@ -91,7 +93,7 @@ MARKERS = {
         "SEG_RESPONSES": "ANSWER <|seg|>",
     },
 }
-"""What stands for the sentences of each list, by the file that has it."""
+"""The marker that replaces the sentences of each list, by the file that has the list."""
 
 
 class OrderedSet(collections.abc.Set):  # type: ignore[type-arg]
@@ -115,9 +117,9 @@ class OrderedSet(collections.abc.Set):  # type: ignore[type-arg]
 
 
 def main() -> None:
-    """Write the sample data to a temporary folder, and what the reference draws from it to a file."""
+    """Write the sample data to a temporary folder, and what the reference makes of it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="the clone")
+    parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="the clone of PolyU-ChenLab/UniPixel")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
     out = args.out.resolve()
@@ -144,7 +146,7 @@ def main() -> None:
 
 
 def open_reference(name: str, settings: dict[str, Any], limits: dict[str, int] | None = None) -> Any:
-    """A data set of the reference, which draws as a pass tells, and leaves out what is not within some limits."""
+    """Open a data set of the reference, which samples with the settings of a pass and leaves out what is not within the limits."""
     registry = importlib.import_module("unipixel.dataset.hybrid").DATASETS
     data = SimpleNamespace(
         **dict.fromkeys([*LIMITS.values(), "max_num_objects", "max_num_tokens"], -1) | {LIMITS[name]: value for name, value in (limits or {}).items()},
@@ -158,7 +160,10 @@ def open_reference(name: str, settings: dict[str, Any], limits: dict[str, int] |
 
 
 def record(name: str, settings: dict[str, Any], split: str = "train") -> list[dict[str, Any]]:
-    """What each sample of a source becomes; points and boxes take turns. Where an annotation lists its frames, the first and the last file taken are named."""
+    """Return the description of each sample of a source, in which points and boxes take turns.
+
+    Where an annotation lists its frames, the description names the first and the last file taken.
+    """
     taken = take_out_chance(settings["chance"])
     source = open_reference(name, settings)
     if split != "train":
@@ -180,7 +185,7 @@ def record(name: str, settings: dict[str, Any], split: str = "train") -> list[di
 
 
 def record_edited(name: str, edit: Callable[[Path], None]) -> dict[str, Any]:
-    """What the samples of a source become when its data were changed, or which error opening it raises."""
+    """Return what the samples of a source become when its data were changed, or which error opening it raises."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         WRITERS[name](Path("data"))
         edit(Path("data"))
@@ -191,7 +196,7 @@ def record_edited(name: str, edit: Callable[[Path], None]) -> dict[str, Any]:
 
 
 def take_out_chance(chance: float) -> list[int]:
-    """Make every choice the first one; gives a list that the numbers of the frames taken next are put into."""
+    """Take the randomness out of the reference; return a list that always holds the numbers of the frames that were taken last."""
     random.choice = lambda items: items[0]
     random.randint = lambda low, high: low
     random.sample = lambda items, count: list(items)[:count]
@@ -218,7 +223,7 @@ def take_out_chance(chance: float) -> list[int]:
 
 
 def describe(sample: dict[str, Any], taken: list[int]) -> dict[str, Any]:
-    """Words, frames, points and boxes of a sample as they are; masks by their number of pixels and a hash."""
+    """Describe a sample: words, frames, points and boxes as they are, and masks by their number of pixels and a hash."""
     content = sample["messages"][0]["content"]
     out: dict[str, Any] = {
         "words": [m["content"] if isinstance(m["content"], str) else m["content"][-1]["text"] for m in sample["messages"]],
@@ -241,12 +246,12 @@ def describe(sample: dict[str, Any], taken: list[int]) -> dict[str, Any]:
 
 
 def text_hash(texts: list[str]) -> str:
-    """A hash of texts and of their order."""
+    """Return a hash of texts and of their order."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def fingerprint(masks: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Shape, pixels and a hash of boolean masks."""
+    """Return the shape, the number of pixels and a hash of boolean masks of any shape."""
     return {"shape": list(masks.shape), "pixels": int(masks.sum()), "sha256": hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()[:16]}
 
 

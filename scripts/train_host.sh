@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What a launcher starts on every host: train in a directory that all hosts see, so that relative paths (runs/, data, the start) lie there.
+# Train in a directory that all hosts see, so that relative paths (runs/, data, the start) lie there. Launchers start this script on every host.
 #   scripts/train_host.sh [--forward] [--alone] DIRECTORY CONFIG [--field value ...]
-# Exits with 143 where SIGTERM ended the training early; it was saved, and the same command goes on. So a launcher can tell that from the end of the training.
-# Exits with 75 where a process was lost, this one or another: the same command on all hosts goes on.
-# --forward hands SIGTERM on to the training: for Kubernetes, which tells one process. Slurm and a system that shuts down tell all; a second signal would kill it.
-# --alone first ends a training of this configuration that still runs here and holds the devices: for ssh, which may lose it. Slurm has several on a host.
+# It exits with 143 where SIGTERM ended the training early. The training was saved then, and the same command resumes it; the status tells that from its end.
+# It exits with 75 where a process was lost, this one or another. The same command on all hosts resumes the training.
+# --forward passes SIGTERM on to the training. Kubernetes needs that, since it signals one process. Slurm and a shutdown signal all, and a second signal kills.
+# --alone first ends a training of this configuration that still runs here and holds the devices, which ssh may leave behind. Slurm runs several on a host.
 set -uo pipefail
 
 die() {
@@ -24,7 +24,7 @@ cd "$1" || die "$1 cannot be entered: expected a mounted bucket or a folder of a
 if [ $alone = yes ] && former=$(pgrep --oldest --uid "$UID" --full "unipixel-jax train $config"); then
   echo "ending the training that still runs here, process $former" >&2
   kill -TERM "$former"
-  for _ in {1..300}; do # for the rest of a step and a save
+  for _ in {1..300}; do # seconds for the rest of a step and a save
     kill -0 "$former" 2>/dev/null || break
     sleep 1
   done
@@ -33,14 +33,14 @@ fi
 
 told=no
 trap 'told=yes; [ $forward = no ] || kill -TERM "$training" 2>/dev/null' TERM
-trap '' HUP # comes with SIGTERM when a system shuts down under an ssh session
+trap '' HUP # SIGHUP comes with SIGTERM when a system shuts down under an ssh session
 unipixel-jax train "$config" "${@:3}" &
 training=$!
 while kill -0 "$training" 2>/dev/null; do wait "$training"; done # the trap interrupts a wait
 wait "$training"
 status=$?
-# -1: bash now and then loses the status of a child that ends while the trap runs. The same command goes on, or fails again and tells.
+# The status is -1 where bash loses that of a child that ends while the trap runs. The same command then resumes the training, or fails again and says why.
 if [ $told = yes ] && { [ $status -eq 0 ] || [ $status -eq -1 ]; }; then status=143; fi
-# 134 is JAX's SIGABRT where the first process is lost; 137, SIGKILL, is this one's loss, of which the others say 75
+# 134 is JAX's SIGABRT where the first process is lost. 137 is SIGKILL: this process is lost, and the others exit with 75.
 if [ $status -eq 134 ] || [ $status -eq 137 ]; then status=75; fi
 exit $status

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command=${UNIPIXEL_JAX:-.venv/bin/unipixel-jax}
-# glibc gives large arrays back to the system after every step, and a quarter of the time would go into asking for them again
+# By default glibc returns large arrays to the system after every step, and allocating them again would take a quarter of the time.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 MALLOC_ARENA_MAX=1
 assets=unipixel_jax/assets/shapes_tiny
 "$(dirname "$command")/python" scripts/train_shapes_model.py runs/shapes_tiny_curriculum

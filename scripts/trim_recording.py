@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Copy some of a recording's cases to a smaller recording. Cases and tensors are left out; no number is altered.
+"""Copy some of a recording's cases to a smaller recording. Cases and tensors are left out, but no value is changed.
 
     python scripts/trim_recording.py recordings/nano_a tests/recordings/nano_a --cases vision_image text train_loss --largest-gradient 256
 
-The recordings under tests/recordings were made by the commands in docs/testing.md. Needs this package, not torch.
+The recordings under tests/recordings were made by the commands in docs/testing.md. The script needs this package, but not torch.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.parity.recording import open_recording
 
 UNREAD = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "video_preprocessor_config.json")
-"""What the reference saves beside tokenizer.json, and this project does not read."""
+"""Files that the reference saves beside tokenizer.json and that a replay does not need."""
 
 
 def trim(source: Path, target: Path, names: Sequence[str], largest_gradient: int) -> None:
     """Write the named cases of ``source``, with the files they need, to ``target``, which must not exist.
 
-    Of cases that hold the norm of every gradient, gradients with more than ``largest_gradient`` elements are left out.
+    Gradients with more than ``largest_gradient`` elements are left out of cases that hold the norm of every gradient.
 
     Raises:
-        UserError: an unknown case, or ``target`` exists.
+        UserError: a case is unknown, or ``target`` exists.
     """
     recording = open_recording(source)
     cases = {case.name: case for case in recording.cases if case.name in names}
@@ -55,12 +55,12 @@ def trim(source: Path, target: Path, names: Sequence[str], largest_gradient: int
 
 
 def needed(cases: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Files and folders beside ``cases/`` that these cases read."""
+    """Return the files and folders beside ``cases/`` that these cases read."""
     return {"checkpoint"} | {case[key] for case in cases for key in ("adapter", "media") if key in case}
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A file, or a folder without what nobody reads; permissions are not copied, recordings may be read-only."""
+    """Copy a file, or a folder without the files of ``UNREAD``. Permissions are not copied, since recordings may be read-only."""
     if source.is_dir():
         for child in sorted(source.iterdir()):
             if child.name not in UNREAD:
@@ -71,7 +71,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def main() -> int:
-    """Parse the command line and trim; returns the exit status."""
+    """Parse the command line and trim the recording; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="RECORDING")
     parser.add_argument("target", type=Path, metavar="DIR")

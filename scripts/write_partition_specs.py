@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write where every weight of the 3B and 7B models lies on six meshes: scripts/write_partition_specs.py [FOLDER]
+"""Write the PartitionSpec of every weight of the 3B and 7B models on six meshes: scripts/write_partition_specs.py [FOLDER]
 
-tests/unit/test_partition.py compares with these files, so that no place changes unseen.
+tests/unit/test_partition.py compares with these files, so that no sharding changes unnoticed.
 """
 
 import json
@@ -32,7 +32,7 @@ FOLDER = Path(__file__).parent.parent / "tests" / "unit" / "partition"
 
 
 def specs(size: str, mesh: str) -> dict[str, str]:
-    """Each weight's path and PartitionSpec; adapters included."""
+    """Return the PartitionSpec of each weight, adapters included, by path."""
     config, (arrangement, devices) = preset(size), MESHES[mesh]
     sizes = arrangement.sizes(devices)
 
@@ -45,7 +45,7 @@ def specs(size: str, mesh: str) -> dict[str, str]:
 
 
 def main() -> int:
-    """Write all files."""
+    """Write all files; return the exit status."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compile every plan of docs/plan.md and write its table and image: scripts/write_plan_table.py [ROW ... | --table]
 
-A row takes minutes and is kept in docs/plans/ROW.json; a row that is there is not compiled again, unless it is named. With --table nothing is compiled.
-Needs the extras train, tpu and plot.
+A row takes minutes to compile and is kept in docs/plans/ROW.json. A row whose file exists is not compiled again unless it is named, and with --table nothing is
+compiled. Needs the extras train, tpu and plot.
 """
 
 import json
@@ -21,7 +21,7 @@ LONG = ["--frames", "64", "--tokens", "32768"]
 
 
 def batch(at_once: int, samples: int = 32) -> list[str]:
-    """A step of so many samples, so many at once."""
+    """Return the arguments for a step of ``samples`` samples, of which ``at_once`` form a batch."""
     return ["--batch-size", str(at_once), "--accumulation", str(samples // at_once)]
 
 
@@ -53,7 +53,7 @@ ROWS = {
 
 
 def main() -> int:
-    """Compile what is missing, and write the table."""
+    """Compile the rows that are missing or named, and write table and image; return the exit status."""
     named = sys.argv[1:]
     unknown = [name for name in named if name not in ROWS and named != ["--table"]]
     if unknown:
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def read(name: str) -> list[dict]:
-    """The reports of a row."""
+    """Return the reports of a row."""
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 

@@ -1,1 +1,1 @@
-"""Commands of unipixel-jax on thousands of mutated files and odd arguments, and killed at events of their files (docs/testing.md)."""
+"""A fuzz of the commands of unipixel-jax: they run on thousands of mutated files and odd arguments, and are killed at file events (docs/testing.md)."""

@@ -1,11 +1,11 @@
-"""Try the commands on mutated files and odd arguments, and count how they end.
+"""Run the commands on mutated files and odd arguments, and count how they end.
 
     python -m scripts.fuzz                              # 5,000 cases, about an hour
     python -m scripts.fuzz --only images --count 100
     python -m scripts.fuzz --only images --case 17    # one case again, with what it writes
-    python -m scripts.fuzz.kills                        # commands killed at events of their files
+    python -m scripts.fuzz.kills                        # commands are killed at file events
 
-The exit status is 1 if a case ended in another way than by success or an error in one line. Such cases are kept in WORK/failures;
+The exit status is 1 if a case ended in another way than by success or an error in one line. Such cases are kept in WORK/failures.
 WORK/results.jsonl has a line for each case.
 """
 
@@ -27,13 +27,13 @@ WORK = Path(__file__).parents[2] / "build" / "fuzz"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the fuzz as arguments say; returns the exit status."""
+    """Run the fuzz as the arguments say; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scripts.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=TOTAL, metavar="N", help=f"cases of all kinds together (default: {TOTAL})")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     parser.add_argument("--only", action="append", metavar="KIND", help="a kind of cases; may be repeated (default: all)")
     parser.add_argument("--case", type=int, metavar="N", help="run this case of the kind alone, and show what it writes")
-    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="for inputs, compiled programs and failures (default: build/fuzz)")
+    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="folder for inputs, compiled programs and failures (default: build/fuzz)")
     args = parser.parse_args(argv)
     settings(args.work)
     from rich.console import Console  # after the settings, which JAX reads when it is imported
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def settings(work: Path) -> None:
-    """What commands find in their environment: the CPU, programs that are compiled quickly and kept, and nothing of the user's."""
+    """Set the environment of the commands: JAX uses the CPU, compiles quickly and caches programs, and nothing of the user's is written."""
     (work / "tmp").mkdir(parents=True, exist_ok=True)
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
@@ -88,7 +88,7 @@ def settings(work: Path) -> None:
 
 
 def table(results: Sequence[object], seconds: float) -> object:
-    """Counts of outcomes, a row for each kind."""
+    """Return a table of the counts of outcomes, with a row for each kind."""
     from rich.table import Table
 
     from .judge import FAILURES, OK, REFUSED, REPORTED

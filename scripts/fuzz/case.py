@@ -1,4 +1,4 @@
-"""What is tried: a case, and a kind of cases."""
+"""Cases of the fuzz, and kinds of cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from unipixel_jax.errors import run_command
 
 PLACE = "a/b/c"
-"""A case's folder below the one that is watched, so that ``..`` and ``../..`` are watched too."""
+"""A case's folder below the watched one; ``..`` and ``../..`` are watched too, since commands may write there by mistake."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Case:
 
     Attributes:
         run: the arguments after ``unipixel-jax``, or a function that does what a command would do; it returns an exit status.
-        note: what was done to the inputs.
+        note: what was done to the inputs, in words.
         outputs: names in the folder that the command may write.
-        kept: of these, what may be there after an error too, since it is complete in itself.
-        anywhere: after success there may be new files anywhere, since random arguments say where.
-        talks: it tells what it does as it works, so that an error need not be all that it says.
+        kept: the outputs that may be there after an error too, since each is complete in itself.
+        anywhere: whether there may be new files anywhere after success, since random arguments say where.
+        talks: whether the command prints what it does as it works, so that an error need not be its only line.
     """
 
     run: list[str] | Callable[[], int]
@@ -36,12 +36,12 @@ class Case:
 
     @property
     def command(self) -> str:
-        """For people."""
+        """The command in words, for people."""
         return repr(["unipixel-jax", *self.run]) if isinstance(self.run, list) else self.run.__doc__ or self.run.__qualname__
 
 
 def as_command(function: Callable[[], int]) -> Callable[[], int]:
-    """A function that ends as the commands of unipixel-jax do."""
+    """Make a function end as the commands of unipixel-jax do: with a status, and after an error with one line."""
 
     @functools.wraps(function)
     def run() -> int:
@@ -52,13 +52,14 @@ def as_command(function: Callable[[], int]) -> Callable[[], int]:
 
 @dataclass(frozen=True)
 class Kind:
-    """Cases of one sort.
+    """A kind of cases.
 
     Attributes:
-        name: for tables and ``--only``.
-        share: how many of 5,000 cases are of it.
+        name: the kind's name in tables and for ``--only``.
+        share: how many of 5,000 cases are of this kind.
         prepare: writes sound files, of which the cases are made, to a folder.
-        make: from that folder, the case's own empty folder (which is the working directory) and random numbers to a case; writes the inputs.
+        make: writes the inputs of a case and returns the case, given the folder of sound files, the case's own empty folder (which is the working directory)
+            and a source of random numbers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Random arguments name folders and devices of the system, which a fuzz that is run by root could destroy."""
+"""Confinement of a fuzz that root runs: its random arguments name folders and devices of the system, which it could destroy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 _NEW_MOUNTS = 0x00020000
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
-"""Linux, include/uapi/linux/sched.h and mount.h."""
+"""Flags of Linux (include/uapi/linux/sched.h and mount.h)."""
 
 
 def write_only_below(folder: Path) -> None:
-    """For root: make all of the file system read-only for this process and its children, apart from a folder. Others need permission anyway.
+    """Make the file system read-only for this process and its children, apart from a folder.
+
+    Nothing is done for users other than root, whom permissions keep from the system's files.
 
     Raises:
         SystemExit: the system does not allow it.
@@ -28,7 +30,7 @@ def write_only_below(folder: Path) -> None:
     places = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     kept = {str(folder), "/dev/shm"}
     for place in sorted(places - kept, key=len):
-        # what is mounted below a kernel's own file systems cannot always be changed, and holds no files
+        # mounts below the kernel's own file systems cannot always be changed, but hold no files
         done = done and (mount("none", place, _REMOUNT | _BIND | _READ_ONLY) == 0 or place.startswith(("/proc", "/sys", "/dev/")))
     if not done:
         raise SystemExit(f"as root, the fuzz writes below {folder} only, which this system does not allow: run it as another user")

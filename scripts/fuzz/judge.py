@@ -1,4 +1,4 @@
-"""How a case ended, and whether it may end so."""
+"""The outcome of a case, and whether that is a failure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from .case import PLACE, Case
 
 OK, REFUSED, REPORTED = "ok", "refused", "reported"
-"""It worked; an error in one line, or wrong arguments; status 1 after a report of what is wrong with the files."""
+"""Outcomes that are no failures: success; an error in one line, or wrong arguments; status 1 after a report of what is wrong with the files."""
 FAILURES = ("unexpected", "traceback", "crash", "hang", "memory", "leftover", "destroyed", "noise")
-"""'Should not happen'; a traceback or an odd status; a signal; longer than the limit; grown by more than the limit; files or processes left; inputs or
-devices changed; an error in more than one line, or words of libraries."""
+"""Outcomes that are failures, in this order: a message that says 'should not happen'; a traceback or an unknown status; death by a signal; more time than the
+limit; more memory than the limit; files or processes left behind; inputs or devices changed; an error in several lines, or beside lines of libraries."""
 
 MAX_SECONDS = 30.0
 MAX_GROWTH = 2 << 30
@@ -26,15 +26,15 @@ Snapshot = dict[str, str]
 
 @dataclass(frozen=True)
 class Ended:
-    """A case's end.
+    """How the process of a case ended.
 
     Attributes:
-        status: as ``os.waitpid`` gives it.
-        seconds: from the start of the command.
-        growth: bytes of memory beyond those that the inputs' making took.
-        stopped: "hang" or "memory" where it was killed for that.
-        out, err: what it wrote.
-        processes: whether processes of its own live on.
+        status: the status from ``os.waitpid``.
+        seconds: seconds since the start of the command.
+        growth: bytes of memory beyond those that making the inputs took.
+        stopped: "hang" or "memory" where the process was killed for that; else empty.
+        out, err: what it wrote to standard output and standard error.
+        processes: whether processes that it started were still there a second after its end.
     """
 
     status: int
@@ -47,18 +47,18 @@ class Ended:
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """Everything below a folder by its name: kind and content."""
+    """Return kind and content, as a text or a hash, of everything below a folder, by name."""
     return {str(path.relative_to(folder)): _describe(path) for path in sorted(folder.rglob("*"))}
 
 
 def judge(ended: Ended, before: Snapshot, after: Snapshot, case: Case) -> tuple[str, str]:
-    """The outcome's name, and for a failure what was seen.
+    """Return the outcome's name, and for a failure what was seen.
 
     Args:
-        ended: the end.
-        before: what is watched, before the command.
-        after: and after it.
-        case: says what it may write.
+        ended: how the process ended.
+        before: a snapshot of the watched folder before the command.
+        after: a snapshot of the watched folder after the command.
+        case: the case, which says what the command may write.
     """
     code = os.waitstatus_to_exitcode(ended.status)
     errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]

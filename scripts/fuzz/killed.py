@@ -1,4 +1,4 @@
-"""The commands that are killed, and what may be left of their outputs."""
+"""The commands that ``kills.py`` kills, and the checks of what they leave."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ State = Mapping[str, Any]
 PHOTO = ROOT / "unipixel_jax" / "assets" / "photo.png"
 OLD_PROMPT, NEW_PROMPT = "Please segment the large blue square.", "Please segment the small red circle."
 _DATED = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""Orbax writes the time, and the name of a temporary folder, into these."""
+"""Files into which Orbax writes the time or the name of a temporary folder, so that their contents are not compared."""
 
 
 class Job(ABC):
-    """A command, in a folder where an earlier run has written the old outputs."""
+    """A command that is killed, in a folder where an earlier run has written the old outputs."""
 
     name: str
     argv: tuple[str, ...]
 
     @abstractmethod
     def prepare(self, seeds: Path) -> None:
-        """Make the folder of which every try is a copy."""
+        """Write the files that every try starts from."""
 
     def furnish(self, seeds: Path, folder: Path) -> None:
-        """A folder for a try."""
+        """Make the folder of a try."""
         shutil.copytree(seeds, folder)
 
     @abstractmethod
     def state(self, folder: Path) -> State:
-        """What is compared."""
+        """Return what is compared of a folder."""
 
     @abstractmethod
     def lost(self, folder: Path, old: State, new: State, counts: Counter[str]) -> str:
-        """What is wrong after a kill, if anything; counts what was found."""
+        """Return what is wrong after a kill, or an empty text; count what was found."""
 
     def unfinished(self, folder: Path, new: State) -> str:
-        """What is wrong after a run that was left alone, if anything."""
+        """Return what is wrong after a run that was not killed, or an empty text."""
         found = self.state(folder)
         wrong = [name for name in {**found, **new} if found.get(name) != new.get(name)]
         return f"after the next run, {', '.join(sorted(wrong)[:5])} is not as after a run alone" if wrong else ""
@@ -59,11 +59,11 @@ class Outputs(Job):
     outputs: tuple[str, ...]
 
     def state(self, folder: Path) -> State:
-        """All files."""
+        """Return kind and content of all files."""
         return {name: "dated" if name.endswith(_DATED) else what for name, what in snapshot(folder).items()}
 
     def lost(self, folder: Path, old: State, new: State, counts: Counter[str]) -> str:
-        """An output that is neither old nor new nor, where it is absent, whole beside its place; or something else that changed."""
+        """Return what is wrong: an output that is neither the old nor the new one, or is absent with no old one beside it; or another file that changed."""
         found = self.state(folder)
         for output in self.outputs:
             own = _part(found, output)
@@ -84,7 +84,7 @@ class Convert(Outputs):
     name, argv, outputs = "convert", ("convert", "to-jax", "source", "out", "--force"), ("out",)
 
     def prepare(self, seeds: Path) -> None:
-        """Two checkpoints, of which the other one is converted."""
+        """Write a checkpoint to convert, and the conversion of another one that it replaces."""
         from micro_run import MODEL, micro_start
 
         from unipixel_jax.convert import to_jax, to_torch
@@ -99,13 +99,13 @@ class Convert(Outputs):
 
 
 class Segment(Outputs):
-    """A photo segmented again, with another prompt."""
+    """The segmentation of a photo again, with another prompt."""
 
     name, outputs = "segment", ("out/photo-objects.png", "out/found.json", "out/found.npz")
     argv = ("segment", "photo.png", NEW_PROMPT, "--output-dir", "out", "--json", "out/found.json", "--masks", "out/found.npz", "--max-new-tokens", "24")
 
     def prepare(self, seeds: Path) -> None:
-        """The photo, and what the other prompt finds."""
+        """Write the photo, and the outputs for the old prompt."""
         copy(PHOTO, seeds / "photo.png")
         (seeds / "out").mkdir()
         (seeds / "out" / "mine.txt").write_text("of the user")
@@ -114,19 +114,19 @@ class Segment(Outputs):
 
 
 class Train(Job):
-    """A training run, begun or gone on with."""
+    """A training run, from its beginning or from a checkpoint."""
 
     name, argv = "train", ("train", "config.py")
 
     def prepare(self, seeds: Path) -> None:
-        """What it starts from."""
+        """Write the model that training starts from, and its configuration."""
         from micro_run import micro_start
 
         micro_start(seeds / "start")
         write_config(seeds / "config.py", Path("start"))
 
     def state(self, folder: Path) -> State:
-        """The names below the run's directory, and the fingerprints of the arrays of the newest checkpoint."""
+        """Return the names in the run's folders, and the fingerprints of the arrays of the newest checkpoint."""
         checkpoints = folder / "run" / "checkpoints"
         names = {path.name for place in (folder, folder / "run", checkpoints) if place.is_dir() for path in place.iterdir()}
         if not (steps := self._steps(folder)):
@@ -135,7 +135,7 @@ class Train(Job):
         return {name: "there" for name in names} | {"arrays": manifest["arrays"], "step": steps[-1]}
 
     def lost(self, folder: Path, old: State, new: State, counts: Counter[str]) -> str:
-        """A checkpoint that an earlier kill left, and what training started from."""
+        """Return what is wrong: the newest checkpoint is older than it was after the kill before."""
         steps, seen = self._steps(folder), folder.with_suffix(".seen")
         before = int(seen.read_text()) if seen.exists() else 0
         newest = steps[-1] if steps else 0
@@ -149,7 +149,7 @@ class Train(Job):
 
 
 def _part(state: State, place: str) -> dict[str, Any]:
-    """What lies at a place, by the names below it."""
+    """Return the part of a state at and below a path, by the names below it."""
     return {name[len(place) :]: what for name, what in state.items() if name == place or name.startswith(f"{place}/")}
 
 

@@ -1,10 +1,10 @@
-"""Kill commands at events of their files, and look at what is there: each output is the old one or the new one, whole; and the next run makes all good.
+"""Kill commands at file events, and check what they leave: each output must be the old one or the new one, whole, and the next run must complete them.
 
     python -m scripts.fuzz.kills                 # 100 kills
     python -m scripts.fuzz.kills --only convert --count 20
 
-A command dies as Python is about to open, rename, make or remove a file, or up to some milliseconds later. After half of the kills the next run is
-killed, too. The exit status is 1 if something was lost or left; such folders are kept in WORK/killed.
+A command is killed when Python is about to open, rename, make or remove a file, or up to some milliseconds later. After half of the kills the next run is
+killed too. The exit status is 1 if something was lost or left; such folders are kept in WORK/killed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from random import Random
 from .__main__ import WORK, settings
 
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree", "shutil.move", "shutil.copyfile"}
-"""Audit events of Python whose first argument is a path. A call of the C library has none, but its function is looked up before (``ctypes.dlsym``)."""
+"""Python's audit events whose first argument is a path. A call through ctypes raises no such event, but looking up its function raises ``ctypes.dlsym``."""
 
 LATER = 0.004
-"""Seconds that a command may live on after the event."""
+"""The most seconds that a command lives on after the event."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the kills as arguments say; returns the exit status."""
+    """Run the kills as the arguments say; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scripts.fuzz.kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, metavar="N", help="kills of all commands together (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     parser.add_argument("--only", action="append", metavar="COMMAND", help="convert, segment or train; may be repeated (default: all)")
-    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="for files and compiled programs (default: build/fuzz)")
+    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="folder for files and compiled programs (default: build/fuzz)")
     args = parser.parse_args(argv)
     settings(args.work)
     from .killed import JOBS  # after the settings, which JAX reads when it is imported
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def try_job(job: object, count: int, work: Path, rng: Random) -> tuple[Counter[str], list[str]]:
-    """Kill a command some times; returns counts of what was found, and what was wrong."""
+    """Kill a command ``count`` times; return counts of what was found, and what was wrong."""
     from .killed import Job
     from .processes import in_child
 
@@ -67,7 +67,7 @@ def try_job(job: object, count: int, work: Path, rng: Random) -> tuple[Counter[s
     in_child(lambda: job.prepare(work / "seeds"), work / "prepare.log")
     job.furnish(work / "seeds", work / "straight")
     old = job.state(work / "straight")
-    run(job.argv, work / "straight", work / "straight.log")  # compiles; in the next run events are counted
+    run(job.argv, work / "straight", work / "straight.log")  # compiles, so that the next run, whose events are counted, does not
     shutil.rmtree(work / "straight")
     job.furnish(work / "seeds", work / "straight")
     status, events = run(job.argv, work / "straight", work / "straight.log")
@@ -75,11 +75,11 @@ def try_job(job: object, count: int, work: Path, rng: Random) -> tuple[Counter[s
         raise RuntimeError(f"{job.name} fails without being killed:\n{(work / 'straight.log').read_text()}")
     new, counts, problems = job.state(work / "straight"), Counter(events=len(events)), []
     folder: Path | None = None
-    for number in range(3 * count):  # where the next run is killed too, it may have ended before
+    for number in range(3 * count):  # more tries than kills, since a run may end before its event
         if folder is None:
             folder = work / str(number)
             job.furnish(work / "seeds", folder)
-        sort = rng.choice(sorted(set(events)))  # most events open one of many files, so a sort of events is chosen first
+        sort = rng.choice(sorted(set(events)))  # most events are openings of files, so a name of events is chosen first
         event = rng.choice([place for place, name in enumerate(events, start=1) if name == sort])
         status, _ = run(job.argv, folder, work / f"{number}.log", event, rng.uniform(0, LATER) if rng.random() < 0.5 else 0)
         counts["died" if status < 0 else "ended before"] += 1
@@ -103,14 +103,14 @@ def run(argv: Sequence[str], folder: Path, log: Path, event: int = 0, later: flo
     """Run a command in a folder.
 
     Args:
-        argv: its arguments.
+        argv: the command's arguments.
         folder: the working directory; only events of files below it count.
-        log: for what it writes.
-        event: the number of the event at which it is killed, 0 for none.
-        later: seconds after the event.
+        log: the file for what the command prints.
+        event: the number of the event at which it is killed, from 1 on; 0 for none.
+        later: seconds from that event to the kill.
 
     Returns:
-        The exit status, negative for a signal; and the names of the events, where it was not killed.
+        The exit status, negative for a signal; and the names of the events, if it was not killed.
     """
     from .processes import call, fork, write_to
 
@@ -138,7 +138,7 @@ def run(argv: Sequence[str], folder: Path, log: Path, event: int = 0, later: flo
         return status
 
     status = os.waitstatus_to_exitcode(os.waitpid(fork(child), 0)[1])
-    time.sleep(0.02)  # helpers of a killed process end
+    time.sleep(0.02)  # processes that the killed one started need a moment to end
     return status, counted.read_text().split("\n") if counted.exists() else []
 
 

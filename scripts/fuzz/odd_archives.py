@@ -1,4 +1,4 @@
-"""Mutations of files that hold others, or arrays: zip archives, safetensors, numpy's files."""
+"""Mutations of files that hold other files or arrays: zip archives, safetensors files and numpy's files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _METHODS = (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 def change_zip(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """A zip archive with bytes changed, above all in its directory, or with its members changed."""
+    """Change bytes of a zip archive, above all in its directory, or its members; return the archive and what was done."""
     action = rng.choice(("bytes", "directory", "directory", "member", "member", "member", "names", "bomb"))
     if action == "bytes":
         return change_bytes(data, rng)
@@ -57,7 +57,7 @@ def change_zip(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def change_safetensors(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """A safetensors file with bytes changed, another length of its header, or entries of the header changed."""
+    """Change bytes of a safetensors file, the length of its header, or an entry of it; return the file and what was done."""
     action = rng.choice(("bytes", "length", "header", "header", "header"))
     if action == "bytes":
         return change_bytes(data, rng)
@@ -77,7 +77,7 @@ def change_safetensors(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def change_npy(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """An array of numpy's with another header: shapes, dtypes, objects."""
+    """Give a file of numpy's another header, with an odd shape or dtype; return the file and what was done."""
     if not data.startswith(b"\x93NUMPY") or rng.random() < 0.3:
         return change_bytes(data, rng)
     descr = rng.choice(("'|O'", "'<f8'", "'|V0'", "'<U9999999'", "[('a', '|O')]", "'<M8[ns]'", "None", "'<f4'"))

@@ -14,7 +14,7 @@ TEXTS = (
 
 
 def change_bytes(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """Bytes with one to three changes, half of them near the beginning, where headers are; and what was done."""
+    """Change one to three places of some bytes, half of them near the beginning, where headers are; return the bytes and what was done."""
     changed, notes = bytearray(data), []
     for _ in range(rng.choice((1, 1, 2, 3))):
         size = len(changed)
@@ -44,7 +44,7 @@ def change_bytes(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def change_text(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """Text with odd characters, lines in another order, or in another encoding."""
+    """Give a text odd characters, another order of lines or another encoding; return the text and what was done."""
     action = rng.choice(("insert", "insert", "insert", "lines", "encoding", "bytes", "long", "empty"))
     text = data.decode("utf-8", errors="replace")
     if action == "insert":

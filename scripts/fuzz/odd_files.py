@@ -1,4 +1,4 @@
-"""Mutations of folders: one file changed by what it is, or by what a file system can do to it."""
+"""Mutations of folders: a file's content is changed in a way that suits its format, or the file itself is removed or replaced."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TEMPLATES = (
     "{{ (" + "(" * 5000 + ")" * 5000 + ") }}",
     "{{ cycler.__init__.__globals__ }}", "{{ 'x' | center(10**10) }}", "{{ lipsum(n=10**7) }}", "{{ range(10**9) | list }}", "{{ [0] * 10**10 }}", "",
 )  # fmt: skip
-"""Chat templates that are broken, try to break out, or have no end."""
+"""Chat templates that are broken, try to leave the sandbox, or take endless time or memory."""
 
 
 def copy(source: Path, target: Path) -> Path:
-    """A copy of a folder or file that may be changed."""
+    """Copy a folder or file; return the copy's path."""
     if source.is_dir():
         return Path(shutil.copytree(source, target))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,12 +35,12 @@ def copy(source: Path, target: Path) -> Path:
 
 
 def change_folder(folder: Path, rng: Random, among: Sequence[str] = ("*",)) -> str:
-    """Change one file of a folder, or two; returns what was done.
+    """Change one or two files of a folder; return what was done.
 
     Args:
-        folder: is changed in place.
-        rng: random numbers.
-        among: patterns of names; one of them is chosen first, so that a few small files weigh as much as many large ones.
+        folder: the folder, which is changed in place.
+        rng: source of random numbers.
+        among: patterns of names. One of them is chosen first, so that a few small files are changed as often as many large ones.
     """
     notes = []
     for _ in range(rng.choice((1, 1, 1, 2))):
@@ -56,14 +56,14 @@ def change_folder(folder: Path, rng: Random, among: Sequence[str] = ("*",)) -> s
 
 
 def change_file(file: Path, rng: Random) -> str:
-    """Change a file by what it is; returns what was done."""
+    """Change a file in a way that suits its format; return what was done."""
     data = file.read_bytes()
     change = CHANGES.get(file.suffix.lower(), change_bytes)
     if file.name in (".zarray", "metadata", "_METADATA", ".zgroup", "_CHECKPOINT_METADATA") or (change is change_bytes and data[:1] == b"{"):
         change = change_json
     try:
         changed, note = change(data, rng) if data else (b"x", "is not empty")
-    except Exception:  # it was changed before, and is no longer what its name says
+    except Exception:  # an earlier change left the file in another format than its name says
         changed, note = change_bytes(data, rng)
     file.write_bytes(changed)
     return note
@@ -97,4 +97,4 @@ CHANGES: dict[str, Change] = {
     ".json": change_json, ".safetensors": change_safetensors, ".pt": change_zip, ".bin": change_zip, ".zip": change_zip, ".npz": change_zip, ".npy": change_npy,
     ".p": change_pickle, ".pkl": change_pickle, ".csv": change_text, ".txt": change_text, ".jinja": _change_template,
 }  # fmt: skip
-"""By the ends of names."""
+"""The mutations of formats, by the suffix of a file's name."""

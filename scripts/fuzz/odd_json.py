@@ -1,4 +1,4 @@
-"""Mutations of JSON, of which some are JSON no more."""
+"""Mutations of JSON, some of which are no JSON any more."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from .odd_bytes import change_bytes
 
 _MARK = "@raw@"
-"""Stands in a value for text that ``json.dumps`` would not write."""
+"""The mark that stands in a value for text that ``json.dumps`` would not write."""
 
 RAW: tuple[str, ...] = (
     "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, "-" + "9" * 400, "1e308", "[" * 100_000 + "]" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000,
     '"\\ud800"', '"\\u0000"', '"\\u202e"', "1e-400", "-0.0", "0.30000000000000004", "[" + "0," * 100_000 + "0]", '"' + "a" * 300_000 + '"',
 )  # fmt: skip
-"""Numbers that are none or too large, deep nesting, lone surrogates, long lists and texts."""
+"""Texts of values that are odd in a file: infinite, huge and tiny numbers, deep nesting, lone surrogates, long lists and strings."""
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, 10**9, 10**12, 10**30, -(2**63), 0.5, -0.5, 1e10, "", " ", "x",
@@ -25,7 +25,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def change_json(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """A JSON file with one or two values changed; one time in ten, with its bytes changed."""
+    """Change one or two values of a JSON file, or its bytes one time in ten; return the file and what was done."""
     if rng.random() < 0.1:
         return change_bytes(data, rng)
     value, raw, notes = json.loads(data), list[str](), []
@@ -39,13 +39,13 @@ def change_json(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def change_value(value: Any, rng: Random, raw: list[str] | None = None, where: str = "") -> tuple[Any, str]:
-    """A value with another one somewhere in it.
+    """Return a value with another one somewhere in it, and what was done.
 
     Args:
-        value: as ``json.loads`` gives it; it is not changed itself.
-        rng: random numbers.
-        raw: is given the texts that only a file can hold, for which marks stand in the value; None where there is no file.
-        where: the path of the value.
+        value: a value of ``json.loads``, which is not changed itself.
+        rng: source of random numbers.
+        raw: a list to which texts that only a file can hold are added, for which marks stand in the value; None where there is no file.
+        where: the path of the value, for the note.
     """
     if isinstance(value, dict | list) and value and rng.random() < 0.85:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))

@@ -1,4 +1,4 @@
-"""Mutations of pickles: of their operations, and pickles that no program wrote."""
+"""Mutations of pickles: changed bytes or operations, and hostile pickles in their places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GLOBALS = (
 
 
 def change_pickle(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """A pickle with bytes changed, operations changed, or another pickle in its place."""
+    """Change bytes or an operation of a pickle, or put a hostile one in its place; return the pickle and what was done."""
     action = rng.choice(("bytes", "operations", "operations", "other"))
     if action == "bytes":
         return change_bytes(data, rng)
@@ -60,7 +60,7 @@ def _calls(module: str, name: str, argument: bytes) -> bytes:
 
 
 def _wide() -> bytes:
-    """Tuples of the same two tuples, 60 deep, as the key of a dictionary: 2**60 elements to hash."""
+    """Return a pickle whose dictionary has a key of tuples that hold the same tuple twice, 60 deep, so that hashing visits 2**60 elements."""
     body = b"K\x01" + b"".join(b"2\x86" for _ in range(60))
     return b"\x80\x02}" + body + b"Ns."
 
@@ -89,4 +89,4 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "has a number of a million digits": lambda: b"\x80\x02\x8b" + struct.pack("<i", 1_000_000) + b"\x7f" * 1_000_000 + b".",
     "has a decimal number of a million digits": lambda: b"I" + b"9" * 1_000_000 + b"\n.",
 }
-"""By what they do."""
+"""Hostile pickles, by what they do."""

@@ -1,6 +1,6 @@
-"""Processes that are forked from one which has imported everything: a start takes 0.05 s in place of 3.
+"""Processes that are forked from one that has imported everything, so that a start takes 0.05 s in place of 3.
 
-JAX must not have been used before, since its threads would be missing in the child; so sound files are made in a child, too.
+The forking process must not use JAX, since its threads would be missing in the child. So sound files are made in a child too.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ IMPORTED = (
 """Modules of unipixel_jax that commands import when they are called."""
 
 POLL = 0.01
-"""Seconds between two looks at a process."""
+"""Seconds between two checks of a process."""
 
 _BROKEN = 99
-"""Status of a child that could not do its work."""
+"""The exit status of a child that raised an exception."""
 
 
 def import_all() -> None:
-    """Import what commands import."""
+    """Import the modules and packages that commands import."""
     for name in (*(f"unipixel_jax.{name}" for name in IMPORTED), "av", "pi_heif", "pycocotools.mask"):
         importlib.import_module(name)
 
 
 def in_child(work: Callable[[], None], log: Path) -> None:
-    """Do something in a forked process, whose words go to a file.
+    """Call a function in a forked process whose output goes to a file.
 
     Raises:
-        RuntimeError: it failed; the message is what it wrote.
+        RuntimeError: the process failed; the message has its output.
     """
 
     def child() -> int:
@@ -55,13 +55,13 @@ def in_child(work: Callable[[], None], log: Path) -> None:
 
 
 def write_to(out: Path, err: Path) -> None:
-    """Let standard output and standard error of this process be files."""
+    """Redirect standard output and standard error of this process to files."""
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
 
 
 def fork(child: Callable[[], int]) -> int:
-    """Start a process, in a group of its own, which calls a function and ends with the status that it returns; gives its id."""
+    """Start a process, in a group of its own, that calls a function and exits with the status that it returns; return the process's id."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -83,7 +83,7 @@ def fork(child: Callable[[], int]) -> int:
 
 
 def gone(group: int) -> bool:
-    """Whether a process group ends within a second, as helpers do that wait for their parent's end; it is killed if not."""
+    """Return whether all processes of a group end within a second, as those do that watch their parent; kill them if not."""
     for _ in range(100):
         try:
             os.killpg(group, 0)
@@ -95,8 +95,8 @@ def gone(group: int) -> bool:
 
 
 def call(argv: list[str]) -> int:
-    """The status with which ``unipixel-jax`` would end."""
+    """Run ``unipixel-jax`` in this process; return its exit status."""
     try:
         return main(argv)
-    except SystemExit as ending:  # argparse
+    except SystemExit as ending:  # argparse exits by itself
         return ending.code if isinstance(ending.code, int) else 1

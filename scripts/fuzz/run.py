@@ -1,4 +1,4 @@
-"""Cases in processes of their own, watched."""
+"""The runner of cases, which watches time, memory and files of each case's process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .processes import POLL, call, fork, gone, import_all, in_child, write_to
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case."""
+    """The outcome of a case; ``seconds`` and ``growth`` (bytes of memory) are those of ``judge.Ended``."""
 
     kind: str
     number: int
@@ -36,7 +36,7 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether it may not end so."""
+        """Whether the outcome is a failure."""
         return self.outcome in FAILURES
 
 
@@ -45,7 +45,7 @@ class Runner:
 
     Args:
         work: the folder; it holds ``seeds``, ``programs`` (compiled by JAX), ``failures`` and the running case.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
     """
 
     def __init__(self, work: Path, seed: int) -> None:
@@ -56,13 +56,13 @@ class Runner:
             (work / name).mkdir(parents=True)
 
     def prepare(self, kind: Kind) -> None:
-        """Make the sound files of a kind."""
+        """Write the sound files of a kind."""
         folder = self.work / "seeds" / kind.name
         folder.mkdir()
         in_child(lambda: kind.prepare(folder), self.work / "seeds" / f"{kind.name}.log")
 
     def run(self, kind: Kind, number: int) -> Result:
-        """Run one case; a failing one is kept."""
+        """Run one case."""
         top, control = self.work / "case", self.work / "control"
         for place in (top, control):
             shutil.rmtree(place, ignore_errors=True)
@@ -79,7 +79,7 @@ class Runner:
         return Result(kind.name, number, outcome, detail, case.note, made["command"], ended.seconds, ended.growth)
 
     def keep(self, result: Result) -> Path:
-        """Keep the case that ran last, with what it wrote."""
+        """Move the case that ran last, with its output, to the folder of failures; return its new folder."""
         place = self.work / "failures" / f"{result.kind}-{result.number}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
@@ -99,7 +99,7 @@ class Runner:
         seeds = self.work / "seeds" / kind.name
         case = kind.make(seeds, folder, rng)
         gc.collect()
-        for number in (1, 2):  # what making the case wrote is not the command's
+        for number in (1, 2):  # drops what making the case printed, which is not the command's output
             os.ftruncate(number, 0)
         made = {
             "note": case.note,

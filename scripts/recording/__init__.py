@@ -1,1 +1,1 @@
-"""What ``record_reference.py`` is made of: shims, loading, random models, inputs, and one runner for each kind of case."""
+"""The parts of ``record_reference.py``: stand-ins, loading, random models, inputs, and a runner for each kind of case."""

@@ -1,4 +1,4 @@
-"""Which cases a recording holds, and the random inputs of each: drawn on the CPU from the seed, so that they are the same for every device."""
+"""The cases of a recording and their random inputs, which are drawn on the CPU from the seed, so that they are the same for every device."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ TRAININGS: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-"""What is trained and how, like the second and the third stage, though here every group has a rate of its own and weights decay."""
+"""The tuned modules, adapters and optimizer of each case of training. They are like the reference's second and third stage, but the one with
+adapters gives every group a learning rate of its own, and its weights decay."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the inputs. Grids are (time, height, width) in patches, frame sizes (height, width), image sizes (width, height), all in pixels.
+    """Sizes of the inputs. Grids are (time, height, width) in patches; frame sizes are (height, width) and image sizes (width, height), in pixels.
 
-    ``clips`` gives each tracked clip's number of frames and the size its masks are wanted at (None: SAM 2's own).
+    ``clips`` gives the number of frames of each tracked clip, and the size that its masks are resized to (None: the size of SAM 2's frames).
     """
 
     grids: dict[str, list[list[int]]] = dataclasses.field(
@@ -67,7 +68,7 @@ class Maker:
     Args:
         session: gives the model's configuration and processor, and reads the media of e2e cases.
         plan: the sizes.
-        seed: each case draws from a generator of its own, seeded by this and the case's place.
+        seed: seed of the recording; each case draws from a generator that is seeded by this and the case's number.
     """
 
     def __init__(self, session: Session, plan: Plan, seed: int) -> None:
@@ -79,7 +80,7 @@ class Maker:
         self.rng = torch.Generator()
 
     def cases(self) -> Iterator[tuple[dict[str, Any], Tensors]]:
-        """Every case's entry of ``export.json`` with its inputs, in the order of the recording."""
+        """Yield every case's entry of ``export.json`` with its inputs, in the order of the recording."""
         for place, (entry, make) in enumerate(self._table()):
             self.rng.manual_seed(1000 * self.seed + place)
             yield entry, make(entry)
@@ -118,7 +119,7 @@ class Maker:
         return torch.randn(*shape, generator=self.rng).to(self.dtype)
 
     def _frames(self, count: int) -> torch.Tensor:
-        """Frames of coarse blots under noise; noise alone looks the same to SAM in every frame."""
+        """Return frames [count, 3, S, S] of coarse blots under noise; SAM cannot tell frames of noise alone from one another."""
         side = self.config.sam2_image_size
         blots = torch.nn.functional.interpolate(torch.randn(count, 3, 4, 4, generator=self.rng), size=(side, side), mode="bicubic")
         return (blots + 0.4 * torch.randn(count, 3, side, side, generator=self.rng)).to(self.dtype)
@@ -134,7 +135,7 @@ class Maker:
         return [self.config.vision_start_token_id, *[token] * (t * h * w // 4), self.config.vision_end_token_id]
 
     def _clip(self, tail: list[int], grid: tuple[int, int, int] | None = None) -> Tensors:
-        """A clip of random pixels between a few tokens and the given ones."""
+        """Return the inputs for a prompt with a few tokens, a clip of random pixels, and the given tokens."""
         grid = grid or self.plan.clip_grid
         ids = self._ids(7) + self._media_ids(self.config.video_token_id, grid) + tail
         return {
@@ -195,7 +196,7 @@ class Maker:
         return {"frames": self._frames(count), "hidden": hidden, "frame_size": torch.tensor(size or (side, side))}
 
     def _generate(self, entry: dict[str, Any]) -> Tensors:
-        # both cases share all but one token, so that the second shows what a <|seg|> in the prompt adds
+        # the two cases differ in one token only, so that the second shows what a <|seg|> in the prompt changes
         self.rng.manual_seed(1000 * self.seed + 999)
         tail = self._ids(9)
         if entry["name"] == "generate_seg_in_prompt":

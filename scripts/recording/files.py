@@ -1,4 +1,4 @@
-"""The recording's folder: reading and writing cases, and writing the whole aside before it gets its name."""
+"""Reading and writing of a recording's folder, which is written under a temporary name first."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from .reference import RecordingError
 
 LISTS = ("grad_names", "trained")
-"""What a case lists in a file of its own: names of gradients; trained weights with their learning rate and decay."""
+"""The entries of a case that are written to files of their own: names of gradients, and trained weights with learning rate and decay."""
 
 
 def read_case(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A case's inputs and outputs, by name without the prefix."""
+    """Return a case's inputs and outputs, by name without the prefix."""
     tensors = load_file(folder / "cases" / f"{name}.safetensors")
     return tuple({key.removeprefix(side): value for key, value in tensors.items() if key.startswith(side)} for side in ("inputs.", "outputs."))  # type: ignore[return-value]
 
 
 def write_case(folder: Path, case: dict[str, Any], inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
-    """Write a case's tensors, and beside them the lists of its gradients and trained weights, which leave the case's entry."""
+    """Write a case's tensors, and beside them the lists of ``LISTS``, which are removed from the case's entry."""
     cases = folder / "cases"
     cases.mkdir(exist_ok=True)
     for kind in LISTS:
@@ -39,7 +39,7 @@ def write_case(folder: Path, case: dict[str, Any], inputs: dict[str, torch.Tenso
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that becomes it at the end, or is removed if anything goes wrong.
+    """Yield a temporary folder beside ``target``, which becomes ``target`` at the end, or is removed if anything goes wrong.
 
     Raises:
         RecordingError: the target exists, or nothing can be written there.

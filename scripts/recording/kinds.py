@@ -1,7 +1,7 @@
-"""What each kind of case computes: from its inputs, with the reference's own code, the tensors that the recording keeps.
+"""The runners of the kinds of cases, which compute a case's outputs from its inputs with the reference's own code.
 
-Every function takes the session, the inputs (tensors by name, on the session's device) and the case's entry of ``export.json``, and returns
-the outputs by name. They are used for recording and for replaying.
+Every runner takes the session, the inputs (tensors by name, on the session's device) and the case's entry of ``export.json``, and returns the outputs by
+name. Recording and replaying use the same runners.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH_KEYS = ("input_ids", "attention_mask", "labels", "pixel_values_videos", "v
 
 
 def vision(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """The vision tower: embeddings, and what enters the merger's MLP in the tower's window order and in raster order."""
+    """Run the vision tower; return its embeddings, and the input of the merger's MLP in raster order and in the tower's window order."""
     visual = session.model()[0].model.visual
     embeds = visual(inputs["pixel_values"], grid_thw=inputs["grid_thw"])
     windowed = visual.merger.mlp.state
@@ -31,14 +31,14 @@ def vision(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
 
 
 def text(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """The language model alone, on right-padded rows."""
+    """Run the language model alone, on right-padded rows."""
     model = session.model()[0]
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     return {"logits": logits, "hidden_before_norm": model.model.language_model.norm.state}
 
 
 def multimodal(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """One forward pass over a clip and text, with points, boxes and masks where the inputs have them, and with an adapter where the case names one."""
+    """Run one forward pass over a clip and text, with points, boxes and masks where the inputs have them, and with an adapter where the case names one."""
     model = session.model(case.get("adapter", "checkpoint"))[0]
     logits = model(**_batch(inputs)).logits
     hidden = model.model.language_model.norm.state
@@ -48,7 +48,7 @@ def multimodal(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tenso
 
 
 def rope_index(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """Multimodal rope positions of an image with a clip, and of a clip alone (names ending in ``_b``)."""
+    """Return the multimodal rope positions of an image with a clip, and of a clip alone (under names that end in ``_b``)."""
     outputs: Tensors = {}
     for end in ("", "_b"):
         found = _rope(session.model()[0], {key.removesuffix(end): value for key, value in inputs.items() if key.endswith("_b") == (end == "_b")})
@@ -57,19 +57,19 @@ def rope_index(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tenso
 
 
 def sam2_image(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """SAM 2's image encoder: three levels, the two finer ones after the decoder's 1x1 convolutions, and their position codes."""
+    """Run SAM 2's image encoder; return three levels, the two finer ones after the decoder's 1x1 convolutions, and their position encodings."""
     out = session.model()[0].sam2.forward_image(inputs["frames"])
     levels = {f"fpn.{i}": level for i, level in enumerate(out["backbone_fpn"])}
     return levels | {f"pos.{i}": code[:1] for i, code in enumerate(out["vision_pos_enc"])}
 
 
 def sam2_video(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """One object tracked through a clip from its hidden tokens."""
+    """Track one object through a clip from its hidden tokens."""
     return track(session.model()[0].sam2, inputs)
 
 
 def track(sam2: Any, inputs: Tensors) -> Tensors:
-    """Track one object with SAM 2's predictor: logits, pointers and scores of each frame, memories of the first three, and masks."""
+    """Track one object with SAM 2's predictor; return logits, pointers and scores of each frame, memories of the first three frames, and masks."""
     state = sam2.init_state(inputs["frames"], tuple(inputs["frame_size"].tolist()))
     sam2.add_new_hidden_state(state, 0, 0, inputs["hidden"])
     masks = [logits[0, 0] > 0 for _, _, logits in sam2.propagate_in_video(state, verbose=False)]
@@ -85,13 +85,13 @@ def track(sam2: Any, inputs: Tensors) -> Tensors:
 
 
 def generate(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """Greedy generation, and the masks of every ``<|seg|>``, those of the prompt first."""
+    """Generate greedily; return the tokens, and the masks of every ``<|seg|>``, those of the prompt first."""
     model, _ = session.model()
     return _generate(model, _batch(inputs), inputs["frames"], tuple(inputs["frame_size"].tolist()), case["max_new_tokens"])
 
 
 def train_loss(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """One training step's losses and gradients, with all parameters trained and no dropout."""
+    """Return losses and gradients of one training step, with all parameters trained and without dropout."""
     model, _ = session.model(train=True)
     model.config.sam2_batch_mode = case["batch_mode"]
     seen: dict[str, Any] = {}
@@ -119,12 +119,12 @@ def train_loss(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tenso
 
 
 def train_steps(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """Losses and changes of weights over some steps of training."""
+    """Return losses and changes of weights over some steps of training."""
     return training.train_steps(session, inputs, _batch(inputs), case)
 
 
 def e2e(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """From a file to the answer, as the reference's inference script does it; the answer's text goes into the case."""
+    """Run the whole path from a media file to the answer, as the reference's inference script does; put the answer's text into the case."""
     model, processor = session.model()
     data, frames, size = read_media(session, case)
     out = _generate(model, {key: data[key].to(session.device) for key in BATCH_KEYS if key in data and key != "labels"}, frames, size, case["max_new_tokens"])
@@ -140,9 +140,9 @@ def e2e(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
 
 
 def read_media(session: Session, case: dict[str, Any]) -> tuple[Any, torch.Tensor, tuple[int, int]]:
-    """Read an e2e case's photo or folder of frames: the processor's batch, SAM 2's frames [F, 3, S, S], and the frames' (height, width).
+    """Read the photo or folder of frames of an e2e case; return the processor's batch, SAM 2's frames [F, 3, S, S], and the frames' (height, width).
 
-    The chat template's text goes into the case, and whatever was there is replaced.
+    The text of the chat template is put into the case.
     """
     from unipixel.dataset.utils import process_vision_info
     from unipixel.utils.io import load_image, load_video
@@ -162,7 +162,7 @@ def read_media(session: Session, case: dict[str, Any]) -> tuple[Any, torch.Tenso
 
 
 def smart_resize(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """Sizes that the vision tower takes, for rows of (height, width, fewest pixels, most pixels)."""
+    """Return the sizes to which images are resized for the vision tower; rows of the input are (height, width, fewest pixels, most pixels)."""
     from unipixel.dataset import utils
 
     rows = inputs["hw_min_max"].tolist()
@@ -170,7 +170,7 @@ def smart_resize(session: Session, inputs: Tensors, case: dict[str, Any]) -> Ten
 
 
 def chatml_labels(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """The training labels of a conversation."""
+    """Return the training labels of a conversation."""
     from unipixel.dataset.utils import preprocess
 
     return {"labels": preprocess(inputs["input_ids"].cpu(), case["text"], session.model()[1].tokenizer, "chatml")}
@@ -180,11 +180,11 @@ RUN: Mapping[str, Callable[[Session, Tensors, dict[str, Any]], Tensors]] = {
     f.__name__: f
     for f in (vision, text, multimodal, rope_index, sam2_image, sam2_video, generate, train_loss, train_steps, e2e, smart_resize, chatml_labels)
 }
-"""The runner of each kind."""
+"""The runner of each kind of case."""
 
 
 def run(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """Run a case of any kind; its outputs come back on the CPU."""
+    """Run a case of any kind, and return its outputs on the CPU."""
     inputs = {name: value.to(session.device) for name, value in inputs.items()}
     with torch.no_grad(), quiet():
         outputs = RUN[case["kind"]](session, inputs, case)
@@ -192,7 +192,7 @@ def run(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
 
 
 def _batch(inputs: Tensors) -> dict[str, Any]:
-    """The model's arguments for what the inputs hold; numbered points become one list for the single sample of the batch."""
+    """Return the model's arguments for a case's inputs. Numbered points become one list for the single sample of the batch."""
     batch: dict[str, Any] = {key: inputs[key] for key in BATCH_KEYS if key in inputs}
     if "point_coords.0" in inputs:
         count = sum(name.startswith("point_coords.") for name in inputs)

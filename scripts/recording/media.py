@@ -1,4 +1,4 @@
-"""A photo and a clip drawn from a seed: plain shapes on a shaded ground, so that prompts about them make sense to a trained model too."""
+"""A photo and a clip that are drawn from a seed. They show plain shapes on a shaded ground, so that prompts about them make sense to a trained model too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _colour(rng: random.Random) -> Colour:
 
 
 def _scene(size: tuple[int, int], phase: float, ground: Colour) -> Image.Image:
-    """A blue square that ``phase`` (0 to 1) moves to the right, in front of a red circle and a green triangle."""
+    """Draw a blue square in front of a red circle and a green triangle; ``phase`` (0 to 1) moves the square to the right."""
     width, height = size
     side = min(size) // 3
     image = Image.new("RGB", size, ground)

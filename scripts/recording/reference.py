@@ -1,4 +1,4 @@
-"""The torch reference, loaded from a user's clone: models for inference, for training and through an adapter."""
+"""The torch reference, loaded from a user's clone, with models for inference, for training and with an adapter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _sizes: dict[str, Mapping[str, Any]] = {}
 
 
 class RecordingError(Exception):
-    """A request that cannot be met; its text is what the user reads."""
+    """A request that cannot be met. Its text is shown to the user."""
 
 
 def use_clone(clone: Path) -> None:
@@ -53,7 +53,7 @@ def use_clone(clone: Path) -> None:
 
 
 def register_sam2(name: str, sizes: Mapping[str, Any]) -> None:
-    """Let ``sam2_config: name`` mean a SAM 2.1 with these sizes: the clone's own base+ file, with the sizes put in its place."""
+    """Let ``sam2_config: name`` stand for a SAM 2.1 with these sizes, which replace those in the clone's own base+ file."""
     _sizes[name] = sizes
 
 
@@ -84,10 +84,10 @@ def _sam2_overrides(sizes: Mapping[str, Any]) -> list[str]:
 
 
 def prepare_device(device: str) -> None:
-    """Import what the device needs, and forbid reduced precision in float32 arithmetic (TF32, HF32).
+    """Import the packages that the device needs, and forbid reduced precision in float32 arithmetic (TF32, HF32).
 
     Raises:
-        RecordingError: the device is not there.
+        RecordingError: torch finds no such device, or a package is missing.
     """
     if device == "npu":
         try:
@@ -111,7 +111,7 @@ def quiet() -> Iterator[None]:
 
 
 def read_config(folder: Path) -> Any:
-    """The reference's configuration of a checkpoint or adapter folder, its SAM 2 sizes registered and a relative base made absolute."""
+    """Return the reference's configuration of a checkpoint or adapter folder; register its SAM 2 sizes, and make a relative path of a base absolute."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
@@ -125,10 +125,9 @@ def read_config(folder: Path) -> Any:
 
 
 def build(folder: Path, *, device: str, dtype: str, attention: str, train: bool = False) -> tuple[Any, Any]:
-    """The reference's model and processor from a checkpoint or adapter folder, by its own ``build_model``.
+    """Load the reference's model and processor from a checkpoint or adapter folder, by its own ``build_model``.
 
-    For training the model comes back in training mode with gradients on everywhere, and without dropout of any kind, so that losses can be
-    compared.
+    For training, the model is in training mode and all parameters require gradients, but there is no dropout of any kind, so that losses can be compared.
 
     Raises:
         RecordingError: the reference fails to load it, for whatever reason.
@@ -152,7 +151,10 @@ def build(folder: Path, *, device: str, dtype: str, attention: str, train: bool 
 
 
 def _processor(folder: str, **kwargs: Any) -> Any:
-    """The folder's processor; put together from its tokenizer and the usual settings where its files lack those of the clip reader or are its base's."""
+    """Load the processor of a folder.
+
+    A folder without settings of the video processor gets one with the usual settings and its own tokenizer, and one without tokenizer has its base's.
+    """
     from transformers import AutoConfig, AutoProcessor, AutoTokenizer, Qwen2VLImageProcessorFast
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
@@ -168,13 +170,17 @@ def _processor(folder: str, **kwargs: Any) -> Any:
 
 
 def loading_faults(folder: Path) -> dict[str, list[str]]:
-    """What the reference finds wrong with a checkpoint folder: missing, unexpected and misshapen tensors, by name; all empty if it loads in full."""
+    """Return what the reference finds wrong with a checkpoint folder; all lists are empty if it loads in full.
+
+    Returns:
+        The names of missing, unexpected and misshapen tensors, and error messages.
+    """
     builder = importlib.import_module("unipixel.model.builder")
     found: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
     original = builder.AutoModel
 
     def from_pretrained(*args: Any, **kwargs: Any) -> Any:
-        # build_model forgives tensors of another shape; here they are a fault to report
+        # build_model accepts tensors of another shape; here they are listed as faults
         model, info = original.from_pretrained(*args, **kwargs | {"ignore_mismatched_sizes": True}, output_loading_info=True)
         for key in found:
             found[key] += [str(name) for name in info[key]]
@@ -190,11 +196,11 @@ def loading_faults(folder: Path) -> dict[str, list[str]]:
 
 @dataclass
 class Session:
-    """The models of one recording, of which only one is held at a time.
+    """The models of one recording, of which only one is in memory at a time.
 
     Attributes:
         folder: the recording, with ``checkpoint/``, ``adapter/`` and ``media/`` in it.
-        device, dtype, attention: where, in what and with which attention the reference computes.
+        device, dtype, attention: torch's device, dtype and attention implementation with which the reference computes.
     """
 
     folder: Path
@@ -205,16 +211,16 @@ class Session:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The model's dtype."""
+        """The model's dtype as torch's object."""
         return getattr(torch, self.dtype)
 
     def release(self) -> None:
-        """Let go of the held model."""
+        """Free the model that is in memory."""
         self._held = ("", None, None)
         gc.collect()
 
     def model(self, part: str = "checkpoint", train: bool = False) -> tuple[Any, Any]:
-        """The model and processor of ``checkpoint`` or of an adapter folder of the recording."""
+        """Return the model and processor of ``checkpoint`` or of an adapter folder of the recording."""
         key = f"{part}{' for training' if train else ''}"
         if self._held[0] != key:
             self.release()

@@ -1,7 +1,7 @@
 """Stand-ins for packages that the reference imports but that a recording never calls.
 
-The stand-ins are found last, so an installed package always wins. What must be installed: torch, torchvision, transformers, accelerate, peft,
-safetensors, hydra-core, nncore, tqdm, pillow, numpy, jinja2.
+The stand-ins are found last, so that an installed package always wins. These packages must be installed: torch, torchvision, transformers, accelerate,
+peft, safetensors, hydra-core, nncore, tqdm, pillow, numpy, jinja2.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import Any
 
 STAND_INS = ("cv2", "decord", "deepspeed", "iopath", "pandas", "pycocotools", "pysrt", "tabulate", "tensordict", "termplotlib")
-"""Video and mask readers, tables and plots of the data sets; ``tensordict`` only for a class that a plain dataclass replaces."""
+"""Packages for reading videos and masks, for tables and for plots, which the reference's data sets use. Of ``tensordict`` it uses one class decorator, in whose
+place a plain dataclass will do."""
 
 
 class _Absent:
-    """An attribute of a package that is not installed; using it raises."""
+    """An attribute of a package that is not installed; calling it raises ImportError."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -53,8 +54,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Let the packages of ``STAND_INS`` that are not installed be imported."""
-    # transformers decides on import which packages it may use, and must not count a stand-in among them
+    """Make the packages of ``STAND_INS`` that are not installed importable."""
+    # transformers decides when it is imported which packages it may use, and must not find a stand-in then
     import transformers  # noqa: F401
 
     sys.meta_path.append(_Finder())

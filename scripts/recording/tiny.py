@@ -34,10 +34,10 @@ _REQUESTS = ("Please segment", "Where is", "Describe", "Why can we see", "How ma
 
 
 def read_spec(name: str) -> dict[str, Any]:
-    """A preset's or a JSON file's sizes: ``text``, ``vision``, ``sam2``, ``vocab_size``, ``hidden_tokens``, ``tied`` and ``plan``.
+    """Read the specification of a preset or a JSON file: ``text``, ``vision``, ``sam2``, ``vocab_size``, ``hidden_tokens``, ``tied`` and ``plan``.
 
     Raises:
-        RecordingError: no such file, or not the keys that a specification has.
+        RecordingError: there is no such file, or it has other keys.
     """
     path = PRESETS / f"{name}.json"
     path = path if path.is_file() else Path(name)
@@ -71,7 +71,7 @@ def save(folder: Path, model: Any, processor: Any, sam2: dict[str, Any]) -> None
 
 @torch.no_grad()
 def randomise(model: Any, seed: int) -> None:
-    """Fill every parameter and buffer of a state dict: products keep the scale of their input, norms lie near 1, and nothing stays zero."""
+    """Fill every parameter and buffer of a state dict at random: linear layers keep the scale of their input, norms lie near 1, and nothing stays zero."""
     rng = torch.Generator().manual_seed(seed)
     done: set[int] = set()
     tied = model.lm_head.weight is model.get_input_embeddings().weight
@@ -83,17 +83,17 @@ def randomise(model: Any, seed: int) -> None:
         if "gaussian_matrix" in name:
             value = noise
         elif tied and name.endswith("language_model.norm.weight"):
-            # of both signs, or a token's own embedding would always win again
+            # of both signs: with a positive norm and a tied head, the likeliest token would always be the input token itself
             value = noise
         elif name.endswith("lm_head.weight"):
             value = noise * 3 / math.sqrt(tensor.shape[1])
         elif any(part in name for part in EMBEDDINGS):
             value = noise / 2
         elif name.endswith("o_proj.weight"):
-            # gentle, so that states keep differing from place to place
+            # small, so that hidden states keep differing from position to position
             value = noise / (2 * math.sqrt(tensor.shape[1]))
         elif "mask_decoder.transformer" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
-            # sharp attention, so that one frame's answer differs from another's
+            # large, so that attention is sharp, and one frame's output differs from another's
             value = noise * 3 / math.sqrt(tensor.shape[1])
         elif tensor.dim() > 1:
             value = noise / math.sqrt(tensor[0].numel())
@@ -108,12 +108,13 @@ def randomise(model: Any, seed: int) -> None:
 
 @torch.no_grad()
 def calibrate(session: Session, prompts: list[dict[str, Any]], clips: list[dict[str, torch.Tensor]]) -> None:
-    """Bend the random model so that its recording has something to show, and save it again.
+    """Change the random model so that its recording covers segmentation and absent objects, and save it again.
 
-    A random model hardly ever says ``<|seg|>``, and sees an object in all frames or in none. So the head's row for ``<|seg|>`` is chosen to win
-    at one position of each prompt, and the object score's last bias so that some of the clips' frames hold the object and some do not.
+    A random model hardly ever generates ``<|seg|>``, and finds an object in all frames or in none. So the head's row for ``<|seg|>`` is chosen to have the
+    highest logit at one position of each prompt, and the object score's last bias so that the object is found in some of the clips' frames only.
 
     Args:
+        session: the recording's models; its checkpoint is changed.
         prompts: arguments for the model's ``generate``; none may hold ``<|seg|>``.
         clips: ``frames``, ``hidden`` and ``frame_size`` of tracked clips.
     """
@@ -129,7 +130,7 @@ def calibrate(session: Session, prompts: list[dict[str, Any]], clips: list[dict[
         states.append(out.hidden_states[-1][0, -12:].float())
         heights.append(torch.zeros(12, device=ids.device))
         heights[-1][-1] = 1.1 * out.logits[0, -1].float().max() + 0.5
-    # the smallest row that wins at the last place, and gives zero at the eleven before it
+    # the smallest row with the highest logit at the last position, and a logit of zero at the eleven positions before it
     row.copy_(torch.linalg.pinv(torch.cat(states)) @ torch.cat(heights))
 
     bias = model.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
@@ -137,7 +138,7 @@ def calibrate(session: Session, prompts: list[dict[str, Any]], clips: list[dict[
     best = (0.0, start)
     for low, high in sorted(itertools.pairwise(scores.tolist()), key=lambda pair: pair[0] - pair[1])[:8]:
         bias.copy_(start - (low + high) / 2)
-        # memory answers to what was absent before, so the scores are not just shifted
+        # memory depends on whether the object was absent before, so the bias does more than shift the scores
         found = _scores(model.sam2, clips)
         margin = float(found.abs().min()) if 0.15 < float((found <= 0).float().mean()) < 0.85 else 0.0
         if margin > best[0]:
@@ -182,7 +183,7 @@ def save_adapter(session: Session, seed: int) -> None:
 
 
 def plan_of(spec: dict[str, Any]) -> Plan:
-    """The plan in a specification, its lists made tuples."""
+    """Return the plan of a specification."""
     plan = {key: tuple(value) if isinstance(value, list) else value for key, value in spec["plan"].items()}
     if "clips" in plan:
         plan["clips"] = {name: (count, tuple(size) if size else None) for name, (count, size) in plan["clips"].items()}
@@ -193,7 +194,7 @@ def plan_of(spec: dict[str, Any]) -> Plan:
 
 
 def _scores(sam2: Any, clips: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """Object scores of all frames of all clips."""
+    """Return the object scores of all frames of all clips, as one flat tensor."""
     return torch.cat([track(sam2, clip)["object_score_logits"].flatten().float() for clip in clips])
 
 
@@ -224,7 +225,7 @@ def _config(spec: dict[str, Any], tokenizer: Any, name: str, dtype: str) -> Any:
 
 
 def _tokenizer() -> Any:
-    """A byte-level tokenizer with Qwen's markers, its merges learnt from a few hundred made-up sentences."""
+    """Return a byte-level tokenizer with Qwen's special tokens, whose merges are learnt from made-up sentences."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 

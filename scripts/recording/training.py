@@ -1,4 +1,7 @@
-"""Training as the reference does it: its trainer, its groups of weights, transformers' schedule and clipping, on one sample that moves from step to step."""
+"""The reference's own training, on one sample whose frames move from step to step.
+
+It uses the reference's trainer and groups of weights, and transformers' schedule and clipping.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ TUNING: Mapping[str, tuple[str, ...]] = {
     "seg": ("seg_head",),
     "sam2": ("sam2",),
 }
-"""What the reference's tuning modules train: parameters whose names hold one of these."""
+"""The reference's tuning modules; each trains the parameters whose names contain one of its parts."""
 SHIFT = 5
-"""Pixels by which frames and masks move to the right from one step to the next; what leaves comes in again on the left."""
+"""Pixels by which frames and masks move to the right from one step to the next; pixels that leave on the right come in on the left."""
 CHANGES = 48
-"""Elements of a weight's change that are recorded at most, evenly spaced; its norm is recorded over all."""
+"""The most elements of a weight's change that are recorded, evenly spaced; the recorded norm is that of all elements."""
 
 
 def train_module() -> ModuleType:
-    """The reference's ``unipixel.train.train``.
+    """Import the reference's ``unipixel.train.train``.
 
-    Its trainer holds one line that only Python 3.12 reads, a string inside a string with the same quotes; for older ones the line's quotes are changed.
+    Its trainer has one line that only Python 3.12 or later can parse, with the same quotes inside an f-string as around it. These quotes are changed.
     """
     name = "unipixel.train.custom_trainer"
     if name not in sys.modules:
@@ -48,7 +51,7 @@ def train_module() -> ModuleType:
 
 
 def sample(inputs: Tensors, batch: dict[str, Any], batch_mode: bool) -> dict[str, Any]:
-    """The model's arguments for one training sample: the language side's ``batch``, one point, and frames with masks."""
+    """Return the model's arguments for one training sample: the language model's ``batch``, one point, and frames with masks."""
     from unipixel.dataset.utils import build_obj_to_frame_idx
 
     return {
@@ -64,8 +67,10 @@ def sample(inputs: Tensors, batch: dict[str, Any], batch_mode: bool) -> dict[str
 
 
 def train_steps(session: Session, inputs: Tensors, batch: dict[str, Any], case: dict[str, Any]) -> Tensors:
-    """Some steps of the reference's trainer on the weights that the case names, without dropout: the loss of every step, the first step's gradients of
-    the adapters, and how far every trained weight moved. What is trained, and how, goes into the case.
+    """Run some steps of the reference's trainer on the weights that the case names, without dropout.
+
+    The outputs are the loss of every step, the adapters' gradients of the first step, and norm and samples of every trained weight's change. The names of the
+    trained weights, with learning rate and decay, are put into the case.
     """
     train = train_module()
     session.release()
@@ -101,7 +106,10 @@ def train_steps(session: Session, inputs: Tensors, batch: dict[str, Any], case: 
 
 
 def compared(name: str, change: torch.Tensor) -> torch.Tensor:
-    """A change without the biases of keys, of which an attention without rope takes no notice: their gradients are rounding, which Adam makes large."""
+    """Return a weight's change without the biases of SAM's keys.
+
+    Attention without rope does not depend on them, so that their gradients are rounding errors, which Adam makes as large as any other gradient.
+    """
     if "sam2" not in name or not name.endswith((".k_proj.bias", ".qkv.bias")):
         return change
     third = len(change) // 3
@@ -109,7 +117,7 @@ def compared(name: str, change: torch.Tensor) -> torch.Tensor:
 
 
 def adapter_shapes(model: Any, rank: int) -> dict[str, tuple[int, int]]:
-    """Names and shapes of the LoRA matrices that the reference puts into a model."""
+    """Return names and shapes of the LoRA matrices that the reference adds to a model."""
     wanted = train_module().get_target_modules(model, "qkvo_all", "qwen2_5_vl")
     linear = {name: module.weight.shape for name, module in model.named_modules() if name in wanted}
     shapes = {f"{name}.lora_A.weight": (rank, columns) for name, (_, columns) in linear.items()}
@@ -117,7 +125,7 @@ def adapter_shapes(model: Any, rank: int) -> dict[str, tuple[int, int]]:
 
 
 def _with_adapters(train: ModuleType, model: Any, inputs: Tensors, rank: int, alpha: float) -> Any:
-    """The model in peft's hands, with the adapters of the inputs."""
+    """Return the model wrapped by peft, with the adapters of the inputs."""
     from peft import LoraConfig, get_peft_model
 
     targets = train.get_target_modules(model, "qkvo_all", "qwen2_5_vl")
@@ -135,14 +143,14 @@ def _moved(inputs: Tensors, batch: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def _run(train: ModuleType, model: Any, samples: list[dict[str, Any]], settings: Mapping[str, float], device: str) -> tuple[list[float], Any]:
-    """The reference's trainer on samples in this order; returns the loss of each step, and the optimizer."""
+    """Run the reference's trainer on samples in this order; return the loss of each step, and the optimizer."""
     from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
 
     losses: list[float] = []
 
     class Filled(TrainerCallback):
-        """Weights that took no part get gradients of zero, as in the reference's launch scripts ZeRO gives them; else torch would not let them decay."""
+        """Gives weights that took no part a gradient of zero, as ZeRO does in the reference's launch scripts; without one torch would not let them decay."""
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             for p in kwargs["model"].parameters():

@@ -1,4 +1,4 @@
-"""Small clips of coloured discs that move to the right, and the files that data sets keep clips and masks in."""
+"""Small clips of coloured discs that move to the right, and writers of the files in which data sets keep clips and masks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _RGB = ((220, 40, 40), (40, 180, 60), (50, 80, 230), (235, 220, 60), (250, 250, 
 
 
 def draw_discs(frames: int, objects: int, size: tuple[int, int] = (96, 64), start: int = 0) -> tuple[list[Image.Image], NDArray[np.bool_]]:
-    """A clip of discs one above the other on gray.
+    """Draw a clip of discs one above the other on gray.
 
     Args:
-        frames: how many.
-        objects: how many, at most 6; object i has the colour ``COLOURS[i]``.
+        frames: number of frames F.
+        objects: number of discs O, at most 6; disc i has the colour ``COLOURS[i]``.
         size: width and height in pixels.
-        start: how many frames the discs have moved before.
+        start: how many frames the discs have moved before the first frame.
 
     Returns:
-        The frames, and the discs' masks [O, F, H, W].
+        The frames, and the discs' masks [O, F, H, W] bool.
     """
     width, height = size
     y, x = np.mgrid[:height, :width]
@@ -42,31 +42,31 @@ def draw_discs(frames: int, objects: int, size: tuple[int, int] = (96, 64), star
 
 
 def run_length(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's compressed run lengths of a mask [H, W], as JSON takes them."""
+    """Return COCO's compressed run lengths of a mask [H, W] bool, as a JSON value."""
     encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A JSON file; its folder is made."""
+    """Write a JSON file, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_photo(path: Path, image: Image.Image) -> None:
-    """An image in the format that its name tells; its folder is made."""
+    """Write an image in the format of its name's suffix, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 
 
 def write_folder(folder: Path, frames: list[Image.Image], name: str = "{:05d}.jpg") -> None:
-    """Frames as numbered images."""
+    """Write frames as numbered images."""
     for number, frame in enumerate(frames):
         write_photo(folder / name.format(number), frame)
 
 
 def write_video(path: Path, frames: list[Image.Image], rate: int = 10) -> None:
-    """Frames as a video of so many a second."""
+    """Write frames as an H.264 video of ``rate`` frames per second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate))

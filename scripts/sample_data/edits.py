@@ -1,4 +1,7 @@
-"""Changes to the sample data of segmentation sources, each of which brings in something that real data sets have, or that is wrong with an annotation."""
+"""Edits of the sample data of segmentation sources. Each brings in something that real data sets have, or an error in an annotation.
+
+Every edit takes the data root.
+"""
 
 from __future__ import annotations
 
@@ -17,38 +20,38 @@ NAMES = ("The Red disc.", "an A one", "...a dog...", "AN apple", "the a an ball"
 
 
 def edit_json(path: Path, change: Callable[[Any], None]) -> None:
-    """Change what a JSON file holds."""
+    """Change the content of a JSON file."""
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     write_json(path, content)
 
 
 def edit_pickle(path: Path, change: Callable[[Any], None]) -> None:
-    """Change what a pickle holds."""
+    """Change the content of a pickle."""
     content = pickle.loads(path.read_bytes())
     change(content)
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
 def edit_image(path: Path, change: Callable[[Image.Image], Image.Image], **options: Any) -> None:
-    """Change an image."""
+    """Change an image file; ``options`` are those of Pillow's ``save``."""
     with Image.open(path) as image:
         changed = change(image.copy())
     changed.save(path, **options)
 
 
 def halve(image: Image.Image) -> Image.Image:
-    """Half the height and width, without new numbers."""
+    """Halve an image's height and width; pixels keep their values."""
     return image.resize((image.width // 2, image.height // 2), Image.Resampling.NEAREST)
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """768 pixels wide, more than the language side takes of a frame."""
+    """Enlarge an image to a width of 768 pixels, which is more than the vision tower takes of a frame."""
     return image.resize((768, 768 * image.height // image.width))
 
 
 def name_oddly(root: Path) -> None:
-    """Capitals, articles and full stops in all places."""
+    """Give objects names with capitals, articles and full stops in all places."""
 
     def change(content: Any) -> None:
         names = iter(NAMES)
@@ -60,7 +63,7 @@ def name_oddly(root: Path) -> None:
 
 
 def name_parts_oddly(root: Path) -> None:
-    """The same for parts."""
+    """Give categories of parts names with capitals, articles, underscores and full stops."""
 
     def change(content: Any) -> None:
         for category, name in zip(content["categories"], ("The disc_(a):Upper rim.", " an Arc", "A disc:the rim_(b)"), strict=True):
@@ -70,29 +73,29 @@ def name_parts_oddly(root: Path) -> None:
 
 
 def name_nothing(root: Path) -> None:
-    """A name without words."""
+    """Give an object a name without words."""
     edit_json(root / "lvvis/meta_expressions.json", lambda content: content["videos"]["first"]["expressions"]["0"].update(exp="..."))
 
 
 def name_three(root: Path) -> None:
-    """A part of a part."""
+    """Give a category the name of a part of a part."""
     edit_json(root / "lisa/vlpart/pascal_part/train.json", lambda content: content["categories"][0].update(name="disc:rim:left"))
 
 
 def turn_photo(root: Path) -> None:
-    """A photo that is stored turned, as its EXIF says."""
+    """Mark a photo as stored turned, in its EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = 6
     edit_image(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_0.jpg", lambda image: image, exif=exif)
 
 
 def enlarge_photo(root: Path) -> None:
-    """A photo that is larger than its polygons."""
+    """Enlarge a photo, so that its polygons are for a smaller image."""
     edit_image(root / "lisa/refer_seg/images/mscoco/images/train2014/photo_1.jpg", enlarge)
 
 
 def scale_polygons(root: Path) -> None:
-    """Two polygons for an object, drawn in an image of another size."""
+    """Give each object two polygons, drawn in an image of another size."""
 
     def change(content: Any) -> None:
         for image in content["images"]:
@@ -105,7 +108,7 @@ def scale_polygons(root: Path) -> None:
 
 
 def silence_objects(root: Path) -> None:
-    """Objects of a photo without sentences, and one of another."""
+    """Remove the sentences of all objects of a photo, and of one object of another photo."""
 
     def change(refs: Any) -> None:
         for ref in refs:
@@ -116,62 +119,62 @@ def silence_objects(root: Path) -> None:
 
 
 def ignore_all_classes(root: Path) -> None:
-    """A photo with nothing but what is to be ignored."""
+    """Make all classes of a photo ones to be ignored."""
     edit_image(root / "lisa/ade20k/annotations/training/photo_1.png", lambda labels: labels.point(lambda value: 255 if value else 0))
 
 
 def halve_classes(root: Path) -> None:
-    """Classes in an image that is smaller than its photo."""
+    """Halve a label image of classes, so that it is smaller than its photo."""
     edit_image(root / "lisa/ade20k/annotations/training/photo_1.png", halve)
 
 
 def add_class(root: Path) -> None:
-    """A class that has no name."""
+    """Put a class without a name into a label image."""
     edit_image(root / "lisa/cocostuff/train2017/photo_1.png", lambda labels: labels.point(lambda value: 200 if value == 61 else value))
 
 
 def halve_labels(root: Path) -> None:
-    """One label image of a clip that is smaller than its frame."""
+    """Halve one label image of a clip, so that it is smaller than its frame."""
     edit_image(root / "groundmore/annotations/clip_a/masks/frame_0.png", halve)
 
 
 def ask_for_absent(root: Path) -> None:
-    """A question about an object that no label image has."""
+    """Make a question ask about an object that no label image has."""
     edit_json(root / "groundmore/trainval_v2.json", lambda content: content["videos"]["clip_a"]["questions"]["0"].update(obj_id="7"))
 
 
 def shorten_masks(root: Path) -> None:
-    """Masks for fewer frames than the video has."""
+    """Remove an object's mask of the last frame, so that there are fewer masks than frames."""
     edit_json(root / "revos/mask_dict.json", lambda masks: masks["0"].pop())
 
 
 def hide_object(root: Path) -> None:
-    """An object without a mask on any frame."""
+    """Remove an object's masks of all frames."""
     edit_json(root / "mevis/train/mask_dict.json", lambda masks: masks.update({"0": [None] * len(masks["0"])}))
 
 
 def hide_davis(root: Path) -> None:
-    """An expression without a mask on any frame, of which there are five."""
+    """Remove an expression's masks of all frames, which Ref-DAVIS17's source accepts."""
     edit_pickle(root / "ref_davis17/train/mask_dict.pkl", lambda masks: masks.update({"0": [None] * len(masks["0"])}))
 
 
 def hide_youtube(root: Path) -> None:
-    """An expression without a mask on any frame, of which there are none."""
+    """Remove an expression's masks of all frames, which Ref-YouTube-VOS's source refuses."""
     edit_pickle(root / "ref_youtube_vos/mask_dict.pkl", lambda masks: masks.update({"0": [None] * len(masks["0"])}))
 
 
 def drop_masks(root: Path) -> None:
-    """Masks for fewer expressions than there are."""
+    """Remove an expression's masks from the file of masks."""
     edit_pickle(root / "ref_youtube_vos/mask_dict.pkl", lambda masks: masks.pop("3"))
 
 
 def halve_frame(root: Path) -> None:
-    """A frame that is smaller than the others of its clip."""
+    """Halve a frame, so that it is smaller than the others of its clip."""
     edit_image(root / "mevis/train/JPEGImages/first/00000.jpg", halve)
 
 
 def draw_shapes(root: Path) -> None:
-    """Polygons that cross themselves and each other, lie partly outside, and have fractions."""
+    """Write polygons that cross themselves and each other, lie partly outside the image, and have fractions."""
 
     def change(content: Any) -> None:
         shape = {"image_name": "photo_0.jpg", "shape_type": "polygon"}
@@ -184,36 +187,36 @@ def draw_shapes(root: Path) -> None:
 
 
 def write_on_windows(root: Path) -> None:
-    """Words that are not in UTF-8, as in a few files of ReasonSeg."""
+    """Write a sentence that is not in UTF-8, as in a few files of ReasonSeg."""
     path = root / "lisa/reason_seg/ReasonSeg/train/photo_0.json"
     content = json.loads(path.read_text()) | {"text": ["the caf\u00e9"]}
     path.write_bytes(json.dumps(content, ensure_ascii=False).encode("cp1252"))
 
 
 def mistake_photo(root: Path) -> None:
-    """A polygon of another photo."""
+    """Make a polygon belong to another photo."""
     edit_json(root / "lisa/reason_seg/ReasonSeg/train/photo_0.json", lambda content: content["shapes"][0].update(image_name="photo_1.jpg"))
 
 
 def explain_absent(root: Path) -> None:
-    """An explanation for a photo that is not there."""
+    """Make an explanation refer to a photo that is not there."""
     edit_json(root / "lisa/reason_seg/ReasonSeg/explanatory/train.json", lambda items: items[0].update(image="photo_9.jpg"))
 
 
 def describe_absent(root: Path) -> None:
-    """An object that has no masks."""
+    """Add a description of an object that has no masks."""
     absent = {"video_id": "sav_000001", "obj_id": 5, "formated": "A disc."}
     edit_json(root / "ref_sav/Ref-SAV-Min-Ratio-0.3.json", lambda videos: videos["sav_000001"]["objects"].update({"5": absent}))
 
 
 def add_stray(root: Path) -> None:
-    """A part in a photo that the file does not list."""
+    """Add a part in a photo that the file does not list."""
     path = root / "lisa/vlpart/paco/annotations/paco_lvis_v1_train.json"
     edit_json(path, lambda content: content["annotations"].append(content["annotations"][0] | {"id": 99, "image_id": 99}))
 
 
 def enlarge_frames(root: Path) -> None:
-    """Videos with large frames, one of which has two frames only."""
+    """Enlarge the frames of all videos, and leave one video only two annotated frames."""
     for path in (root / "vicas/video_frames").rglob("*.jpg"):
         edit_image(path, enlarge)
 
@@ -224,7 +227,7 @@ def enlarge_frames(root: Path) -> None:
 
 
 def split_vicas(root: Path) -> None:
-    """A file of annotations for each video, with the masks inside."""
+    """Write a file of annotations for each video, with the masks inside."""
     path = root / "vicas/annotations/annotations_wo_masks_v1.0.json"
     content = json.loads(path.read_text())
     path.unlink()
@@ -264,4 +267,4 @@ EDITS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("refcocog", scale_polygons),
     ("refclef", silence_objects),
 )
-"""Each with the source that it changes."""
+"""All edits, each with the source whose data it changes."""

@@ -1,4 +1,4 @@
-"""Videos with expressions in small: ReVOS, MeViS, LV-VIS, Ref-YouTube-VOS, Ref-DAVIS17. The words of a sample name the colours of its discs."""
+"""Small data sets of videos with expressions: ReVOS, MeViS, LV-VIS, Ref-YouTube-VOS, Ref-DAVIS17. The words of a sample name the colours of its discs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Track = list[dict[str, Any] | None]
 
 
 def hide(frames: list[Image.Image], masks: NDArray[np.bool_], disc: int, gone: range) -> list[Image.Image]:
-    """The frames without one of the discs on some of them; its masks become empty there."""
+    """Return the frames without one of the discs on some of them; its masks [O, F, H, W] are emptied there in place."""
     pixels = [np.array(frame) for frame in frames]
     for f in gone:
         pixels[f][masks[disc, f]] = 128
@@ -28,12 +28,12 @@ def hide(frames: list[Image.Image], masks: NDArray[np.bool_], disc: int, gone: r
 
 
 def tracks(masks: NDArray[np.bool_]) -> list[Track]:
-    """Run lengths of each disc for each frame; nothing where it is hidden."""
+    """Return the run lengths of masks [O, F, H, W] bool, for each disc and frame; None where a disc is hidden."""
     return [[run_length(mask) if mask.any() else None for mask in disc] for disc in masks]
 
 
 def write_revos(root: Path) -> None:
-    """A clip, a clip of one frame, and one of TAO whose discs come late and leave early, so that it is cut."""
+    """Write a clip, a clip of one frame, and one of TAO whose discs come late and leave early, so that the source cuts it."""
     videos, masks = {}, {}
     for number, (name, length) in enumerate({"MOSE/clip": LENGTH, "UVO/still": 1, "TAO/long": 3 * LENGTH}.items()):
         frames, discs = draw_discs(length, 3, start=number)
@@ -58,7 +58,7 @@ def write_revos(root: Path) -> None:
 
 
 def write_mevis(root: Path) -> None:
-    """Its three splits; only two have masks."""
+    """Write MeViS's three splits, of which only two have masks."""
     for split in ("train", "valid_u", "valid"):
         videos, masks = _clips(root / f"mevis/{split}/JPEGImages", empty=split == "train")
         write_json(root / f"mevis/{split}/meta_expressions.json", {"videos": videos})
@@ -67,14 +67,14 @@ def write_mevis(root: Path) -> None:
 
 
 def write_lvvis(root: Path) -> None:
-    """Names of classes, with lines instead of spaces."""
+    """Write clips whose expressions are names of classes, with underscores instead of spaces."""
     videos, masks = _clips(root / "lvvis/train/JPEGImages", empty=True, space="_")
     write_json(root / "lvvis/meta_expressions.json", {"videos": videos})
     write_json(root / "lvvis/mask_dict.json", masks)
 
 
 def write_ref_youtube_vos(root: Path) -> None:
-    """Masks counted through all expressions."""
+    """Write clips whose masks are numbered through all expressions."""
     videos, masks = _clips(root / "ref_youtube_vos/train/JPEGImages")
     _clips(root / "ref_youtube_vos/valid/JPEGImages")
     for split in ("train", "valid"):
@@ -83,7 +83,7 @@ def write_ref_youtube_vos(root: Path) -> None:
 
 
 def write_ref_davis17(root: Path) -> None:
-    """Masks counted through all expressions, in both splits; one has none."""
+    """Write clips whose masks are numbered through all expressions, in both splits."""
     videos, masks = _clips(root / "ref_davis17/DAVIS/JPEGImages/480p")
     for split in ("train", "valid"):
         write_json(root / f"ref_davis17/meta_expressions/{split}/meta_expressions.json", {"videos": _bare(videos)})
@@ -91,7 +91,7 @@ def write_ref_davis17(root: Path) -> None:
 
 
 def _clips(folder: Path, empty: bool = False, space: str = " ") -> tuple[dict[str, Any], dict[str, Track]]:
-    """Two clips of two discs, the red one of which is hidden at the start."""
+    """Write two clips of two discs, the red one of which is hidden at the start; return their annotations and masks."""
     videos, masks = {}, {}
     for number, name in enumerate(("first", "second")):
         frames, discs = draw_discs(LENGTH, 2, start=2 * number)
@@ -107,7 +107,7 @@ def _clips(folder: Path, empty: bool = False, space: str = " ") -> tuple[dict[st
 
 
 def _bare(videos: dict[str, Any]) -> dict[str, Any]:
-    """Videos whose expressions do not tell their masks."""
+    """Return the annotations of videos with expressions that do not name their masks."""
     return {name: meta | {"expressions": {n: {"exp": e["exp"]} for n, e in meta["expressions"].items()}} for name, meta in videos.items()}
 
 

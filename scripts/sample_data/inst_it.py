@@ -1,4 +1,4 @@
-"""Inst-IT in small: photos with captions of their objects, and clips with questions; some with the mistakes that the source repairs."""
+"""A small Inst-IT: photos with captions of their objects, and clips with questions, some with the mistakes that the source repairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDER = "inst_it/Inst-IT-Dataset"
 
 
 def write_photos(root: Path) -> None:
-    """Photos of two objects, each with a caption."""
+    """Write photos of two objects, each with a caption."""
     records = []
     for number in range(3):
         frames, masks = draw_discs(1, 2, start=number)
@@ -24,7 +24,7 @@ def write_photos(root: Path) -> None:
 
 
 def write_clips(root: Path) -> None:
-    """Clips of 7, 9, 12 and 1 frames: the third is too long for both sources, the second for one. In the first, object 3 comes in on frame 2."""
+    """Write clips of 7, 9, 12 and 1 frames. The third is too long for both sources, the second for one. In the longer three, object 3 comes in on frame 2."""
     records = []
     questions = [
         ("What is [01] doing at <0>?", "[1] moves to the right of [2]."),

@@ -1,4 +1,4 @@
-"""LLaVA-Instruct-665K with VideoGPT+ in small: photos, videos and words alone."""
+"""A small LLaVA-Instruct-665K with VideoGPT+: conversations about photos, about videos, and without media."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .discs import draw_discs, write_json, write_photo, write_video
 
 
 def write_llava(root: Path) -> None:
-    """Two records of each kind, and one in which two questions follow each other."""
+    """Write two records of each kind, and one in which two questions follow each other."""
     talks: list[tuple[dict[str, Any], tuple[str, ...]]] = []
     for number in range(2):
         frames, _ = draw_discs(30, 2, start=number)

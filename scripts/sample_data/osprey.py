@@ -1,4 +1,4 @@
-"""Osprey-724K in small: conversations and descriptions with misspelt tags, some beyond repair; masks as polygons and as run lengths."""
+"""A small Osprey-724K: conversations and descriptions with misspelt tags, some beyond repair, and masks as polygons and as run lengths."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _DESCRIPTIONS = (
 )
 
 
-def write_talks(file: str, pictures: str, root: Path) -> None:
-    """Conversations; every other message is an answer."""
+def write_talks(file: str, images: str, root: Path) -> None:
+    """Write conversations in which every other message is an answer."""
     texts = [[{"from": "gpt" if i % 2 else "human", "value": text} for i, text in enumerate(talk)] for talk in _TALKS]
-    _write(root, file, pictures, [{"conversations": talk} for talk in texts])
+    _write(root, file, images, [{"conversations": talk} for talk in texts])
 
 
 def write_descriptions(root: Path) -> None:
-    """Descriptions of numbered regions."""
+    """Write descriptions of numbered regions."""
     _write(root, "osprey_detail_description.json", "osprey/coco/train2014", [{"description": list(texts)} for texts in _DESCRIPTIONS])
 
 
-def _write(root: Path, file: str, pictures: str, records: Sequence[dict[str, Any]]) -> None:
+def _write(root: Path, file: str, images: str, records: Sequence[dict[str, Any]]) -> None:
     content = []
     for number, record in enumerate(records):
         frames, masks = draw_discs(1, 3, start=number)
         name = f"{file.split('.')[0]}_{number:06}.jpg"
-        write_photo(root / pictures / name, frames[0])
+        write_photo(root / images / name, frames[0])
         width, height = frames[0].size
         # an octagon drawn inside each disc, except that the second has run lengths
         polygons = [_octagon(masks[o, 0].nonzero()) for o in range(3)]
@@ -51,7 +51,7 @@ def _write(root: Path, file: str, pictures: str, records: Sequence[dict[str, Any
 
 
 def _octagon(pixels: tuple[Any, ...]) -> list[float]:
-    """A polygon inside a disc whose rows and columns of pixels are given, as x0, y0, x1, y1, ...."""
+    """Return a polygon inside a disc, given its pixels' rows and columns, as x0, y0, x1, y1, ..."""
     y, x = float(pixels[0].mean()), float(pixels[1].mean())
     r = float(pixels[0].max() - y)
     corners = ((1, 0.4), (0.4, 1), (-0.4, 1), (-1, 0.4), (-1, -0.4), (-0.4, -1), (0.4, -1), (1, -0.4))

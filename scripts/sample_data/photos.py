@@ -1,4 +1,4 @@
-"""Photos with masks in small: ReasonSeg, classes, parts, and the RefCOCO family. The words of a sample name the colours of its discs."""
+"""Small data sets of photos with masks: ReasonSeg, classes, parts, and the RefCOCO family. The words of a sample name the colours of its discs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOTHING = {"ade20k": 0, "cocostuff": 255, "mapillary": 123}
 
 
 def write_reason_seg(root: Path) -> None:
-    """Polygons; the second photo's blue disc has a square hole that is to be ignored, and a flag that means nothing."""
+    """Write polygons. The second photo's blue disc has a square hole that is to be ignored, and a flag without a meaning."""
     folder = root / "lisa/reason_seg/ReasonSeg"
     for split in ("train", "val", "test"):
         for number in range(2):
@@ -40,7 +40,7 @@ def write_reason_seg(root: Path) -> None:
 
 
 def write_classes(source: str, folders: tuple[tuple[str, str], ...], root: Path) -> None:
-    """Label images, one for each photo; the last photo of a split has only one class."""
+    """Write label images, one for each photo; the last photo of a split has only one class."""
     for labels, images in folders:
         for number in range(3):
             frames, masks = draw_discs(1, 3, start=number)
@@ -49,13 +49,13 @@ def write_classes(source: str, folders: tuple[tuple[str, str], ...], root: Path)
                 label[masks[disc, 0]] = value
             write_photo(root / images / f"photo_{number}.jpg", frames[0])
             image = Image.fromarray(label)
-            if source == "mapillary":  # whose label images have palettes
+            if source == "mapillary":  # its label images have palettes
                 image.putpalette(np.arange(768, dtype=np.uint16).astype(np.uint8).tobytes())
             write_photo(root / labels / f"photo_{number}.png", image)
 
 
 def write_parts(listed: tuple[str, ...], images: str, inside: str, root: Path) -> None:
-    """Categories of objects and of parts, as polygons and as both kinds of run lengths; a photo without any."""
+    """Write categories of objects and of parts, as polygons and as both kinds of run lengths, and a photo without any."""
     names = ("red disc_(round)", "disc_(round):green rim", "disc:blue rim")
     categories = [{"id": 10 + i, "name": name} for i, name in enumerate(names)]
     for path in listed:
@@ -72,7 +72,7 @@ def write_parts(listed: tuple[str, ...], images: str, inside: str, root: Path) -
 
 
 def write_refer(source: str, version: str, images: str, root: Path) -> None:
-    """Expressions in a pickle and objects in JSON: polygons, or for RefCLEF run lengths in several pieces."""
+    """Write expressions in a pickle and objects in JSON, as polygons or, for RefCLEF, as run lengths in several pieces."""
     content: dict[str, list[dict[str, Any]]] = {"categories": [{"id": 1, "name": "disc"}], "images": [], "annotations": []}
     refs: list[dict[str, Any]] = []
     splits = ("train", "train", "val", "testAB" if source == "refclef" else "testA")
@@ -93,12 +93,12 @@ def write_refer(source: str, version: str, images: str, root: Path) -> None:
             refs.append({"ref_id": key, "ann_id": key, "image_id": number, "category_id": 1, "split": split, "sentences": sentences})
     folder = root / "lisa/refer_seg" / source
     write_json(folder / "instances.json", content)
-    # in an order in which a photo's objects do not stand together
+    # sorted so that the objects of a photo are not next to one another
     (folder / f"refs({version}).p").write_bytes(pickle.dumps(sorted(refs, key=lambda ref: ref["ref_id"] % 10), protocol=2))
 
 
 def octagon(mask: NDArray[np.bool_]) -> list[list[float]]:
-    """Corners of an octagon inside a disc."""
+    """Return the corners [x, y] of an octagon inside a disc, given its mask [H, W]."""
     y, x = (float(v.mean()) for v in mask.nonzero())
     r = 0.95 * (float(mask.nonzero()[0].max()) - y)
     return [[x + r * across, y + r * down] for across, down in ((1, 0.4), (0.4, 1), (-0.4, 1), (-1, 0.4), (-1, -0.4), (-0.4, -1), (0.4, -1), (1, -0.4))]
@@ -109,7 +109,7 @@ def _flat(points: list[list[float]]) -> list[float]:
 
 
 def _uncompressed(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Run lengths as numbers, down the columns, beginning with those outside."""
+    """Return COCO's uncompressed run lengths of a mask [H, W]: numbers of pixels down the columns, beginning with pixels outside."""
     pixels = np.concatenate([[False], mask.T.ravel(), [not mask.T.ravel()[-1]]])
     edges = np.flatnonzero(pixels[1:] != pixels[:-1])
     return {"size": list(mask.shape), "counts": np.diff(np.concatenate([[0], edges])).tolist()}

@@ -1,4 +1,4 @@
-"""VideoRefer-700K in small: three files of records with their masks; videos as MP4 and as folders of frames."""
+"""A small VideoRefer-700K: three files of records with their masks, and videos as MP4 and as folders of frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FRAMES = 24
 
 
 def write_videorefer(root: Path) -> None:
-    """All three files, and two videos."""
+    """Write all three files, and two videos."""
     folder = root / "videorefer/VideoRefer-700K"
     frames, masks = draw_discs(FRAMES, 4)
     write_video(folder / "videos/panda/clip_a.mp4", frames)
@@ -22,7 +22,7 @@ def write_videorefer(root: Path) -> None:
     videos = ("panda/clip_a.mp4", "ytb_vos/clip_b")
 
     def write(file: str, masks_folder: str, records: list[tuple[dict[str, Any], list[int], list[list[int]]]]) -> None:
-        """Records, each with its objects and the frames on which each of them is marked; an object's mask is null where only others are."""
+        """Write records, given their objects and the frames on which each object is marked; where only others are marked, an object's mask is null."""
         content = []
         for number, (record, objects, marked) in enumerate(records):
             listed = sorted({f for own in marked for f in own})

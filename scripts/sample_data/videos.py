@@ -1,4 +1,4 @@
-"""Ref-SAV, GroundMoRe and ViCaS in small. The words of a sample name the colours of its discs."""
+"""Small data sets of Ref-SAV, GroundMoRe and ViCaS. The words of a sample name the colours of its discs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from .discs import COLOURS, draw_discs, run_length, write_folder, write_json, write_photo, write_video
 
 STRIDE = 4
-"""SA-V has masks on every fourth frame."""
+"""The distance of SA-V's frames with masks."""
 
 
 def write_ref_sav(root: Path) -> None:
-    """A video file, its masks on every fourth frame, and a description of each disc."""
+    """Write a video file, its masks on every fourth frame, and a description of each disc."""
     frames, masks = draw_discs(41, 2, start=0)
     write_video(root / "sav/sav_train/sav_000/sav_000001.mp4", frames, rate=24)
     masklet = [[run_length(masks[disc, f]) for disc in range(2)] for f in range(0, len(frames), STRIDE)]
@@ -26,7 +26,7 @@ def write_ref_sav(root: Path) -> None:
 
 
 def write_groundmore(root: Path) -> None:
-    """Frames of which every second has a label image; one video of the list is missing."""
+    """Write frames of which every second has a label image; one video of the list is missing."""
     videos = {}
     for number, name in enumerate(("clip_a", "clip_b", "gone")):
         questions = {
@@ -45,7 +45,7 @@ def write_groundmore(root: Path) -> None:
 
 
 def write_vicas(root: Path) -> None:
-    """One file of annotations, and a file of masks for each phrase; the masks have half the size of the frames."""
+    """Write one file of annotations, and a file of masks for each phrase; the masks have half the size of the frames."""
     content = {}
     for number in (1, 2):
         video = f"{number:06d}"

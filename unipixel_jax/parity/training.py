@@ -53,7 +53,7 @@ def compare_steps(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[
     checks = [compare.close("losses", losses, case.outputs["losses"], compare.LOSSES)]
     checks.append(compare.exact("trained weights", np.asarray(sorted(ours)), np.asarray(sorted(theirs))))
     checks.append(compare.exact("their rates and decay", *(np.asarray([side.get(name, (-1.0, -1.0)) for name in sorted(theirs)]) for side in (ours, theirs))))
-    return checks + _gradients(case, _arrays(first, rules)) + _changes(case, _arrays(jax.tree.map(jnp.subtract, end, start), rules))
+    return checks + _gradients(case, _arrays(first, rules)) + _changes(case, _arrays(jax.tree.map(np.subtract, end, start), rules))
 
 
 def _train(

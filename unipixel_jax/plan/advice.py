@@ -36,7 +36,7 @@ def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig
         if program.memory.fits:
             continue
         over = (program.memory.total - program.memory.capacity) / 2**30
-        helps = ["More chips that divide the weights", "fewer trained weights"] if program.name == UPDATE else ["More chips"]
+        helps = ["More chips to shard the weights over", "fewer trained weights"] if program.name == UPDATE else ["More chips"]
         found = []
         for way in _ways(program.name, config, prompts, len(topology.devices)):
             taken = next((change for change in way if _accepted(change, config, model_config, topology, prompts)), None)

@@ -204,9 +204,8 @@ class _Reader:
         """
         comparison, scope = condition.root, condition
         given = {p.name: None for p in condition.parameters.values()}
-        places = {n: i for i, n in enumerate(comparison.operands)} if comparison.opcode == "fusion" else {}
         outer = comparison
-        if places:
+        if comparison.opcode == "fusion":
             scope = self.module.computations[comparison.callees[0]]
             comparison = scope.root
         if comparison.opcode != "compare":

@@ -1,4 +1,4 @@
-"""The kinds of cases. Sound files are made by the writers of the tests and of the sample data."""
+"""The kinds of cases. Their sound files are made by the writers of the tests and of the sample data."""
 
 from __future__ import annotations
 

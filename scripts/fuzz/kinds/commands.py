@@ -1,4 +1,7 @@
-"""Command lines: every subcommand with odd values, missing and doubled arguments. What takes minutes where all is right is asked for wrongly only."""
+"""Cases of command lines: every subcommand, with odd values and with missing and doubled arguments.
+
+Commands that take minutes are always given a wrong argument.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from .grammar import COMMANDS, LONG, OUTPUTS, WORDS
 
 
 def prepare(folder: Path) -> None:
-    """A micro model, converted and not, and a photo."""
+    """Write a micro model as a torch checkpoint and as a converted directory, and a photo."""
     from micro_run import micro_start
 
     from unipixel_jax.convert import to_torch
@@ -25,13 +28,13 @@ def prepare(folder: Path) -> None:
 
     to_torch.convert(micro_start(folder / "model"), folder / "torch")
     params = folder / "model" / "params"
-    pack(params, packed(params))  # one file is copied faster than hundreds
+    pack(params, packed(params))  # since one file is copied faster than hundreds
     shutil.rmtree(params)
     copy(ROOT / "unipixel_jax" / "assets" / "photo.png", folder / "photo.png")
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """A command with arguments at random, in a folder of all that paths can be."""
+    """Make a command with random arguments, in a folder that holds everything that paths can name."""
     _furnish(seeds, folder)
     command = rng.choice(list(COMMANDS))
     positionals, options = COMMANDS[command]
@@ -54,7 +57,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
 
 
 def _value(values: Sequence[str], rng: Random) -> str:
-    """A sensible one, most of the time."""
+    """Choose a value, which most of the time is the first, sensible one."""
     return values[0] if rng.random() < 0.7 else rng.choice(values)
 
 

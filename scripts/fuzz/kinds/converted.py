@@ -1,4 +1,4 @@
-"""Converted directories: described, turned back, and loaded for a prompt."""
+"""Cases of converted directories, which are inspected, converted back to torch, or loaded for a prompt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATTERNS = (
 
 
 def prepare(folder: Path) -> None:
-    """A micro model as a folder of arrays, and with its arrays in one file."""
+    """Write a micro model with its arrays in a folder, and one with its arrays in one file."""
     from micro_run import micro_start
 
     from unipixel_jax.core.stored import pack, packed
@@ -36,7 +36,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """One of them changed."""
+    """Change one of the directories."""
     form = rng.choice(("folder", "folder", "packed"))
     copy(seeds / form, folder / "in")
     note = f"{form}: {change_folder(folder / 'in', rng, PATTERNS)}"

@@ -1,4 +1,4 @@
-"""Data sets: one's own images in every form, and the published layouts; checked, and some of them packed."""
+"""Cases of data sets, with a user's own images in every form and in the published layouts, which are checked, and some of them packed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OWN = ("numbers", "files", "tabs", "texts", "polygons", "lengths")
 
 
 def prepare(folder: Path) -> None:
-    """Discs: every published layout, and one's own images."""
+    """Write images of discs in every published layout, and as a user's own images."""
     from make_sample_data import WRITERS
 
     for name, write in WRITERS.items():
@@ -24,7 +24,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """A data set with a change."""
+    """Change a data set."""
     form = rng.choice(OWN) if rng.random() < 0.5 else rng.choice(sorted(p.name for p in seeds.iterdir() if p.name not in OWN))
     copy(seeds / form, folder / "in")
     note = change_folder(folder / "in", rng, ANNOTATIONS)
@@ -35,7 +35,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
 
 
 def _write_own(folder: Path, form: str) -> None:
-    """Two images of a disc and a bar, with masks, in one of the forms that docs/data.md tells of."""
+    """Write two images of a disc and a bar, with masks, in one of the forms that docs/data.md describes."""
     import numpy as np
     from PIL import Image
     from pycocotools import mask as coco

@@ -1,4 +1,4 @@
-"""All kinds."""
+"""The list of all kinds of cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of every command, with values that are odd or wrong. The first of all values is a sensible one, if there is any that does not take minutes."""
+"""The arguments of every command, with odd and wrong values. The first value is a sensible one, unless a sensible one takes minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATHS = (
     "http://x/y.png", "file:photo.png", ".", "..", "/", "./", "~", "-", "/new", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "/etc/passwd", "",
     " ", "a/" * 2000, "n" * 256,
 )  # fmt: skip
-"""What is there, what is not, and what is no file (kinds/commands.py makes them)."""
+"""Paths of files that exist, of files that do not, and of what is no file (kinds/commands.py makes them)."""
 
 POINTS = (
     "1,2", "1,2,3,4", "5,5,0", "1,2,0.7", "nan,1", "1,inf", "1e400,1", "-5,3", "9999,9999", ",,", "a,b", "1;2", "1,2,99", "1,2,-1", "10,10,5,5",
@@ -28,10 +28,10 @@ SOURCES = (
     "own:", "x:y:z", ",", "shapes_image", "shapes_image:2,", "refcoco:" + "9" * 30, "",
 )  # fmt: skip
 WRONG = ("", "-1", "0", "nan", "x", "1.5", "--")
-"""For what would take long if it were right."""
+"""Wrong values only, for arguments that take long with a right one."""
 
 OUTPUTS = ("--json", "--masks", "--out", "--plot", "--markdown", "--output-dir")
-"""Options that name what is written."""
+"""Options whose values are files or folders to write."""
 
 PROMPTS = ("Please segment the large blue square.", *WORDS)
 FOLDERS = ("new", *PATHS)
@@ -99,7 +99,7 @@ COMMANDS: Mapping[str, tuple[Sequence[Sequence[str]], Options]] = {
     "nothing": ((WORDS,), {"--help": ()}),
     "": ((), {"--help": (), "--version": (), "": ()}),
 }
-"""By command: what stands at each place, and the options; each with values, none for a switch."""
+"""The positional arguments and the options of each command, with their values; a switch has none."""
 
 LONG = ("bench models", "bench attention", "demo", "eval")
-"""Commands that take minutes where all is right, so that they are given the first of their options, of which all values are wrong."""
+"""Commands that take minutes with right arguments. They are always given the first of their options, all values of which are wrong."""

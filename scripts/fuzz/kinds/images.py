@@ -1,4 +1,4 @@
-"""Images of all formats, alone and as the frames of a folder: read, and some of them segmented."""
+"""Cases of images in all formats, alone and as the frames of a folder, which are read, and some of them segmented."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = "Please segment the large blue square."
 
 
 def prepare(folder: Path) -> None:
-    """A small image in every format and mode, and those among the tests' own inputs that a camera wrote."""
+    """Write a small image in every format and mode, and copy those among the tests' own inputs that a camera wrote."""
     with Image.open(ROOT / "unipixel_jax" / "assets" / "photo.png") as file:
         photo = file.convert("RGB").resize((SIDE, SIDE))
     exif = Image.Exif()
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """One image changed."""
+    """Change one image."""
     seed = rng.choice(sorted(seeds.iterdir()))
     data, note = _change(seed.read_bytes(), rng)
     suffix = seed.suffix if rng.random() < 0.9 else rng.choice((".png", ".jpg", ".mp4", ".eps", ".svg", ""))
@@ -93,7 +93,7 @@ def _change(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def _change_png(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """With sound checksums: a chunk changed, doubled, moved, left out, or one more."""
+    """Change, double, move, remove or add a chunk of a PNG, with sound checksums; return the file and what was done."""
     chunks, place = [], 8
     while place < len(data):
         (length,) = struct.unpack(">I", data[place : place + 4])
@@ -128,7 +128,7 @@ def _change_png(data: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def _change_tiff(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """A field of its directory with another tag, type, count or value."""
+    """Give a field of a TIFF's directory another tag, type, count or value; return the file and what was done."""
     order = "<" if data[:2] == b"II" else ">"
     (directory,) = struct.unpack(order + "I", data[4:8])
     (count,) = struct.unpack(order + "H", data[directory : directory + 2])

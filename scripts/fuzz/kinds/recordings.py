@@ -1,4 +1,4 @@
-"""Recordings of the torch reference: opened and read, and some of them replayed."""
+"""Cases of recordings of the torch reference, which are opened and read, and some of them replayed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from . import ROOT
 
 RECORDINGS = ROOT / "tests" / "recordings"
 SHORT = ("smart_resize", "chatml_labels", "rope_index")
-"""Cases that compile nothing large."""
+"""Names of the recordings' cases that compile no large program."""
 
 
 def prepare(folder: Path) -> None:
-    """A recording without its checkpoint, which reading does not touch; and one of a few cases, to replay."""
+    """Write a recording without its checkpoint, which reading does not need, and one of a few cases to replay."""
     copy(RECORDINGS / "nano_a", folder / "short")
     description = json.loads((folder / "short" / "export.json").read_text())
     description["cases"] = [case for case in description["cases"] if case["name"] in SHORT]
@@ -29,7 +29,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """A recording with a change."""
+    """Change a recording."""
     if rng.random() < 0.85:
         copy(seeds / "long", folder / "in")
         return Case(read, change_folder(folder / "in", rng, ("export.json", "*.safetensors", "*.safetensors", "*.json")))

@@ -1,4 +1,4 @@
-"""Packed data sets: their files changed, and shards that hold changed records."""
+"""Cases of packed data sets, with changed files or with changed records in sound shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = ("refcoco", "mevis", "osprey_conversation", "videorefer_qa_mem", "ade2
 
 
 def prepare(folder: Path) -> None:
-    """Some data sets of discs, and packed."""
+    """Write some data sets of discs, and pack them."""
     from make_sample_data import WRITERS
 
     from unipixel_jax.data.sources import open_source
@@ -28,7 +28,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """A packed data set with a change."""
+    """Change a packed data set."""
     name = rng.choice(SOURCES)
     if rng.random() < 0.5:
         copy(seeds / "shards" / "packed" / name, folder / "shards" / "packed" / name)
@@ -39,7 +39,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
 
 
 def _pack_changed(name: str, data: Path, out: Path, rng: Random) -> str:
-    """Pack a data set whose records are changed on the way, which checksums do not tell; returns what was done."""
+    """Pack a data set whose records are changed before, so that checksums are sound; return what was done."""
     from unipixel_jax.data.records import Record, encode
     from unipixel_jax.data.sources import open_source
     from unipixel_jax.data.tfds import builder

@@ -1,4 +1,4 @@
-"""Torch checkpoints: whole ones (safetensors in shards, or pickled), adapters, SAM 2 files, Qwen2.5-VL directories and partial weights."""
+"""Cases of torch checkpoints: whole ones (safetensors in shards, or pickled), adapters, SAM 2 files, Qwen2.5-VL directories and partial weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = (
 
 
 def prepare(folder: Path) -> None:
-    """A micro model in every form."""
+    """Write a micro model in every form."""
     from micro_run import MODEL, micro_start
     from tiny_checkpoints import FakeTorch, load, torch_tensor, write_qwen, write_sam2, write_torch
 
@@ -42,7 +42,7 @@ def prepare(folder: Path) -> None:
     write_torch(pickled / "pytorch_model.bin", OrderedDict((name, torch_tensor(fake, array)) for name, array in arrays.items()), fake)
     vocabulary = MODEL.text.vocab_size - 3
     shrunk = {name: array[:vocabulary] if array.shape[:1] == (MODEL.text.vocab_size,) else array for name, array in arrays.items()}
-    smaller = replace(MODEL, text=replace(MODEL.text, vocab_size=vocabulary), ref_token_id=0, seg_token_id=1, mem_token_id=2)  # which are not written
+    smaller = replace(MODEL, text=replace(MODEL.text, vocab_size=vocabulary), ref_token_id=0, seg_token_id=1, mem_token_id=2)  # these ids are not written
     write_qwen(folder / "fresh" / "qwen", shrunk, smaller, vocabulary)
     write_sam2(folder / "fresh" / "sam2.pt", arrays)
     (folder / "fresh" / "sizes.json").write_text(json.dumps(asdict(MODEL.sam2)))
@@ -51,7 +51,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """One of them changed: described, checked or converted."""
+    """Change one of the checkpoints, to inspect, check or convert it."""
     form = rng.choice(("sharded", "sharded", "pickled", "fresh", "fresh", "adapter", "partial"))
     out = ("out",)
     if form in ("sharded", "pickled"):

@@ -1,4 +1,4 @@
-"""Training runs: exported, gone on with, and a step that was not finite looked at again."""
+"""Cases of training runs, which are exported, resumed, or whose step with numbers that were not finite is reproduced."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from micro_run import micro_config
 def get_config():
     return replace(micro_config(Path({start!r})), steps={steps}, save_every={every}, keep=3, batch_size=4, run_dir="run")
 """
-"""Of a run on a micro model, as a file for ``unipixel-jax train``."""
+"""The configuration file of a run on a micro model."""
 
 
 def write_config(file: Path, start: Path) -> None:
-    """Write it, for a run from a start."""
+    """Write the configuration file of a run that starts from a converted directory."""
     file.write_text(CONFIG.format(path=[str(ROOT / "tests" / "train")], start=str(start), steps=STEPS, every=EVERY))
 
 
 def prepare(folder: Path) -> None:
-    """A run that was ended before its last checkpoint, and one that stopped since its numbers were not finite."""
+    """Write a run that was ended before its last checkpoint, and one that stopped since its loss was not finite."""
     from micro_run import micro_start
 
     write_config(folder / "config.py", micro_start(folder / "start"))
@@ -42,7 +42,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """A run whose files are changed."""
+    """Change files of a run."""
     work = rng.random()
     source = "stopped" if work < 0.1 else "run"
     copy(seeds / source, folder / "run")

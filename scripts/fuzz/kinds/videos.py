@@ -1,4 +1,4 @@
-"""Videos in several containers and codecs: read, and some of them segmented."""
+"""Cases of videos in several containers and codecs, which are read, and some of them segmented."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ BOXES = (
     b"mvhd", b"tkhd", b"elst", b"mdhd", b"stts", b"ctts", b"stsc", b"stsz", b"stco", b"stss", b"stsd", b"mdat", b"moov", b"trak", b"hdlr", b"vmhd", b"avcC",
     b"esds", b"RIFF", b"avih", b"strh", b"strf", b"idx1", b"movi", b"\x1a\x45\xdf\xa3", b"\x16\x54\xae\x6b", b"\x1f\x43\xb6\x75",
 )  # fmt: skip
-"""What boxes of MP4, chunks of AVI and elements of Matroska are known by."""
+"""The marks of boxes of MP4, of chunks of AVI and of elements of Matroska."""
 
 
 def prepare(folder: Path) -> None:
-    """A moving square, in every container and codec that this FFmpeg writes."""
+    """Write a video of a moving square, in every container and codec that this FFmpeg supports."""
     import av
     import numpy as np
 
@@ -57,7 +57,7 @@ def prepare(folder: Path) -> None:
 
 
 def make(seeds: Path, folder: Path, rng: Random) -> Case:
-    """One video changed."""
+    """Change one video."""
     seed = rng.choice(sorted(seeds.iterdir()))
     data, note = _change(seed.read_bytes(), rng)
     name = f"clip{seed.suffix if rng.random() < 0.9 else rng.choice(('.mp4', '.gif', '.m3u8', '.txt'))}"
@@ -79,7 +79,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
 
 
 def _change(data: bytes, rng: Random) -> tuple[bytes, str]:
-    """Anything, or numbers in one of the container's boxes."""
+    """Change any bytes, or numbers in one of the container's boxes; return the video and what was done."""
     places = [place for mark in BOXES if (place := data.find(mark)) >= 0]
     if not places or rng.random() < 0.4:
         return change_bytes(data, rng)
