@@ -15,9 +15,9 @@ B batch, T query length, S key length, K key heads, G queries per key head, H he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,14 +26,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from unipixel_jax.ops.attention.dropout import WeightDropout, thinned
+from unipixel_jax.ops.attention.dropout import WeightDropout
+from unipixel_jax.ops.attention.flash import LOG2E, Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
+from unipixel_jax.ops.attention.pallas_tpu_kernels import FIRST, LAST, LIVE, MASKED, Step, attention_dkv, attention_dq, attention_forward
 from unipixel_jax.ops.attention.spec import Spec
-from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN
 from unipixel_jax.ops.platform import device_kind
-
-LOG2E = math.log2(math.e)
-"""Scores are kept in base 2, where the exponential is one instruction and needs no factor of its own."""
 
 NOBODY = np.iinfo(np.int32).min
 """The segment of a hidden key; no query has it."""
@@ -48,9 +46,6 @@ VMEM_BUDGET = 15 * 2**20
 
 LONGEST_LIST, MOST_BLOCKS = 2**17, 2**13 - 1
 """Entries of four bytes in the list of blocks, which has to fit 1 MiB of scalar memory; and blocks along one side, by the bits of an entry."""
-
-LIVE, MASKED, FIRST, LAST = 1, 2, 4, 8
-"""What a step does: compute; apply the mask; start its row of blocks; finish it."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +73,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
         [B, K, G, T, V] in q's dtype, zero in rows with no visible key; the log of each row's sum of exponentials [B, K, G, T] float32, ``FLOOR`` there.
     """
     b, kh, g, t, h = q.shape
-    segments = mask.segments
-    if segments is not None:
-        segments = segments[0], jnp.where(segments[1] == 0, NOBODY, segments[1])
-    seeds, rate = (None, 0.0) if dropout is None else (dropout.seeds[:, :, None, None], dropout.rate)
+    if mask.segments is not None:
+        mask = AttnMask(mask.causal, mask.segments[0], jnp.where(mask.segments[1] == 0, NOBODY, mask.segments[1]))
     if mask.causal:
-        return _flash(q, k, v, segments, seeds, True, float(scale), rate)
+        out, lse = flash(_launch, q, k, v, mask, dropout, float(scale))
+        return out, lse
     # where the place of a query does not matter, the heads of a group are more queries of one head, and its keys are read once for all of them
-    if segments is not None:
-        segments = jnp.tile(segments[0], (1, g)), segments[1]
-    out, lse = _flash(q.reshape(b, kh, 1, g * t, h), k, v, segments, seeds, False, float(scale), rate)
+    if mask.segments is not None:
+        mask = AttnMask(False, jnp.tile(mask.segments[0], (1, g)), mask.segments[1])
+    out, lse = flash(_launch, q.reshape(b, kh, 1, g * t, h), k, v, mask, dropout, float(scale))
     return out.reshape(b, kh, g, t, v.shape[-1]), lse.reshape(b, kh, g, t)
 
 
@@ -140,7 +134,7 @@ def _even(length: int, largest: int) -> int:
 # ---------------------------------------------------------------------------------------------------------------------------- the list of blocks
 
 
-def _block_list(q_segments: jax.Array | None, kv_segments: jax.Array | None, job: _Job) -> jax.Array:
+def _block_list(q_segments: jax.Array | None, kv_segments: jax.Array | None, job: Job) -> jax.Array:
     """The steps of a grid, [1 or B, P] int32: the block to stay at, the block to visit and the flags, packed into 14, 13 and 4 bits.
 
     Staying at a block of queries while visiting keys gives the output and dq; the other way round (`job.by_keys`) gives dk and dv.
@@ -151,7 +145,7 @@ def _block_list(q_segments: jax.Array | None, kv_segments: jax.Array | None, job
         job: sizes and rules.
     """
     tq, tk, s, causal = job.tq, job.tk, job.sizes["s"], job.causal
-    i, j = np.arange(pl.cdiv(job.sizes["t"], tq))[:, None], np.arange(pl.cdiv(s, tk))[None]
+    i, j = np.arange(job.query_blocks)[:, None], np.arange(job.key_blocks)[None]
     live = (j * tk <= i * tq + tq - 1) if causal else np.full((i.size, j.size), True)
     clear = ((j + 1) * tk <= s) & (((j + 1) * tk - 1 <= i * tq) if causal else (i >= 0))
     live, clear = (live.T, clear.T) if job.by_keys else (live, clear)
@@ -187,62 +181,53 @@ def _bounds(segments: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.
 # ------------------------------------------------------------------------------------------------------------------------- one call of one kernel
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The sizes of one kernel's call.
-
-    Attributes:
-        sizes: of each letter of a layout: b, k, g, t, s (unpadded), h, v and 1.
-        tq: queries per block.
-        tk: keys per block.
-        causal: as in AttnMask.
-        scale: what turns products into base-2 scores.
-        rate: of the dropout of weights.
-        by_keys: as in `_block_list`. The heads of a group are then the innermost loop, else an outer one.
-    """
-
-    sizes: Mapping[str, int]
-    tq: int
-    tk: int
-    causal: bool
-    scale: float
-    rate: float
-    by_keys: bool
-
-    def shape(self, layout: str) -> tuple[int, ...]:
-        """The padded shape of a layout such as "bkgth"."""
-        padded = {**self.sizes, "t": pl.cdiv(self.sizes["t"], self.tq) * self.tq, "s": pl.cdiv(self.sizes["s"], self.tk) * self.tk}
-        return tuple(padded[c] for c in layout)
-
-    def block(self, layout: str) -> tuple[int | None, ...]:
-        """The part of a layout that one step sees: one batch row, one head, one block of length, all of the rest."""
-        return tuple({"b": None, "k": None, "g": None, "t": self.tq, "s": self.tk}.get(c, self.sizes[c]) for c in layout)
-
-    def pad(self, layout: str, a: jax.Array, **how: Any) -> jax.Array:
-        """An array of that layout, its lengths padded as `jnp.pad` is told."""
-        return jnp.pad(a, [(0, to - size) for to, size in zip(self.shape(layout), a.shape, strict=True)], **how)
+def _launch(
+    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, *rows: jax.Array
+) -> tuple[jax.Array, ...]:
+    """One of the three kernels, see ``flash.Launch``."""
+    blocks = block_sizes(device_kind(), max(q.shape[-1], v.shape[-1]), q.shape[3], k.shape[2], q.dtype)
+    tq, tk = (blocks.q, blocks.kv) if kernel == "forward" else (blocks.q_back, blocks.kv_back)
+    job = job_of(kernel, q, k, v, mask, dropout, scale, tq, tk)
+    seeds = None if dropout is None else dropout.seeds[:, :, None, None]
+    call = partial(_call, job=job, segments=mask.segments, seeds=seeds)
+    if kernel == "forward":
+        inputs = [("bkgth", q), ("bksh", k), ("bkvs", v.swapaxes(2, 3))]
+        out, lse = call(attention_forward, inputs=inputs, outputs=[("bkgtv", q.dtype), ("bkg1t", jnp.float32)], scratch=["1t", "1t", "vt"])
+        return out, lse[:, :, :, 0]
+    d_out, lse, delta = rows
+    given = [("bkgtv", d_out), ("bkg1t", (lse * LOG2E)[:, :, :, None]), ("bkg1t", delta[:, :, :, None])]
+    if kernel == "dq":
+        inputs = [("bkgth", q), ("bksh", k), ("bkhs", k.swapaxes(2, 3)), ("bksv", v), *given]
+        return call(attention_dq, inputs=inputs, outputs=[("bkgth", q.dtype)], scratch=["ht"])
+    inputs = [("bkgth", q), ("bksh", k), ("bksv", v), *given]
+    return call(attention_dkv, inputs=inputs, outputs=[("bksh", k.dtype), ("bksv", v.dtype)], scratch=["sh", "sv"])
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One step of a grid: what to do (flags), for which head of the group, with which blocks of queries and of keys; int32 scalars."""
+def _shape(job: Job, layout: str) -> tuple[int, ...]:
+    """The padded shape of a layout such as "bkgth"."""
+    padded = {**job.sizes, "t": job.query_blocks * job.tq, "s": job.key_blocks * job.tk}
+    return tuple(padded[c] for c in layout)
 
-    flags: jax.Array
-    head: jax.Array
-    i: jax.Array
-    j: jax.Array
+
+def _block(job: Job, layout: str) -> tuple[int | None, ...]:
+    """The part of a layout that one step sees: one batch row, one head, one block of length, all of the rest."""
+    return tuple({"b": None, "k": None, "g": None, "t": job.tq, "s": job.tk}.get(c, job.sizes[c]) for c in layout)
+
+
+def _padded(job: Job, layout: str, a: jax.Array, **how: Any) -> jax.Array:
+    """An array of that layout, its lengths padded as `jnp.pad` is told."""
+    return jnp.pad(a, [(0, to - size) for to, size in zip(_shape(job, layout), a.shape, strict=True)], **how)
 
 
 def _call(
     kernel: Callable[..., None],
-    job: _Job,
+    job: Job,
     segments: tuple[jax.Array, jax.Array] | None,
     seeds: jax.Array | None,
     inputs: Sequence[tuple[str, jax.Array]],
     outputs: Sequence[tuple[str, Any]],
     scratch: Sequence[str],
-    products: int,
-) -> Sequence[jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Runs a kernel over the list of blocks.
 
     Args:
@@ -253,17 +238,16 @@ def _call(
         inputs: a layout and an array of unpadded length, each.
         outputs: a layout and a dtype, each.
         scratch: layouts, all float32.
-        products: how many numbers are multiplied per score: the inner and outer widths of the matrix products added up.
 
     Returns:
-        The outputs, with padded length.
+        The outputs.
     """
-    inputs = [(layout, job.pad(layout, a)) for layout, a in inputs]
+    inputs = [(layout, _padded(job, layout, a)) for layout, a in inputs]
     if seeds is not None:
         inputs = [("bk11", seeds), *inputs]
     if segments is not None:
-        q_segments = job.pad("bt", segments[0], mode="edge")
-        kv_segments = job.pad("bs", segments[1], constant_values=NOBODY)
+        q_segments = _padded(job, "bt", segments[0], mode="edge")
+        kv_segments = _padded(job, "bs", segments[1], constant_values=NOBODY)
         inputs = [("b1t", q_segments[:, None]), ("b1s", kv_segments[:, None]), *inputs]
         table = _block_list(q_segments, kv_segments, job)
     else:
@@ -285,7 +269,7 @@ def _call(
                 g = jnp.where(flags & LIVE != 0, g, heads - 1)
             return tuple({"b": b, "k": k, "g": g, "t": i, "s": j}.get(c, 0) for c in layout)
 
-        return pl.BlockSpec(job.block(layout), place)
+        return pl.BlockSpec(_block(job, layout), place)
 
     def body(table: Any, *refs: Any) -> None:
         i, j, flags = entry(pl.program_id(0), pl.program_id(2 if job.by_keys else 3), table)
@@ -294,17 +278,17 @@ def _call(
             flags = flags & ~jnp.where(head == 0, 0, FIRST) & ~jnp.where(head == heads - 1, 0, LAST)
         given = iter(refs)
         optional = [next(given) if there else None for there in (segments is not None, segments is not None, seeds is not None)]
-        kernel(job, _Step(flags, head, i, j), *optional, *given)
+        kernel(job, Step(flags, head, i, j), *optional, *given)
 
     batch = job.sizes["b"] * job.sizes["k"] * heads
     visited = "t" if job.by_keys else "s"
 
     def traffic(layout: str, dtype: Any) -> int:
-        once = math.prod(job.shape(layout))
-        return (batch * steps * math.prod(n or 1 for n in job.block(layout)) if visited in layout else once) * jnp.dtype(dtype).itemsize
+        once = math.prod(_shape(job, layout))
+        return (batch * steps * math.prod(n or 1 for n in _block(job, layout)) if visited in layout else once) * jnp.dtype(dtype).itemsize
 
     cost = pl.CostEstimate(
-        flops=2 * batch * steps * job.tq * job.tk * products,
+        flops=2 * batch * steps * job.tq * job.tk * job.products,
         transcendentals=batch * steps * job.tq * job.tk,
         bytes_accessed=sum(traffic(layout, a.dtype) for layout, a in inputs) + sum(traffic(layout, dtype) for layout, dtype in outputs),
     )
@@ -319,197 +303,15 @@ def _call(
                 grid=grid,
                 in_specs=[spec(layout) for layout, _ in inputs],
                 out_specs=[spec(layout) for layout, _ in outputs],
-                scratch_shapes=[pltpu.VMEM(tuple(n for n in job.block(layout) if n), jnp.float32) for layout in scratch],
+                scratch_shapes=[pltpu.VMEM(tuple(n for n in _block(job, layout) if n), jnp.float32) for layout in scratch],
             ),
-            out_shape=[jax.ShapeDtypeStruct(job.shape(layout), dtype, manual_axis_type=manual) for layout, dtype in outputs],
+            out_shape=[jax.ShapeDtypeStruct(_shape(job, layout), dtype, manual_axis_type=manual) for layout, dtype in outputs],
             compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary" if job.by_keys else "parallel", "arbitrary")),
             cost_estimate=cost,
             interpret=interpret,
-            name=kernel.__name__.strip("_"),
+            name=kernel.__name__,
         )(*args)
 
     arrays = [table.reshape(-1), *(a for _, a in inputs)]
-    return jax.lax.platform_dependent(*arrays, tpu=partial(run, interpret=False), cpu=partial(run, interpret=True))
-
-
-# ------------------------------------------------------------------------------------------------------------------------------------ the kernels
-
-NN, NT = ((1,), (0,)), ((1,), (1,))
-"""Matrix products a b and a b^T."""
-
-
-def _dot(a: jax.Array, b: jax.Array, over: tuple[tuple[int], tuple[int]]) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(a, b, (over, ((), ())), precision=precision, preferred_element_type=jnp.float32)
-
-
-def _scores(job: _Job, step: _Step, masked: bool, q_segments: Any, kv_segments: Any, q: Any, k: Any) -> jax.Array:
-    """Base-2 scores of a block, [tk, tq] float32; HIDDEN where a query must not see a key."""
-    scores = _dot(k[...], q[...], NT) * job.scale
-    if not masked:
-        return scores
-    key = step.j * job.tk + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-    rules = []
-    if q_segments is not None:
-        rules.append(q_segments[...] == kv_segments[...].T)
-    elif job.sizes["s"] % job.tk:
-        rules.append(key < job.sizes["s"])
-    if job.causal:
-        rules.append(key <= step.i * job.tq + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1))
-    return jnp.where(reduce(jnp.logical_and, rules), scores, HIDDEN)
-
-
-def _thinned(job: _Job, step: _Step, seed: Any, weights: jax.Array) -> jax.Array:
-    """Weights [tk, tq] after dropout, if there is any."""
-    if seed is None:
-        return weights
-    rows = step.head * job.sizes["t"] + step.i * job.tq + jax.lax.broadcasted_iota(jnp.int32, (1, job.tq), 1)
-    columns = step.j * job.tk + jax.lax.broadcasted_iota(jnp.int32, (job.tk, 1), 0)
-    return thinned(weights, job.rate, seed[...], rows, columns)
-
-
-def _visit(job: _Job, flags: jax.Array, segments: Any, visit: Callable[[bool], None]) -> None:
-    """Runs `visit(masked)` if the block is live, in the form without the mask where all of it is visible."""
-    pl.when(flags & (LIVE | MASKED) == LIVE)(lambda: visit(False))
-    if job.causal or segments is not None or job.sizes["s"] % job.tk:
-        pl.when(flags & (LIVE | MASKED) == LIVE | MASKED)(lambda: visit(True))
-
-
-def _attention_forward(job: _Job, step: _Step, *refs: Any) -> None:
-    """The output and the logsumexp of a block of queries, its keys visited in turn."""
-    q_segments, kv_segments, seed, q, k, v_turned, out, lse, best, total, acc = refs
-
-    @pl.when(step.flags & FIRST != 0)
-    def _() -> None:
-        best[...] = jnp.full(best.shape, FLOOR, jnp.float32)
-        total[...] = jnp.zeros(total.shape, jnp.float32)
-        acc[...] = jnp.zeros(acc.shape, jnp.float32)
-
-    def visit(masked: bool) -> None:
-        scores = _scores(job, step, masked, q_segments, kv_segments, q, k)
-        new_best = jnp.maximum(best[...], jnp.max(scores, axis=0, keepdims=True))
-        p = jnp.exp2(scores - new_best)
-        keep = jnp.exp2(best[...] - new_best)
-        best[...] = new_best
-        total[...] = total[...] * keep + jnp.sum(p, axis=0, keepdims=True)
-        acc[...] = acc[...] * keep + _dot(v_turned[...], _thinned(job, step, seed, p).astype(v_turned.dtype), NN)
-
-    _visit(job, step.flags, q_segments, visit)
-
-    @pl.when(step.flags & LAST != 0)
-    def _() -> None:
-        divisor = jnp.where(total[...] == 0, 1.0, total[...])
-        out[...] = (acc[...] / divisor).T.astype(out.dtype)
-        lse[...] = jnp.where(total[...] == 0, FLOOR, best[...] / LOG2E + jnp.log(divisor))
-
-
-def _attention_dq(job: _Job, step: _Step, *refs: Any) -> None:
-    """The gradient of a block of queries."""
-    q_segments, kv_segments, seed, q, k, k_turned, v, d_out, lse, delta, d_q, acc = refs
-
-    @pl.when(step.flags & FIRST != 0)
-    def _() -> None:
-        acc[...] = jnp.zeros(acc.shape, jnp.float32)
-
-    def visit(masked: bool) -> None:
-        p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
-        d_scores = p * (_thinned(job, step, seed, _dot(v[...], d_out[...], NT)) - delta[...])
-        acc[...] += _dot(k_turned[...], d_scores.astype(k_turned.dtype), NN)
-
-    _visit(job, step.flags, q_segments, visit)
-
-    @pl.when(step.flags & LAST != 0)
-    def _() -> None:
-        d_q[...] = (acc[...] * (job.scale / LOG2E)).T.astype(d_q.dtype)
-
-
-def _attention_dkv(job: _Job, step: _Step, *refs: Any) -> None:
-    """The gradients of a block of keys and of its values, over the queries of all heads of the group."""
-    q_segments, kv_segments, seed, q, k, v, d_out, lse, delta, d_k, d_v, acc_k, acc_v = refs
-
-    @pl.when(step.flags & FIRST != 0)
-    def _() -> None:
-        acc_k[...] = jnp.zeros(acc_k.shape, jnp.float32)
-        acc_v[...] = jnp.zeros(acc_v.shape, jnp.float32)
-
-    def visit(masked: bool) -> None:
-        p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
-        acc_v[...] += _dot(_thinned(job, step, seed, p).astype(d_out.dtype), d_out[...], NN)
-        d_scores = p * (_thinned(job, step, seed, _dot(v[...], d_out[...], NT)) - delta[...])
-        acc_k[...] += _dot(d_scores.astype(q.dtype), q[...], NN)
-
-    _visit(job, step.flags, q_segments, visit)
-
-    @pl.when(step.flags & LAST != 0)
-    def _() -> None:
-        d_k[...] = (acc_k[...] * (job.scale / LOG2E)).astype(d_k.dtype)
-        d_v[...] = acc_v[...].astype(d_v.dtype)
-
-
-# ------------------------------------------------------------------------------------------------------------------------- value and gradients
-
-
-Pair = tuple[jax.Array, jax.Array]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _flash(q: jax.Array, k: jax.Array, v: jax.Array, segments: Pair | None, seeds: jax.Array | None, causal: bool, scale: float, rate: float) -> Pair:
-    return _flash_forward(q, k, v, segments, seeds, causal, scale, rate)[0]
-
-
-def _flash_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: Pair | None, seeds: jax.Array | None, causal: bool, scale: float, rate: float
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    out, lse = _call(
-        _attention_forward,
-        _job(q, k, v, causal, scale, rate, back=False, by_keys=False),
-        segments,
-        seeds,
-        [("bkgth", q), ("bksh", k), ("bkvs", v.swapaxes(2, 3))],
-        [("bkgtv", q.dtype), ("bkg1t", jnp.float32)],
-        ["1t", "1t", "vt"],
-        products=q.shape[-1] + v.shape[-1],
-    )
-    t = q.shape[3]
-    out, lse = out[:, :, :, :t], lse[:, :, :, 0, :t]
-    return (out, lse), (q, k, v, segments, seeds, out, lse)
-
-
-def _flash_backward(causal: bool, scale: float, rate: float, saved: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    q, k, v, segments, seeds, out, lse = saved
-    d_out, d_lse = cotangents
-    h, w = q.shape[-1], v.shape[-1]
-    # a score moves its row's log-sum-exp by its probability, as it moves the output by that times (v - output)
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
-    rows = [("bkgtv", d_out), ("bkg1t", (lse * LOG2E)[:, :, :, None]), ("bkg1t", delta[:, :, :, None])]
-    (d_q,) = _call(
-        _attention_dq,
-        _job(q, k, v, causal, scale, rate, back=True, by_keys=False),
-        segments,
-        seeds,
-        [("bkgth", q), ("bksh", k), ("bkhs", k.swapaxes(2, 3)), ("bksv", v), *rows],
-        [("bkgth", q.dtype)],
-        ["ht"],
-        products=2 * h + w,
-    )
-    d_k, d_v = _call(
-        _attention_dkv,
-        _job(q, k, v, causal, scale, rate, back=True, by_keys=True),
-        segments,
-        seeds,
-        [("bkgth", q), ("bksh", k), ("bksv", v), *rows],
-        [("bksh", k.dtype), ("bksv", v.dtype)],
-        ["sh", "sv"],
-        products=2 * h + 2 * w,
-    )
-    return d_q[:, :, :, : q.shape[3]], d_k[:, :, : k.shape[2]], d_v[:, :, : k.shape[2]], None, None
-
-
-_flash.defvjp(_flash_forward, _flash_backward)
-
-
-def _job(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, scale: float, rate: float, *, back: bool, by_keys: bool) -> _Job:
-    sizes = dict(zip("bkgth", q.shape, strict=True)) | {"s": k.shape[2], "v": v.shape[3], "1": 1}
-    blocks = block_sizes(device_kind(), max(sizes["h"], sizes["v"]), sizes["t"], sizes["s"], q.dtype)
-    tq, tk = (blocks.q_back, blocks.kv_back) if back else (blocks.q, blocks.kv)
-    return _Job(sizes, tq, tk, causal, scale * LOG2E, rate, by_keys)
+    results = jax.lax.platform_dependent(*arrays, tpu=partial(run, interpret=False), cpu=partial(run, interpret=True))
+    return tuple(a[tuple(slice(job.sizes[c]) for c in layout)] for (layout, _), a in zip(outputs, results, strict=True))

@@ -1,0 +1,117 @@
+"""What the kernels for TPUs and GPUs share: flash attention's value and gradient in three kernels, and the sizes that each is compiled for.
+
+FlashAttention-2 (arXiv 2307.08691): the forward pass saves the log-sum-exp of each row, from which the two backward kernels compute the weights again, one for
+the gradient of the queries (dq) and one for those of keys and values (dkv).
+
+B batch, K key heads, G queries per key head, T query length, S key length, H head size, V value size; tq and tk queries and keys per block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from unipixel_jax.ops.attention.dropout import WeightDropout
+from unipixel_jax.ops.attention.mask import AttnMask
+
+LOG2E = math.log2(math.e)
+"""Kernels keep scores in base 2, where the exponential is one instruction of the hardware and needs no factor of its own."""
+
+Kernel = Literal["forward", "dq", "dkv"]
+BACKWARD: tuple[Kernel, ...] = ("dq", "dkv")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a kernel is compiled for.
+
+    Attributes:
+        kernel: which of the three. A program of dkv stays at a block of keys and visits blocks of queries, the others the other way round.
+        sizes: of each letter of a layout such as "bkgth", before lengths are padded: b, k, g, t, s, h, v and 1.
+        tq: queries per block.
+        tk: keys per block.
+        causal: as in AttnMask.
+        scale: of the scores.
+        rate: at which weights are dropped.
+    """
+
+    kernel: Kernel
+    sizes: Mapping[str, int]
+    tq: int
+    tk: int
+    causal: bool
+    scale: float
+    rate: float
+
+    @property
+    def by_keys(self) -> bool:
+        """Whether a program stays at a block of keys."""
+        return self.kernel == "dkv"
+
+    @property
+    def query_blocks(self) -> int:
+        """Blocks that hold all queries."""
+        return pl.cdiv(self.sizes["t"], self.tq)
+
+    @property
+    def key_blocks(self) -> int:
+        """Blocks that hold all keys."""
+        return pl.cdiv(self.sizes["s"], self.tk)
+
+    @property
+    def products(self) -> int:
+        """Numbers that are multiplied per score: the inner and outer widths of the matrix products added up."""
+        h, v = self.sizes["h"], self.sizes["v"]
+        return {"forward": h + v, "dq": 2 * h + v, "dkv": 2 * h + 2 * v}[self.kernel]
+
+
+class Launch(Protocol):
+    """Runs a kernel of one backend."""
+
+    def __call__(
+        self, kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, *rows: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Arguments as of ``attend`` in xla.py, and for backward kernels ``rows``: the result's cotangent [B, K, G, T, V], the log-sum-exp and delta
+        [B, K, G, T] float32. The forward kernel gives the result and the log-sum-exp, dq the gradient of q, dkv those of k and v.
+        """
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 6))
+def flash(
+    launch: Launch, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float
+) -> tuple[jax.Array, ...]:
+    """``attend`` of xla.py by a backend's kernels, with its gradient."""
+    return launch("forward", q, k, v, mask, dropout, scale)
+
+
+def _forward(
+    launch: Launch, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float
+) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
+    out, lse = launch("forward", q, k, v, mask, dropout, scale)
+    return (out, lse), (q, k, v, mask, dropout, out, lse)
+
+
+def _backward(launch: Launch, scale: float, saved: tuple[Any, ...], cotangents: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+    (q, k, v, mask, dropout, out, lse), (d_out, d_lse) = saved, cotangents
+    # a score moves its row's log-sum-exp by its weight, as it moves the result by that times (v - result)
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    d_q, d_k, d_v = (d for kernel in BACKWARD for d in launch(kernel, q, k, v, mask, dropout, scale, d_out, lse, delta))
+    return d_q, d_k, d_v, None, None
+
+
+flash.defvjp(_forward, _backward)
+
+
+def job_of(
+    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, tq: int, tk: int
+) -> Job:
+    """That of a launch with these arguments, cut into blocks of tq queries and tk keys."""
+    sizes = dict(zip("bkgth", q.shape, strict=True)) | {"s": k.shape[2], "v": v.shape[3], "1": 1}
+    return Job(kernel, sizes, tq, tk, mask.causal, scale, 0.0 if dropout is None else dropout.rate)
