@@ -1,4 +1,4 @@
-"""Attention over a mesh: the batch and the heads divided, and the sequence divided with its keys passed around or gathered.
+"""Attention over a mesh: the batch and the heads sharded, and the sequence sharded with its keys passed around a ring or all-gathered.
 
 Parts of a row that were computed over different keys are joined by their log-sum-exps, so any backend serves. Passing the keys from device to device is
 ring attention (Liu et al., arXiv 2310.01889).
@@ -30,14 +30,14 @@ Local = Callable[[jax.Array, jax.Array, jax.Array, Segments | None, WeightDropou
 
 @dataclass(frozen=True)
 class AttentionSharding:
-    """How a call is divided.
+    """How the arrays of a call are sharded.
 
     Attributes:
         mesh: the devices.
-        batch: mesh axes that divide the batch.
-        heads: mesh axes that divide the heads of queries and keys; both numbers of heads must be multiples of their size.
-        sequence: the mesh axis that divides queries and keys by position, in order, or None.
-        keys: "ring" passes the keys from device to device while computing and never holds them all; "gather" collects them first, in one transfer.
+        batch: mesh axes over which the batch is sharded.
+        heads: mesh axes over which the heads of queries and keys are sharded; both numbers of heads must be multiples of their size.
+        sequence: the mesh axis over which queries and keys are sharded by position, in order, or None.
+        keys: "ring" passes the keys from device to device while computing and never holds them all; "gather" all-gathers them first.
     """
 
     mesh: Mesh | AbstractMesh
@@ -52,7 +52,7 @@ class AttentionSharding:
         return platform(self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else self.mesh.abstract_device)
 
 
-def divided(local: Local, sharding: AttentionSharding) -> Local:
+def on_every_device(local: Local, sharding: AttentionSharding) -> Local:
     """``local`` for whole arrays, each device with its share."""
     rows = PartitionSpec(sharding.batch, sharding.sequence)
     data = PartitionSpec(sharding.batch, sharding.sequence, sharding.heads)
@@ -62,13 +62,13 @@ def divided(local: Local, sharding: AttentionSharding) -> Local:
 
 
 def over_all_keys(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal: bool, sharding: AttentionSharding) -> jax.Array:
-    """A device's queries with the keys of all devices that divide the sequence: [b, k, g, t, V] float32. Its own keys are [b, k, s, H]."""
+    """A device's queries with the keys of all devices over which the sequence is sharded: [b, k, g, t, V] float32. Its own keys are [b, k, s, H]."""
 
     def precise(k: jax.Array, v: jax.Array, mask: AttnMask) -> tuple[jax.Array, jax.Array]:
         out, lse = attend(k, v, mask)
         return out.astype(jnp.float32), lse
 
-    assert sharding.sequence is not None, "the sequence is divided"
+    assert sharding.sequence is not None, "the sequence is sharded"
     others = _ring if sharding.keys == "ring" else _gathered
     return _join(precise(k, v, AttnMask(causal, *segments)), others(precise, k, v, segments, causal, sharding.sequence))[0]
 
@@ -107,14 +107,14 @@ def _join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tup
     return a[0] * jnp.exp(a[1] - lse)[..., None] + b[0] * jnp.exp(b[1] - lse)[..., None], lse
 
 
-def check_division(
+def check_sharding(
     q: jax.Array, k: jax.Array, sharding: AttentionSharding, causal: bool, dropout: WeightDropout | None, implementation: str | None
 ) -> None:
-    """Raise where a call of ``attention`` cannot be divided so.
+    """Check that the arrays of a call of ``attention`` can be sharded so.
 
     Raises:
-        ValueError: a length that its mesh axes do not divide, or, where the sequence is divided, dropout or a causal mask over other queries than keys.
-        UserError: cuDNN where the sequence is divided.
+        ValueError: a length that its mesh axes do not divide, or, where the sequence is sharded, dropout or a causal mask over other queries than keys.
+        UserError: cuDNN where the sequence is sharded.
     """
     size = sharding.mesh.shape
     batch, heads = (math.prod(size[axis] for axis in axes) for axes in (sharding.batch, sharding.heads))
@@ -127,10 +127,10 @@ def check_division(
         ("length of k", k.shape[1], sequence, (sharding.sequence,)),
     ):
         if length % parts:
-            raise ValueError(f"the {name} is {length}, which the {parts} devices of mesh axes {axes} do not divide: pad it, or divide along fewer axes")
+            raise ValueError(f"the {name} is {length}, which the {parts} devices of mesh axes {axes} do not divide: pad it, or shard along fewer axes")
     if causal and sequence > 1 and q.shape[1] != k.shape[1]:
-        raise ValueError(f"a causal mask over a divided sequence needs as many queries as keys, got q {q.shape} and k {k.shape}")
+        raise ValueError(f"a causal mask over a sharded sequence needs as many queries as keys, got q {q.shape} and k {k.shape}")
     if sharding.sequence is not None and implementation == "cudnn":
-        raise UserError("cudnn does not give the log-sum-exp by which parts of a divided sequence are joined: take pallas_gpu")
+        raise UserError("cudnn does not give the log-sum-exp by which parts of a sharded sequence are joined: take pallas_gpu")
     if sharding.sequence is not None and dropout is not None:
-        raise ValueError(f"weights are dropped by their place in the whole row, which mesh axis {sharding.sequence!r} divides: divide other axes")
+        raise ValueError(f"weights are dropped by their place in the whole row, which mesh axis {sharding.sequence!r} shards: shard along other axes")
