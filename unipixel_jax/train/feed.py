@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from unipixel_jax.batch import TrainBatch
 from unipixel_jax.core.buckets import BucketTable
-from unipixel_jax.core.mesh import sharers
+from unipixel_jax.core.mesh import devices_per_sample
 from unipixel_jax.core.sharding import batch_spec
 
 
@@ -27,7 +27,7 @@ def row_sizes(buckets: BucketTable, mesh: Mesh) -> tuple[BucketTable, int | None
     """The sizes of rows that the devices of a mesh share, and into how many parts each row's frames are divided (None: not at all). The objects of a row are
     filled up until they divide among its devices.
     """
-    shared = sharers(mesh)
+    shared = devices_per_sample(mesh)
     if shared == 1:
         return buckets, None
     return dataclasses.replace(buckets, objects=dataclasses.replace(buckets.objects, step=shared)), shared

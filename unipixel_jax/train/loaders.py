@@ -53,13 +53,13 @@ def run_loader(config: TrainConfig, layout: Layout, mixture: Mixture, tokenizer:
     shards = data_shards(layout.mesh) // hosts
     rows = Buckets("rows of a batch", shards, 1.0, max(config.batch_size // hosts, shards))
     buckets, parts = row_sizes(replace(config.data.buckets, batch=rows), layout.mesh)
-    agree = partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
+    agree = partial(distributed.max_over_processes, "sizes of a batch") if hosts > 1 else None
     return open_loader(mixture, draw, config.data.loader, buckets=buckets, parts=parts, host=host, hosts=hosts, agree=agree)
 
 
 def batch_share(layout: Layout) -> tuple[int, int]:
     """Which part of every batch this process reads, and in how many parts a batch is read."""
-    return distributed.share(NamedSharding(layout.mesh, batch_spec(1)), data_shards(layout.mesh))
+    return distributed.process_shard(NamedSharding(layout.mesh, batch_spec(1)), data_shards(layout.mesh))
 
 
 def resume(loader: Loader[Any, TrainBatch], data: Any, run_dir: Path) -> None:
