@@ -122,7 +122,7 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
     (saved,) = tmp_path.glob("not_finite_step_2.npz")
     (arrays,) = read_kept(saved).batches
     lines = list(reproduce(tmp_path, saved))
-    assert lines[0] == "step 2, with the weights that it met"
+    assert lines[0] == "step 2, with the weights that it began with"
     # the same loss as of a run that was stopped before that step; only the weights of its batch were spoiled
     monkeypatch.undo()
     before = train(micro_config(start, steps=2), tmp_path / "before", start, jax.devices()[:1])

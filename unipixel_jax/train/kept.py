@@ -1,4 +1,4 @@
-"""A step whose loss or gradients were not finite, as a file of arrays and JSON: reading it runs nothing.
+"""The file in which a step whose loss or gradients were not finite is kept. It consists of arrays and JSON, so that reading it runs no code of the file.
 
 The file is a zip of numpy's arrays (numpy.savez, uncompressed), one of which is the text of a JSON object: the fields of ``Kept``, with ``{"array": N}`` in
 the place of an array.
@@ -25,22 +25,22 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.train.config import TrainConfig
 
 MAX_TEXT = 8 << 20
-"""Largest JSON part in bytes; names of samples are most of it."""
+"""The largest size of the JSON part in bytes; names of samples are most of it."""
 
 _TEXT, _EXPECTED = "about", "expected the file that a stopped run named"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a step computed with, but for the weights.
+    """The inputs of a step, without the weights.
 
     Attributes:
-        step: optimisation steps done before it.
-        total: of the whole training.
+        step: the number of optimisation steps before it.
+        total: the number of steps of the whole training.
         start: the converted directory that training started from.
-        config: of the run.
-        model_config: sizes of the model.
-        batches: whose gradients make the step.
+        config: the run's configuration.
+        model_config: the model's configuration.
+        batches: the batches whose gradients make the step.
     """
 
     step: int
@@ -52,10 +52,10 @@ class Kept:
 
 
 def write_kept(path: Path, kept: Kept) -> None:
-    """Write a step to a file, whole or not at all.
+    """Write a step to a file, which is complete or absent afterwards.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     arrays: list[np.ndarray] = []
     text = json.dumps(_plain(kept, arrays)).encode()
@@ -65,10 +65,10 @@ def write_kept(path: Path, kept: Kept) -> None:
 
 
 def read_kept(path: Path) -> Kept:
-    """Read such a file.
+    """Read a file that ``write_kept`` wrote.
 
     Raises:
-        UserError: it is another, or damaged.
+        UserError: the file is damaged, or something else.
     """
     require_regular_file(path, _EXPECTED)
     try:
@@ -84,7 +84,7 @@ def read_kept(path: Path) -> Kept:
 
 
 def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
-    """As JSON, with the arrays listed aside."""
+    """Return a value as plain JSON. Its arrays are appended to ``arrays``, and their numbers stand in their places."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {"array": len(arrays) - 1}
@@ -94,10 +94,10 @@ def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def _built(kind: Any, value: Any, arrays: Any) -> Any:
-    """A value of the type that a field is declared with.
+    """Return the value of type ``kind`` that ``_plain`` made plain JSON of.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the JSON does not fit the type.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -120,7 +120,7 @@ def _built(kind: Any, value: Any, arrays: Any) -> Any:
 
 
 def _array(scalar: Any, array: np.ndarray) -> np.ndarray:
-    """An array of the kind of numbers declared; bfloat16 lies in the file as its bits."""
+    """Return an array whose dtype is checked against the declared kind of numbers; bfloat16 is stored in the file as its bits."""
     if scalar is np.floating and array.dtype == np.uint16:
         return array.view(ml_dtypes.bfloat16)
     if not issubclass(array.dtype.type, scalar):

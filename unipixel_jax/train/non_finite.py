@@ -1,4 +1,4 @@
-"""What stops a run at a step whose loss or gradients are not finite, and keeps what is needed to compute that step again (reproduce.py)."""
+"""The check that stops a run at a step whose loss or gradients are not finite, and saves what is needed to compute that step again (reproduce.py)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from unipixel_jax.train.step import StepMetrics
 
 
 def not_finite(step: int) -> str:
-    """The name of what is kept of a step whose loss or gradients were not finite."""
+    """Return the name of the folder and files that keep a step whose loss or gradients were not finite."""
     return f"not_finite_step_{step}"
 
 
 @dataclass
 class FiniteCheck:
-    """Looks at the numbers of the latest step when it is asked to, since looking waits for the devices.
+    """The check of the latest step. It is separate from starting the step, because reading the step's metrics waits for the devices.
 
     Attributes:
-        layout: of the run.
-        run_info: of the run.
-        run_dir: where a step that is not finite is kept.
-        total: steps of the run.
+        layout: the run's layout.
+        run_info: the run's description in checkpoints.
+        run_dir: the run's directory, in which a step that is not finite is kept.
+        total: the number of steps of the run.
         start: the converted directory that training started from.
     """
 
@@ -42,19 +42,19 @@ class FiniteCheck:
     start: Path
     _latest: tuple[int, list[TrainBatch], StepMetrics] | None = None
 
-    def watch(self, step: int, batches: list[TrainBatch], numbers: StepMetrics) -> None:
-        """Take note of a step that was started: `require` looks at it."""
-        self._latest = step, batches, numbers
+    def watch(self, step: int, batches: list[TrainBatch], metrics: StepMetrics) -> None:
+        """Remember a step that was started, for `require` to check."""
+        self._latest = step, batches, metrics
 
     def require(self, state: TrainState, loader: Loader[Any, TrainBatch]) -> None:
-        """Do nothing if the latest step was finite.
+        """Check that the latest step was finite.
 
         Args:
-            state: after that step. Its update was left out if it was not finite, so ``state`` has the weights that the step met.
-            loader: of the run's batches.
+            state: the state after that step. A step that is not finite changes no weights, so ``state`` then holds the weights that it began with.
+            loader: the loader of the run's batches.
 
         Raises:
-            UserError: it was not; its batches and the weights are saved.
+            UserError: the step was not finite; its batches and the weights are saved.
         """
         if self._latest is None or bool(self._latest[2].finite):
             return
