@@ -1,4 +1,4 @@
-"""Processes that compute together: what they tell each other, and how all end when one dies, fails, gets stuck or is not there."""
+"""Processes that compute together exchange what they know, and all end when one dies, fails, gets stuck or does not start."""
 
 import json
 import re

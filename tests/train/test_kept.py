@@ -1,4 +1,4 @@
-"""What is kept of a step that was not finite: a file that is read without running anything in it."""
+"""The file that keeps a step that was not finite can be read back, and reading it runs nothing in it."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""The loop on a micro model: what it writes, going on where it stopped, other numbers of devices, and what stops it."""
+"""The training loop on a micro model: what it writes, how it continues, also on other numbers of devices, and what stops it."""
 
 import json
 from dataclasses import replace

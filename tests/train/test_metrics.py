@@ -1,4 +1,4 @@
-"""What a run shows of itself where the disk or Weights & Biases refuses, and when it is started again."""
+"""The metrics of a run where the disk or Weights & Biases fails, and where the run is started again."""
 
 import contextlib
 import io
