@@ -1,4 +1,4 @@
-"""Attention over a mesh of eight pretended devices equals attention on one, values and gradients, however it is divided."""
+"""Attention over a mesh of eight pretended devices equals attention on one, in values and gradients, however it is sharded."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The kernels' blocks fit the devices, whatever is asked."""
+"""The block sizes of the kernels fit the devices, for inputs of any size."""
 
 import itertools
 

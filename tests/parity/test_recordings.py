@@ -1,4 +1,4 @@
-"""The recordings that ship with the tests, replayed: what the torch reference computed, we compute. See docs/testing.md for how they were made."""
+"""The recordings that ship with the tests are replayed: we compute what the torch reference computed. docs/testing.md says how they were made."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Small programs, sharded over chips that are not here, and what they must cost by pencil and paper."""
+"""Small programs, sharded over chips that are not here, and their costs computed by hand."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Costs read from texts: recorded ones (record_hlo.py), and lines written here for each form that XLA has."""
+"""Costs read from the texts of compiled programs: recorded texts (record_hlo.py), and lines written here for each form that XLA prints."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rooflines from costs, names of topologies, memory, and reports, of figures made up here."""
+"""Rooflines, names of topologies, memory and reports, computed from made-up costs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What a plan tries, what it advises, and what it refuses; no compiler needed."""
+"""The configurations that a plan tries, its advice, and its refusals; no compiler is needed."""
 
 import json
 import math

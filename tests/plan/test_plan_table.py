@@ -1,4 +1,4 @@
-"""The rows of docs/plan.md: each a plan that the command accepts, written when it is compiled."""
+"""The rows of docs/plan.md: each is a plan that the command accepts, and compiling it writes the row."""
 
 import importlib.util
 import math

@@ -46,7 +46,7 @@ def main() -> None:
                 behave(behaviour)
             rows = jax.make_array_from_process_local_data(divided, np.full(jax.local_device_count(), own + 1, np.float32))
             print(f"step {step}: {float(total(rows))}", flush=True)
-        largest = distributed.largest("sizes", {"tokens": 100 * own, "rows": 8 - own})
+        largest = distributed.max_over_processes("sizes", {"tokens": 100 * own, "rows": 8 - own})
         print(json.dumps({"largest": largest, "names": distributed.gather("names", f"I am {own}"), "stopped": stopped}))
 
 

@@ -1,7 +1,7 @@
-"""A training process to be killed. `python kill_worker.py` imports once and then forks a run for every line on its standard input.
+"""A training process that a test kills. `python kill_worker.py` imports once and then forks a run for every line on its standard input.
 
-A line is `DIRECTORY EVENT`: train in that directory, and die at the EVENT-th thing that Python does to a file in it (0: live). The answer, a line too, is
-the run's process id, and after its end another line with its wait status. What a run did, it writes to `DIRECTORY.log`.
+A line is `DIRECTORY EVENT`: the run trains in that directory, and dies at the EVENT-th operation of Python on a file in it (0: it lives). The answers are a
+line with the run's process id and, after its end, a line with its wait status. The run writes what it did to `DIRECTORY.log`.
 """
 
 import hashlib

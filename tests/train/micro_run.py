@@ -1,4 +1,4 @@
-"""A run that takes seconds: a model of a few thousand numbers on drawn scenes."""
+"""A run that takes seconds: a model of a few thousand parameters on drawn scenes."""
 
 from dataclasses import replace
 from pathlib import Path

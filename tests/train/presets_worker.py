@@ -30,7 +30,7 @@ from micro_run import BUCKETS, MODEL, micro_config
 from unipixel_jax.core import distributed
 from unipixel_jax.core.buckets import Buckets
 from unipixel_jax.core.distributed import HostsConfig, connected
-from unipixel_jax.core.mesh import MeshConfig, data_shards, sharers
+from unipixel_jax.core.mesh import MeshConfig, data_shards, devices_per_sample
 from unipixel_jax.core.sharding import batch_spec
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
 from unipixel_jax.models.lora import LoraConfig
@@ -76,12 +76,12 @@ def one_step(start: Path, name: str, kind: str) -> Any:
     config = config_of(start, mesh, kind)
     setup = set_up(lay_out(config, WIDE, 6, jax.devices()[:count]), start)
     tokenizer = Tokenizer.from_directory(start)
-    shared = sharers(setup.mesh)
-    host, hosts = distributed.share(NamedSharding(setup.mesh, batch_spec(1)), data_shards(setup.mesh))
+    shared = devices_per_sample(setup.mesh)
+    host, hosts = distributed.process_shard(NamedSharding(setup.mesh, batch_spec(1)), data_shards(setup.mesh))
     rows = Buckets("rows", data_shards(setup.mesh) // hosts, 1.0, 8)
     buckets = replace(BUCKETS, batch=rows, objects=replace(BUCKETS.objects, step=4))
     draw = DrawSample(tokenizer, setup.model_config, replace(config.data.draw, image_size=128))
-    parts, agree = shared if shared > 1 else None, partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
+    parts, agree = shared if shared > 1 else None, partial(distributed.max_over_processes, "sizes of a batch") if hosts > 1 else None
     mixture = open_mixture(kind, "", 8, 0)
     with open_loader(mixture, draw, config.data.loader, buckets=buckets, packed=False, parts=parts, host=host, hosts=hosts, agree=agree) as loader:
         arrays = next(loader).arrays

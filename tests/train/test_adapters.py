@@ -1,4 +1,4 @@
-"""Adapters: what they add, where they go, and that they can be merged away."""
+"""LoRA adapters: the layers that get them, what they add, and merging them into the weights."""
 
 import dataclasses
 

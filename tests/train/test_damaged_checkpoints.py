@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged: what is noticed, set aside, and read in their place."""
+"""Damaged checkpoints are noticed and set aside, and an older one is read instead."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Randomness of training: absent at rest, each layer, frame and sample its own, the same again in the backward pass, and on average nothing."""
+"""Dropout in training: nothing is dropped without keys, layers, frames and samples draw differently, the backward pass draws the same, and the mean stays."""
 
 import dataclasses
 

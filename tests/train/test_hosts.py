@@ -1,4 +1,4 @@
-"""Processes that compute together: what they tell each other, and how all end when one dies, fails, gets stuck or is not there."""
+"""Processes that compute together exchange what they know, and all end when one dies, fails, gets stuck or does not start."""
 
 import json
 import re
@@ -130,7 +130,7 @@ def test_numbers_that_do_not_fit(fields, message):
 def test_one_process_needs_nothing():
     with distributed.connected(HostsConfig()):
         assert distributed.gather("own", "a") == ["a"]
-        assert distributed.largest("sizes", {"rows": 3}) == {"rows": 3}
+        assert distributed.max_over_processes("sizes", {"rows": 3}) == {"rows": 3}
         assert distributed.any_process("stop", True) and not distributed.any_process("stop", False)
 
 
@@ -163,7 +163,7 @@ def test_each_process_reads_what_its_devices_hold(monkeypatch, rows_of_processes
     found = []
     for process in range(len(rows_of_processes)):
         monkeypatch.setattr(jax, "process_index", lambda own=process: own)
-        found.append(distributed.share(Places(*rows_of_processes), 4))
+        found.append(distributed.process_shard(Places(*rows_of_processes), 4))
     assert found == shares
 
 
@@ -178,7 +178,7 @@ def test_each_process_reads_what_its_devices_hold(monkeypatch, rows_of_processes
 def test_rows_that_cannot_be_read_by_hosts(monkeypatch, rows_of_processes, message):
     monkeypatch.setattr(jax, "process_count", lambda: len(rows_of_processes))
     with pytest.raises(UserError, match=message):
-        distributed.share(Places(*rows_of_processes), 4)
+        distributed.process_shard(Places(*rows_of_processes), 4)
 
 
 def test_too_late_to_connect():

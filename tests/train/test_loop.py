@@ -1,4 +1,4 @@
-"""The loop on a micro model: what it writes, going on where it stopped, other numbers of devices, and what stops it."""
+"""The training loop on a micro model: what it writes, how it continues, also on other numbers of devices, and what stops it."""
 
 import json
 from dataclasses import replace
@@ -12,9 +12,9 @@ from unipixel_jax.data.pipeline import open_mixture
 from unipixel_jax.errors import UserError
 from unipixel_jax.train import loaders, loop
 from unipixel_jax.train.checkpoints.reader import named_leaves
-from unipixel_jax.train.kept import read_kept
 from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
+from unipixel_jax.train.saved_step import read_saved_step
 from unipixel_jax.train.setup import lay_out, set_up
 from unipixel_jax.train.step import make_gradients, step_key
 from unipixel_jax.train.validation import Validation
@@ -120,9 +120,9 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"step 2: the loss or its gradients are not finite; samples: shapes_image"):
         train(micro_config(start, save_every=1000), tmp_path, start, jax.devices()[:1])
     (saved,) = tmp_path.glob("not_finite_step_2.npz")
-    (arrays,) = read_kept(saved).batches
+    (arrays,) = read_saved_step(saved).batches
     lines = list(reproduce(tmp_path, saved))
-    assert lines[0] == "step 2, with the weights that it met"
+    assert lines[0] == "step 2, with the weights that it began with"
     # the same loss as of a run that was stopped before that step; only the weights of its batch were spoiled
     monkeypatch.undo()
     before = train(micro_config(start, steps=2), tmp_path / "before", start, jax.devices()[:1])

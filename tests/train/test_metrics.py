@@ -1,4 +1,4 @@
-"""What a run shows of itself where the disk or Weights & Biases refuses, and when it is started again."""
+"""The metrics of a run where the disk or Weights & Biases fails, and where the run is started again."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ def test_a_full_disk_leaves_numbers_out_and_hides_no_error(tmp_path, full_disk, 
         raise UserError("step 99 could not be saved")
     told = sorted(record.getMessage() for record in caplog.records)
     assert told == [
-        f"{tmp_path / 'metrics.jsonl'} cannot be written (a file may not become so large): numbers are left out as long as that is so",
+        f"{tmp_path / 'metrics.jsonl'} cannot be written (a file may not become so large): metrics are left out as long as that is so",
         "TensorBoard left out: a file may not become so large",
     ]
     assert steps(tmp_path) == list(range(1, len(steps(tmp_path)) + 1)), "a line was cut off"

@@ -1,4 +1,4 @@
-"""Checkpoints of training: what is kept, what is refused, and other meshes."""
+"""Checkpoints of training: which are kept, which are refused, and reading them on other meshes."""
 
 import logging
 import shutil

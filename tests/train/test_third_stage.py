@@ -1,6 +1,6 @@
-"""The third stage as its configuration has it, on a micro model and samples of every kind: trained, interrupted, exported, asked.
+"""The configuration of the third stage, on a micro model and samples of every kind: the run is trained, interrupted and exported, and its model asked.
 
-Adapters with dropout, bfloat16 beside float32 masters, recomputation, accumulation over batches of several kinds, and three learning rates, together.
+It combines adapters with dropout, bfloat16 beside float32 weights, recomputation, accumulation over batches of several kinds, and three learning rates.
 """
 
 import json

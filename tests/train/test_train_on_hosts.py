@@ -1,4 +1,4 @@
-"""`unipixel-jax train` in two processes of four devices each: killed, told to end, and going on, also in one process."""
+"""`unipixel-jax train` in two processes of four devices each, which are killed, interrupted, and continued by two processes or one."""
 
 import json
 import os

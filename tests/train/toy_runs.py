@@ -1,4 +1,4 @@
-"""A training state of a few numbers, and checkpoints of it."""
+"""A training state of a few small arrays, and checkpoints of it."""
 
 from dataclasses import dataclass
 

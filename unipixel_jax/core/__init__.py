@@ -1,1 +1,1 @@
-"""Plumbing that knows no model: weight declarations, stacking, trees, static sizes, checkpoints."""
+"""What the project stands on and what knows no model: declared weights, meshes and sharding, stacked layers, buckets, checkpoints, files."""

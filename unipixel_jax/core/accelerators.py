@@ -1,4 +1,4 @@
-"""Accelerators: what they can do, and devices of them to compile for from a machine that has none."""
+"""The accelerators that are known: their peak figures, and devices to compile for on a machine that has none of them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from unipixel_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Chip:
-    """Attributes:
-    platform: "tpu" or "gpu".
-    kind: what its ``jax.Device.device_kind`` is, or, for a GPU, contains.
-    flops: peak of the matrix units with bfloat16 operands, per second.
-    bandwidth: of its memory, bytes per second.
-    memory: bytes.
-    links: bytes per second that it sends to its neighbours over all of its links together, one way: ICI of a TPU, NVLink of a GPU.
-    network: bytes per second that it sends over the data center's network, its share of the host's cards: to other slices of a TPU, other hosts of a GPU.
-    topology: the smallest shape that the compiler knows, for a TPU; the description of the card for a GPU.
+    """An accelerator and its peak figures.
+
+    Attributes:
+        platform: "tpu" or "gpu".
+        kind: the ``jax.Device.device_kind`` of a TPU, or a part of it for a GPU.
+        flops: peak FLOP/s of the matrix units with bfloat16 operands.
+        bandwidth: bytes per second between the matrix units and the device's memory.
+        memory: bytes of the device's memory.
+        links: bytes per second that it sends to its neighbours over all of its links together, one way: ICI of a TPU, NVLink of a GPU.
+        network: bytes per second that it sends over the data center's network to other slices (TPU) or hosts (GPU): its share of the host's network cards.
+        topology: the smallest shape that the compiler knows, for a TPU; the description of the card that XLA compiles for, for a GPU.
     """
 
     platform: str
@@ -64,17 +66,20 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
         "a100": Chip("gpu", "A100", 312e12, 2039e9, 80e9, 300e9, 25e9, _A100),
     }
 )
-"""Figures of Google Cloud's pages on each TPU (cloud.google.com/tpu/docs/v5e, v5p, v6e), and of NVIDIA's data sheets (SXM, dense).
+"""The chips by name. Figures are from Google Cloud's pages on each TPU (cloud.google.com/tpu/docs/v5e, v5p, v6e) and NVIDIA's data sheets (SXM, dense).
 
 Links are half of the pages' "bidirectional" figures: ICI of 400, 1200 and 800 GB/s, NVLink of 900 and 600 GB/s. "How to Scale Your Model"
-(jax-ml.github.io/scaling-book/tpus) counts on a tenth less: 45, 90 and 90 GB/s for each of the 4, 6 and 4 links. Its network is that of the pages: two cards of
-100 Gbit/s for the 8 chips of a v5e host, 50 Gbit/s a chip of v5p, four cards of 200 Gbit/s for the 8 chips of a v6e host. A DGX H100 has a card of 400 Gbit/s
-for each GPU, a DGX A100 one of 200.
+(jax-ml.github.io/scaling-book/tpus) counts on a tenth less: 45, 90 and 90 GB/s for each of the 4, 6 and 4 links. The network of TPUs is that of the pages: two
+cards of 100 Gbit/s for the 8 chips of a v5e host, 50 Gbit/s a chip of v5p, four cards of 200 Gbit/s for the 8 chips of a v6e host. A DGX H100 has a
+card of 400 Gbit/s for each GPU, a DGX A100 one of 200.
 """
 
 
 def is_here(name: str) -> bool:
-    """Whether that chip is this machine's device. Asks JAX only where the machine has one of its kind: a search for what is not there is slow and loud."""
+    """Return whether this machine's devices are chips of that name.
+
+    JAX is asked only where the operating system shows devices of the platform, because JAX's search for a platform that is absent is slow and prints warnings.
+    """
     chip = CHIPS[name]
     nodes = ("accel*", "vfio/[0-9]*") if chip.platform == "tpu" else ("nvidia[0-9]*",)
     return any(node for pattern in nodes for node in Path("/dev").glob(pattern)) and _same_kind(chip, jax.devices()[0].device_kind)
@@ -85,7 +90,7 @@ def _same_kind(chip: Chip, kind: str) -> bool:
 
 
 def compile_mesh(name: str) -> Mesh:
-    """A mesh of one device of a chip that is not here. Programs lowered inside ``jax.set_mesh`` of it can be compiled, and not run.
+    """Return a mesh of one device of a chip that this machine does not have. Programs lowered inside ``jax.set_mesh`` of it can be compiled, but not run.
 
     Raises:
         UserError: an unknown chip, or its compiler is not installed.
@@ -97,20 +102,20 @@ def compile_mesh(name: str) -> Mesh:
 
 
 def absent_devices(name: str, shape: str, slices: int = 1) -> tuple[jax.Device, ...]:
-    """Devices to compile for, of chips that are not here; one slice after the other.
+    """Return devices to compile for, of chips that this machine does not have; the devices of one slice follow those of the slice before.
 
-    From then on this process computes on the CPU, and keeps no compiled programs on disk: those of absent chips cannot be read back.
+    From then on this process computes on the CPU, and keeps no compiled programs on disk, because programs for absent chips cannot be read back.
 
     Args:
-        name: in ``CHIPS``.
-        shape: how the chips of a slice are arranged, as "4x4" or "2x2x4"; for GPUs hosts and cards a host, as "1x8".
-        slices: of TPUs.
+        name: a key of ``CHIPS``.
+        shape: how the chips of a slice are arranged, such as "4x4" or "2x2x4"; for GPUs the hosts and the cards of each host, such as "1x8".
+        slices: how many slices of TPUs there are.
 
     Raises:
         UserError: the chip's compiler is not installed, or does not know the shape.
     """
     chip = CHIPS[name]
-    # without these, the TPU's library looks for the TPU that it runs on, and allows one process at a time
+    # Without these variables, the TPU's library looks for the TPU that it runs on, and allows one process at a time.
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-16", "TPU_STDERR_LOG_LEVEL": "3"}
     os.environ.update({**quiet, "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
     jax.config.update("jax_platforms", "cpu")
@@ -118,7 +123,7 @@ def absent_devices(name: str, shape: str, slices: int = 1) -> tuple[jax.Device, 
     try:
         if chip.platform == "tpu":
             several = {"num_slices": slices} if slices > 1 else {}
-            # a single chip is a host of its own: by default the compiler thinks of hosts of four
+            # A single chip is a host of its own, where the compiler assumes hosts of four chips by default.
             alone = {"chips_per_host_bounds": [1, 1, 1]} if shape == "1x1" else {}
             found = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}", **several, **alone)
         else:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 LAYERS = "layers"
-"""Blocks of a tower, stacked."""
+"""The stacked layers of a tower."""
 EMBED = "embed"
-"""Width of the residual stream of any tower."""
+"""The width of the residual stream of any tower."""
 HEADS = "heads"
 """Query heads times head size."""
 KV_HEADS = "kv_heads"
 """Key/value heads times head size."""
 MLP = "mlp"
-"""Inner width of a feed-forward layer."""
+"""The inner width of a feed-forward layer."""
 VOCAB = "vocab"
-"""Rows of the embedding and of the head."""
+"""The rows of the embedding and of the head, one for each token."""
 PATCH = "patch"
-"""Flattened numbers of one image patch."""
+"""The flattened pixels of one image patch."""
 CHANNELS = "channels"
-"""Channels of a small convolution or of a prompt table; never worth sharding."""
+"""The channels of a small convolution or of a table of prompts, which are never worth sharding."""
 
 SEQUENCE = "sequence"
-"""Tokens of a conversation."""
+"""The tokens of a conversation."""
 IMAGES = "images"
-"""Frames of clips, groups of their patches, or objects: what is computed one by one."""
+"""Frames of clips, groups of their patches, or objects: entries that are computed independently of each other."""
 
 Axes = tuple[str | None, ...]
+"""The logical names of an array's dimensions; None for one that is never sharded."""
 
 ALL = (LAYERS, EMBED, HEADS, KV_HEADS, MLP, VOCAB, PATCH, CHANNELS)
-"""Those of weights."""
+"""The names that weights may carry."""

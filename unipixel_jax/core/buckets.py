@@ -40,10 +40,10 @@ class Buckets:
         return tuple(sizes)
 
     def size(self, n: int) -> int:
-        """The smallest allowed size that holds ``n`` things; 0 takes the smallest there is.
+        """Return the smallest allowed size that is at least ``n``.
 
         Raises:
-            UserError: ``n`` is negative, or beyond the limit.
+            UserError: ``n`` is negative, or larger than ``limit``.
         """
         if not 0 <= n <= self.limit:
             raise UserError(f"{n} {self.what}, expected 0 to {self.limit}: use a smaller input, fewer frames or a smaller batch")
@@ -52,7 +52,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class BucketTable:
-    """The buckets of every dimension whose length depends on the input.
+    """The buckets of every dimension whose length depends on the input. Each attribute is what its buckets count.
 
     Attributes:
         batch: prompts that run together.
@@ -81,9 +81,9 @@ class BucketTable:
     memory_tokens: Buckets = Buckets("image tokens under one mask", 64, 2.0, 65536)
 
     def fixed(self, sizes: Mapping[str, int]) -> BucketTable:
-        """These buckets with one size only for each dimension that is named: hosts that have agreed on it make arrays of the same shape."""
+        """Return these buckets with a single size for each named dimension, so that hosts that agreed on the sizes make arrays of the same shape."""
         return replace(self, **{name: replace(getattr(self, name), step=size, limit=size) for name, size in sizes.items()})
 
 
 BUCKETS = BucketTable()
-"""The sizes that everything uses unless told otherwise."""
+"""The default buckets."""

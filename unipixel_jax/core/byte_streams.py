@@ -17,7 +17,7 @@ BLOCK_BYTES = 1 << 20
 
 
 def read_file(path: Path, offset: int, count: int) -> Blocks:
-    """Bytes `offset` to `offset + count` of a file. They are read, not mapped: mapped pages would count as resident memory.
+    """Yield the bytes `offset` to `offset + count` of a file. They are read, not mapped, because mapped pages would count as resident memory.
 
     Raises:
         UserError: the file is missing or ends early.
@@ -36,5 +36,5 @@ def read_file(path: Path, offset: int, count: int) -> Blocks:
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of a contiguous array, which they share."""
+    """Return a view of the bytes of a contiguous array, without a copy."""
     return array.reshape(-1).view(np.uint8).data

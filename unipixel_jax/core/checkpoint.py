@@ -1,8 +1,8 @@
 """Arrays on disk as an Orbax checkpoint: written piece by piece in constant memory, restored straight into place.
 
 An Orbax checkpoint without OCDBT is one Zarr v2 array per leaf (core/stored.py reads them). Orbax writes the tree, and Orbax can restore it; the bytes
-themselves are moved here. A stacked leaf is cut into one chunk per layer, so a layer is copied from or to another file without being held in memory, and
-a model is restored in its own size of memory, where Orbax takes 1.7 times that and longer (measured on a CPU, 3B in bfloat16: 7.8 against 13.5 GB).
+themselves are read and written here. A stacked leaf is cut into one chunk per layer, so that a layer is copied between files without being held in memory.
+Restoring a model takes as much memory as its arrays, where Orbax takes 1.7 times that, and more time (measured on a CPU, 3B in bfloat16: 7.8 against 13.5 GB).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unipixel_jax.core.trees import KeyPath, flatten, join, nest
 from unipixel_jax.errors import UserError
 
 WRITERS = 2
-"""Chunks written at a time: one is read and summed while the other is written."""
+"""How many chunks are written at a time: one is read and its checksum computed while the other is written."""
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 
@@ -49,17 +49,17 @@ class StreamedArray:
 
     @classmethod
     def of(cls, array: np.ndarray | jax.Array) -> StreamedArray:
-        """An array that exists already, as one piece."""
+        """Return an array that exists already as a stream of one piece."""
         return cls(array.shape, np.dtype(array.dtype), (lambda: iter((bytes_of(np.ascontiguousarray(np.asarray(array))),)),))
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        """Shape of one piece."""
+        """The shape of one piece."""
         return (1, *self.shape[1:]) if len(self.pieces) > 1 else self.shape
 
 
 class _Declare(ocp.type_handlers.NumpyHandler):
-    """Tells Orbax that the arrays exist; `save` writes their bytes afterwards."""
+    """A type handler by which Orbax makes the folder and the header of each array; `save` writes the bytes afterwards."""
 
     async def serialize(self, values: Sequence[StreamedArray], infos: Sequence[Any], args: Any = None) -> list[Any]:
         for value, info in zip(values, infos, strict=True):
@@ -97,29 +97,29 @@ def save(path: Path, arrays: Mapping[KeyPath, StreamedArray | np.ndarray | jax.A
 
 
 def restore(path: Path, abstract: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Read arrays into their final place.
+    """Read arrays from disk straight to their devices.
 
     Args:
         path: a directory written by `save`.
-        abstract: nested dictionary of jax.ShapeDtypeStruct (keys: names, or numbers for the items of a list). Arrays stored in another dtype are cast; a
-            sharding, where one is given, is where the array goes; otherwise the default device.
+        abstract: nested dictionary of jax.ShapeDtypeStruct (keys: names, or numbers for the items of a list). Arrays stored in another dtype are cast. An
+            array is laid out by its sharding, where it has one, and else goes to the default device.
 
     Returns:
         The same nesting with a jax.Array for every leaf.
 
     Raises:
-        UserError: no checkpoint there, leaves missing or too many, or another shape than asked for.
+        UserError: there is no checkpoint, leaves are missing or unknown, or an array has another shape than asked for.
     """
     return _like(abstract, nest(restore_leaves(path, dict(flatten(abstract)))))
 
 
 def restore_leaves(path: Path, abstract: Mapping[KeyPath, Any], unread: Mapping[KeyPath, Any] = {}) -> dict[KeyPath, jax.Array]:
-    """As `restore`, with every leaf under its path. Each process reads what its own devices hold, and casts it piece by piece.
+    """Read arrays as `restore` does, as a flat dictionary of paths. Each process reads what its own devices hold, and casts it piece by piece.
 
     Args:
         path: a directory written by `save`.
-        abstract: what to read.
-        unread: the model's other leaves, which must be there too.
+        abstract: a jax.ShapeDtypeStruct for the path of each leaf to read, as in `restore`.
+        unread: the other leaves of the model, which are not read but must be in the checkpoint too.
 
     Raises:
         UserError: see `restore`.
@@ -130,12 +130,12 @@ def restore_leaves(path: Path, abstract: Mapping[KeyPath, Any], unread: Mapping[
 
 
 def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None = None) -> _Module:
-    """A model with its weights read from disk.
+    """Return a model with its weights read from disk.
 
     Args:
         path: a directory written by `save` from the model's own paths.
-        model: the abstract model, whose leaves say shape and, where given, sharding.
-        dtype: what to cast every weight to; None keeps each weight's stored one (float64, which JAX has only on demand, becomes float32).
+        model: the abstract model, whose leaves have shapes and may have shardings.
+        dtype: the dtype to cast every weight to; None keeps the stored dtypes (float64, which JAX has only on demand, becomes float32).
 
     Raises:
         UserError: see `restore`.
@@ -178,7 +178,7 @@ def _like(abstract: Mapping[Any, Any], tree: Mapping[str, Any]) -> dict[Any, Any
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports its own choices (no OCDBT, no multi-host) as warnings; they are intended here."""
+    """Silence Orbax's warnings about its own settings (no OCDBT, a single host), which are intended here."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,11 +1,12 @@
 """Processes that train together: how they find each other, wait for each other, and end together.
 
-On ``jax.distributed``, whose coordination service (in process 0) passes strings around; nothing here goes through the accelerators. While processes are
-connected, a thread of each meets those of the others every few seconds. So the death of one, or a failure that one tells of, ends all within
-``lost_seconds``, wherever they wait, with a status that tells the two apart (``LOST``). If process 0 itself dies, the service is gone, and JAX ends the
-others at once (jax 0.10.2: SIGABRT, after "Failed to send RPC to coordination service. Either the leader task was preempted/died/restarted unexpectedly").
+It is built on ``jax.distributed``, whose coordination service (in process 0) exchanges strings; nothing here goes through the accelerators. While processes
+are connected, a thread of each meets the threads of the others at a barrier every few seconds. So the death of one process, or a failure that one reports,
+ends all within ``lost_seconds``, wherever they wait, with an exit status that tells the two cases apart (``LOST``). If process 0 itself dies, the service is
+gone, and JAX ends the others at once (jax 0.10.2: SIGABRT, after "Failed to send RPC to coordination service. Either the leader task was
+preempted/died/restarted unexpectedly").
 
-A single process needs nothing of this: every function is there, and returns at once.
+In a single process every function returns at once.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ from unipixel_jax.core.jax_internals import cluster_types, distributed_state
 from unipixel_jax.errors import UserError
 
 PERIOD = 2.0
-"""Seconds between two meetings of the watching threads."""
+"""Seconds between two barriers of the watching threads."""
 LOST = os.EX_TEMPFAIL
-"""The exit status (75) of ``LostError``: started again, all may go on. After 1 they would fail again."""
+"""The exit status (75) of ``LostError``: processes that are started again may go on, where after status 1 they would fail again."""
 
 
 class LostError(UserError):
-    """Another process is lost, stuck or not there in time, or has ended for such a reason."""
+    """Another process is lost, stuck or did not start in time, or has ended for such a reason."""
 
 
 @dataclass(frozen=True)
 class HostsConfig:
-    """Which processes train together, and how long they wait for each other. On a TPU pod and under Slurm, JAX finds out who they are.
+    """Which processes train together, and how long they wait for each other. On a TPU pod and under Slurm, JAX finds the processes by itself.
 
     Attributes:
-        coordinator_address: HOST:PORT of the first process, reachable from all; given with the two below, where nothing else tells (names and meaning as
-            in ``jax.distributed.initialize``).
-        num_processes: how many there are.
-        process_id: which of them this one is, from 0.
-        start_seconds: until all have started.
+        coordinator_address: HOST:PORT of the first process, reachable from all. It is set together with ``num_processes`` and ``process_id``, where JAX
+            cannot find the processes by itself (names and meaning as in ``jax.distributed.initialize``).
+        num_processes: the number of processes.
+        process_id: the number of this process, counted from 0.
+        start_seconds: the longest time in which all processes must have started.
         lost_seconds: a process that does not answer for so long is lost, and the others end.
-        step_seconds: how long a step may take, with all that comes with it (compiling, a save, an evaluation, the wait for data).
+        step_seconds: the longest time of a step, including compilation, a save, an evaluation and the wait for data.
     """
 
     coordinator_address: str | None = None
@@ -79,11 +80,11 @@ class _Run:
     """What this process knows of its run.
 
     Attributes:
-        config: the limits.
-        names: of all processes.
-        place: where this one is, in words.
-        since: when it came there.
-        ending: taken by the thread that ends the process, so that one reason is given.
+        config: the limits of time.
+        names: the names of all processes, in their order.
+        place: what this process is doing, in words.
+        since: when it began to do that, on the clock of ``time.monotonic``.
+        ending: a lock that the thread that ends the process takes, so that a single reason is reported.
     """
 
     config: HostsConfig = HostsConfig()
@@ -99,11 +100,11 @@ _calls: Counter[str] = Counter()
 
 @contextlib.contextmanager
 def connected(config: HostsConfig) -> Iterator[None]:
-    """Join the other processes, if there are any, and leave with them. To be entered before anything else is done with JAX.
+    """Join the other processes, if there are any, and leave with them. Enter it before anything else is done with JAX.
 
-    Inside, an exception in one of several processes ends all of them: with status 1, or ``LOST`` for ``LostError``, a line that tells the reason, and no way
-    through ``finally`` in the others. So does a process that dies, and one that spends more than ``step_seconds`` at one place (see ``reach``): with ``LOST``,
-    as where not all have started in time.
+    Inside, an exception in one of several processes ends all of them, with a line that says the reason and status 1, or ``LOST`` for ``LostError``; the
+    ``finally`` blocks of the other processes do not run. All processes also end, with ``LOST``, where one dies, where one spends more than ``step_seconds`` at
+    one place (see ``reach``), and where not all have started in time.
 
     Raises:
         UserError: the others cannot be reached.
@@ -132,20 +133,20 @@ def connected(config: HostsConfig) -> Iterator[None]:
 
 
 def barrier(name: str, seconds: float | None = None) -> None:
-    """Wait until all processes are here; see ``gather``."""
+    """Wait until all processes have called it with the same name; see ``gather`` for arguments and errors."""
     gather(name, "", seconds)
 
 
 def gather(name: str, value: str, seconds: float | None = None) -> list[str]:
-    """The strings of all processes, in their order, on each of them. All must call it, in the same order among calls of that name.
+    """Exchange strings: return those of all processes, in the order of the processes. All must call it, in the same order among calls of that name.
 
     Args:
-        name: of what is exchanged, for errors.
-        value: this process's.
-        seconds: to wait for the others; None for ``step_seconds``.
+        name: what is exchanged, for messages.
+        value: the string of this process.
+        seconds: how long to wait for the others; None for ``step_seconds``.
 
     Raises:
-        LostError: it took longer; the processes that are missing are named.
+        LostError: it took longer; the message names the processes that are missing.
         UserError: another process has ended with an error.
     """
     client, own, count = _service()
@@ -158,7 +159,7 @@ def gather(name: str, value: str, seconds: float | None = None) -> list[str]:
     try:
         client.key_value_set(f"{folder}{own}", value)
         if number > 1:
-            client.key_value_delete(f"{name}/{number - 2}/{own}")  # all have been at the barrier after it, so all have read it
+            client.key_value_delete(f"{name}/{number - 2}/{own}")  # all processes have reached the barrier after it, so all have read it
         client.wait_at_barrier(name, int(1000 * seconds))
         found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
     except jax.errors.JaxRuntimeError as error:
@@ -167,30 +168,32 @@ def gather(name: str, value: str, seconds: float | None = None) -> list[str]:
 
 
 def any_process(name: str, value: bool) -> bool:
-    """Whether it is so on any process; see ``gather``."""
+    """Return whether ``value`` is true on any process; see ``gather``."""
     return "1" in gather(name, str(int(value)))
 
 
-def largest(name: str, values: dict[str, int]) -> dict[str, int]:
-    """The largest of every number over all processes, which must have the same keys; see ``gather``."""
+def max_over_processes(name: str, values: dict[str, int]) -> dict[str, int]:
+    """Return the maximum over all processes of the value of every key; all must have the same keys. See ``gather``."""
     everywhere = [json.loads(text) for text in gather(name, json.dumps(values))]
     return {key: max(one[key] for one in everywhere) for key in values}
 
 
 def reach(place: str) -> None:
-    """Tell that this process has come to a place, in words such as "step 12"; it may stay there for ``step_seconds``."""
+    """Record what this process does from now on, in words such as "step 12"; it may take ``step_seconds``."""
     _run.place, _run.since = place, time.monotonic()
 
 
-def share(sharding: jax.sharding.Sharding, length: int) -> tuple[int, int]:
-    """Which part of an array's first axis lies on this process's devices, and how many parts there are. Processes that hold the same rows share a part.
+def process_shard(sharding: jax.sharding.Sharding, length: int) -> tuple[int, int]:
+    """Return the number of the shard of an array's first axis that this process's devices hold, and how many such shards there are.
+
+    Processes that hold the same rows share a number.
 
     Args:
-        sharding: of the array.
-        length: of its first axis.
+        sharding: the sharding of the array.
+        length: the length of its first axis.
 
     Raises:
-        UserError: a process has none of the devices, or two hold some rows in common and others not.
+        UserError: a process has none of the devices, or two processes hold some rows in common but not all.
     """
     rows: dict[int, set[int]] = {}
     places: dict[Any, Any] = dict(sharding.devices_indices_map((length,)))
@@ -205,13 +208,13 @@ def share(sharding: jax.sharding.Sharding, length: int) -> tuple[int, int]:
 
 
 def _service() -> tuple[Any, int, int]:
-    """The client of the coordination service (None where there is one process), this process's number, and how many there are."""
+    """Return the client of the coordination service (None for a single process), the number of this process, and the number of processes."""
     state = distributed_state()
     return (state.client, state.process_id, state.num_processes) if state.client is not None else (None, 0, 1)
 
 
 def _start(config: HostsConfig) -> bool:
-    """Initialise ``jax.distributed`` if there are several processes; whether there are."""
+    """Initialise ``jax.distributed`` if there are several processes, and return whether there are."""
     if config.num_processes == 1:
         return False
     known: dict[str, Any]
@@ -223,11 +226,11 @@ def _start(config: HostsConfig) -> bool:
         if cluster is None:
             return False
         known = {"cluster_detection_method": cluster.name}
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM to itself; see train/interruption.py
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM in place of train/interruption.py
     started = threading.Event()
     threading.Thread(target=_require_start, args=(started, config.start_seconds), daemon=True).start()
     try:
-        # JAX ends a process where its own limits are exceeded, with a stack trace: they are the second line of defence
+        # JAX ends a process with a stack trace where its own limits are exceeded, so they are longer than ours and act only where ours fail.
         jax.distributed.initialize(
             **known,
             initialization_timeout=config.start_seconds + 60,
@@ -242,7 +245,7 @@ def _start(config: HostsConfig) -> bool:
 
 
 def _require_start(started: threading.Event, seconds: int) -> None:
-    """End this process where the others are not there in time."""
+    """End this process where the others have not started in time."""
     if started.wait(seconds):
         return
     address = distributed_state().coordinator_address or "the first process"
@@ -256,7 +259,7 @@ def _require_start(started: threading.Event, seconds: int) -> None:
 
 
 def _meet() -> None:
-    """Tell all processes of each other."""
+    """Exchange the names of all processes, and check that they were told the same number of processes."""
     count = _service()[2]
     found = [json.loads(text) for text in gather("names", json.dumps([socket.gethostname(), count]), _run.config.start_seconds)]
     _run.names = tuple(f"process {number} ({name})" for number, (name, _) in enumerate(found))
@@ -266,7 +269,7 @@ def _meet() -> None:
 
 
 def _missing(client: Any, count: int, name: str, folder: str, seconds: float, error: Exception) -> UserError:
-    """Which processes did not come to a barrier."""
+    """Return an error that names the processes that did not reach a barrier."""
     try:
         here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(folder)}
         told = _ended(client)
@@ -281,7 +284,7 @@ def _missing(client: Any, count: int, name: str, folder: str, seconds: float, er
 
 
 def _ended(client: Any) -> UserError | None:
-    """What other processes have said as they ended, if any has; a ``LostError`` where none of them has ended with an error of its own."""
+    """Return the errors with which other processes have ended as one error, a ``LostError`` where all of theirs are; None where none has ended."""
     told = [json.loads(text) for key, text in client.key_value_dir_get("ended/") if key != f"ended/{_service()[1]}"]
     if not told:
         return None
@@ -294,7 +297,7 @@ def _name(process: int) -> str:
 
 
 def _watch(stop: threading.Event) -> None:
-    """Meet the others every few seconds; end this process if one is lost or has ended, or if this one has got stuck."""
+    """Meet the other processes every few seconds; end this process if another is lost or has ended, or if this one is stuck."""
     client = _service()[0]
     limit = _run.config.step_seconds
     while not stop.wait(PERIOD):
@@ -313,9 +316,9 @@ def _watch(stop: threading.Event) -> None:
 
 
 def _end(error: UserError) -> NoReturn:
-    """End this process with one line and the error's status, after the others could hear of both. JAX's own way out would wait for them."""
+    """End this process with one line and a status, after the others could read it. JAX's exit handlers, which would wait for the others, do not run."""
     if not _run.ending.acquire(blocking=False):
-        time.sleep(10 * PERIOD)  # another thread is at it
+        time.sleep(10 * PERIOD)  # another thread is ending the process
     client, own, count = _service()
     line, status = f"{error}", LOST if isinstance(error, LostError) else 1
     print(f"error: {line}", file=sys.stderr, flush=True)

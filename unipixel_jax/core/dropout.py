@@ -1,10 +1,11 @@
 """Randomness as leaves of the model.
 
-A module that draws random numbers holds their key. At rest there is none: the module computes nothing, and checkpoints, converter and comparisons see no
-such leaf. ``with_keys`` puts keys in place for one step of training; from then on they travel as arrays do. A scan over stacked blocks hands each layer
-its own, ``jax.checkpoint`` draws the same numbers again, and a loop over frames or samples folds its number in.
+A module that draws random numbers holds a random key while it trains. Outside training it has none: it draws nothing, and checkpoints, the converter and
+comparisons see no such leaf. ``with_keys`` sets the keys for one step of training, and from then on they are arrays of the model like its weights: a scan over
+stacked blocks hands each layer its own key, ``jax.checkpoint`` draws the same numbers again, and a loop over frames or samples folds the frame's or the
+sample's number into them (``fold``).
 
-Keys are not differentiable, so they are filled in inside the function that ``jax.grad`` differentiates.
+Keys are not differentiable, so ``with_keys`` is called inside the function that ``jax.grad`` differentiates.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 class DropoutKey(nnx.Variable):
-    """A random key, or in stacked modules one for each layer."""
+    """A random key (scalar), or the keys [layers] of stacked modules."""
 
 
 class Random(nnx.Module):
-    """A module that draws random numbers while ``key`` is there. At rest it is None, which is no leaf."""
+    """A module that draws random numbers while it has a ``key``. Outside training the key is None, which is no leaf of the tree."""
 
     def __init__(self) -> None:
         self.key: DropoutKey | None = nnx.data(None)
 
 
 def with_keys(model: M, key: jax.Array) -> M:
-    """The same weights, with keys in every ``Random`` of the model, all different.
+    """Return a model with the same weights, in which every ``Random`` module has a key of its own.
 
     Args:
         model: any module; it is not changed.
@@ -48,7 +49,7 @@ def with_keys(model: M, key: jax.Array) -> M:
 
 
 def fold(module: M, data: int | jax.Array) -> M:
-    """The same module with ``data`` (a frame's or a sample's number, an int32 scalar) folded into all its keys; without keys, just the module."""
+    """Return the module with ``data`` (the number of a frame or a sample, an int32 scalar) folded into all its keys, if it has any."""
 
     def folded(leaf: object) -> object:
         if not isinstance(leaf, DropoutKey):
@@ -60,7 +61,7 @@ def fold(module: M, data: int | jax.Array) -> M:
 
 
 def _layers(parent: nnx.Module) -> int | None:
-    """How many layers are stacked in a module: all of its weights then have that axis in front. None if it is a single one."""
+    """Return how many layers a module stacks, which is so where all of its weights have a leading axis of layers; None for a single layer."""
     weights = [leaf for leaf in jax.tree.leaves(parent, is_leaf=is_variable) if isinstance(leaf, nnx.Param)]
     stacked = [leaf.get_metadata()["axes"][0] == LAYERS and len(leaf.get_metadata()["axes"]) == leaf.ndim for leaf in weights]
     return weights[0].shape[0] if stacked and all(stacked) else None

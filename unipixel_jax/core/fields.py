@@ -1,4 +1,4 @@
-"""Dataclasses whose fields are checked when they are made: each of its type and within its range."""
+"""Dataclasses that check the type and the range of each field when they are made."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from unipixel_jax.errors import UserError
 
 
 class ConfigError(UserError):
-    """A configuration that is not one of UniPixel's, with the key at fault and what was expected."""
+    """A configuration that UniPixel cannot have; the message names the field and what was expected of it."""
 
 
 def number(default: float, most: float, least: float = 1) -> Any:
-    """A field with a number from ``least`` to ``most``."""
+    """Declare a field that holds a number from ``least`` to ``most``."""
     return field(default=default, metadata={"range": (least, most)})
 
 
 def numbers(default: tuple[int, ...], most: int, lengths: tuple[int, int], least: int = 1) -> Any:
-    """A field with as many whole numbers from ``least`` to ``most``."""
+    """Declare a field that holds a tuple of whole numbers from ``least`` to ``most``; ``lengths`` are the smallest and the largest length of the tuple."""
     return field(default=default, metadata={"range": (least, most), "lengths": lengths})
 
 
 class Checked:
-    """A configuration whose fields are checked when it is made, so that no size in a file can exhaust the machine and none fails later.
+    """A configuration that checks its fields when it is made, so that no size in a file can exhaust the machine or cause a failure later.
 
     Raises:
-        ConfigError: when a field is not of its type, or out of its range, or contradicts another.
+        ConfigError: a field has the wrong type, is out of its range, or contradicts another field.
     """
 
     PLACE = "config.json"
-    """Where its fields lie in ``config.json``."""
+    """Where the fields stand in ``config.json``, for messages."""
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -44,12 +44,12 @@ class Checked:
                 raise ConfigError(f"{self.PLACE}: {expected}")
 
     def rules(self) -> list[tuple[bool, str]]:
-        """What fields must fulfil together, and how to say so."""
+        """Return the conditions that fields must fulfil together: whether each holds, and the message for where it does not."""
         return []
 
 
 def _fault(spec: dataclasses.Field[Any], value: Any) -> str | None:
-    """What was expected of a field that holds something else."""
+    """Return what was expected of a field whose value is wrong; None for a right value."""
     kind = str(spec.type)
     if kind == "bool":
         return None if isinstance(value, bool) else "true or false"

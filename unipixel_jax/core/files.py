@@ -1,4 +1,4 @@
-"""Files that are either complete or not there, and reading that no file can turn against its reader."""
+"""Writing files so that they are complete or absent, and reading files of unknown origin without harm to the reading process."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from typing import Any
 from unipixel_jax.errors import UserError
 
 PARAMS = "params"
-"""Where a directory that a model runs from keeps its arrays."""
+"""The folder of arrays in the directory of a converted model."""
 
 MAX_DEPTH = 200
-"""Most folders inside each other that are made; Python's own calls for making them nest as deeply."""
+"""The largest depth of folders that is made. Python's function that makes folders calls itself for each of them."""
 
 MAX_JSON_BYTES = 64 << 20
-"""Largest JSON file of settings. Python takes up to 25 times a file's size in memory, and a tokenizer of 150,000 tokens has 11 MB."""
+"""The largest size of a JSON file of settings, in bytes. Python takes up to 25 times a file's size in memory, and a tokenizer of 150,000 tokens has 11 MB."""
 
 _PREFIX = ".unipixel-"
 _NAME = re.compile(r"\.unipixel-([0-9a-f]{8})-(\d+)-\d+\.part")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-"""Half a character of UTF-16, which JSON can spell alone, and which no text in UTF-8 can hold."""
+"""A surrogate: half a character of UTF-16, which JSON can spell alone, and which no text in UTF-8 can hold."""
 
 _numbers = itertools.count()
 
@@ -40,8 +40,8 @@ def require_regular_file(path: str | Path, expected: str = "expected a file") ->
     """Check that a path can be opened for reading without waiting for ever, which a pipe or a device might.
 
     Args:
-        path: of the file; links are followed.
-        expected: what should be there and what to do, as the end of a message.
+        path: the path of the file; links are followed.
+        expected: the end of the message, which says what should be there and what to do.
 
     Raises:
         UserError: nothing is there, or something other than a regular file.
@@ -57,15 +57,15 @@ def require_regular_file(path: str | Path, expected: str = "expected a file") ->
 
 
 def read_json(path: str | Path, advice: str = "copy it again", most: int = MAX_JSON_BYTES) -> Any:
-    """The content of a JSON file in UTF-8, with or without a byte order mark. Numbers are finite, and texts can be encoded.
+    """Return the content of a JSON file in UTF-8, with or without a byte order mark. All of its numbers are finite, and all texts can be encoded.
 
     Args:
-        path: of the file.
-        advice: what the reader of an error is to do, as the end of its message.
-        most: largest size in bytes.
+        path: the path of the file.
+        advice: the end of error messages, which says what to do.
+        most: the largest accepted size in bytes.
 
     Raises:
-        UserError: it is missing, no regular file, too large, not UTF-8, not JSON, nested too deeply, or has a number that is not finite.
+        UserError: the file is missing, no regular file, too large, not UTF-8, not JSON, nested too deeply, or has a number that is not finite.
     """
     require_regular_file(path, advice)
     try:
@@ -89,10 +89,10 @@ def read_json(path: str | Path, advice: str = "copy it again", most: int = MAX_J
 
 
 def read_json_object(path: str | Path, advice: str = "copy it again", most: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """As ``read_json``, of a file that holds an object.
+    """Return the content of a JSON file that holds an object; arguments as in ``read_json``.
 
     Raises:
-        UserError: see ``read_json``; or it holds something else.
+        UserError: as ``read_json``, or the file holds something other than an object.
     """
     found = read_json(path, advice, most)
     if not isinstance(found, dict):
@@ -102,13 +102,13 @@ def read_json_object(path: str | Path, advice: str = "copy it again", most: int 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place once everything went well and vanishes otherwise.
+    """Yield a temporary path beside ``path`` to write to. It is renamed to ``path`` where the body ends well, and removed otherwise.
 
-    Missing folders are made. The temporary name is short and keeps the suffix, by which writers choose their format. A link is written through. What
-    processes that were killed left in the folder is removed.
+    Missing folders are made. The temporary name is short and keeps the suffix, by which writers choose their format. If ``path`` is a link, the file that it
+    names is replaced. Temporary files that killed processes left in the folder are removed.
 
     Raises:
-        UserError: the file cannot be written, or the path is that of a folder, pipe or device.
+        UserError: the file cannot be written, or the path names a folder, pipe or device.
     """
     target = writable(path)
     aside = aside_of(target)
@@ -125,10 +125,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def writable(path: str | Path) -> Path:
-    """The absolute path of a file that may be written or replaced, with links followed; commands call it before their work.
+    """Return the absolute path, with links followed, of a file that may be written or replaced. Commands call it before they begin their work.
 
     Raises:
-        UserError: it is the path of a folder, pipe or device, or lies where no file can be made.
+        UserError: the path names a folder, pipe or device, or a place where no file can be made.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -149,24 +149,24 @@ def writable(path: str | Path) -> Path:
 
 
 def require_shallow(path: Path) -> None:
-    """Check that not too many folders would have to be made for a path.
+    """Check that a path does not lie in too many folders.
 
     Raises:
-        UserError: there are more than ``MAX_DEPTH`` above it.
+        UserError: it lies in more than ``MAX_DEPTH`` folders.
     """
     if len(path.parents) > MAX_DEPTH:
         raise UserError(f"{str(path)[:60]}... lies in {len(path.parents)} folders, expected at most {MAX_DEPTH}: choose another place")
 
 
 def aside_of(target: Path) -> Path:
-    """A name beside ``target`` that nobody else uses, and by which ``remove_abandoned`` knows whose it is."""
+    """Return a path beside ``target`` that no other process uses. Its name tells ``remove_abandoned`` which process made it."""
     suffix = target.suffix if len(target.suffix) <= 16 and target.suffix.isascii() else ""
     return target.with_name(f"{_PREFIX}{_host()}-{os.getpid()}-{next(_numbers)}.part{suffix}")
 
 
 @functools.lru_cache(maxsize=64)
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes of this machine left in a folder; looked for once in a process."""
+    """Remove the temporary files and folders that killed processes of this machine left in a folder. A process looks for them once in each folder."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             owner = _NAME.match(entry.name)
@@ -181,7 +181,7 @@ def remove_abandoned(folder: Path) -> None:
 
 @functools.cache
 def _host() -> str:
-    """Tells machines that share a folder apart, since their process numbers mean nothing to each other."""
+    """Return a short name of this machine: machines may share a folder, and the number of a process means nothing on another machine."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 

@@ -1,7 +1,7 @@
-"""A number that says whether an array is still the same: a weighted sum of its bits, in whole numbers.
+"""Fingerprints of arrays, which tell whether an array has changed: weighted sums of the bits of its elements, in whole numbers modulo 2^32.
 
-Whole numbers add up to the same sum in any order, so an array has the same fingerprint however it is divided over devices and hosts. Each weight is odd,
-hence has an inverse modulo 2^32: a change of any one element always changes the sum, and a change of several goes unseen once in four thousand million times.
+Whole numbers add up to the same sum in any order, so an array has the same fingerprint however it is sharded over devices and hosts. Each weight is odd and
+so has an inverse modulo 2^32: a change of one element always changes the sum, and a change of several elements goes unseen once in four thousand million times.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ SPREAD = 0x9E3779B1
 """2^32 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4), by which neighbouring elements get weights that are far apart."""
 
 SMALL = 2**20
-"""Bytes up to which an array is summed on the host: a model has hundreds of small shapes, and a program for each takes longer to compile than to move them."""
+"""The largest size in bytes of an array that is summed on the host. A model has hundreds of small shapes, and compiling a program for each of them would take
+longer than moving the arrays."""
 
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
-"""The whole numbers of as many bytes."""
+"""The unsigned integers by their size in bytes."""
 
 
 def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
-    """The fingerprint of every array, a number below 2^32. All hosts must call it alike, since the arrays may be divided over them.
+    """Return the fingerprint of every array, a number below 2^32. All hosts must call it with the same names, since the arrays may be sharded over them.
 
     Args:
-        arrays: of any shape, of booleans or of numbers with 1, 2 or 4 bytes.
+        arrays: arrays of any shape by name, of booleans or of numbers with 1, 2 or 4 bytes.
     """
     small = {name for name, array in arrays.items() if array.nbytes <= SMALL and (array.is_fully_addressable or array.is_fully_replicated)}
-    # one program: several at once, on CPUs of several processes, waited for ever for each other's collectives (jax 0.10.2)
+    # All sums are one program: several programs at once, on CPUs of several processes, waited for ever for each other's collectives (jax 0.10.2).
     sums = _on_device({name: array for name, array in arrays.items() if name not in small})
     return {name: int(_on_host(np.asarray(array)) if name in small else sums[name]) for name, array in arrays.items()}
 

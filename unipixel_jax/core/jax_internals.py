@@ -1,6 +1,6 @@
-"""The names of JAX's private package ``jax._src`` that are used here. JAX gives no public name for them, and may move them in any version.
+"""The only uses of JAX's private package ``jax._src``. JAX has no public names for these objects, and may move them in any version.
 
-A name that is not where it was is told when it is used, with a version of JAX that has it.
+Where one has moved, its first use raises an error that names a version of JAX that has it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import jax
 from unipixel_jax.errors import UserError
 
 KNOWN_GOOD = "0.10.2"
-"""A version of JAX in which all of them were found."""
+"""A version of JAX that has all of these names."""
 
 
 def distributed_state() -> Any:
-    """The state of ``jax.distributed``: its ``client`` of the coordination service (None before it is initialised), ``coordinator_address``,
+    """Return the state of ``jax.distributed``: its ``client`` of the coordination service (None before it is initialised), ``coordinator_address``,
     ``process_id`` and ``num_processes``.
 
     Raises:
-        UserError: this version of JAX keeps it elsewhere.
+        UserError: this version of JAX does not have it under the known name.
     """
     return _private("distributed", "global_state")
 
 
 def cluster_types() -> tuple[Any, ...]:
-    """The classes by which JAX recognises a cluster that tells its processes who they are: TPU pods on GKE and on GCE, and Slurm.
+    """Return the classes by which JAX recognises clusters that number their processes: TPU pods on GKE and on GCE, and Slurm.
 
     Raises:
-        UserError: this version of JAX keeps them elsewhere.
+        UserError: this version of JAX does not have them under the known names.
     """
     return tuple(_private("clusters", name) for name in ("GkeTpuCluster", "GceTpuCluster", "SlurmCluster"))
 

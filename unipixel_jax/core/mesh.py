@@ -19,10 +19,10 @@ from unipixel_jax.errors import UserError
 
 DATA, FSDP, CONTEXT, TENSOR = "data", "fsdp", "context", "tensor"
 AXES = (DATA, FSDP, CONTEXT, TENSOR)
-"""Mesh axes. Samples are divided over ``data`` and ``fsdp``, over the latter weights as well; devices along ``context`` and ``tensor`` share samples, and
-weights are divided over them too."""
+"""The mesh axes. Samples are sharded over ``data`` and ``fsdp``, and weights over ``fsdp``; devices along ``context`` and ``tensor`` share samples, and weights
+are sharded over them too."""
 WEIGHTS = (FSDP, CONTEXT)
-"""Along these together matrices are divided."""
+"""The mesh axes over which, together, every matrix is sharded."""
 Preset = Literal["single", "dp", "fsdp", "fsdp_tp", "hybrid"]
 
 
@@ -31,12 +31,12 @@ class MeshConfig:
     """How devices are arranged.
 
     Attributes:
-        preset: "single" uses one device; "dp" gives every device all weights; "fsdp" divides weights and optimizer state over all devices (ZeRO-3,
-            arXiv 1910.02054); "fsdp_tp" divides the products of the language model over ``tensor`` devices besides; "hybrid" divides weights within a
-            slice and repeats them in every slice, so that only gradients pass between slices.
+        preset: "single" uses one device; "dp" replicates all weights on every device; "fsdp" shards weights and optimizer state over all devices (ZeRO-3,
+            arXiv 1910.02054); "fsdp_tp" also shards the products of the language model over ``tensor`` devices; "hybrid" shards weights within a
+            slice and replicates them in every slice, so that only gradients pass between slices.
         tensor: devices that share the heads, feed-forward columns and vocabulary of the language model; more than 1 with "fsdp_tp" only.
         context: devices that share the tokens of a conversation and the frames of a clip, for long ones.
-        slices: groups of devices with a fast network, for "hybrid"; None asks the devices.
+        slices: for "hybrid", the number of groups of devices with a fast network inside; None asks the devices.
     """
 
     preset: Preset = "fsdp"
@@ -55,14 +55,14 @@ class MeshConfig:
             raise UserError(f"mesh.slices is {self.slices} with the preset {self.preset!r}: only hybrid tells slices apart")
 
     def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
-        """Size of every axis.
+        """Return the size of every mesh axis.
 
         Args:
-            devices: in all.
-            slices: that the devices form, where the configuration does not say.
+            devices: the number of all devices.
+            slices: the number of slices that the devices form, used where the configuration leaves it open.
 
         Raises:
-            UserError: they do not multiply to the number of devices.
+            UserError: no mesh with these sizes has that number of devices.
         """
         if self.preset == "single":
             devices = 1
@@ -77,11 +77,11 @@ class MeshConfig:
 
 
 def mesh_sizes(config: MeshConfig, devices: Sequence[jax.Device]) -> dict[str, int]:
-    """Size of every axis of the mesh of some devices.
+    """Return the size of every axis of the mesh of some devices.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices, "hybrid" over one slice, or a mesh that does not keep the devices' slices apart along
-            ``data``: of TPUs, or with "hybrid".
+        UserError: no such mesh has that number of devices, "hybrid" is asked for over one slice, or several slices (of TPUs, or with "hybrid") would not lie
+            along ``data``.
     """
     found = _slices(devices)
     if config.preset == "hybrid" and max(config.slices or 1, found) < 2:
@@ -97,10 +97,10 @@ def mesh_sizes(config: MeshConfig, devices: Sequence[jax.Device]) -> dict[str, i
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh of some devices, neighbours on the devices' network beside each other along its inner axes.
+    """Return the mesh of some devices, in which neighbours on the devices' network lie beside each other along the inner axes.
 
     Raises:
-        UserError: as ``mesh_sizes``.
+        UserError: see ``mesh_sizes``.
     """
     sizes = mesh_sizes(config, devices)
     devices = devices[: math.prod(sizes.values())]
@@ -121,43 +121,43 @@ def _slices(devices: Sequence[jax.Device]) -> int:
 
 
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1 << 20}
-"""XLA would multiply by divided weights piece by piece while the pieces come by (windowed einsum), and so read or write the large array, the activations,
-once for every piece. With a threshold that nothing reaches it gathers weights first."""
+"""XLA's default would multiply by sharded weights shard by shard as the shards arrive (windowed einsum), and so read or write the activations, which are the
+larger array, once for every shard. With a threshold that no array reaches, XLA all-gathers the weights first."""
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """What ``jax.jit`` is to hand the compiler of a mesh's devices."""
+    """Return the ``compiler_options`` of ``jax.jit`` for the devices of a mesh."""
     return TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
 
 
 @dataclass(frozen=True)
 class OnMesh:
-    """A compiled function (``jax.jit``) of a mesh: traced, lowered and called with that mesh set."""
+    """A function of ``jax.jit`` that is traced, lowered and called with its mesh set (``jax.set_mesh``)."""
 
     mesh: Mesh
     function: Any
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call it."""
+        """Call the function."""
         with jax.set_mesh(self.mesh):
             return self.function(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
-        """Lower it for arguments or their shapes; the mesh's devices may not be here."""
+        """Lower the function for arguments or their shapes; the devices of the mesh may be absent from this machine."""
         with jax.set_mesh(self.mesh):
             return self.function.lower(*arguments)
 
 
 def devices_along(mesh: Mesh | AbstractMesh, axes: Iterable[str]) -> int:
-    """Devices along some axes together."""
+    """Return the number of devices along some mesh axes together."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def data_shards(mesh: Mesh) -> int:
-    """Parts into which the samples of a batch are divided."""
+    """Return the number of shards of the samples of a batch."""
     return devices_along(mesh, (DATA, FSDP))
 
 
-def sharers(mesh: Mesh) -> int:
-    """Devices that share a sample."""
+def devices_per_sample(mesh: Mesh) -> int:
+    """Return the number of devices that share a sample."""
     return devices_along(mesh, (CONTEXT, TENSOR))

@@ -1,4 +1,4 @@
-"""One declaration per weight: shape, logical axes and initialiser, from which abstract shapes, shardings and initial values all derive."""
+"""The declaration of a weight: its shape, logical axes and initialiser, from which abstract shapes, shardings and initial values derive."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from unipixel_jax.core.axes import ALL, Axes
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 normal: Initializer = jax.nn.initializers.normal(0.02)
-"""For position codes and the like."""
+"""A normal distribution with standard deviation 0.02, for position codes and other learned embeddings."""
 
 
 def lecun(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Uniform with a variance of 1 / inputs, for weights laid out [out, in, ...]: what goes in comes out with the same variance, whatever the width."""
+    """Draw uniformly with a variance of 1 / inputs, for weights laid out [out, in, ...], so that outputs have the variance of the inputs at any width."""
     bound = math.sqrt(3 / math.prod(shape[1:]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -28,7 +28,7 @@ def lecun(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array
 zeros: Initializer = jax.nn.initializers.zeros
 ones: Initializer = jax.nn.initializers.ones
 xavier: Initializer = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2)
-"""Xavier-uniform for weights laid out [out, in]."""
+"""The Xavier-uniform distribution, for weights laid out [out, in]."""
 unit_normal: Initializer = jax.nn.initializers.normal(1.0)
 
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def abstract(make: Callable[[nnx.Rngs], T]) -> T:
-    """``make(rngs)`` with shapes in place of arrays, without tracing an initialiser: 7B parameters in a tenth of a second."""
+    """Return ``make(rngs)`` with a ``jax.ShapeDtypeStruct`` in place of each array. No initialiser is traced, so 7B parameters take a tenth of a second."""
     token = _abstract.set(True)
     try:
         return make(nnx.Rngs(0))
@@ -46,12 +46,12 @@ def abstract(make: Callable[[nnx.Rngs], T]) -> T:
 
 
 def is_abstract() -> bool:
-    """True inside ``abstract``."""
+    """Return whether the caller runs inside ``abstract``."""
     return _abstract.get()
 
 
 def declare(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Initializer = normal) -> nnx.Param:
-    """A float32 weight of ``shape`` whose dimensions carry the logical names ``axes`` (None: never sharded).
+    """Declare a float32 weight of ``shape`` whose dimensions carry the logical names ``axes`` (None for one that is never sharded).
 
     Raises:
         ValueError: ``axes`` has another length than ``shape``, or a name that core/axes.py does not list.

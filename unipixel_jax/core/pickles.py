@@ -1,9 +1,9 @@
-"""A look at a pickle before it is loaded.
+"""The check of a pickle before it is loaded.
 
 A pickle is a program that builds values. Even one that calls nothing can exhaust the machine that loads it: the largest index of its memo is the size of an
 array, 200,000 nested tuples overflow the C stack when they are hashed, and a tuple that holds one tuple twice, sixty times over, takes 2^60 steps. So its
-instructions are first followed on a stack that knows of each item only whether it may be the key of a dictionary. Words may, whose hashes nobody can foresee,
-and numbers of a few bytes, of which few share a hash; tuples may not, since anybody can compute tuples that share one.
+instructions are first followed on a stack that records of each item only whether it may be the key of a dictionary. Strings may, since nobody can foresee their
+hashes, and so may numbers of a few bytes, of which few share a hash. Tuples may not, since anybody can compute tuples that share a hash.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import IO, NamedTuple
 from unipixel_jax.errors import UserError
 
 MAX_BYTES = 256 << 20
-"""Largest pickle. The largest of a data set has about 100 MB, that of a checkpoint a few MB beside the tensors' own bytes."""
+"""The largest size of a pickle in bytes. The largest of a data set has about 100 MB, that of a checkpoint a few MB beside the tensors' own bytes."""
 
 MAX_INSTRUCTIONS = 50_000_000
-"""RefCOCO's references, saved with Python 2, have about 10 million."""
+"""The largest number of instructions. RefCOCO's references, saved with Python 2, have about 10 million."""
 
 MAX_CONTAINERS = 4_000_000
-"""Most lists, dictionaries, tuples and calls. Each takes up to 250 bytes of memory for a single one of the file."""
+"""The largest number of lists, dictionaries, tuples and calls. Each takes up to 250 bytes of memory for one byte of the file."""
 
 MAX_OPEN = 1000
-"""Most containers that are begun and not ended."""
+"""The largest number of containers that are begun and not ended."""
 
 MAX_INTEGER = 9
-"""Most bytes of an integer: what 64 bits take with a sign."""
+"""The largest size of an integer in bytes: 64 bits and a sign."""
 
 MAX_DIGITS = 64
-"""Most characters of a number that is written in digits."""
+"""The largest number of characters of a number that is written in digits."""
 
 MEMO_GAP = 1000
-"""How far an index of the memo may lie beyond the number of its entries; picklers count without gaps."""
+"""How far an index of the memo may lie beyond the number of its entries. Picklers leave no gaps, so this is generous."""
 
 _KEYS = ("int", "int_or_bool", "bool", "float", "None", "bytes", "str", "bytes_or_str")
-"""The kinds of values that may be keys, as pickletools calls them."""
+"""The kinds of values that may be keys of dictionaries, by their names in pickletools."""
 
 _MAKERS = ("EMPTY_LIST", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "DICT", "REDUCE", "NEWOBJ", "PERSID", "BINPERSID")
 """Instructions that make a container or call something."""
@@ -46,7 +46,7 @@ _LENGTHS = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
-"""How many bytes say how long an argument is, by pickletools' constants."""
+"""The size in bytes of the length that precedes an argument, by pickletools' constants."""
 
 _ACTIONS = {
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), "put"),
@@ -58,21 +58,21 @@ _ACTIONS = {
     **dict.fromkeys(("EMPTY_SET", "ADDITEMS", "FROZENSET"), "refuse"),
     **dict.fromkeys(("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ_EX", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"), "refuse"),
 }
-"""What instructions do beyond reading an argument, taking items and leaving others. Refused are those of sets, of registered classes and those of Python 2,
-and of buffers."""
+"""What instructions do besides reading an argument, popping items and pushing others. Instructions for sets, registered classes, classes of Python 2 and
+buffers are refused."""
 
 
 class _Instruction(NamedTuple):
-    """What an instruction reads, and does to the stack.
+    """What an instruction reads, and what it does to the stack.
 
     Attributes:
-        width: bytes of its argument, or of that argument's length.
-        prefixed: whether they are a length.
-        lines: how many lines its argument has.
-        action: a value of `_ACTIONS`, or nothing.
-        marked: whether it takes all items above the last mark.
-        pops: how many items it takes besides.
-        pushes: a byte for each item that it leaves: 1 if that may be a key.
+        width: the size in bytes of its argument, or of the length that precedes the argument.
+        prefixed: whether a length precedes the argument.
+        lines: how many lines of text its argument has.
+        action: a value of `_ACTIONS`, or an empty string.
+        marked: whether it pops all items above the last mark.
+        pops: how many further items it pops.
+        pushes: a byte for each item that it pushes, which is 1 if the item may be a key.
         makes: whether it makes a container or calls something.
     """
 
@@ -101,14 +101,14 @@ _INSTRUCTIONS = {ord(info.code): _instruction(info) for info in pickletools.opco
 
 
 def scan_pickle(file: IO[bytes], where: object) -> bytes:
-    """The bytes of a pickle that takes time and memory in proportion to its size. What it calls is left to the unpickler's `find_class`, and to what is called.
+    """Return the bytes of a pickle, checked to take time and memory in proportion to its size. What it may call is for the unpickler's `find_class` to check.
 
     Args:
-        file: to read; at most `MAX_BYTES` are.
-        where: its name, for messages.
+        file: the file to read, of which at most `MAX_BYTES` are read.
+        where: the name of the file, for messages.
 
     Raises:
-        UserError: it is cut off or damaged, too large, or does what no pickle of tensors, numbers, words, lists and dictionaries does.
+        UserError: the pickle is truncated, damaged or too large, or does what no pickle of tensors, numbers, strings, lists and dictionaries does.
     """
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -123,15 +123,15 @@ def scan_pickle(file: IO[bytes], where: object) -> bytes:
 
 
 class _RefusedError(Exception):
-    """What a pickle does and may not, as the middle of a message."""
+    """A pickle does what is not allowed; the text is the middle of a message."""
 
 
 def _follow(data: bytes) -> None:
-    """Follow the instructions up to the end of the program. The commonest are handled here, since a data set has millions.
+    """Follow the instructions up to the end of the program. The commonest are handled inline for speed, since a data set has millions.
 
     Raises:
-        _RefusedError: it does what is not allowed.
-        LookupError, ValueError: it takes what is not there.
+        _RefusedError: an instruction does what is not allowed.
+        LookupError, ValueError: an instruction needs bytes or items that are not there.
     """
     stack, memo, marks, instructions = bytearray(), bytearray(), [0], _INSTRUCTIONS
     position = containers = 0
@@ -179,14 +179,14 @@ def _put(memo: bytearray, index: int, key: int) -> None:
 
 
 def _check(action: str, stack: bytearray, marks: list[int], size: int) -> None:
-    """What the rarer instructions do or may not; `size` is that of the argument in bytes."""
+    """Do, or refuse, the action of one of the rarer instructions; `size` is the size of its argument in bytes."""
     if action == "refuse":
         raise _RefusedError("with sets, classes or buffers")
     if action == "mark":
         marks.append(len(stack))
         if len(marks) > MAX_OPEN:
             raise _RefusedError(f"of more than {MAX_OPEN} values inside each other")
-    elif action == "pop" and len(marks) > 1 and marks[-1] == len(stack):  # it takes the mark, since nothing lies on it
+    elif action == "pop" and len(marks) > 1 and marks[-1] == len(stack):  # no item lies above the mark, so the instruction pops the mark itself
         stack.append(0)
         marks.pop()
     elif (action == "set items" and 0 in stack[marks[-1] :: 2]) or (action == "set item" and not stack[-2]):

@@ -1,7 +1,7 @@
-"""Functions that are compiled anew for every combination of sizes, and of which a process keeps the programs used last.
+"""Functions that are compiled for every combination of sizes, of which a process keeps only the most recently used programs.
 
 ``jax.jit`` alone keeps every program it ever made: each holds tens of megabytes, and on a CPU some dozens of memory maps, of which Linux allows a process
-65,530. A service that sees ever new sizes would run out of either.
+65,530. A service that keeps seeing new sizes would run out of both.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LIMIT = 24
-"""How many programs of one function are kept: as many as photos of up to 700 pixels need with prompts of one length (23). On a CPU they hold some 30,000 memory
-maps with towers of 36 layers."""
+"""How many programs of one function are kept: enough for photos of up to 700 pixels with prompts of one length, which need 23. On a CPU they hold some 30,000
+memory maps with towers of 36 layers."""
 
 
 class Programs(Generic[P, R]):
-    """A function that is compiled on its first call with a combination of sizes; a decorator.
+    """A decorator for a function that is compiled on its first call with each combination of sizes.
 
-    Positional arguments are traced, and those given by name are static and have to be hashable. Beyond the limit, the program that has not been called for
-    the longest time is dropped. Its next call compiles it again, or reads it from JAX's cache on disk where that is turned on. Threads may share it.
+    Positional arguments are traced; arguments given by name are static and must be hashable. Beyond the limit, the program that has not been called for the
+    longest time is dropped, and its next call compiles it again, or reads it from JAX's cache on disk where that is turned on. Threads may share the function.
 
     Modules among the positional arguments are told apart by type and ``config``, since looking at all their weights would take longer than the rest of a call:
     modules that differ in anything else share an entry, in which ``jax.jit`` tells them apart.
@@ -55,7 +55,7 @@ class Programs(Generic[P, R]):
 
     def _program(self, key: Hashable, static: dict[str, Any]) -> Callable[..., R]:
         with self._lock:
-            # A function object of its own for each program: with the last reference to it, JAX frees all that it keeps for it.
+            # Each program gets a function object of its own, because JAX frees what it keeps for a function with the last reference to it.
             program = self._kept.pop(key, None) or jax.jit(functools.partial(self._function, **static))
             self._kept[key] = program
             while len(self._kept) > self.limit:
@@ -68,5 +68,5 @@ def _is_module(leaf: Any) -> bool:
 
 
 def _kind(leaf: Any) -> Hashable:
-    """What of an argument decides about the program."""
+    """Return the properties of an argument that decide which program is called."""
     return (type(leaf), leaf.config) if _is_module(leaf) else (leaf.shape, leaf.dtype)

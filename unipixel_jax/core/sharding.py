@@ -1,6 +1,6 @@
-"""Where arrays lie on a mesh: weights by rules over their logical axes, activations by ``constrain``.
+"""How arrays are sharded over a mesh: weights by rules over their logical axes, activations by ``constrain``.
 
-Nothing here knows a model. Without a mesh (``jax.set_mesh``), everything is left where it is.
+Nothing here knows a model. Without a mesh (``jax.set_mesh``), arrays stay as they are.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ R = TypeVar("R")
 M = TypeVar("M")
 
 BATCH = (DATA, FSDP)
-"""The mesh axes over which samples are divided."""
+"""The mesh axes over which samples are sharded."""
 
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {SEQUENCE: (CONTEXT,), HEADS: (TENSOR,), IMAGES: (CONTEXT, TENSOR)}
-"""The mesh axes that divide each logical axis of an activation."""
+"""The mesh axes over which each logical axis of an activation is sharded."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How weights are divided.
+    """How weights are sharded.
 
     Attributes:
-        prefer: for each group of mesh axes the logical axes that it may divide, best first; each weight takes the first that it has, that divides, and that
-            no other mesh axis has taken. Where the whole group divides none of them, the group without its last axis is tried.
-        together: logical axes that several groups may divide at once.
-        units: for logical axes that fall into whole units (heads), how many there are: a mesh axis divides the units, not only the numbers.
+        prefer: for each group of mesh axes, the logical axes that it may shard, best first. A weight is sharded along the first of them that it has, whose
+            length is a multiple of the group's size, and that no other group has taken. Where there is none, the group without its last axis is tried.
+        together: logical axes that several groups may shard at once.
+        units: the number of indivisible units (heads) of a logical axis that consists of such: it must be a multiple of the group's size too.
     """
 
     prefer: Mapping[tuple[str, ...], tuple[str, ...]]
@@ -45,11 +45,11 @@ class Rules:
     units: Mapping[str, int] = field(default_factory=dict)
 
     def spec(self, axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-        """The place of a weight. Vectors (besides the axis of layers) are repeated: to collect them costs more than they save.
+        """Return the PartitionSpec of a weight. Vectors (not counting the axis of layers) are replicated: all-gathering them costs more than they save.
 
         Args:
-            axes: logical names of its dimensions.
-            shape: its sizes.
+            axes: the logical names of the weight's dimensions.
+            shape: the sizes of the dimensions.
             mesh: the devices.
         """
         placed: dict[int, tuple[str, ...]] = {}
@@ -74,26 +74,29 @@ class Rules:
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh that is set, if it has this project's axes and more than one device, and the caller is not inside a ``shard_map`` over it; else None."""
+    """Return the mesh that is set, if it has this project's axes and several devices, and the caller is not inside a ``shard_map`` over it; else None."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == AXES and mesh.size > 1 and not mesh.manual_axes else None
 
 
 def mesh_axes(name: str | None, length: int) -> tuple[str, ...]:
-    """The axes of the mesh that is set which divide ``length`` entries of an activation's logical axis; none where they do not."""
+    """Return the axes of the mesh that is set over which ``length`` entries of an activation's logical axis are sharded; none where they do not divide it."""
     mesh = current_mesh()
     axes = () if mesh is None or name is None else tuple(axis for axis in ACTIVATIONS[name] if mesh.shape[axis] > 1)
     return axes if mesh is not None and length % devices_along(mesh, axes) == 0 else ()
 
 
 def constrain(x: R, *names: str | None) -> R:
-    """Arrays placed by the logical names of their leading dimensions; the rest, and what does not divide, is not divided.
+    """Shard arrays by the logical names of their leading dimensions. Other dimensions, and those whose length does not divide, are replicated.
 
-    Under ``over_samples`` the dimension of samples is divided as well. So this also keeps XLA from moving samples between devices.
+    Under ``over_samples`` the dimension of samples is sharded as well, so that even a call without names keeps XLA from moving samples between devices.
 
     Args:
         x: a tree of arrays that share their leading dimensions.
-        names: of ``ACTIVATIONS``, or None.
+        names: for each leading dimension a key of ``ACTIVATIONS``, or None.
+
+    Returns:
+        The same arrays, with constraints on their shardings.
     """
     if current_mesh() is None:
         return x
@@ -106,64 +109,64 @@ def constrain(x: R, *names: str | None) -> R:
 
 
 def pad_to_multiple(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    """Zeros added to the leading dimension until it divides along some axes of the mesh that is set."""
+    """Append zeros to x [n, ...] until n is a multiple of the number of devices along some axes of the mesh that is set."""
     mesh = current_mesh()
     parts = 1 if mesh is None else devices_along(mesh, axes)
     return jnp.pad(x, ((0, -x.shape[0] % parts), *((0, 0),) * (x.ndim - 1)))
 
 
 def over_samples(function: Callable[..., R]) -> Callable[..., R]:
-    """``jax.vmap`` over the leading dimension of all arguments, which is divided over the mesh's axes for samples."""
+    """Return ``jax.vmap`` of a function over the leading dimension of all arguments, which is sharded over the mesh axes of samples."""
     mesh = current_mesh()
     return jax.vmap(function, spmd_axis_name=None if mesh is None else BATCH)
 
 
 def over_images(function: Callable[..., R]) -> Callable[..., R]:
-    """``jax.vmap`` over the leading dimension of all arguments, which is divided over the devices that share a sample."""
+    """Return ``jax.vmap`` of a function over the leading dimension of all arguments, which is sharded over the devices that share a sample."""
     mesh = current_mesh()
     return jax.vmap(function, spmd_axis_name=None if mesh is None else ACTIVATIONS[IMAGES])
 
 
-WHOLE, SHARDED = "whole", "divided"
-"""Where a variable's metadata say how it lies while it is used, and while it is kept: the axes of ``PartitionSpec``s without that of layers."""
+WHOLE, SHARDED = "whole", "sharded"
+"""The keys of a variable's metadata for how one layer of it is sharded while it is used, and while it is stored: the entries of a ``PartitionSpec``."""
 
 
 def all_gathered(module: M) -> M:
-    """The same weights, all-gathered along ``fsdp`` and ``context`` for use; their gradients are scattered back to the shards. Weights of stacked layers
-    are left as they are, and so is what has no place.
+    """Return a module with the same weights, all-gathered along ``fsdp`` and ``context`` for use; their gradients are reduce-scattered to the shards.
 
-    Without, XLA may take it that activations are cheaper to move, and moves them in every product.
+    Weights of stacked layers stay as they are, since each layer is all-gathered when it runs, and so do weights whose metadata name no sharding. Without this
+    function, XLA may decide that activations are cheaper to move than weights, and move them in every product.
     """
     if current_mesh() is None:
         return module
 
-    def collect(variable: Any) -> Any:
+    def gather(variable: Any) -> Any:
         metadata = variable.get_metadata()
         whole, own = metadata.get(WHOLE), metadata.get(SHARDED)
         value = variable.get_value()
         if whole == own or value.ndim != len(metadata["axes"]) - (LAYERS in metadata["axes"]):
             return variable
-        return variable.replace(_collect(PartitionSpec(*whole), PartitionSpec(*own), value))
+        return variable.replace(_gather(PartitionSpec(*whole), PartitionSpec(*own), value))
 
-    return jax.tree.map(collect, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.map(gather, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _collect(whole: PartitionSpec, divided: PartitionSpec, weight: jax.Array) -> jax.Array:
+def _gather(whole: PartitionSpec, sharded: PartitionSpec, weight: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(weight, whole)
 
 
-def _collect_forward(whole: PartitionSpec, divided: PartitionSpec, weight: jax.Array) -> tuple[jax.Array, None]:
-    return _collect(whole, divided, weight), None
+def _gather_forward(whole: PartitionSpec, sharded: PartitionSpec, weight: jax.Array) -> tuple[jax.Array, None]:
+    return _gather(whole, sharded, weight), None
 
 
-def _collect_backward(whole: PartitionSpec, divided: PartitionSpec, saved: None, d_weight: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(d_weight, divided),)
+def _gather_backward(whole: PartitionSpec, sharded: PartitionSpec, saved: None, d_weight: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(d_weight, sharded),)
 
 
-_collect.defvjp(_collect_forward, _collect_backward)
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def batch_spec(rank: int) -> PartitionSpec:
-    """The place of an array [B, ...] of samples."""
+    """Return the PartitionSpec of an array [B, ...] of samples with ``rank`` dimensions."""
     return PartitionSpec(BATCH, *[None] * (rank - 1))

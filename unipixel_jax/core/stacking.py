@@ -1,8 +1,8 @@
 """Blocks of equal shape as one module with a leading layer axis, run by ``lax.scan``; or unstacked, run by a Python loop.
 
-Scanning keeps programs small (36 layers trace in the time of one) and is right for accelerators. On a CPU a scan copies each layer's weights
-out of the stack before it multiplies, which made single-token decoding 10 times slower (measured, 2 cores, 22.5M-parameter layers), so
-inference on a CPU unstacks first. ``run`` takes either form.
+A scan keeps programs small (36 layers are traced in the time of one), and accelerators run it without loss. On a CPU a scan copies each layer's weights
+out of the stack before it multiplies, which made single-token decoding 10 times slower (measured on 2 cores with layers of 22.5M parameters), so
+inference on a CPU unstacks the layers first. ``run`` takes either form.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from unipixel_jax.core.params import is_abstract
 from unipixel_jax.core.sharding import all_gathered
 
 Remat = Literal["none", "dots", "full"]
+"""What a backward pass computes again, see ``checkpointed``."""
 PRODUCT = "product with weights"
-"""The name that results of products with weights have (``jax.ad_checkpoint.checkpoint_name``)."""
+"""The name (``jax.ad_checkpoint.checkpoint_name``) of the results of matrix products with weights."""
 M = TypeVar("M", bound=nnx.Module)
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -29,12 +30,12 @@ Carry = TypeVar("Carry")
 
 
 def is_variable(x: Any) -> bool:
-    """True for an ``nnx.Variable``; the ``is_leaf`` of trees whose metadata matters."""
+    """Return whether x is an ``nnx.Variable``: the ``is_leaf`` for trees whose metadata are needed."""
     return isinstance(x, nnx.Variable)
 
 
 def stack(make: Callable[[nnx.Rngs], M], n: int, rngs: nnx.Rngs) -> M:
-    """``n`` independently initialised modules as one, each array with a leading axis of ``n`` named "layers"."""
+    """Make ``n`` independently initialised modules as one, whose arrays have a leading axis of length ``n`` named "layers"."""
     if is_abstract():
         blocks = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), make(rngs))
     else:
@@ -45,26 +46,26 @@ def stack(make: Callable[[nnx.Rngs], M], n: int, rngs: nnx.Rngs) -> M:
 
 
 def unstack(blocks: M) -> nnx.List:
-    """The stacked module as a list of per-layer modules, for ``run``'s Python loop."""
+    """Return the layers of a stacked module as a list of modules, which ``run`` runs in a Python loop."""
     n = length(blocks)
     return nnx.List([jax.tree.map(lambda a, i=i: a[i], blocks) for i in range(n)])
 
 
 def unstack_layers(*owners: Any) -> None:
-    """Turn the stacked layers of modules into lists, in place: the form that runs fastest on a CPU."""
+    """Turn the stacked layers (``blocks``) of modules into lists, in place: the form that runs fastest on a CPU."""
     for owner in owners:
         if owner.blocks is not None:
             owner.blocks = unstack(owner.blocks)
 
 
 def length(blocks: nnx.Module) -> int:
-    """How many layers a stacked module or an unstacked list holds."""
+    """Return the number of layers of a stacked module or an unstacked list."""
     return len(blocks) if isinstance(blocks, nnx.List) else jax.tree.leaves(blocks)[0].shape[0]
 
 
 def checkpointed(step: F, remat: Remat) -> F:
-    """A function whose backward pass computes again what is not kept: nothing ("none"), all but the results of matrix products with weights ("dots"), or
-    everything ("full").
+    """Return the function with a backward pass that computes some results of the forward pass again instead of storing them: no results ("none"), all but
+    those of matrix products with weights ("dots"), or all ("full").
     """
     if remat == "none":
         return step
@@ -73,7 +74,7 @@ def checkpointed(step: F, remat: Remat) -> F:
 
 
 def runs(kinds: Sequence[T]) -> Iterator[tuple[T, range]]:
-    """The runs of equal neighbours, in order: their kind, and which layers they are."""
+    """Yield the runs of equal neighbours in order: the kind of each run, and the range of its layers."""
     start = 0
     for kind, same in groupby(kinds):
         stop = start + len(list(same))
@@ -89,15 +90,15 @@ def run(
     remat: Remat = "none",
     layers: range | None = None,
 ) -> tuple[Carry, Any]:
-    """Thread ``carry`` through the layers: ``carry, y = step(block, carry, x)``; returns the last carry and the stacked ``y``.
+    """Run the layers one after the other: ``carry, y = step(block, carry, x)``. Returns the last carry and the ``y`` of all layers, stacked.
 
     Args:
         step: one layer; ``x`` is that layer's slice of ``xs``.
         blocks: from ``stack`` (scanned) or ``unstack`` (a Python loop).
-        carry: what flows from layer to layer.
-        xs: a tree whose arrays have a leading axis, as long as there are layers to run; or None.
+        carry: the tree of arrays that each layer receives from the one before.
+        xs: a tree whose arrays have a leading axis of the layers that run; or None.
         remat: what the backward pass computes again, see ``checkpointed``.
-        layers: neighbours that are run, and no others; all where absent.
+        layers: the range of layers that run; None runs all.
     """
     depth = length(blocks)
     layers, stacked = layers or range(depth), not isinstance(blocks, nnx.List)
@@ -105,7 +106,7 @@ def run(
     if stacked and len(layers) == depth:
         return jax.lax.scan(lambda c, bx: own(bx[0], c, bx[1]), carry, (blocks, xs))
     if stacked and len(layers) > 1:
-        # A scan over a part of the stack would begin with a copy of that part, so each step takes its layer out of the whole stack.
+        # A scan over a slice of the stack would begin with a copy of the slice, so each step takes its layer out of the whole stack.
         taken = checkpointed(lambda layer, carry, x: step(all_gathered(_layer(blocks, layer)), carry, x), remat)
         return jax.lax.scan(lambda c, ix: taken(ix[0], c, ix[1]), carry, (jnp.arange(layers.start, layers.stop), xs))
     ys = []
@@ -116,7 +117,7 @@ def run(
 
 
 def _layer(blocks: Any, layer: Any) -> Any:
-    """One layer of a stacked module, by an integer or an int32 scalar; or of an unstacked list, by an integer."""
+    """Return one layer: of a stacked module by an integer or an int32 scalar, of an unstacked list by an integer."""
     if isinstance(blocks, nnx.List):
         return blocks[layer]
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)

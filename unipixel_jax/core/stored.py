@@ -1,7 +1,7 @@
-"""Arrays as they lie on disk: a folder of Zarr arrays as Orbax writes it without OCDBT, or the same folder packed into one zip file.
+"""Reading arrays from disk: from a folder of Zarr arrays as Orbax writes it without OCDBT, or from the same folder packed into one zip file.
 
-An uncompressed Zarr v2 chunk is the array's bytes in C order (Zarr storage specification, version 2), so a part of an array is a range of a file. Headers
-are read and compared with the sizes of the files at once; arrays are read when they are asked for. Needs numpy only.
+An uncompressed Zarr v2 chunk is the array's bytes in C order (Zarr storage specification, version 2), so a part of an array is a range of a file. Opening a
+checkpoint reads the headers and compares them with the sizes of the files; an array is read when it is asked for. The module needs numpy only.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from unipixel_jax.core.trees import KeyPath, parse
 from unipixel_jax.errors import UserError
 
 ALIGNMENT = 64
-"""Where XLA wants a host buffer to begin; one that does is used in place on the CPU, any other is copied."""
+"""The alignment in bytes that XLA wants of a host buffer: on the CPU it uses an aligned buffer in place, and copies any other."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     **{name: np.dtype(name) for name in ("<f2", "<f4", "<f8")},
 }
-"""The dtypes of weights, by the names that Zarr headers have for them. No other is read: bytes taken for objects would be pointers."""
+"""The dtypes of weights by their names in Zarr headers. No other dtype is read, since bytes that are taken for Python objects would be pointers."""
 
 MAX_HEADER_BYTES = 1 << 16
-"""Largest Zarr header; those of weights have 200 bytes."""
+"""The largest size of a Zarr header in bytes; headers of weights have about 200."""
 
 _ADVICE = "convert the checkpoint again"
 
 
 class Chunk(NamedTuple):
-    """A chunk's bytes: a range of a file from ``offset`` on."""
+    """Where the bytes of a chunk begin: a file, and the offset in it."""
 
     file: Path
     offset: int
@@ -52,10 +52,10 @@ class StoredArray:
     """An array on disk.
 
     Attributes:
-        shape: the whole array's shape.
+        shape: the shape of the whole array.
         dtype: its numpy dtype.
-        chunk: a chunk's shape: the whole array, or one slice of its first axis.
-        chunks: where they lie, in order.
+        chunk: the shape of a chunk, which is the whole array or one slice of its first axis.
+        chunks: where each chunk lies, in order.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class StoredArray:
     chunks: tuple[Chunk, ...]
 
     def blocks(self, index: int | None = None) -> Blocks:
-        """The bytes of the whole array, or of one slice of its first axis."""
+        """Yield the bytes of the whole array, or of one slice of its first axis."""
         if index is None:
             return chain.from_iterable(read_file(file, offset, self._chunk_bytes) for file, offset in self.chunks)
         number, row = divmod(index, self.chunk[0])
@@ -73,7 +73,7 @@ class StoredArray:
         return read_file(file, offset + row * size, size)
 
     def load(self, index: tuple[slice, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """A part of the array, cast to `dtype`, in memory that XLA can use in place."""
+        """Read a part of the array, cast to `dtype`, into memory that XLA can use in place."""
         part = _aligned_empty(tuple(len(range(size)[cut]) for size, cut in zip(self.shape, index, strict=True)), dtype)
         if self.chunk == self.shape:
             self._fill(part, self.chunks[0], index)
@@ -83,7 +83,7 @@ class StoredArray:
         return part
 
     def _fill(self, target: np.ndarray, chunk: Chunk, index: tuple[slice, ...]) -> None:
-        """Copy a part of one chunk: read straight into place, or mapped where it must be cut or cast."""
+        """Copy a part of one chunk to `target`: a whole chunk of the same dtype is read straight into it, any other is mapped, cut and cast."""
         if target.shape == self.chunk and target.dtype == self.dtype:
             place = bytes_of(target)
             for block in read_file(chunk.file, chunk.offset, len(place)):
@@ -98,20 +98,20 @@ class StoredArray:
 
 
 def packed(params: Path) -> Path:
-    """The zip file that may stand in the place of a folder of arrays."""
+    """Return the path of the zip file that may stand in the place of a folder of arrays."""
     return params.with_name(f"{params.name}.zip")
 
 
 def has_arrays(params: Path) -> bool:
-    """Whether arrays lie at a path, in a folder or packed."""
+    """Return whether there are arrays at a path, in a folder or packed into a zip file."""
     return params.is_dir() or packed(params).is_file()
 
 
 def read(params: Path) -> dict[KeyPath, StoredArray]:
-    """What a folder of arrays, or the zip file in its place, holds; no array is read yet.
+    """Read the headers of a folder of arrays, or of the zip file in its place; no array is read yet.
 
     Raises:
-        UserError: there are none, they are damaged or incomplete, or another program wrote them in another layout.
+        UserError: there are no arrays, they are damaged or incomplete, or another program wrote them in another layout.
     """
     found = _read_folder(params) if params.is_dir() or not packed(params).is_file() else _read_zip(packed(params))
     if not found:
@@ -135,7 +135,7 @@ def pack(params: Path, file: Path) -> None:
 
 
 def chunk_name(rank: int, number: int) -> str:
-    """The name of a chunk's file: its place along each axis."""
+    """Return the name of a chunk's file, which is its index along each axis; only the first axis is cut into chunks."""
     return ".".join([str(number), *["0"] * (rank - 1)])
 
 
@@ -188,7 +188,7 @@ def _zip_arrays(file: Path, archive: zipfile.ZipFile, members: Mapping[str, zipf
 
 
 def member_offset(file: Any, member: zipfile.ZipInfo) -> int:
-    """Where the bytes of an uncompressed member of a zip file begin.
+    """Return the offset at which the bytes of an uncompressed member of a zip file begin.
 
     The local header's name and extra field may be longer than the directory's, so the header itself is read (APPNOTE.TXT, 4.3.7).
 
@@ -202,7 +202,7 @@ def member_offset(file: Any, member: zipfile.ZipInfo) -> int:
 
 
 def _array(where: str | os.PathLike[str], header: Any, folder: str, locate: Callable[[str], tuple[Chunk, int]]) -> StoredArray:
-    """The array that a header describes, after a look at the sizes of its chunks."""
+    """Return the array that a header describes, once the sizes of its chunks have been checked."""
     wanted = ("shape", "chunks", "dtype", "compressor", "order")
     if not isinstance(header, dict) or not all(key in header for key in wanted):
         raise UserError(f"{where} is no header of an array (it needs {', '.join(wanted)}): {_ADVICE}")

@@ -1,6 +1,6 @@
 """Next-token cross-entropy in chunks, so that the logits of all tokens over the whole vocabulary never exist at once.
 
-On a mesh the vocabulary's rows are sharded over the devices that shard the weights, and tokens are all-gathered to them (ops/vocabulary.py).
+On a mesh the vocabulary is sharded over the devices that share the weights, and the tokens of all of them are sent to it (ops/vocabulary.py).
 
 R rows of a batch, T tokens of a row, D width, V vocabulary; on one device, n tokens of a chunk and v rows of the vocabulary.
 """
@@ -67,12 +67,12 @@ def _forward(
 
         def part(total: tuple[jax.Array, jax.Array], one: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             x, target, share = one
-            logits = _scores(vocabulary, vocabulary.all_gathered(x), head)
-            top = vocabulary.largest(jnp.max(logits, axis=-1))
-            here, row = vocabulary.place(vocabulary.all_gathered(target), head.shape[0])
+            logits = _scores(vocabulary, vocabulary.all_gather(x), head)
+            top = vocabulary.max_over_devices(jnp.max(logits, axis=-1))
+            here, row = vocabulary.local_rows(vocabulary.all_gather(target), head.shape[0])
             picked = jnp.where(here, jnp.take_along_axis(logits, row[:, None], axis=-1)[:, 0], 0.0)
-            sums = vocabulary.summed(jnp.stack([jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), picked], axis=-1))
-            top = vocabulary.own(top, len(target))
+            sums = vocabulary.reduce_scatter_sum(jnp.stack([jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), picked], axis=-1))
+            top = vocabulary.local_tokens(top, len(target))
             lse = top + jnp.log(sums[:, 0])
             counted = target != IGNORE
             said = jnp.sum((target == watched) & counted & (sums[:, 1] >= top)).astype(jnp.float32)
@@ -81,10 +81,10 @@ def _forward(
         zero = jnp.zeros((), jnp.float32)
         pieces = [_cut(a, chunk, fill) for a, fill in ((x, 0), (targets, IGNORE), (shares, 0))]
         (loss, said), lse = jax.lax.scan(part, (zero, zero), tuple(pieces))
-        return vocabulary.sum(loss, *BATCH, CONTEXT), vocabulary.sum(said, *BATCH, CONTEXT), lse.reshape(-1)[: targets.size].reshape(targets.shape)
+        return vocabulary.sum_over(loss, *BATCH, CONTEXT), vocabulary.sum_over(said, *BATCH, CONTEXT), lse.reshape(-1)[: targets.size].reshape(targets.shape)
 
     outs = (PartitionSpec(), PartitionSpec(), ROWS)
-    loss, said, lse = vocabulary.run(local, (ROWS, TABLE, ROWS, ROWS), outs)(x, head, targets, shares)
+    loss, said, lse = vocabulary.shard_map(local, (ROWS, TABLE, ROWS, ROWS), outs)(x, head, targets, shares)
     return (loss, said), (x, head, targets, shares, lse)
 
 
@@ -99,19 +99,19 @@ def _backward(vocabulary: Vocabulary, watched: int, chunk: int, saved: Any, give
         def part(d_head: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             x, target, share, lse = one
             share = jnp.where(target != IGNORE, share * d_loss, 0.0)
-            x, target, share, lse = (vocabulary.all_gathered(a) for a in (x, target, share, lse))
-            here, row = vocabulary.place(target, head.shape[0])
+            x, target, share, lse = (vocabulary.all_gather(a) for a in (x, target, share, lse))
+            here, row = vocabulary.local_rows(target, head.shape[0])
             hit = here[:, None] & (row[:, None] == jnp.arange(head.shape[0])[None])
             d_logits = ((jnp.exp(_scores(vocabulary, x, weight) - lse[:, None]) - hit.astype(jnp.float32)) * share[:, None]).astype(x.dtype)
             d_head = d_head + jax.lax.dot_general(d_logits, x, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
             d_x = jax.lax.dot_general(d_logits, weight, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-            return d_head, vocabulary.summed(d_x).astype(x.dtype)
+            return d_head, vocabulary.reduce_scatter_sum(d_x).astype(x.dtype)
 
         pieces = [_cut(a, chunk, fill) for a, fill in ((x, 0), (targets, IGNORE), (shares, 0), (lse, 0))]
         d_head, d_x = jax.lax.scan(part, jnp.zeros(head.shape, jnp.float32), tuple(pieces))
-        return d_x.reshape(-1, x.shape[-1])[: targets.size].reshape(x.shape), vocabulary.sum(d_head, DATA).astype(head.dtype)
+        return d_x.reshape(-1, x.shape[-1])[: targets.size].reshape(x.shape), vocabulary.sum_over(d_head, DATA).astype(head.dtype)
 
-    run = vocabulary.run(local, (ROWS, TABLE, ROWS, ROWS, ROWS, PartitionSpec()), (ROWS, TABLE))
+    run = vocabulary.shard_map(local, (ROWS, TABLE, ROWS, ROWS, ROWS, PartitionSpec()), (ROWS, TABLE))
     d_x, d_head = run(x, head, targets, shares, lse, given[0])
     return d_x, d_head, None, None
 
@@ -127,7 +127,7 @@ def _scores(vocabulary: Vocabulary, x: jax.Array, head: jax.Array) -> jax.Array:
     scores = jax.lax.dot_general(x, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype).astype(jnp.float32)
     if vocabulary.mesh is None:
         return scores
-    return jnp.where((vocabulary.first(head.shape[0]) + jnp.arange(head.shape[0]) < vocabulary.rows)[None], scores, -jnp.inf)
+    return jnp.where((vocabulary.first_row(head.shape[0]) + jnp.arange(head.shape[0]) < vocabulary.rows)[None], scores, -jnp.inf)
 
 
 def _cut(a: jax.Array, chunk: int, fill: int) -> jax.Array:

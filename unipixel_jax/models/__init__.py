@@ -1,4 +1,4 @@
-"""Qwen2.5-VL, SAM 2.1 and UniPixel as flax modules. Their inputs (``batch.py``) are pytrees wherever a model can be imported."""
+"""Qwen2.5-VL, SAM 2.1 and UniPixel as Flax modules. Importing this package registers their inputs (``batch.py``, which knows no JAX) as pytrees."""
 
 from dataclasses import fields
 

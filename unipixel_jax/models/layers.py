@@ -1,4 +1,4 @@
-"""The few layers that all towers share, each declaring its own weights. Linear weights are [out, in] (see ops/dense.py)."""
+"""The layers that the towers share, each of which declares its own weights. Linear weights are [out, in] (see ops/dense.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unipixel_jax.ops.norm import layer_norm, rms_norm
 
 
 class Linear(nnx.Module):
-    """``x @ weight.T + bias``: weight [out, in], bias [out] unless ``bias=False``. ``axes`` names (out, in)."""
+    """A linear layer ``x @ weight.T + bias``: weight [out, in], bias [out] unless ``bias=False``. ``axes`` are the logical names of (out, in)."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Linear(nnx.Module):
         self.bias = declare(rngs, (d_out,), axes[:1], zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., in] to [..., out], in x's dtype."""
+        """Map x [..., in] to [..., out] in x's dtype."""
         return dense(x, self.weight[...], None if self.bias is None else self.bias[...])
 
 
@@ -43,12 +43,12 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., d], same shape and dtype back."""
+        """Map x [..., d] to the same shape and dtype."""
         return rms_norm(x, self.weight[...], self.eps)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis; ``eps`` has no default since SAM 2 mixes 1e-5 and 1e-6."""
+    """Layer normalisation over the last axis, width ``d``; ``eps`` has no default since SAM 2 mixes 1e-5 and 1e-6."""
 
     def __init__(self, d: int, eps: float, rngs: nnx.Rngs) -> None:
         self.weight = declare(rngs, (d,), (EMBED,), ones)
@@ -56,12 +56,12 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., d], same shape and dtype back."""
+        """Map x [..., d] to the same shape and dtype."""
         return layer_norm(x, self.weight[...], self.bias[...], self.eps)
 
 
 class Mlp(nnx.Module):
-    """Two linear layers, fc1 and fc2, with ``act`` between."""
+    """Two linear layers, fc1 and fc2, with the activation ``act`` between them."""
 
     def __init__(self, d_in: int, hidden: int, d_out: int, act: Callable[[jax.Array], jax.Array], rngs: nnx.Rngs, init: Initializer = lecun) -> None:
         self.fc1 = Linear(d_in, hidden, (MLP, EMBED), rngs, init=init)
@@ -69,12 +69,12 @@ class Mlp(nnx.Module):
         self.act = act
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., d_in] to [..., d_out]."""
+        """Map x [..., d_in] to [..., d_out] in x's dtype."""
         return self.fc2(self.act(self.fc1(x)))
 
 
 class Mlp3(nnx.Module):
-    """Three linear layers with ReLU between (reference: sam2/modeling/sam2_utils.py, MLP), as SAM 2's heads use."""
+    """Three linear layers with ReLU between them, as in SAM 2's heads (reference: sam2/modeling/sam2_utils.py, MLP)."""
 
     def __init__(self, d_in: int, hidden: int, d_out: int, rngs: nnx.Rngs, init: Initializer = lecun) -> None:
         self.fc1 = Linear(d_in, hidden, (MLP, EMBED), rngs, init=init)
@@ -82,7 +82,7 @@ class Mlp3(nnx.Module):
         self.fc3 = Linear(hidden, d_out, (CHANNELS, MLP), rngs, init=init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., d_in] to [..., d_out]."""
+        """Map x [..., d_in] to [..., d_out] in x's dtype."""
         return self.fc3(jax.nn.relu(self.fc2(jax.nn.relu(self.fc1(x)))))
 
 
@@ -95,30 +95,30 @@ class SwiGlu(nnx.Module):
         self.down = Linear(hidden, d, (EMBED, MLP), rngs, bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., d], same shape back."""
+        """Map x [..., d] to the same shape and dtype."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class Dropout(Random):
-    """Drops single numbers with probability ``rate``; without a key (see core/dropout.py), none."""
+    """Dropout of single entries with probability ``rate``; without a key (see core/dropout.py) nothing is dropped."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x of any shape, same shape and dtype back."""
+        """Map x of any shape to the same shape and dtype."""
         return x if self.key is None else dropout(x, self.key[...], self.rate)
 
 
 class DropPath(Random):
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch of whole samples; without a key, none."""
+    """Stochastic depth (arXiv 1603.09382), which drops a residual branch for whole samples; without a key nothing is dropped."""
 
     def __call__(self, x: jax.Array, rate: float | jax.Array) -> jax.Array:
-        """x [B, ...], same shape and dtype back. ``rate`` is given here since it differs between the layers of a stack."""
+        """Map x [B, ...] to the same shape and dtype. ``rate`` is an argument because it differs between the layers of a stack."""
         return x if self.key is None else dropout(x, self.key[...], rate, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (error function) GELU, as torch's default."""
+    """Apply the exact GELU, with the error function, which is torch's default: x of any shape to the same shape and dtype."""
     return jax.nn.gelu(x, approximate=False)

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): a trained product of two small matrices beside frozen weights, on the attention projections of the two Qwen parts
 (reference: unipixel/train/train.py, get_target_modules, with peft's tuners/lora).
 
-L layers of a stack, R rank.
+R is the rank of the adapters.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.dense import dense
 
 PARTS: Mapping[str, tuple[str, ...]] = {"llm": ("text",), "visual": ("vision",), "all": ("text", "vision")}
-"""What ``LoraConfig.part`` may be, and the towers that it means."""
+"""The values of ``LoraConfig.part``, and the towers that get adapters for each."""
 TARGETS: Mapping[type[nnx.Module], tuple[str, ...]] = {text.Attention: ("q", "k", "v", "o"), vision.Attention: ("qkv", "proj")}
-"""The layers of each kind of module that get an adapter."""
+"""The attributes of each kind of module whose linear layers get an adapter."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Size and place of the adapters; the defaults are those of UniPixel's third stage.
+    """The size of the adapters, and the towers that have them; the defaults are those of UniPixel's third stage.
 
     Attributes:
-        rank: rows of A, columns of B.
-        alpha: the product counts ``alpha / rank`` times.
-        dropout: rate at which the adapter's inputs are dropped while training.
-        part: "llm", "visual" or "all".
+        rank: the rows of A and the columns of B.
+        alpha: the product B A is multiplied by ``alpha / rank``.
+        dropout: the rate at which the inputs of an adapter are dropped while training.
+        part: the towers that have adapters: "llm", "visual" or "all".
     """
 
     rank: int = 128
@@ -46,7 +46,7 @@ class LoraConfig:
 
 
 class LoraLinear(Linear):
-    """``x @ weight.T + bias + scale * dropout(x) @ a.T @ b.T``: a [R, in] and b [out, R] are trained, the rest is frozen."""
+    """A linear layer with an adapter: ``x @ weight.T + bias + scale * dropout(x) @ a.T @ b.T``, where a [R, in] and b [out, R] are trained."""
 
     def __init__(self, base: Linear, c: LoraConfig, rngs: nnx.Rngs) -> None:
         shape, axes = base.weight.shape, base.weight.get_metadata()["axes"]
@@ -59,11 +59,11 @@ class LoraLinear(Linear):
         self.scale = c.alpha / c.rank
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., in] to [..., out], in x's dtype."""
+        """Map x [..., in] to [..., out] in x's dtype."""
         return super().__call__(x) + dense(dense(self.dropout(x), self.lora_a[...]), self.lora_b[...]) * self.scale
 
     def merged(self) -> Linear:
-        """The plain layer with the product added to its weight, in float32 and then in the weight's dtype."""
+        """Return the plain layer with the product added to its weight. The sum is computed in float32 and cast to the weight's dtype."""
         product = jnp.matmul(self.lora_b[...], self.lora_a[...], precision="highest") * self.scale
         plain = abstract(lambda rngs: Linear(1, 1, (None, None), rngs, bias=self.bias is not None))
         plain.weight, plain.bias = jax.tree.map(lambda w: (w.astype(jnp.float32) + product).astype(w.dtype), self.weight), self.bias
@@ -71,15 +71,15 @@ class LoraLinear(Linear):
 
 
 def add_lora(model: UniPixelModel, config: LoraConfig, rngs: nnx.Rngs) -> UniPixelModel:
-    """The same model with adapters that add nothing yet: A is random, B zero (peft's default).
+    """Return the model with adapters that change nothing yet: A is random and B is zero (peft's default).
 
     Args:
-        model: with arrays, or inside ``abstract`` with shapes; stacked or not. It is not changed, and shares its weights with the result.
-        config: see LoraConfig.
-        rngs: for A.
+        model: a model of arrays or, inside ``abstract``, of shapes; stacked or not. It is not changed, and shares its weights with the result.
+        config: size and towers of the adapters.
+        rngs: the random numbers of A.
 
     Raises:
-        UserError: an unknown part, a rank below 1, a rate outside [0, 1), or a model that has adapters already.
+        UserError: the part is unknown, the rank is below 1, the rate lies outside [0, 1), or the model has adapters already.
     """
     _check(config)
     model = jax.tree.map(lambda a: a, model)
@@ -92,7 +92,7 @@ def add_lora(model: UniPixelModel, config: LoraConfig, rngs: nnx.Rngs) -> UniPix
 
 
 def merge_lora(model: UniPixelModel) -> UniPixelModel:
-    """The plain model that computes the same: adapters are added to their weights. The given model is not changed.
+    """Return the plain model that computes the same, with the adapters added to the weights. The given model is not changed.
 
     Raises:
         UserError: the model has no adapters.
@@ -107,13 +107,13 @@ def merge_lora(model: UniPixelModel) -> UniPixelModel:
 
 
 def _a(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Kaiming-uniform with a = sqrt(5), as torch initialises linear layers: within 1 / sqrt(in)."""
+    """Draw Kaiming-uniform weights with a = sqrt(5), as torch initialises linear layers, which is uniform within 1 / sqrt(in)."""
     bound = 1 / math.sqrt(shape[-1])
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _targets(model: UniPixelModel, part: str) -> Iterator[tuple[nnx.Module, str]]:
-    """The modules that hold target layers, with the attribute's name."""
+    """Yield the modules that hold a layer that gets an adapter, with the layer's attribute name."""
     for tower in PARTS[part]:
         for _, module in list(nnx.iter_modules(getattr(model, tower))):
             for name in TARGETS.get(type(module), ()):

@@ -1,8 +1,8 @@
-"""Which of UniPixel's weights are divided over which devices.
+"""The sharding of UniPixel's weights.
 
-Along ``fsdp`` and ``context`` together every matrix is divided, to be collected where it is used, but for the tables of the vocabulary, which are never
-collected (ops/vocabulary.py). Along ``tensor`` only the language model is, by heads, feed-forward columns and vocabulary (Megatron-LM,
-arXiv 1909.08053); there the other towers divide their images instead of their weights, since those are small and their images many.
+Along ``fsdp`` and ``context`` together every matrix is sharded. It is all-gathered where it is used, except for the tables of the vocabulary, which are never
+all-gathered (ops/vocabulary.py). Along ``tensor`` only the language model is sharded, by heads, feed-forward columns and vocabulary (Megatron-LM,
+arXiv 1909.08053). The other towers shard their images along ``tensor`` instead of their weights, since the weights are small and the images many.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from unipixel_jax.errors import UserError
 M = TypeVar("M", bound=nnx.Module)
 
 ELSEWHERE = Rules({WEIGHTS: (EMBED, MLP, HEADS, PATCH)})
-"""For all towers but the language model."""
+"""The rules for the weights of all towers but the language model."""
 TABLES = Rules({WEIGHTS: (VOCAB, EMBED), (TENSOR,): (VOCAB,)}, (VOCAB,))
-"""For what has a row for each token."""
+"""The rules for tables with a row for each token."""
 
 
 def text_rules(config: UniPixelConfig) -> Rules:
-    """For the language model, its tables aside. Key heads that do not divide are repeated (ops/attention/sharded.py)."""
+    """Return the rules for the language model, except for its tables. Key heads that do not divide are replicated (ops/attention/sharded.py)."""
     text = config.text
     return Rules(
         {WEIGHTS: (EMBED, MLP, HEADS, KV_HEADS), (TENSOR,): (MLP, HEADS, KV_HEADS)},
@@ -39,16 +39,16 @@ def text_rules(config: UniPixelConfig) -> Rules:
 
 
 def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dtype: jnp.dtype | None = None) -> M:
-    """An abstract model whose weights know their places.
+    """Return an abstract model with a sharding for each weight.
 
     Args:
-        model: shapes for weights, from ``abstract_model``, with adapters or without.
-        config: its sizes.
+        model: an abstract model, from ``abstract_model``, with adapters or without.
+        config: the model's configuration.
         mesh: the devices.
-        dtype: of the weights; None keeps theirs.
+        dtype: the dtype of all weights; None keeps their own.
 
     Raises:
-        UserError: the language model's heads do not divide along ``tensor``.
+        UserError: the language model's heads cannot be sharded along ``tensor``.
     """
     text = text_rules(config)
     check_heads(config, mesh)
@@ -69,7 +69,11 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
 
 
 def check_heads(config: UniPixelConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Raise a UserError unless the language model's heads divide along ``tensor``."""
+    """Check that the language model's heads can be sharded along ``tensor``.
+
+    Raises:
+        UserError: the number of query or key heads does not allow that.
+    """
     size, text = mesh.shape[TENSOR], config.text
     heads, keys = text.num_attention_heads, text.num_key_value_heads
     if heads % size or (keys % size and size % keys):

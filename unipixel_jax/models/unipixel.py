@@ -1,7 +1,7 @@
 """UniPixel: Qwen2.5-VL and SAM 2.1 joined by a segmentation head, a reference encoder and memory features
 (arXiv 2509.18094; reference: unipixel/model/qwen2_5_vl.py). Composition only.
 
-B batch, T tokens, D language width, d SAM width, M merged vision tokens, E references, Q memory tokens.
+B batch, T tokens, D language width, d SAM width, H hidden tokens of an object, P patches, M merged vision tokens, E references, Q memory tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from unipixel_jax.models.sam2.tracker import Sam2
 
 
 class SegHead(nnx.Module):
-    """The hidden state that predicts `<|seg|>` to hidden tokens for SAM 2's mask decoder."""
+    """The head that maps the hidden state that predicts `<|seg|>` to hidden tokens, the prompt of SAM 2's mask decoder."""
 
     def __init__(self, c: UniPixelConfig, rngs: nnx.Rngs) -> None:
         d = c.text.hidden_size
@@ -34,7 +34,7 @@ class SegHead(nnx.Module):
         self.tokens = c.sam2_hidden_tokens
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """hidden [..., D] before the final norm to [..., H, d]."""
+        """Map hidden states [..., D] before the final norm to hidden tokens [..., H, d] in the same dtype."""
         return self.mlp(self.norm(hidden)).reshape(*hidden.shape[:-1], self.tokens, -1)
 
 
@@ -58,20 +58,27 @@ class UniPixelModel(nnx.Module):
         self.config = c
 
     def embed(self, inputs: ModelInputs, dtype: jnp.dtype, remat: Remat = "none") -> jax.Array:
-        """Token embeddings [B, T, D] in ``dtype``, with vision tokens, references and memory features in their places."""
-        return self.fill(self.text.embed(inputs.input_ids, dtype), inputs, remat)
+        """Return the embeddings [B, T, D] of all tokens in ``dtype``: those of images, references and memories are computed, the others looked up."""
+        return self.merge_embeddings(self.text.embed(inputs.input_ids, dtype), inputs, remat)
 
-    def fill(self, x: jax.Array, inputs: ModelInputs, remat: Remat = "none") -> jax.Array:
-        """Embedded tokens [B, T, D] with vision tokens, references and memory features in their places, in x's dtype."""
+    def merge_embeddings(self, x: jax.Array, inputs: ModelInputs, remat: Remat = "none") -> jax.Array:
+        """Replace the embeddings of image, reference and memory tokens in x [B, T, D] by what the model computes for them; returns x's shape and dtype."""
         x, dtype = constrain(x), x.dtype
-        tokens, merger_input = self.look(inputs.patches.astype(dtype), inputs.vision, remat)
+        tokens, merger_input = self.encode_images(inputs.patches.astype(dtype), inputs.vision, remat)
         x = _fill(x, tokens, inputs.vision_slots)
         x = _fill(x, self.encode_references(inputs.references, dtype), inputs.reference_slots)
         return constrain(_fill(x, self.memory_features(merger_input, inputs.memory_rows), inputs.memory_slots), None, SEQUENCE)
 
-    def look(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
-        """The vision tower over patches [P, patch_dim], or over parts of them [C, P, patch_dim] that devices share: tokens [M, D] and merger inputs [M, 4 d]
-        of all parts.
+    def encode_images(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
+        """Run the vision tower.
+
+        Args:
+            patches: [P, patch_dim], or [C, P, patch_dim] in C parts that are sharded over the devices that share a sample.
+            tables: the index tables of the patches (batch.py), with the same leading axis of parts.
+            remat: what the backward pass computes again (core/stacking.py).
+
+        Returns:
+            The tokens [M, D] and the merger's inputs [M, merge_dim] of all parts, in the dtype of ``patches``.
         """
         if patches.ndim == 2:
             return self.vision(patches, tables, remat)
@@ -79,7 +86,7 @@ class UniPixelModel(nnx.Module):
         return jax.tree.map(lambda a: constrain(a.reshape(-1, a.shape[-1])), seen)
 
     def encode_references(self, refs: References, dtype: jnp.dtype) -> jax.Array:
-        """Points and boxes with their frames to embeddings [E, D] (section 3.2 of the paper)."""
+        """Return the embeddings [E, D] in ``dtype`` of points and boxes on their frames (section 3.2 of the paper)."""
         points = self.ref_encoder.points(refs.coords, refs.labels).astype(dtype)
         single = self.ref_proj_single(points[:, :2].reshape(points.shape[0], -1))
         double = self.ref_proj_double(points.reshape(points.shape[0], -1))
@@ -88,7 +95,7 @@ class UniPixelModel(nnx.Module):
         return self.ref_proj(gelu(jnp.concatenate([where, self.tem_proj(when)], axis=1)))
 
     def memory_features(self, merger_input: jax.Array, table: jax.Array) -> jax.Array:
-        """Mean merger inputs over the rows of ``table`` [Q, C], projected: [Q, D]."""
+        """Return embeddings [Q, D] of memories: the projected means of the merger inputs [M, merge_dim] that a row of ``table`` [Q, C] lists, padded with M."""
         rows = merger_input.at[table].get(mode="fill", fill_value=0).astype(jnp.float32)
         count = jnp.sum(table < merger_input.shape[0], axis=1, keepdims=True)
         mean = jnp.sum(rows, axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
@@ -96,7 +103,7 @@ class UniPixelModel(nnx.Module):
 
 
 def abstract_model(config: UniPixelConfig) -> UniPixelModel:
-    """The model with shapes in place of arrays, at once whatever its size."""
+    """Return the model with shapes in place of arrays, which takes no memory at any size."""
     return abstract(lambda rngs: UniPixelModel(config, rngs))
 
 
@@ -106,12 +113,12 @@ def unstack_towers(model: UniPixelModel) -> None:
 
 
 def with_config(model: UniPixelModel, config: UniPixelConfig) -> UniPixelModel:
-    """The same weights under a configuration of equal sizes but other switches."""
+    """Return a model with the same weights and another configuration, whose sizes are equal and whose switches may differ."""
     other = jax.tree.map(lambda a: a, model)
     other.config = config
     return other
 
 
 def _fill(x: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Array:
-    """Replace x [B, T, D] by values[slots] wherever a slot is in range."""
+    """Replace the entries of x [B, T, D] by ``values[slots]`` where a slot [B, T] is below the number of values [n, D]."""
     return jnp.where((slots < values.shape[0])[..., None], values.at[slots].get(mode="fill", fill_value=0).astype(x.dtype), x)

@@ -11,12 +11,12 @@ from unipixel_jax.ops.platform import platform
 
 
 def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """``x @ weight.T + bias``.
+    """Return ``x @ weight.T + bias``.
 
     Args:
-        x: [..., in], any float dtype; it is the compute dtype.
-        weight: [out, in], cast to x's dtype. The layout is torch's, so checkpoints convert by copying, and a row is contiguous, which made
-            products with few rows 1.4 to 1.5 times faster on a CPU than [in, out] (measured, 1 and 512 rows of 2048).
+        x: [..., in] of any float dtype, which is the dtype of the computation.
+        weight: [out, in], cast to x's dtype. The layout is torch's, so that checkpoints convert by copying. A row is contiguous, which made
+            products with few rows 1.4 to 1.5 times faster on a CPU than with [in, out] (measured with 1 and 512 rows of 2048).
         bias: [out] or None.
 
     Returns:
@@ -24,7 +24,7 @@ def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax
     """
     weight = weight.astype(x.dtype)
     out, rows = weight.shape[0], x.reshape(-1, x.shape[-1])
-    # XLA's CPU backend has no fast bfloat16 product for a single row (30 times slower than for two rows at 11008x2048)
+    # XLA's CPU backend has no fast bfloat16 product for a single row: it takes 30 times as long as for two rows (at 11008x2048).
     single = rows.shape[0] == 1 and x.dtype == jnp.bfloat16 and platform() == "cpu"
     if single:
         rows = jnp.concatenate([rows, rows])

@@ -1,4 +1,7 @@
-"""Rotary position codes: multimodal and 2-D for Qwen2.5-VL, axial for SAM 2. Angles, sines and products are float32."""
+"""Rotary position codes: multimodal and 2-D for Qwen2.5-VL, axial for SAM 2. Angles, sines and products are float32.
+
+B batch, T tokens, P patches, N heads, H head size.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,22 @@ import numpy as np
 
 
 def frequencies(dim: int, theta: float, count: int | None = None) -> jax.Array:
-    """``theta ** (-2i / dim)`` for i below ``count`` (default dim / 2); [count] float32."""
+    """Return the frequencies ``theta ** (-2i / dim)`` for i below ``count`` (default dim / 2): [count] float32."""
     exponent = jnp.arange(dim // 2 if count is None else count, dtype=jnp.float32) * (2.0 / dim)
     return 1.0 / jnp.power(jnp.float32(theta), exponent)
 
 
 def mrope_angles(position_ids: jax.Array, head_dim: int, theta: float, section: tuple[int, ...]) -> jax.Array:
-    """Angles of Qwen2-VL's multimodal rope (arXiv 2409.12191, section 2.1).
+    """Return the angles of Qwen2-VL's multimodal rope (arXiv 2409.12191, section 2.1).
 
     Args:
         position_ids: [3, B, T] integers: time, height, width.
-        section: how many of the head's rotary pairs follow each of the three.
+        head_dim: H.
+        theta: the base of the frequencies.
+        section: how many of the head's H / 2 rotary pairs follow time, height and width; they sum to H / 2.
 
     Returns:
-        [B, T, head_dim / 2] float32.
+        [B, T, H / 2] float32, radians.
     """
     freq = frequencies(head_dim, theta)
     angles = position_ids.astype(jnp.float32)[..., None] * freq[None, None, None]
@@ -35,16 +40,22 @@ def mrope_angles(position_ids: jax.Array, head_dim: int, theta: float, section: 
 
 
 def grid_angles(positions: jax.Array, head_dim: int, theta: float = 1e4) -> jax.Array:
-    """Angles of Qwen2-VL's 2-D vision rope: the first quarter of a head follows the row, the second the column.
+    """Return the angles of Qwen2-VL's 2-D vision rope: the first half of the pairs follows the row, the second half the column.
 
-    positions [N, 2] integers (row, column); returns [N, head_dim / 2] float32.
+    Args:
+        positions: [P, 2] integers (row, column).
+        head_dim: H.
+        theta: the base of the frequencies.
+
+    Returns:
+        [P, H / 2] float32, radians.
     """
     freq = frequencies(head_dim // 2, theta)
     return (positions.astype(jnp.float32)[..., None] * freq[None, None]).reshape(positions.shape[0], head_dim // 2)
 
 
 def rotate_half(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate pairs (i, i + H/2) of each head. x [..., N, H], cos and sin [..., H/2] without the head axis; returns x's dtype."""
+    """Rotate the pairs (i, i + H/2) of each head: x [..., N, H] with cos and sin [..., H/2], which have no head axis; returns x's shape and dtype."""
     cos, sin = cos[..., None, :], sin[..., None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -52,9 +63,9 @@ def rotate_half(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 @lru_cache(maxsize=16)
 def axial_rope(side: int, dim: int, theta: float = 1e4) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of SAM 2's axial rope (reference: sam2/modeling/position_encoding.py, compute_axial_cis) on a side x side grid.
+    """Return the cosines and sines of SAM 2's axial rope (reference: sam2/modeling/position_encoding.py, compute_axial_cis) on a side x side grid.
 
-    The first half of the pairs follows the column, the second the row. Made on the host: XLA's CPU backend computes them again for every
+    The first half of the pairs follows the column, the second the row. They are made on the host, because XLA's CPU backend would compute them again for every
     element that it multiplies (33 million sines and cosines a frame for the keys of the memory attention at 768 pixels).
 
     Returns:

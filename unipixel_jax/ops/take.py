@@ -1,4 +1,7 @@
-"""Rows of a table by number."""
+"""Rows of a table, taken by index, on one device or from a table that is sharded by rows.
+
+V rows of the table, D its width, R rows of the batch, b conversations of a row, T tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from unipixel_jax.ops.vocabulary import TABLE, Vocabulary
 
 @jax.custom_vjp
 def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """``table[ids]``.
+    """Return ``table[ids]``.
 
     XLA's CPU backend gathers bfloat16 by converting the whole table to float32 first: 1.2 GB for the 3B model's vocabulary, and a third of the time of a short
     answer. Gathering the same bits as integers converts nothing.
@@ -33,7 +36,7 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def _forward(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # of the table only shape and dtype are needed, and it is alive anyway
+    # The backward pass needs only the shape and dtype of the table; keeping the table costs nothing, since it is a weight that stays alive.
     return take_rows(table, ids), (table, ids)
 
 
@@ -45,43 +48,47 @@ def _backward(saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[ja
 take_rows.defvjp(_forward, _backward)
 
 ROWS = PartitionSpec(BATCH, None, CONTEXT)
+"""The PartitionSpec of token ids [R, b, T], and of their embeddings."""
 
 
 def sharded_embedding_lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """``table[ids]`` for a batch of samples, where the mesh that is set divides the table's rows: each device gives what it has of all tokens (vocabulary.py).
+    """Return ``table[ids]`` for a batch, where the table's rows are sharded over the mesh that is set.
+
+    Each device looks up the tokens of all devices in its own rows, and a reduce-scatter returns the sums to the devices of the tokens (ops/vocabulary.py).
+    Without a mesh it is ``take_rows``.
 
     Args:
         table: [V, D].
-        ids: [R, b, T] integers in 0..V-1, R divided over the mesh's samples.
-        dtype: of the result.
+        ids: [R, b, T] integers in 0..V-1; R is sharded over the mesh axes of samples, T along ``context``.
+        dtype: dtype of the result.
 
     Returns:
-        [R, b, T, D].
+        [R, b, T, D] in ``dtype``, sharded as ``ids`` are.
     """
     vocabulary = Vocabulary.of(table)
-    return take_rows(table, ids).astype(dtype) if vocabulary.mesh is None else _divided(vocabulary, dtype, vocabulary.pad_to_multiple(table), ids)
+    return take_rows(table, ids).astype(dtype) if vocabulary.mesh is None else _sharded_lookup(vocabulary, dtype, vocabulary.pad_to_multiple(table), ids)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _divided(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
+def _sharded_lookup(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
     def local(table: jax.Array, ids: jax.Array) -> jax.Array:
-        here, row = vocabulary.place(vocabulary.all_gathered(ids), table.shape[0])
-        return vocabulary.summed(jnp.where(here[..., None], take_rows(table, row).astype(dtype), jnp.zeros((), dtype)))
+        here, row = vocabulary.local_rows(vocabulary.all_gather(ids), table.shape[0])
+        return vocabulary.reduce_scatter_sum(jnp.where(here[..., None], take_rows(table, row).astype(dtype), jnp.zeros((), dtype)))
 
-    return vocabulary.run(local, (TABLE, ROWS), ROWS)(table, ids)
-
-
-def _divided_forward(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _divided(vocabulary, dtype, table, ids), (table, ids)
+    return vocabulary.shard_map(local, (TABLE, ROWS), ROWS)(table, ids)
 
 
-def _divided_backward(vocabulary: Vocabulary, dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[jax.Array, None]:
+def _sharded_lookup_forward(vocabulary: Vocabulary, dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _sharded_lookup(vocabulary, dtype, table, ids), (table, ids)
+
+
+def _sharded_lookup_backward(vocabulary: Vocabulary, dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[jax.Array, None]:
     def local(table: jax.Array, ids: jax.Array, d_rows: jax.Array) -> jax.Array:
-        here, row = vocabulary.place(vocabulary.all_gathered(ids), table.shape[0])
-        d_rows = jnp.where(here[..., None], vocabulary.all_gathered(d_rows), jnp.zeros((), dtype)).astype(table.dtype)
-        return vocabulary.sum(jnp.zeros_like(table).at[row].add(d_rows), DATA)
+        here, row = vocabulary.local_rows(vocabulary.all_gather(ids), table.shape[0])
+        d_rows = jnp.where(here[..., None], vocabulary.all_gather(d_rows), jnp.zeros((), dtype)).astype(table.dtype)
+        return vocabulary.sum_over(jnp.zeros_like(table).at[row].add(d_rows), DATA)
 
-    return vocabulary.run(local, (TABLE, ROWS, ROWS), TABLE)(*saved, d_rows), None
+    return vocabulary.shard_map(local, (TABLE, ROWS, ROWS), TABLE)(*saved, d_rows), None
 
 
-_divided.defvjp(_divided_forward, _divided_backward)
+_sharded_lookup.defvjp(_sharded_lookup_forward, _sharded_lookup_backward)

@@ -1,8 +1,9 @@
-"""Tables with a row for each token of the vocabulary, divided over devices: the tokens of all devices go to the rows, and not the rows to the devices.
+"""Tables with a row for each token of the vocabulary, sharded over devices: the tokens of all devices are sent to the rows, and not the rows to the devices.
 
-A batch has fewer tokens than the vocabulary has rows, unless very many devices divide one table. No device ever holds a table, or its gradient, whole.
+That moves fewer bytes, because a batch has fewer tokens than the vocabulary has rows, unless very many devices share one table. No device ever holds a
+table, or its gradient, whole.
 
-V rows of the table, v of them on this device, n tokens of this device, N of all devices that divide the table.
+V rows of the table, v of them on this device; n tokens of this device, N of all devices that share the table and hold different tokens.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from unipixel_jax.core.mesh import TENSOR, WEIGHTS, devices_along
 from unipixel_jax.core.sharding import current_mesh, pad_to_multiple
 
-DIVIDING = (*WEIGHTS, TENSOR)
-"""Along these devices divide tables; along ``tensor`` they hold the same tokens, along the others they hold other ones."""
-TABLE = PartitionSpec(DIVIDING)
-"""The place of a table."""
+TABLE_AXES = (*WEIGHTS, TENSOR)
+"""The mesh axes over which the rows of a table are sharded. Devices along ``tensor`` hold the same tokens, devices along the others hold different ones."""
+TABLE = PartitionSpec(TABLE_AXES)
+"""The PartitionSpec of a table."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which devices hold a sharded table, and their collective operations, all of which do nothing where there is one device. All methods but ``of``,
-    ``pad_to_multiple`` and ``run`` are called inside functions that ``run`` runs on every device.
+    """Which devices hold a sharded table, and the collective operations among them. All of them return their input where there is no such mesh.
+
+    All methods but ``of``, ``pad_to_multiple`` and ``shard_map`` are called inside functions that ``shard_map`` runs on every device.
 
     Attributes:
-        mesh: the devices; None for one, or for several that do not divide tables.
-        rows: V, before the table is filled up to divide among them.
+        mesh: the mesh over which the table is sharded; None where it lies whole on each device.
+        rows: V, without the rows that ``pad_to_multiple`` adds.
     """
 
     mesh: AbstractMesh | None
@@ -39,43 +41,51 @@ class Vocabulary:
 
     @classmethod
     def of(cls, table: jax.Array) -> Vocabulary:
-        """That of a table [V, D], on the mesh that is set."""
+        """Return the vocabulary of a table [V, D] on the mesh that is set."""
         mesh = current_mesh()
-        return cls(mesh if mesh is not None and devices_along(mesh, DIVIDING) > 1 else None, table.shape[0])
+        return cls(mesh if mesh is not None and devices_along(mesh, TABLE_AXES) > 1 else None, table.shape[0])
 
     def pad_to_multiple(self, table: jax.Array) -> jax.Array:
-        """The table with rows added until they divide."""
-        return pad_to_multiple(table, DIVIDING)
+        """Append rows of zeros to a table [V, D], until the number of rows is a multiple of the number of devices that share it."""
+        return pad_to_multiple(table, TABLE_AXES)
 
-    def run(self, function: Callable[..., Any], ins: tuple[PartitionSpec, ...], outs: Any) -> Callable[..., Any]:
-        """The function on every device, of its part of the arrays."""
-        return function if self.mesh is None else jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
+    def shard_map(self, function: Callable[..., Any], in_specs: tuple[PartitionSpec, ...], out_specs: Any) -> Callable[..., Any]:
+        """Return a function of whole arrays that runs ``function`` on every device with its shards of them; without a mesh, ``function`` itself."""
+        return function if self.mesh is None else jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
-    def all_gathered(self, x: jax.Array) -> jax.Array:
-        """Of tokens [n, ...], those of all devices that divide the table and hold other tokens: [N, ...]."""
+    def all_gather(self, x: jax.Array) -> jax.Array:
+        """Gather what belongs to tokens, [n, ...] on each device, to [N, ...] on all devices that share the table."""
         return x if self.mesh is None else jax.lax.all_gather(x, WEIGHTS, tiled=True)
 
-    def summed(self, x: jax.Array) -> jax.Array:
-        """Of what each device's rows give for all tokens [N, ...], the sums for this device's: [n, ...]."""
+    def reduce_scatter_sum(self, x: jax.Array) -> jax.Array:
+        """Sum over the devices what each computed with its rows for all tokens [N, ...]; returns the sums for this device's tokens [n, ...]."""
         return x if self.mesh is None else jax.lax.psum(jax.lax.psum_scatter(x, WEIGHTS, tiled=True), TENSOR)
 
-    def largest(self, x: jax.Array) -> jax.Array:
-        """Of what each device's rows give for all tokens, the largest."""
-        return x if self.mesh is None else jax.lax.pmax(x, DIVIDING)
+    def max_over_devices(self, x: jax.Array) -> jax.Array:
+        """Return the elementwise maximum over the devices of what each computed with its rows for all tokens; same shape and dtype."""
+        return x if self.mesh is None else jax.lax.pmax(x, TABLE_AXES)
 
-    def own(self, x: jax.Array, count: int) -> jax.Array:
-        """Of what is known for all tokens [N, ...], this device's ``count``."""
+    def local_tokens(self, x: jax.Array, count: int) -> jax.Array:
+        """Return the entries of this device's ``count`` tokens from an array over all tokens: [N, ...] to [count, ...]."""
         return x if self.mesh is None else jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(WEIGHTS) * count, count)
 
-    def sum(self, x: jax.Array, *axes: str) -> jax.Array:
-        """Over mesh axes."""
+    def sum_over(self, x: jax.Array, *axes: str) -> jax.Array:
+        """Sum over the devices along mesh axes; same shape and dtype."""
         return x if self.mesh is None else jax.lax.psum(x, axes)
 
-    def first(self, count: int) -> jax.Array | int:
-        """The number of the first of this device's ``count`` rows."""
-        return 0 if self.mesh is None else jax.lax.axis_index(DIVIDING) * count
+    def first_row(self, count: int) -> jax.Array | int:
+        """Return the index in the table of the first of this device's ``count`` rows."""
+        return 0 if self.mesh is None else jax.lax.axis_index(TABLE_AXES) * count
 
-    def place(self, ids: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-        """Whether each token's row is among this device's ``count``, and which of them it is (any where it is not)."""
-        row = ids - self.first(count)
+    def local_rows(self, ids: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        """Find the rows of tokens among the ``count`` rows of this device.
+
+        Args:
+            ids: [...] integers in 0..V-1.
+            count: v.
+
+        Returns:
+            [...] booleans, whether this device has the row; and [...] indices among its rows, in range but meaningless where it has not.
+        """
+        row = ids - self.first_row(count)
         return (row >= 0) & (row < count), jnp.clip(row, 0, count - 1)

@@ -121,7 +121,7 @@ def language_loss(model: UniPixelModel, batch: LanguageBatch) -> tuple[jax.Array
     embedded = model.text.embed(batch.rows.inputs.input_ids, jnp.float32)
 
     def one(x: jax.Array, inputs: ModelInputs) -> jax.Array:
-        return model.text(model.fill(x, inputs), inputs.position_ids, inputs.segments)[0]
+        return model.text(model.merge_embeddings(x, inputs), inputs.position_ids, inputs.segments)[0]
 
     hidden = jax.vmap(one)(embedded, batch.rows.inputs)
     normed = model.text.norm(hidden)

@@ -1,1 +1,1 @@
-"""Training: what is minimised."""
+"""Training: the objective, the optimizer, the step, the loop, and the checkpoints of runs."""

@@ -1,4 +1,4 @@
-"""What a training run does, as one frozen tree; configs/ holds a file for each experiment."""
+"""The configuration of a training run as a frozen tree of dataclasses; configs/ holds a file for each experiment."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from unipixel_jax.train.overrides import override
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Where the weights come from.
+    """Where a run's initial weights come from.
 
     Attributes:
-        checkpoint: a directory made by ``unipixel-jax convert to-jax``, with what earlier stages trained merged in; None for random weights of ``model``.
-        model: sizes of a model that starts from random weights; None with a checkpoint.
-        tokenizer: folder of its tokenizer; None for that of the small model that ships with the package.
-        size: what the checkpoint holds ("3b" or "7b"), for those who plan without having it; None asks the directory.
+        checkpoint: a directory made by ``unipixel-jax convert to-jax``, or exported after an earlier stage; None for random weights of ``model``.
+        model: the configuration of a model that starts from random weights; None with a checkpoint.
+        tokenizer: the folder of that model's tokenizer; None for the tokenizer of the small model that ships with the package.
+        size: the size of the model in the checkpoint ("3b" or "7b"), so that a run can be planned without the checkpoint; None reads it from the directory.
     """
 
     checkpoint: str | None = None
@@ -50,19 +50,19 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on.
+    """The data that a run trains on and is validated on.
 
     Attributes:
-        datasets: names and repeats, for example ``"refcoco:10,mevis"``; a path is own data.
+        datasets: names of data sets with their repeats, for example ``"refcoco:10,mevis"``; a path names a folder of one's own data.
         root: the folder that holds all data sets (the reference's ``data``).
-        validation: data sets whose loss is measured every ``evaluate_every`` steps; None for none.
-        validation_split: of all of them, for example "val"; own data and drawn scenes have "train" only. No sample may be trained on as well.
-        validation_batches: how many batches of them.
+        validation: data sets whose loss is measured every ``evaluate_every`` steps; None for no validation.
+        validation_split: the split of the validation data sets, for example "val"; own data and drawn scenes have "train" only. It may not be trained on.
+        validation_batches: how many batches of validation data are measured.
         filters: which samples to leave out.
-        draw: how samples are drawn; its ``image_size`` follows the model.
-        max_tokens: longer conversations are replaced; None for no limit.
-        loader: work in the background.
-        buckets: the padded sizes; every combination that comes up compiles a program.
+        draw: how samples are drawn; its ``image_size`` is set to the model's.
+        max_tokens: the largest number of tokens of a conversation; longer ones are replaced by others. None for no limit.
+        loader: how batches are made in the background.
+        buckets: the padded sizes of batches; every combination that occurs compiles a program.
     """
 
     datasets: str
@@ -82,30 +82,30 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        name: of the experiment.
-        start: where the weights come from.
-        data: what is trained on.
-        run_dir: for checkpoints, numbers and the configuration; None for runs/ and the name.
-        trained: names of what is trained (train/trainable.py).
-        lora: adapters; None for none.
+        name: the name of the experiment.
+        start: where the initial weights come from.
+        data: the data to train on and to validate on.
+        run_dir: the directory for checkpoints, metrics and the configuration; None for runs/ followed by the name.
+        trained: the parts of the model that are trained, by the names in train/trainable.py.
+        lora: sizes of the adapters; None for no adapters.
         optim: learning rates, decay, clipping.
         losses: weights of the mask losses.
-        mesh: how the devices are arranged, all of all hosts together.
+        mesh: how the devices of all hosts are arranged.
         hosts: which processes train together.
-        batch_size: samples that run together, over all hosts and devices.
-        accumulation: batches whose gradients make one step.
-        steps: optimisation steps; None for ``epochs``.
-        epochs: passes over the data, where ``steps`` is None.
-        dtype: compute dtype; trained weights are kept in float32, the others in this.
-        remat: what the backward pass computes again.
-        dropout: dropout and stochastic depth as in SAM 2's training, and that of the adapters.
-        sample_objects: objects of a sample that are trained at most; None for all.
-        sam2_batch_mode: segment every frame by itself instead of tracking.
-        seed: of weights, order, drawing and dropout.
+        batch_size: the number of samples that run together, over all hosts and devices.
+        accumulation: the number of batches whose mean gradient makes one step.
+        steps: the number of optimisation steps; None goes by ``epochs``.
+        epochs: the number of passes over the data, where ``steps`` is None.
+        dtype: the compute dtype; trained weights are stored in float32, frozen ones in this dtype.
+        remat: what the backward pass computes again (core/stacking.py).
+        dropout: whether dropout and stochastic depth of SAM 2's training, and the dropout of the adapters, are applied.
+        sample_objects: the largest number of objects of a sample that are trained; None for all.
+        sam2_batch_mode: whether every frame is segmented by itself, without tracking.
+        seed: the seed of initial weights, of the order and the random draws of samples, and of dropout.
         log_every: steps between two lines of the log.
         evaluate_every: steps between two evaluations, where there is validation data.
-        save_every: steps between two checkpoints; where there is validation data, a multiple of ``evaluate_every`` or a divisor.
-        keep: checkpoints to keep; the one with the lowest validation loss is kept as well.
+        save_every: steps between two checkpoints; where there is validation data, a multiple or a divisor of ``evaluate_every``.
+        keep: how many of the newest checkpoints are kept; the one with the lowest validation loss is kept as well.
     """
 
     name: str
@@ -156,7 +156,7 @@ class TrainConfig:
                 f"evaluate_every is {evaluate} and save_every {save}, expected one to be a multiple of the other: the checkpoint with the lowest validation "
                 "loss is kept, and most that are saved would not have been measured"
             )
-        both = parse(self.data.datasets).keys() & parse(datasets).keys() - set(SHAPES)  # which are drawn anew
+        both = parse(self.data.datasets).keys() & parse(datasets).keys() - set(SHAPES)  # drawn scenes never repeat
         if both and self.data.validation_split == "train":
             raise UserError(
                 f"data.validation names {', '.join(sorted(both))}, whose split 'train' is trained on: set data.validation_split to another (docs/data.md lists "
@@ -164,7 +164,7 @@ class TrainConfig:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON, for manifests."""
+        """Return the configuration as plain JSON, for manifests of checkpoints."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
@@ -174,7 +174,7 @@ PARTS: tuple[Any, ...] = (
 
 
 def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every field that is no configuration itself, by its name on the command line."""
+    """Yield every field that is no configuration itself, by its name on the command line."""
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
         if dataclasses.is_dataclass(value):
@@ -184,15 +184,15 @@ def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:
-    """The configuration that a file's ``get_config()`` gives, changed by command-line arguments such as ``--optim.learning-rate 1e-4``.
+    """Return the configuration that a file's ``get_config()`` returns, changed by command-line arguments such as ``--optim.learning-rate 1e-4``.
 
     Args:
-        path: a Python file, as those in configs/.
-        arguments: see ``--help`` after the file for all of them.
+        path: a Python file like those in configs/.
+        arguments: command-line arguments; ``--help`` lists all of them.
 
     Raises:
-        UserError: no such file, or it fails or gives something else; an unknown field is named with the nearest known one.
-        SystemExit: wrong arguments, after an explanation; or ``--help``.
+        UserError: the file is missing, fails, or returns something else; an unknown field is named with the nearest known one.
+        SystemExit: an argument is wrong, which is explained, or ``--help`` is among them.
     """
     file = Path(path)
     if not file.is_file():
@@ -212,7 +212,7 @@ def load_config(path: str | Path, arguments: list[str]) -> TrainConfig:
 
 
 def _explain(error: Exception) -> str:
-    """The error's words; for an unknown field with the nearest known one."""
+    """Return the text of an error; for an unknown field of a configuration it names the nearest known one."""
     text = str(error)
     named = re.search(r"unexpected keyword argument '([^']*)'", text)
     if not isinstance(error, TypeError) or named is None:

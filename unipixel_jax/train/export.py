@@ -1,4 +1,4 @@
-"""`unipixel-jax train export`: from a training run's checkpoint to a model that runs here or in the torch reference."""
+"""`unipixel-jax train export` writes a training run's checkpoint as a model that runs here or in the torch reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMATS = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments; `run` then takes what was parsed."""
+    """Add the command's arguments to a parser."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of a training run")
     parser.add_argument("out", type=Path, metavar="OUT", help="the directory to make")
     parser.add_argument("--format", choices=FORMATS, default="jax", help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()))
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export as the arguments say, and say what was written."""
+    """Export a checkpoint as the parsed arguments say, and print what was written."""
     print(export(args.run_dir, args.out, args.format, step=args.step, start=args.start, base=args.base, force=args.force))
     return 0
 
@@ -41,12 +41,12 @@ def export(
         out: the directory to make.
         format: a key of FORMATS.
         step: which checkpoint; None for the newest.
-        start: the converted directory that training started from; None for where it lay then.
+        start: the converted directory that training started from; None for its path at that time.
         base: for the adapter, the torch checkpoint to name as its base; None for the one that `start` was converted from.
         force: replace an output that is not empty.
 
     Returns:
-        A line that says what was written.
+        A line for the user that says what was written.
 
     Raises:
         UserError: an unknown format, no such checkpoint or a damaged one, a start with other weights, or an output that cannot be written.

@@ -1,7 +1,7 @@
-"""Model FLOPs, for the share of the hardware's peak that is used (MFU; PaLM, arXiv 2204.02311, appendix B).
+"""FLOPs that the model needs, for the model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B).
 
-Counted are the matrix products of weights and of attention, twice for a multiply-add, of what the samples need and not of padding or recomputation. A pass
-forward is one share; back through the activations another; and to the weights a third where they are trained.
+The counts are those of matrix products with weights and of attention, two for a multiply-add, that the samples need; padding and recomputation do not count.
+The backward pass to the activations counts as much as the forward pass, and the gradients of trained weights as much again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from unipixel_jax.core.accelerators import CHIPS
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one pass, forward or with gradients.
+    """The FLOPs of some samples, for a forward pass or for a step with gradients.
 
     Attributes:
-        language: text and vision tower.
-        sam: SAM 2, all frames and objects.
-        token: one more token of an answer; 0 with gradients.
-        frame: one frame tracked; 0 with gradients.
+        language: FLOPs of the language model and the vision tower.
+        sam: FLOPs of SAM 2 on all frames and objects.
+        token: FLOPs of one more token of an answer; 0 for a step with gradients.
+        frame: FLOPs of tracking one frame; 0 for a step with gradients.
     """
 
     language: float
@@ -35,27 +35,27 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """Both sides."""
+        """The sum of ``language`` and ``sam``."""
         return self.language + self.sam
 
     def training(self, trained: Sequence[str]) -> Flops:
-        """Forward and backward, given the names of what is trained (train/trainable.py): frozen weights get no gradients, adapters' own are left out."""
+        """Return the FLOPs of forward and backward pass where the parts named ``trained`` are trained (train/trainable.py), without those of adapters."""
         everything = "all" in trained
         return Flops((3 if everything else 2) * self.language, (3 if everything or "sam2" in trained else 2) * self.sam)
 
 
 def row_flops(config: UniPixelConfig, arrays: TrainBatch) -> Flops:
-    """Forward FLOPs of the samples of some rows, shared tables or not."""
+    """Return the forward FLOPs of the samples of some rows, whose index tables may be split into parts that devices share."""
     text, vision = config.text, config.vision
     lengths = (arrays.inputs.segments > 0).sum(axis=-1).astype(np.float64)
     layer = text.hidden_size * (2 * text.hidden_size + 2 * text.num_key_value_heads * text.head_dim + 3 * text.intermediate_size)
     weights = text.num_hidden_layers * layer + text.hidden_size * text.vocab_size
-    causal = text.num_hidden_layers * text.hidden_size * float(np.sum(lengths**2))  # two products, of which the mask leaves half
+    causal = text.num_hidden_layers * text.hidden_size * float(np.sum(lengths**2))  # two products (scores and values), of which the causal mask leaves half
     tokens = float(lengths.sum())
 
     windows, frames = arrays.inputs.vision.windows, arrays.inputs.vision.frame_table
     bins = windows.reshape(-1, windows.shape[-1])
-    in_windows = np.sum(bins[:, :, None] == bins[:, None], axis=-1)[bins > 0]  # how many patches each one sees
+    in_windows = np.sum(bins[:, :, None] == bins[:, None], axis=-1)[bins > 0]  # the number of patches that each patch attends to
     in_frames = np.sum(frames < arrays.inputs.vision.rope.shape[-2], axis=-1, dtype=np.float64)
     patches = float(len(in_windows))
     block = vision.hidden_size * (4 * vision.hidden_size + 3 * vision.intermediate_size)
@@ -78,15 +78,15 @@ def row_flops(config: UniPixelConfig, arrays: TrainBatch) -> Flops:
 
 
 def encode_flops(sam: Sam2Config) -> float:
-    """Of SAM's image encoder, for one frame, without its windows' attention."""
+    """Return the forward FLOPs of SAM's image encoder for one frame, without its attention within windows."""
     blocks = sum(depth * 12 * dim**2 / 4**stage for stage, (depth, dim) in enumerate(zip(sam.stages, sam.stage_dims, strict=True)))
     return 2 * (sam.image_size / 4) ** 2 * blocks
 
 
 def object_flops(sam: Sam2Config, remembering: int) -> float:
-    """Of one object on one frame: reading a full memory (where ``remembering`` is 1, not 0), decoding the masks, and making a memory of them.
+    """Return the forward FLOPs of one object on one frame: reading a full memory (if ``remembering`` is 1, not 0), decoding the masks, and making a memory.
 
-    Written per cell of the feature grid, without what is done once for a prompt's few tokens.
+    The FLOPs are counted per cell of the feature grid; the products of the few tokens of a prompt are left out.
     """
     cells, d, m = sam.grid**2, sam.d_model, sam.mem_dim
     memories = sam.num_maskmem * cells
@@ -100,7 +100,7 @@ def object_flops(sam: Sam2Config, remembering: int) -> float:
 
 
 def peak_flops() -> float | None:
-    """bfloat16 FLOP/s of all local devices together; None where the chip is not one of core/accelerators.py (a CPU)."""
+    """Return the peak bfloat16 FLOP/s of all local devices together; None for devices that core/accelerators.py does not list (a CPU)."""
     devices = jax.local_devices()
     for chip in CHIPS.values():
         if chip.kind in devices[0].device_kind and devices[0].platform == chip.platform:

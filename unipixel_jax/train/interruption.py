@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training saves and ends in order."""
+"""Interruption of a run by SIGTERM or Ctrl-C, after which it saves its state and ends."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from types import TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What schedulers send before they take a machine away, and Ctrl-C."""
+"""The signals that interrupt a run: SIGTERM, which schedulers send before they take a machine away, and SIGINT of Ctrl-C."""
 
 
 class Interruption:
-    """Takes note of the first signal to end; the second ends the process at once, with status 128 and the signal's number. A context, of the main thread.
+    """A context of the main thread that records the first signal to end; the second ends the process at once, with status 128 plus the signal's number.
 
-    A thread listens: Python's own handlers wait until the main thread is back from compiling or from a step.
+    A thread listens for the signals, because Python runs its own handlers only once the main thread has returned from compiling or from a step.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """Which has come."""
+        """The signal that has come, or None."""
 
     def __enter__(self) -> Interruption:
         listens, self._notes = os.pipe()
@@ -34,7 +34,7 @@ class Interruption:
         signal.set_wakeup_fd(self._noted_before)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        os.close(self._notes)  # the thread reads the end
+        os.close(self._notes)  # the thread then reads the end of the file, and ends
 
     def _listen(self, listens: int) -> None:
         while number := os.read(listens, 1):

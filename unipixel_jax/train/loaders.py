@@ -1,4 +1,4 @@
-"""The data of a run: the samples that it reads, and the loader of this process's part of every batch."""
+"""The data of a run: its mixtures of samples, and the loader of this process's rows of every batch."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from unipixel_jax.train.feed import row_sizes
 from unipixel_jax.train.setup import Layout
 
 VALIDATION_SEED = 1 << 20
-"""Added to the run's seed for validation data, so that sources which draw as they go draw something else."""
+"""What is added to the run's seed for validation data, so that sources that draw random scenes draw other ones."""
 
 
 def training_mixture(config: TrainConfig) -> Mixture:
-    """The samples that a run trains on.
+    """Return the samples that a run trains on.
 
     Raises:
-        UserError: a data set that is unknown, or cannot be read.
+        UserError: a data set is unknown, or cannot be read.
     """
     return open_mixture(config.data.datasets, config.data.root, config.batch_size, config.seed, "train", config.data.filters)
 
 
 def validation_mixture(config: TrainConfig) -> Mixture | None:
-    """The samples that a run is measured on, None if its configuration names none; see ``training_mixture``."""
+    """Return the samples that a run is validated on, None if its configuration names none; errors as in ``training_mixture``."""
     data = config.data
     if not data.validation:
         return None
@@ -45,28 +45,28 @@ def validation_mixture(config: TrainConfig) -> Mixture | None:
 
 
 def run_loader(config: TrainConfig, layout: Layout, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, TrainBatch]:
-    """A loader of this process's rows of every batch of a mixture."""
+    """Return a loader of this process's rows of every batch of a mixture."""
     options = replace(config.data.draw, image_size=layout.model_config.sam2.image_size)
     draw = DrawSample(tokenizer, layout.model_config, options, config.data.max_tokens, config.dtype)
     host, hosts = batch_share(layout)
-    # every number of rows that the devices of this host can share, and none that fills up a batch of whole samples
+    # The buckets are every number of rows that is a multiple of this host's shards, so that a batch of one sample a row needs no padding rows.
     shards = data_shards(layout.mesh) // hosts
     rows = Buckets("rows of a batch", shards, 1.0, max(config.batch_size // hosts, shards))
     buckets, parts = row_sizes(replace(config.data.buckets, batch=rows), layout.mesh)
-    agree = partial(distributed.largest, "sizes of a batch") if hosts > 1 else None
+    agree = partial(distributed.max_over_processes, "sizes of a batch") if hosts > 1 else None
     return open_loader(mixture, draw, config.data.loader, buckets=buckets, parts=parts, host=host, hosts=hosts, agree=agree)
 
 
 def batch_share(layout: Layout) -> tuple[int, int]:
-    """Which part of every batch this process reads, and in how many parts a batch is read."""
-    return distributed.share(NamedSharding(layout.mesh, batch_spec(1)), data_shards(layout.mesh))
+    """Return the number of the shard of every batch that this process reads, and the number of such shards."""
+    return distributed.process_shard(NamedSharding(layout.mesh, batch_spec(1)), data_shards(layout.mesh))
 
 
 def resume(loader: Loader[Any, TrainBatch], data: Any, run_dir: Path) -> None:
-    """Take the data up where a checkpoint says.
+    """Continue with the data at the position that a checkpoint recorded.
 
     Raises:
-        UserError: what it says is no state of a loader.
+        UserError: what it recorded is no state of a loader.
     """
     try:
         loader.restore(data)

@@ -1,4 +1,4 @@
-"""The training loop: batches in, checkpoints and metrics out."""
+"""The training loop, which reads batches and writes checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -38,24 +38,26 @@ from unipixel_jax.train.validation import Validation
 CONFIG = "config.json"
 """Where a run's directory keeps its configuration."""
 BEST = Best("validation_loss", larger=False)
+"""The metric whose best checkpoint is kept besides the newest ones."""
 
 
 def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
-    """Train, or go on training where the run directory's newest checkpoint is. Of several processes (core/distributed.py), all call it.
+    """Train, continuing from the newest checkpoint in the run directory if there is one. Of several processes (core/distributed.py), all call it.
 
-    On SIGTERM or Ctrl-C in one of them, all finish the same step, save it and return.
+    On SIGTERM or Ctrl-C in one of the processes, all finish the same step, save it and return.
 
     Args:
-        config: of the run.
-        run_dir: for checkpoints, metrics and the configuration; a folder that all processes see.
+        config: the run's configuration.
+        run_dir: the directory for checkpoints, metrics and the configuration, which all processes see.
         start: the converted directory that training starts from.
-        devices: to train on; None for all of all processes.
+        devices: the devices to train on; None for the devices of all processes.
 
     Returns:
-        The state after the last step, which is saved.
+        The state after the last step, which is also saved.
 
     Raises:
-        UserError: what the data, the weights or the disk refuse, each in one line; or a loss that is not a number, with the batch saved.
+        UserError: data, weights or checkpoints cannot be read or do not fit, the disk cannot be written, or a loss or gradient is not finite; in the last
+            case the batch and the weights are saved.
     """
     tokenizer = Tokenizer.from_directory(start)
     model_config = UniPixelConfig.from_directory(start)
@@ -82,25 +84,25 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
         with Watch(run_dir, config.to_json(), total, first) if writes else Unwatched() as watch, Interruption() as interruption:
             watch.say(report(mixture))
             own, everything = setup.count()
-            watch.say(f"{config.name}: {own:,} of {everything:,} numbers are trained, {total} steps{f', from step {first} on' if first else ''}")
+            watch.say(f"{config.name}: {own:,} of {everything:,} parameters are trained, {total} steps{f', from step {first} on' if first else ''}")
             return _Run(setup, run_dir, total, loader, checkpoints, finite, validation, watch, interruption).steps(first)
 
 
 @dataclass
 class _Run:
-    """A run that can begin, and those that work on its steps.
+    """A run that is ready to begin, with the objects that its steps use.
 
     Attributes:
-        setup: the weights and their places.
+        setup: the weights and their shardings.
         run_dir: the run's directory.
-        total: steps of the whole training.
-        loader: of this process's part of every batch.
-        checkpoints: of the run.
-        finite: stops the run where a step was not finite.
-        validation: measures the validation losses, None where there is no such data.
+        total: the number of steps of the whole training.
+        loader: loads this process's rows of every batch.
+        checkpoints: the checkpoints of the run.
+        finite: stops the run after a step that was not finite.
+        validation: measures the validation losses; None where there is no validation data.
         watch: shows and writes metrics.
-        interruption: takes note of signals.
-        meter: metrics since the last line of the log.
+        interruption: records signals to end.
+        meter: the metrics since the last line of the log.
     """
 
     setup: Setup
@@ -120,7 +122,7 @@ class _Run:
         self._readers = jax.process_count() // batch_share(self.setup)[1]
 
     def steps(self, first: int) -> TrainState:
-        """All steps from ``first`` on, or those until a signal, and a last checkpoint."""
+        """Run all steps from ``first`` on, or those until a signal, and save a last checkpoint."""
         config, state = self.setup.config, self.setup.state
         for step in range(first, self.total):
             distributed.reach(f"step {step}")
@@ -143,16 +145,16 @@ class _Run:
     def _step(self, step: int, state: TrainState) -> TrainState:
         """Compute the gradients of a step and apply them; the state is donated."""
         gradients, losses, batches = self._gradients(step, state)
-        # looking at the numbers of the step before waits for it, while the gradients of this one are computed
+        # This waits for the step before, while the devices compute the gradients of this one.
         self.finite.require(state, self.loader)
-        state, numbers = self._updated(state, gradients, sum((one.total for one in losses[1:]), losses[0].total))
-        self.finite.watch(step, batches, numbers)
-        self.meter.numbers.append(numbers)
+        state, metrics = self._updated(state, gradients, sum((one.total for one in losses[1:]), losses[0].total))
+        self.finite.watch(step, batches, metrics)
+        self.meter.updates.append(metrics)
         self.watch.advance(step + 1)
         return state
 
     def _gradients(self, step: int, state: TrainState) -> tuple[nnx.State, list[LossParts], list[TrainBatch]]:
-        """Mean gradients over the batches of a step, and the losses and arrays of each batch."""
+        """Compute the mean gradients over the batches of a step; returns them with the losses and arrays of each batch."""
         config, setup = self.setup.config, self.setup
         total: Any = None
         losses: list[LossParts] = []
@@ -162,7 +164,7 @@ class _Run:
             key = step_key(config.seed, step, number)
             gradients, parts = self._gradients_of(state.trained, setup.frozen, to_devices(arrays, setup.mesh), key)
             total = gradients if total is None else add(total, gradients)
-            del gradients  # would be kept beside the sum while those of the next batch are computed
+            del gradients  # else they would stay in memory beside the sum while those of the next batch are computed
             losses.append(parts)
             batches.append(arrays)
             self.meter.count(arrays, parts, row_flops(setup.model_config, arrays).training(config.trained).total)
@@ -174,17 +176,17 @@ class _Run:
             return next(self.loader).arrays
 
     def _due(self, done: int, every: int) -> bool:
-        """Whether something that is done after every so many steps, and after the last one, is to be done now."""
+        """Return whether something that happens after every ``every`` steps, and after the last one, happens after ``done`` steps."""
         return done % every == 0 or done == self.total
 
     def _log(self, done: int) -> None:
-        """Write the metrics of the steps since the last time."""
+        """Write the metrics of the steps since the last line of the log."""
         learning_rate, replaced = float(self.setup.rate(done - 1)), self.loader.failures.counts.total()
         self.watch.write(done, self.meter.values(learning_rate, self._readers, replaced))
         self.meter = Meter()
 
     def _validate(self, validation: Validation, done: int, state: TrainState) -> dict[str, float]:
-        """Measure and write the validation losses; the time that it takes does not count as training."""
+        """Measure and write the validation losses. The meter begins anew, so that this time does not count as training."""
         distributed.reach(f"the validation after step {done}")
         measured = validation.measure(state)
         self.watch.write(done, measured)
@@ -192,13 +194,13 @@ class _Run:
         return measured
 
     def _save(self, done: int, state: TrainState, measured: Mapping[str, float] = {}) -> None:
-        """Start to save a state, in which every step was finite."""
+        """Start to save a state, once its last step is known to have been finite."""
         self.finite.require(state, self.loader)
         distributed.reach(f"the save of step {done}")
         self.checkpoints.save(done, state, self.loader.state(), measured or None)
 
     def _finish(self, ended: str) -> None:
-        """Wait for the last save, and say how the run ended."""
+        """Wait for the last save, and print how the run ended."""
         distributed.reach("the last save")
         self.checkpoints.wait()
         if self.loader.failures.counts:

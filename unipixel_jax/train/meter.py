@@ -1,4 +1,4 @@
-"""What is measured of the steps between two lines of the log, and means of losses over batches."""
+"""The metrics of the steps between two lines of the log, and means of losses over batches."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from unipixel_jax.train.step import StepMetrics
 
 @dataclass
 class Meter:
-    """Metrics of the steps since it was made; device arrays are fetched when `values` is called. Counts are of this process's part of the batches.
+    """The metrics of the steps since the meter was made. Arrays stay on the devices until `values` is called. Counts are those of this process's rows.
 
     Attributes:
-        losses: of each batch.
-        numbers: of each update.
-        samples: how many were trained on.
-        tokens: how many they have, without padding.
-        flops: floating-point operations that the model needs for them.
-        wait: seconds that the devices may have waited for the host's batches.
-        since: when it was made, on the clock of ``time.perf_counter``.
+        losses: the losses of each batch.
+        updates: the metrics of each update.
+        samples: the number of samples that were trained on.
+        tokens: the number of their tokens, without padding.
+        flops: the floating-point operations that the model needs for them.
+        wait: the time that the devices may have waited for batches of the host, in seconds.
+        since: when the meter was made, on the clock of ``time.perf_counter``.
     """
 
     losses: list[LossParts] = field(default_factory=list)
-    numbers: list[StepMetrics] = field(default_factory=list)
+    updates: list[StepMetrics] = field(default_factory=list)
     samples: int = 0
     tokens: int = 0
     flops: float = 0.0
@@ -44,7 +44,7 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for a batch."""
+        """Count the time inside the context as waiting for a batch."""
         begin = time.perf_counter()
         yield
         self.wait += time.perf_counter() - begin
@@ -57,16 +57,16 @@ class Meter:
         self.flops += flops
 
     def values(self, learning_rate: float, readers: int, replaced: int) -> dict[str, float]:
-        """Means over the steps, and rates of all processes together. All of them must call it.
+        """Return means over the steps, and rates of all processes together, by name. All processes must call it.
 
         Args:
-            learning_rate: of the last step.
-            readers: how many processes read each sample.
-            replaced: how many samples this process has replaced since the start.
+            learning_rate: the learning rate of the last step.
+            readers: the number of processes that read each sample.
+            replaced: the number of samples that this process has replaced since the start.
         """
         counts = [json.loads(own) for own in distributed.gather("counts", json.dumps([self.samples, self.tokens, self.flops, replaced]))]
         samples, tokens, flops, replaced_by_all = (sum(every) / readers for every in zip(*counts, strict=True))
-        steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.numbers)
+        steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.updates)
         seconds = time.perf_counter() - self.since
         peak = peak_flops()
         return {
@@ -84,8 +84,10 @@ class Meter:
 
 
 def mean_losses(losses: Sequence[LossParts]) -> dict[str, float]:
-    """Means over batches, by name. The mask losses are averaged over the batches that segment something, and left out where there is none; likewise the share
-    of ``<|seg|>`` tokens that the model would say itself, over all of them.
+    """Return the means of losses over batches, by name.
+
+    The mask losses are averaged over the batches that segment something; ``seg_rate`` is the share of all ``<|seg|>`` tokens that the model would predict
+    itself. Both are left out where nothing is segmented.
     """
     losses = jax.device_get(losses)
     mean = jax.tree.map(lambda *a: float(np.mean(a)), *losses)

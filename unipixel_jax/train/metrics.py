@@ -1,4 +1,4 @@
-"""What a run shows of itself: a line and a progress bar on the terminal, a JSON line for each log step, TensorBoard, and Weights & Biases if it is there."""
+"""Showing and writing the metrics of a run: on the terminal, as a JSON line for each log step, in TensorBoard, and at Weights & Biases if it is installed."""
 
 from __future__ import annotations
 
@@ -26,41 +26,43 @@ from unipixel_jax.train.checkpoints.reader import reason
 log = logging.getLogger(__name__)
 
 LOG = "metrics.jsonl"
+"""The file of metrics in a run's directory."""
 WANDB_ID = "wandb_id.txt"
-"""Where a run's directory keeps its name at Weights & Biases, so that a run that is started again goes on there."""
+"""The file in a run's directory that holds its id at Weights & Biases, so that a run that is started again continues there."""
 SHOWN = {
     "loss": ".3f", "language": ".3f", "segmentation": ".3f", "seg_rate": ".2f", "grad_norm": ".2f", "samples_per_second": ".1f", "host_wait": ".1%",
     "replaced": ".0f",
 }  # fmt: skip
-"""What the progress bar shows, and how."""
+"""The metrics that a line on the terminal shows, with their formats."""
 
 _BEYOND = 1 << 62
+"""A step that no run reaches."""
 
 
 class Unwatched:
-    """Shows and writes nothing, as all processes but the first. Use it as a context."""
+    """A context that shows and writes nothing: what all processes use but the first."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing is open."""
+        """Do nothing, since nothing is open."""
 
     def advance(self, step: int) -> None:
-        """A step is done."""
+        """Record that a step is done."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step."""
+        """Write the metrics of a step."""
 
     def say(self, line: ConsoleRenderable | str) -> None:
-        """Something to show."""
+        """Show a line."""
 
 
 class Watch(Unwatched):
-    """Writes numbers as they come. Numbers are not worth a run: those that cannot be written are left out, and a warning says so once."""
+    """Shows and writes metrics. Those that cannot be written are left out, and a warning says so once, since no run should end because of them."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], total_steps: int, first_step: int) -> None:
-        """Continues the log of an interrupted run; lines of steps that are done again are dropped.
+        """Open the log, or continue that of an interrupted run, of which the lines of steps that are done again are dropped.
 
         Raises:
             UserError: the run's directory cannot be written.
@@ -96,11 +98,11 @@ class Watch(Unwatched):
                 outlet.close()
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Move the progress bar."""
         self._progress.update(self._task, completed=step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the numbers of a step everywhere."""
+        """Write the metrics of a step to the log and all other outlets, and show a line of them."""
         self._append(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         for name, outlet in list(self._outlets.items()):
             with self._spared(name):
@@ -110,11 +112,11 @@ class Watch(Unwatched):
         self.say(f"{self._name}: step {step}  {shown}{'  ' if shown and other else ''}{other}")
 
     def say(self, line: ConsoleRenderable | str) -> None:
-        """Show something above the bar."""
+        """Show a line above the progress bar."""
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def _append(self, line: str) -> None:
-        """Add a line to the log, or nothing of it: the next one is tried again."""
+        """Append a line to the log, or nothing where the line cannot be written whole; later lines are tried again."""
         whole = None
         try:
             with self._file.open("a") as file:
@@ -125,12 +127,12 @@ class Watch(Unwatched):
                 with suppress(OSError):
                     os.truncate(self._file, whole)
             if self._all_written:
-                log.warning("%s cannot be written (%s): numbers are left out as long as that is so", self._file, reason(error))
+                log.warning("%s cannot be written (%s): metrics are left out as long as that is so", self._file, reason(error))
             self._all_written = False
 
     @contextmanager
     def _spared(self, name: str) -> Iterator[None]:
-        """Whatever goes wrong with one of the outlets, training goes on without it."""
+        """Catch any error of an outlet and close it, so that training goes on without it."""
         try:
             yield
         except Exception as error:
@@ -143,11 +145,11 @@ class Watch(Unwatched):
 class _TensorBoard:
     """An events file for TensorBoard.
 
-    It is written at once and here: tensorboardX's SummaryWriter writes in a thread, which a full disk ends, and whoever feeds it then waits for ever.
+    It is written without tensorboardX's SummaryWriter, which writes in a thread: a full disk ends that thread, and the caller then waits for ever.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """What is shown of later steps than the first is dropped, since they are done again."""
+        """Open the file. TensorBoard then drops what it has of steps after ``first_step``, since they are done again."""
         from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
@@ -169,7 +171,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run at Weights & Biases: the same one each time that this run is started again."""
+    """A run at Weights & Biases, which continues each time that the training run is started again."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         kept = run_dir / WANDB_ID
@@ -179,7 +181,7 @@ class _Wandb:
         settings = {"project": "unipixel_jax", "name": run_dir.name, "dir": str(run_dir), "config": dict(config), "id": kept.read_text(), "resume": "allow"}
         keyboard = sys.stdin
         try:
-            with open(os.devnull) as sys.stdin:  # whoever is not logged in is not asked for a key, which would hold up training, but gets an error
+            with open(os.devnull) as sys.stdin:  # so that wandb raises an error where nobody is logged in, and does not stop training to ask for a key
                 self._run = importlib.import_module("wandb").init(**settings)
         finally:
             sys.stdin = keyboard
@@ -192,7 +194,7 @@ class _Wandb:
 
 
 def _step(line: bytes) -> int:
-    """The step of a line of the log; that of one that is cut off or damaged lies beyond all."""
+    """Return the step of a line of the log, or ``_BEYOND`` for a line that is truncated or damaged."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):

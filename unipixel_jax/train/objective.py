@@ -1,6 +1,6 @@
-"""What UniPixel minimises: language loss plus mask loss (section 3.4 of the paper; reference: unipixel/model/qwen2_5_vl.py, forward).
+"""The loss that UniPixel minimises: language loss plus mask loss (section 3.4 of the paper; reference: unipixel/model/qwen2_5_vl.py, forward).
 
-The letters of the shapes are those of ``unipixel_jax/batch.py``; D is the language width, d that of SAM, H hidden tokens of an object.
+The letters of the shapes are those of ``unipixel_jax/batch.py``; D is the width of the language model, d that of SAM, H the hidden tokens of an object.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from unipixel_jax.ops.resize import resize_bilinear
 from unipixel_jax.ops.take import sharded_embedding_lookup
 
 WEIGHTS = MaskLossWeights()
-"""The reference's."""
+"""The weights of the reference."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossParts:
-    """float32 scalars; losses are means over samples (and frames).
+    """The losses of a batch and counts, as float32 scalars. Losses are means over samples, and those of masks also over frames.
 
     Attributes:
         total: ``language`` + ``segmentation``.
-        language: next-token loss.
-        segmentation: weighted sum of ``masks``.
-        masks: its unweighted parts.
-        clips: how many samples segment something.
-        segs: how many ``<|seg|>`` tokens the answers have.
-        seg_said: how many of them the model would say itself, given all before.
+        language: the next-token loss.
+        segmentation: the weighted sum of ``masks``.
+        masks: the unweighted mask losses.
+        clips: the number of samples that segment something.
+        segs: the number of ``<|seg|>`` tokens in the answers.
+        seg_said: the number of them that the model would predict itself, given all tokens before.
     """
 
     total: jax.Array
@@ -53,7 +53,7 @@ class LossParts:
 
 
 class Segments(Protocol):
-    """What has a SAM 2, and says how clips are segmented."""
+    """A model that has a SAM 2, and a configuration that says how clips are segmented."""
 
     sam2: Sam2
     config: UniPixelConfig
@@ -62,13 +62,15 @@ class Segments(Protocol):
 def objective(
     model: UniPixelModel, batch: TrainBatch, dtype: jnp.dtype, weights: MaskLossWeights = WEIGHTS, remat: Remat = "full"
 ) -> tuple[jax.Array, LossParts]:
-    """The loss of a batch of rows, and its parts. Devices share the rows; what a row draws at random depends on its number, not on the devices.
+    """Return the loss of a batch of rows (float32 scalar), and its parts.
+
+    The rows are sharded over the devices. What a row draws at random depends on its number in the batch, and so not on the devices.
 
     Args:
         model: the weights.
-        batch: each array has a first dimension of rows, and each row tables of its own; ``label_weights`` sum to 1 over all rows.
-        dtype: compute dtype.
-        weights: of the parts of the mask loss.
+        batch: arrays with a leading axis of rows, each of which has index tables of its own; ``label_weights`` sum to 1 over all rows.
+        dtype: the compute dtype.
+        weights: the weights of the parts of the mask loss.
         remat: what the backward pass computes again (core/stacking.py).
     """
 
@@ -86,12 +88,12 @@ def objective(
 
 
 def _outputs(model: UniPixelModel, row: TrainBatch, x: jax.Array, weights: MaskLossWeights, remat: Remat) -> tuple[jax.Array, MaskLosses | None]:
-    """Normalised hidden states [B, L, D] of a row's embedded tokens, and its mask losses, where something is segmented.
+    """Return the normalised hidden states [B, L, D] of a row's embedded tokens ``x`` [B, L, D], and its mask losses, where something is segmented.
 
     With ``sam2_batch_mode`` in the configuration each frame is segmented by itself, as in the reference; otherwise the clip is tracked.
     """
     inputs, text = row.inputs, model.text
-    hidden = text(model.fill(x, inputs, remat), inputs.position_ids, inputs.segments, remat=remat)
+    hidden = text(model.merge_embeddings(x, inputs, remat), inputs.position_ids, inputs.segments, remat=remat)
     if row.clips is None:
         return text.norm(hidden), None
     at = jnp.minimum(inputs.seg_positions, hidden.shape[1] - 1)
@@ -117,10 +119,18 @@ def _total(
 
 
 def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
-    """Mask losses, means over samples and frames; ``tokens`` are the objects' hidden tokens [B, O, H, d].
+    """Return the mask losses of clips, means over samples and frames.
 
     With ``remat="dots"`` all of SAM is computed again nevertheless: its products need several times the memory of those of the language model, and less of its
     time is spent on them (docs/plan.md).
+
+    Args:
+        model: the weights.
+        tokens: [B, O, H, d] hidden tokens of the objects.
+        clips: the frames and the target masks.
+        dtype: the compute dtype.
+        weights: the weights by which the best of three masks is chosen.
+        remat: what the backward pass computes again (core/stacking.py).
     """
     samples, length = clips.frames.shape[:2]
     remat = "full" if remat == "dots" else remat
@@ -129,7 +139,7 @@ def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jn
 
     def one_sample(features: FrameFeatures, tokens: jax.Array, clip: TrainClips, number: jax.Array) -> MaskLosses:
         sam2 = fold(model.sam2, number)
-        # a single frame needs no memory, nor gradients through making one
+        # A single frame needs neither a memory nor gradients through making one.
         if model.config.sam2_batch_mode or length == 1:
             out = sam2.segment_frames(features, tokens, training=True)
         else:
@@ -141,7 +151,7 @@ def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jn
 
 
 def _sum_over_frames(out: TrackOutput, count: jax.Array, masks: jax.Array, valid: jax.Array, weights: MaskLossWeights) -> MaskLosses:
-    """Sums over the first ``count`` frames of a clip; ``out`` has a leading axis of frames."""
+    """Return the sums of the mask losses over the first ``count`` frames of a clip; ``out`` and ``masks`` have a leading axis of frames."""
 
     def frame(total: MaskLosses, one: tuple[TrackOutput, jax.Array, jax.Array]) -> tuple[MaskLosses, None]:
         seen, target, number = one

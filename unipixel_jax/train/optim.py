@@ -1,4 +1,4 @@
-"""The optimizer: AdamW as torch's, with the clipping, schedule and learning rates of the reference's trainer; or Muon, for a training from nothing.
+"""The optimizer: torch's AdamW with the clipping, schedule and learning rates of the reference's trainer, or Muon for training from random weights.
 
 Sources: torch.optim.AdamW; torch.nn.utils.clip_grad_norm_; transformers' get_cosine_schedule_with_warmup; unipixel/train/custom_trainer.py; for Muon,
 arXiv 2502.16982.
@@ -20,22 +20,23 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.train.trainable import Group, matrices
 
 MUON_RMS = 0.2
-"""Root mean square of a matrix's update, before the learning rate: about Adam's, so that the same rates and decay serve (arXiv 2502.16982, section 2.2)."""
+"""The root mean square of a matrix's update before the learning rate. It is about that of Adam, so that the same rates and decay can be used (arXiv 2502.16982,
+section 2.2)."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """What the reference's command line sets, with its defaults.
+    """The optimizer's settings that the reference's command line has, with the same defaults, and ``matrices``.
 
     Attributes:
-        learning_rate: at the end of the warm-up, for all weights that have no rate of their own below.
-        lora_lr, sam_encoder_lr, sam_decoder_lr: for the adapters, for SAM 2's image encoder and for the rest of SAM 2; None means ``learning_rate``.
-        weight_decay: decoupled, per step times the learning rate.
-        b1, b2, eps: Adam's.
-        clip_norm: largest norm of all gradients together; None does not clip.
-        warmup_ratio: share of all steps in which the rate rises from 0, rounded up to whole steps.
-        matrices: "muon" turns the momentum of every matrix (train/trainable.py, ``matrices``) into the nearest orthogonal one, which leaves plateaus
-            of a training from nothing sooner; all other weights keep Adam. "adam", the reference's, is for everything.
+        learning_rate: the rate at the end of the warm-up, for all weights whose group has no rate of its own.
+        lora_lr, sam_encoder_lr, sam_decoder_lr: the rates of the adapters, of SAM 2's image encoder and of the rest of SAM 2; None means ``learning_rate``.
+        weight_decay: decoupled weight decay; each step subtracts this share of a weight times the learning rate.
+        b1, b2, eps: the constants of Adam.
+        clip_norm: the largest norm of all gradients together; None does not clip.
+        warmup_ratio: the share of all steps in which the rate rises from 0, rounded up to whole steps.
+        matrices: "adam", as in the reference, updates all weights by Adam. "muon" replaces the momentum of every matrix (train/trainable.py, ``matrices``)
+            by the nearest orthogonal matrix, which leaves plateaus of training from random weights sooner; all other weights keep Adam.
     """
 
     learning_rate: float = 2e-5
@@ -66,21 +67,21 @@ class OptimConfig:
                 raise UserError(f"{what} in {self} cannot be used: expected {expected}")
 
     def rate_of(self, group: Group) -> float:
-        """The learning rate of a group at the end of the warm-up."""
+        """Return the learning rate of a group at the end of the warm-up."""
         own = {"lora": self.lora_lr, "sam_encoder": self.sam_encoder_lr, "sam_decoder": self.sam_decoder_lr}.get(group.rate)
         return self.learning_rate if own is None else own
 
 
 def make_optimizer(config: OptimConfig, owners: Any, total_steps: int) -> optax.GradientTransformation:
-    """AdamW over all trained weights with one state; the groups differ in learning rate and decay only.
+    """Return the optimizer of all trained weights, with one state; the groups differ in learning rate and decay only.
 
     Args:
-        config: see OptimConfig.
+        config: the settings.
         owners: a tree like the trained weights, with a ``Group`` for each array (train/trainable.py, ``groups``).
-        total_steps: after which the learning rate is 0.
+        total_steps: the number of steps, after which the learning rate is 0.
 
     Raises:
-        UserError: ``total_steps`` below 1.
+        UserError: ``total_steps`` is below 1.
     """
     factor = _factor(config, total_steps)
     decays = jax.tree.map(lambda group: group.decays, owners)
@@ -98,17 +99,17 @@ def make_optimizer(config: OptimConfig, owners: Any, total_steps: int) -> optax.
 
 
 def schedule(config: OptimConfig, total_steps: int) -> Callable[[jax.Array | int], jax.Array]:
-    """The learning rate of step 0, 1, ...: a line from 0 through the warm-up, then half a cosine down to 0. As in the reference, step 0 of a warm-up has 0.
+    """Return the learning rate by step: it rises linearly from 0 during the warm-up, and then falls to 0 along half a cosine. Step 0 of a warm-up has rate 0.
 
     Args:
-        config: gives the rate and the share of steps that warm up.
-        total_steps: of the whole training.
+        config: the settings, of which the rate and the share of warm-up steps are used.
+        total_steps: the number of steps of the whole training.
 
     Returns:
-        From a step's number to a float32 scalar, that of ``config.learning_rate``; other rates are proportional.
+        A function from a step's number to a float32 scalar, the rate of weights without a rate of their own; the other rates are proportional.
 
     Raises:
-        UserError: ``total_steps`` below 1.
+        UserError: ``total_steps`` is below 1.
     """
     factor = _factor(config, total_steps)
     return lambda step: config.learning_rate * factor(step)
@@ -128,7 +129,7 @@ def _factor(config: OptimConfig, total_steps: int) -> Callable[[jax.Array | int]
 
 
 def _direction(config: OptimConfig) -> optax.GradientTransformation:
-    """Where each weight should go. optax's Adam has torch's epsilon."""
+    """Return the transformation of gradients to updates of unit learning rate. optax's Adam adds epsilon where torch's does."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.matrices == "adam":
         return _plain_promotion(adam)
@@ -145,7 +146,7 @@ def _is_axes(value: Any) -> bool:
 
 
 def _alike(updates: Any, params: Any = None) -> Any:
-    """Orthogonal matrices [..., out, in] or [out, in, height, width], scaled to entries of one size whatever their shape."""
+    """Scale orthogonal updates [..., out, in] or [out, in, height, width], so that their root mean square does not depend on the shape."""
 
     def scaled(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
         rows, columns = update.shape[axes.output_axis], math.prod(update.shape[axis] for axis in axes.reduction_axis)
@@ -155,7 +156,7 @@ def _alike(updates: Any, params: Any = None) -> Any:
 
 
 def _plain_promotion(transformation: Any) -> optax.GradientTransformation:
-    """optax raises floats to integer powers, which JAX's strict mode refuses."""
+    """Run a transformation of optax with standard dtype promotion: it raises floats to integer powers, which JAX's strict mode refuses."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):
@@ -165,7 +166,7 @@ def _plain_promotion(transformation: Any) -> optax.GradientTransformation:
 
 
 def _clip(largest: float) -> optax.GradientTransformation:
-    """As torch, which divides by the norm plus 1e-6."""
+    """Clip gradients by their global norm as torch does, which divides by the norm plus 1e-6."""
 
     def clip(updates: Any, params: Any = None) -> Any:
         share = jnp.minimum(1.0, largest / (optax.tree.norm(updates) + 1e-6))

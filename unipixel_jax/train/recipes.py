@@ -1,7 +1,7 @@
-"""The reference's three stages (paper, section 4.1; reference: scripts/launch_3b.sh and launch_7b.sh), and a fine-tuning.
+"""Configurations of the reference's three training stages (paper, section 4.1; reference: scripts/launch_3b.sh and launch_7b.sh) and of a fine-tuning.
 
-The number of samples of a step is ``batch_size * accumulation``: 256, 256 and 32. Give ``batch_size`` as many as run at once on your devices and change
-``accumulation`` so that the product stays.
+The number of samples of a step is ``batch_size * accumulation``: 256, 256 and 32. Set ``batch_size`` to as many as run at once on your devices, and change
+``accumulation`` so that the product stays the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATA = DataConfig(
 
 
 def stage1(name: str, checkpoint: str, size: str) -> TrainConfig:
-    """References: points and boxes are learned, by the projections of their embeddings alone."""
+    """Return the first stage, which trains the projections of the embeddings of points and boxes, and nothing else."""
     return TrainConfig(
         name,
         StartConfig(checkpoint, size=size),
@@ -47,12 +47,12 @@ def stage1(name: str, checkpoint: str, size: str) -> TrainConfig:
 
 
 def stage2(name: str, checkpoint: str, size: str) -> TrainConfig:
-    """Segmentation: the head between language model and mask decoder is learned."""
+    """Return the second stage, which trains the segmentation head between language model and mask decoder."""
     return replace(stage1(name, checkpoint, size), data=replace(DATA, datasets=STAGE2_DATA), trained=("seg",))
 
 
 def stage3(name: str, checkpoint: str, size: str) -> TrainConfig:
-    """Everything together: adapters in both Qwen towers, embeddings, UniPixel's own parts, and SAM 2 whole at a quarter of the rate."""
+    """Return the third stage, which trains adapters in both Qwen towers, the embeddings, UniPixel's own parts, and all of SAM 2 at a quarter of the rate."""
     filters = replace(DATA.filters, max_words=200)
     return TrainConfig(
         name,
@@ -70,7 +70,7 @@ def stage3(name: str, checkpoint: str, size: str) -> TrainConfig:
 
 
 def finetune(name: str, checkpoint: str, datasets: str) -> TrainConfig:
-    """A few images of one's own: small adapters, and the parts that segment."""
+    """Return a fine-tuning on a few images of one's own, which trains small adapters and the parts that segment."""
     return TrainConfig(
         name,
         StartConfig(checkpoint),

@@ -1,7 +1,7 @@
-"""What training begins with: where every weight lies, and the weights in their places, those that are trained apart.
+"""The setup of a run: the sharding of every weight, and the weights themselves, split into trained and frozen ones.
 
-``Layout`` knows shapes, dtypes and places and holds no numbers, so that a step can be compiled for devices that are not here. ``set_up`` fills it: weights
-are read, or made, on the devices where they stay, so that no host and no device ever holds the whole model.
+``Layout`` holds shapes, dtypes and shardings but no arrays, so that a step can be compiled for devices that this machine does not have. ``set_up`` adds the
+arrays: each shard is read, or made, on the device where it stays, so that no host and no device ever holds the whole model.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from unipixel_jax.train.trainable import ADAPTERS, groups, trained
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step changes.
+    """The state that an optimisation step changes.
 
     Attributes:
-        step: int32 scalar, optimisation steps done.
-        trained: float32 weights.
-        opt_state: the optimizer's.
+        step: int32 scalar, the number of optimisation steps done.
+        trained: the trained weights, float32.
+        opt_state: the state of the optimizer.
     """
 
     step: jax.Array
@@ -50,16 +50,16 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Layout:
-    """A run without its numbers.
+    """A run without its arrays.
 
     Attributes:
-        config: of the run.
-        model_config: sizes of the model, with the run's switches.
-        state: shapes, dtypes and places (``jax.ShapeDtypeStruct``) of what a step changes.
-        frozen: likewise of the weights that are not trained, in the compute dtype.
-        graph: the model without weights.
-        optimizer: of the trained ones.
-        rate: learning rate of a step.
+        config: the run's configuration.
+        model_config: the model's configuration, with the run's switches.
+        state: a ``jax.ShapeDtypeStruct`` with shape, dtype and sharding for each array that a step changes.
+        frozen: the same for each weight that is not trained, in the compute dtype.
+        graph: the structure of the model (``nnx.GraphDef``).
+        optimizer: the optimizer of the trained weights.
+        rate: the function from a step's number to its learning rate.
         mesh: the devices.
     """
 
@@ -73,40 +73,40 @@ class Layout:
     mesh: Mesh
 
     def merge(self, own: nnx.State, rest: nnx.State) -> UniPixelModel:
-        """The model of trained and frozen weights."""
+        """Return the model of trained weights ``own`` and frozen weights ``rest``."""
         model = nnx.merge(self.graph, own, rest)
         if self.mesh.devices.flat[0].platform == "cpu":
-            unstack_towers(model)  # on a CPU a scan copies what a layer reads and keeps (see core/stacking.py)
+            unstack_towers(model)  # on a CPU a scan would copy the weights of each layer (see core/stacking.py)
         return model
 
     def count(self) -> tuple[int, int]:
-        """Numbers that are trained, and all."""
+        """Return the number of trained parameters, and of all parameters."""
         sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (self.state.trained, self.frozen)]
         return sizes[0], sum(sizes)
 
 
 @dataclass(frozen=True)
 class Setup(Layout):
-    """A run that can begin: ``state`` and ``frozen`` hold arrays."""
+    """A run that is ready to begin: a layout whose ``state`` and ``frozen`` hold arrays."""
 
 
 def with_switches(model_config: UniPixelConfig, config: TrainConfig) -> UniPixelConfig:
-    """The model's configuration with what the run decides: objects of a sample, and whether clips are tracked."""
+    """Return the model's configuration with the run's choices: how many objects of a sample are trained, and whether clips are tracked."""
     objects = -1 if config.sample_objects is None else config.sample_objects
     return replace(model_config, sample_objects=objects, sam2_batch_mode=config.sam2_batch_mode)
 
 
 def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int, devices: Sequence[jax.Device]) -> Layout:
-    """Decide where everything goes.
+    """Return the layout of a run: its mesh, the shardings of all weights, and the optimizer.
 
     Args:
-        config: of the run.
-        model_config: sizes of the model.
-        total_steps: of the whole training.
-        devices: of all hosts; they may be devices that are not here.
+        config: the run's configuration.
+        model_config: the model's configuration.
+        total_steps: the number of steps of the whole training.
+        devices: the devices of all hosts, which this machine need not have.
 
     Raises:
-        UserError: unknown names of what is to be trained, a mesh that these devices do not form, or a batch that does not divide among them.
+        UserError: a part to train is unknown, these devices do not form the mesh, or the batch does not divide among them.
     """
     mesh = make_mesh(config.mesh, devices)
     if config.batch_size % data_shards(mesh):
@@ -126,11 +126,11 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
     everywhere = NamedSharding(mesh, PartitionSpec())
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda a, weight: a if _not_here(a) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding),
+        lambda a, weight: a if _is_masked(a) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding),
         jax.eval_shape(optimizer.init, own),
         own,
         transform_non_params=lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
-        is_leaf=_not_here,
+        is_leaf=_is_masked,
     )
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     state = TrainState(step, own, opt_state)
@@ -138,20 +138,20 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
 
 
 def set_up(layout: Layout, start: Path, state: TrainState | None = None) -> Setup:
-    """Read the weights, each device's part into its place.
+    """Return a run that is ready to begin: read the weights, each shard straight to its device.
 
     Args:
-        layout: the places.
+        layout: the shapes, dtypes and shardings.
         start: a converted directory of that model.
-        state: where a run goes on, from its checkpoint: then only frozen weights are read, and nothing is ever there twice.
+        state: the state from a checkpoint with which the run continues. Only frozen weights are then read, so that no weight is in memory twice.
 
     Raises:
-        UserError: the directory does not fit.
+        UserError: the directory does not hold the weights of that model.
     """
     if state is None:
         own, rest = _filled(layout, start, layout.state.trained, layout.frozen, unread=nnx.State({}))
-        begin = jax.jit(lambda own: (jnp.zeros((), jnp.int32), layout.optimizer.init(own)), out_shardings=places((layout.state.step, layout.state.opt_state)))
-        step, opt_state = begin(own)
+        where = shardings((layout.state.step, layout.state.opt_state))
+        step, opt_state = jax.jit(lambda own: (jnp.zeros((), jnp.int32), layout.optimizer.init(own)), out_shardings=where)(own)
         state = TrainState(step, own, opt_state)
     else:
         (rest,) = _filled(layout, start, layout.frozen, unread=layout.state.trained)
@@ -160,7 +160,7 @@ def set_up(layout: Layout, start: Path, state: TrainState | None = None) -> Setu
 
 
 def _filled(layout: Layout, start: Path, *states: nnx.State, unread: nnx.State) -> list[nnx.State]:
-    """Weights for all places but those ``unread``: those of a converted directory, and fresh adapters, which it has none of."""
+    """Return abstract states filled with the weights of a converted directory and with fresh adapters; ``unread`` are the model's other weights."""
     parts: list[dict[Any, Any]] = [dict(nnx.to_flat_state(state)) for state in states]
     wanted: dict[Any, Any] = {path: leaf.get_value() for part in parts for path, leaf in part.items()}
     fresh = {path: leaf for path, leaf in wanted.items() if path[-1] in ADAPTERS}
@@ -170,7 +170,7 @@ def _filled(layout: Layout, start: Path, *states: nnx.State, unread: nnx.State) 
 
 
 def _adapters(layout: Layout, wanted: dict[Any, jax.ShapeDtypeStruct]) -> dict[Any, jax.Array]:
-    """Fresh adapters, each device's part made in its place; the numbers do not depend on the mesh."""
+    """Return fresh adapters by path, each shard made on its device; their values do not depend on the mesh."""
     lora = layout.config.lora
     if lora is None or not wanted:
         return {}
@@ -178,16 +178,16 @@ def _adapters(layout: Layout, wanted: dict[Any, jax.ShapeDtypeStruct]) -> dict[A
     def make() -> dict[Any, jax.Array]:
         model = add_lora(abstract_model(layout.model_config), lora, nnx.Rngs(layout.config.seed))
         made = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model)) if path[-1] in ADAPTERS}
-        return {path: made[path].astype(place.dtype) for path, place in wanted.items()}
+        return {path: made[path].astype(leaf.dtype) for path, leaf in wanted.items()}
 
-    return jax.jit(make, out_shardings=places(wanted))()
+    return jax.jit(make, out_shardings=shardings(wanted))()
 
 
-def _not_here(a: Any) -> bool:
-    """True where a part of the optimizer that is for some weights only has nothing."""
+def _is_masked(a: Any) -> bool:
+    """Return whether an entry of the optimizer's state stands for a weight that this part of the optimizer does not update, and so is no array."""
     return isinstance(a, optax.MaskedNode)
 
 
-def places(tree: Any) -> Any:
-    """The shardings of a tree of arrays, or of shapes that know their places."""
+def shardings(tree: Any) -> Any:
+    """Return the tree of the shardings of arrays, or of each ``jax.ShapeDtypeStruct`` that has one."""
     return jax.tree.map(lambda a: a.sharding, tree)

@@ -1,6 +1,6 @@
-"""One optimisation step: gradients of some batches, then an update.
+"""The programs of an optimisation step: the gradients of a batch, their sum over batches, and the update.
 
-The two are programs of their own, so that the batches of a step may have different shapes, and each shape compiles one program.
+Gradients and update are separate programs, so that the batches of a step may have different shapes, each of which compiles one program of gradients.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from unipixel_jax.batch import TrainBatch
 from unipixel_jax.core.dropout import with_keys
 from unipixel_jax.core.mesh import OnMesh, compiler_options
 from unipixel_jax.train.objective import LossParts, objective
-from unipixel_jax.train.setup import Layout, TrainState, places
+from unipixel_jax.train.setup import Layout, TrainState, shardings
 from unipixel_jax.train.trainable import groups
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepMetrics:
-    """Of one update: norm of all gradients, norms by learning-rate group, and whether loss and gradients were finite (else nothing was changed)."""
+    """The metrics of one update.
+
+    Attributes:
+        grad_norm: float32 scalar, the norm of all gradients before clipping.
+        group_norms: the norms of the gradients by group of learning rate, float32 scalars.
+        finite: boolean scalar, whether loss and gradients were finite; where they were not, the update left weights and moments unchanged.
+    """
 
     grad_norm: jax.Array
     group_norms: dict[str, jax.Array]
@@ -33,7 +39,7 @@ class StepMetrics:
 
 
 def make_gradients(setup: Layout) -> OnMesh:
-    """A compiled function of trained weights, frozen weights, a batch and a random key, to gradients, which lie where their weights do, and losses."""
+    """Return a compiled function from trained weights, frozen weights, a batch and a random key to gradients, sharded as their weights, and losses."""
     config = setup.config
 
     def gradients(own: nnx.State, rest: nnx.State, batch: TrainBatch, key: jax.Array) -> tuple[nnx.State, LossParts]:
@@ -45,12 +51,12 @@ def make_gradients(setup: Layout) -> OnMesh:
         (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(own)
         return grads, parts
 
-    out = (places(setup.state.trained), NamedSharding(setup.mesh, PartitionSpec()))
+    out = (shardings(setup.state.trained), NamedSharding(setup.mesh, PartitionSpec()))
     return OnMesh(setup.mesh, jax.jit(gradients, out_shardings=out, compiler_options=compiler_options(setup.mesh)))
 
 
 def make_loss(setup: Layout) -> OnMesh:
-    """A compiled function of trained weights, frozen weights and a batch to its losses, without dropout."""
+    """Return a compiled function from trained weights, frozen weights and a batch to the losses of the batch, without dropout."""
     config = setup.config
 
     def loss(own: nnx.State, rest: nnx.State, batch: TrainBatch) -> LossParts:
@@ -60,8 +66,9 @@ def make_loss(setup: Layout) -> OnMesh:
 
 
 def make_update(setup: Layout) -> OnMesh:
-    """A compiled function of state, mean gradients and loss to the next state and ``StepMetrics``; the state is donated. A loss or gradient that is not
-    finite leaves weights and moments alone.
+    """Return a compiled function from state, mean gradients and loss to the next state and ``StepMetrics``.
+
+    The state is donated. Where the loss or a gradient is not finite, weights and moments stay unchanged, and only the step's number grows.
     """
     owners = groups(setup.state.trained)
 
@@ -79,22 +86,22 @@ def make_update(setup: Layout) -> OnMesh:
         own, opt_state = jax.lax.cond(finite, apply, lambda: (state.trained, state.opt_state))
         return TrainState(state.step + 1, own, opt_state), StepMetrics(norm, jax.tree.map(jnp.sqrt, squares), finite)
 
-    out = (places(setup.state), NamedSharding(setup.mesh, PartitionSpec()))
+    out = (shardings(setup.state), NamedSharding(setup.mesh, PartitionSpec()))
     return OnMesh(setup.mesh, jax.jit(update, donate_argnums=0, out_shardings=out))
 
 
 def step_key(seed: int, step: int, batch: int) -> jax.Array:
-    """The random key of one batch of one step."""
+    """Return the random key of one batch of one step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), batch)
 
 
 @partial(jax.jit, donate_argnums=0)
 def add(total: nnx.State, grads: nnx.State) -> nnx.State:
-    """The sum of two gradients; the first is donated."""
+    """Return the sum of two trees of gradients; the first is donated."""
     return jax.tree.map(jnp.add, total, grads)
 
 
 @partial(jax.jit, donate_argnums=0)
 def scale(grads: nnx.State, share: jax.Array) -> nnx.State:
-    """Gradients times a number; they are donated."""
+    """Return gradients multiplied by ``share``, a float32 scalar; the gradients are donated."""
     return jax.tree.map(lambda g: g * share, grads)

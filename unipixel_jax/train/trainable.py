@@ -1,4 +1,7 @@
-"""Which weights are trained, how fast, and which of them decay: all by path (reference: unipixel/train/train.py and custom_trainer.py, create_optimizer)."""
+"""Which weights are trained, with which learning rate, and which of them decay, all decided by path.
+
+Reference: unipixel/train/train.py and custom_trainer.py, create_optimizer.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,16 @@ PARTS: Mapping[str, tuple[KeyPath, ...]] = {
     LORA: (),
     ALL: ((),),
 }
-"""What each name trains: everything below these paths. ``lora`` means the adapters, wherever they are."""
+"""The parts of the model that can be trained, by name: a part is all weights below some paths, and ``lora`` is the adapters, wherever they are."""
 
 ADAPTERS = ("lora_a", "lora_b")
+"""The names of the weights of adapters."""
 CONSTANTS = ("pe_matrix", "tem_pe_matrix")
-"""Random Fourier matrices: buffers in the reference, so never trained."""
+"""The names of random Fourier matrices, which are buffers in the reference and so never trained."""
 SAM_ENCODER = (("sam2", "hiera"), ("sam2", "neck"))
 LAYER_NORMS = (("sam2", "hiera"), ("sam2", "mask_decoder", "transformer"), ("sam2", "memory_attention"))
-"""Where norms are torch's ``nn.LayerNorm``, whose weights do not decay. The others are classes of their own there (RMSNorm, LayerNorm2d), which the
-reference does not take for norms: their weights decay."""
+"""The paths below which the reference's norms are torch's ``nn.LayerNorm``, whose weights do not decay. Its other norms are classes of their own (RMSNorm,
+LayerNorm2d), which its optimizer does not recognise as norms: their weights decay."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Group:
     """How a weight is trained.
 
     Attributes:
-        rate: whose learning rate it has: "lora", "sam_encoder", "sam_decoder" (the rest of SAM 2) or "rest".
+        rate: the group whose learning rate it has: "lora", "sam_encoder", "sam_decoder" (the rest of SAM 2) or "rest".
         decays: whether weight decay acts on it.
     """
 
@@ -52,17 +56,17 @@ class Group:
 
 
 Predicate = Callable[[tuple[Any, ...], Any], bool]
-"""Of a key path and what lies there."""
+"""A condition on the path of a weight and the weight."""
 
 
 def trained(names: Sequence[str]) -> Predicate:
-    """A predicate over key paths, as ``nnx.split`` and ``nnx.state`` take: whether a weight is trained.
+    """Return a predicate for ``nnx.split`` and ``nnx.state`` that says whether a weight is trained.
 
     Args:
-        names: of ``PARTS``, as the reference's tuning modules; "lora" for adapters, "all" (alone) for everything.
+        names: keys of ``PARTS``, which are named as the reference's tuning modules; "lora" for adapters, "all" (alone) for everything.
 
     Raises:
-        UserError: an unknown name, no name, or "all" beside others.
+        UserError: a name is unknown, there is none, or "all" stands beside others.
     """
     unknown = [name for name in names if name not in PARTS]
     if unknown:
@@ -84,19 +88,21 @@ def trained(names: Sequence[str]) -> Predicate:
 
 
 def group_of(path: KeyPath) -> Group:
-    """The group of the weight at a key path, given that it is trained."""
+    """Return the group of the weight at a path, given that it is trained."""
     norm = any(str(part).startswith("norm") for part in path) and _below(path, LAYER_NORMS)
     return Group(_rate(path), not (path[-1] == "bias" or norm))
 
 
 def groups(params: Any) -> Any:
-    """A tree like ``params`` (an ``nnx.State``, nested dictionaries or a module) with each array's ``Group`` in its place."""
+    """Return a tree like ``params`` (an ``nnx.State``, nested dictionaries or a module) with a ``Group`` in place of each array."""
     return jax.tree_util.tree_map_with_path(lambda keys, _: group_of(key_path(keys)), params)
 
 
 def matrices(params: Any) -> Any:
-    """A tree like ``params`` that says which arrays are matrices of products, and along which axes: linear layers [..., out, in], each layer of a stack by
-    itself, and convolutions [out, in, height, width] over more than one input; None for tables of embeddings and everything else.
+    """Return a tree like ``params`` with the axes of each array that is the matrix of a product, and None for all other arrays.
+
+    Matrices are the weights of linear layers [..., out, in], each layer of a stack by itself, and of convolutions [out, in, height, width] over more than one
+    input channel. Tables of embeddings are none.
     """
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: _matrix(key_path(keys), leaf), params)
 

@@ -1,4 +1,4 @@
-"""Losses on data that a run does not train on."""
+"""The validation of a run: losses on data that it does not train on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Validation:
         self._loss = make_loss(setup)
 
     def measure(self, state: TrainState) -> dict[str, float]:
-        """Mean losses over the validation batches, by name. All processes must call it."""
+        """Return the mean losses over the validation batches, by name. All processes must call it."""
         setup, config = self._setup, self._setup.config
         found = []
         with run_loader(config, setup, self._mixture, self._tokenizer) as loader:

@@ -41,16 +41,16 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segments: jax.Array, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attend to the tokens of the same segment, causally; or, one token at a time, to all that is in the cache.
+        """Attend causally to the tokens of the same segment or, with a cache and a single token, to all tokens in the cache.
 
         Args:
             x: [B, T, D].
             rope: cosines and sines [B, T, H / 2], float32.
             segments: [B, T] int32, 0 at padding.
-            cache: the layer's, already marked with ``segments``; None where nothing is remembered. With T > 1 its earlier tokens are not attended to.
+            cache: the layer's view of a cache that is already marked with ``segments``, or None. With T > 1 its earlier tokens are not attended to.
 
         Returns:
-            [B, T, D], and the cache with these tokens.
+            [B, T, D] in x's dtype, and the cache with these tokens.
         """
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
         q, k = rotate_half(q, *rope), rotate_half(k, *rope)
@@ -65,7 +65,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One decoder layer, pre-normalised."""
+    """A pre-normalised decoder layer."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
         self.norm1 = RMSNorm(c.hidden_size, rngs, c.rms_norm_eps)
@@ -76,14 +76,14 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segments: jax.Array, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """x [B, T, D] to the same shape and dtype, and the cache with these tokens; arguments as in ``Attention``."""
+        """Return [B, T, D] in x's dtype, and the cache with these tokens; arguments as in ``Attention``."""
         attended, cache = self.attn(self.norm1(x), rope, segments, cache)
         x = x + attended
         return constrain(x + self.mlp(self.norm2(x)), None, SEQUENCE), cache
 
 
 class TextModel(nnx.Module):
-    """Embedding, decoder layers, final norm and (if untied) the head."""
+    """The language model: embedding, decoder layers, final norm and, unless it is tied to the embedding, the head."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
         self.embed = Embedding(c, rngs)
@@ -107,17 +107,17 @@ class TextModel(nnx.Module):
         return self._run(x, position_ids, segments, None, 0, remat)[0]
 
     def extend(self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache, at: jax.Array | int) -> tuple[jax.Array, KVCache]:
-        """Run the layers over new tokens and remember them.
+        """Run the layers over new tokens and write their keys and values to the cache.
 
         Args:
-            x: [B, T, D]. With T > 1 the tokens attend to each other only (a prefill of an empty cache), with T = 1 to all of the cache.
-            position_ids: [3, B, T].
+            x: [B, T, D] embedded tokens. With T > 1 the tokens attend to each other only (a prefill of an empty cache), with T = 1 to all of the cache.
+            position_ids: [3, B, T] integers (time, height, width).
             segments: [B, T] int32, 1 or, at padding, 0.
-            cache: what came before.
-            at: first slot to write.
+            cache: the cache with the tokens before.
+            at: the first slot to write.
 
         Returns:
-            [B, T, D] hidden states before the final norm, and the longer cache.
+            [B, T, D] hidden states before the final norm, and the cache with the new tokens.
         """
         x, cache = self._run(x, position_ids, segments, cache.mark(segments, at), at, "none")
         k, v = (constrain(a, None, None, None, HEADS) for a in (cache.k, cache.v))
@@ -126,7 +126,7 @@ class TextModel(nnx.Module):
     def _run(
         self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: Cache, at: jax.Array | int, remat: Remat
     ) -> tuple[jax.Array, Cache]:
-        """The layers, and the cache with what they remember (None without one)."""
+        """Run the layers; returns hidden states [B, T, D] before the final norm, and the cache with the new tokens (None without a cache)."""
         c = self.config
         angles = mrope_angles(position_ids, c.head_dim, c.rope_theta, c.mrope_section)
         rope = jnp.cos(angles), jnp.sin(angles)
@@ -139,22 +139,22 @@ class TextModel(nnx.Module):
         return stacking.run(step, self.blocks, (x, cache), jnp.arange(c.num_hidden_layers), remat)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states before the final norm [..., D] to scores [..., V] in float32."""
+        """Map hidden states [..., D] before the final norm to scores [..., V] in float32."""
         x = self.norm(hidden)
         return dense(x, self.head_weight).astype(jnp.float32)
 
     @property
     def head_weight(self) -> jax.Array:
-        """[V, D]: the head's own weight, or the embedding where they are tied."""
+        """The weight [V, D] of the head, which is that of the embedding where they are tied."""
         return (self.embed if self.head is None else self.head).weight[...]
 
 
 class Embedding(nnx.Module):
-    """A row for each token of the vocabulary."""
+    """The table of embeddings, with a row for each token of the vocabulary."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
         self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED), jax.nn.initializers.normal(0.25))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """ids [...] to rows [..., D] in ``dtype``."""
+        """Map ids [...] (integers) to embeddings [..., D] in ``dtype``."""
         return take_rows(self.weight[...], ids).astype(dtype)

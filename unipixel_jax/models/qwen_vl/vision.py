@@ -1,10 +1,11 @@
 """Qwen2.5-VL's vision tower (transformers 4.53, Qwen2_5_VisionTransformerPretrainedModel).
 
-The host lays the patches in the order of their windows (processing/vision_index.py), so that attention in windows, of most layers, is that of a batch of dense
-rows. The few layers that attend to whole frames gather queries, keys and values into a batch of frames, and their results back: over the whole sequence with
-a segment for each frame, attention would cost the square of all frames wherever a backend does not skip blocks (docs/attention.md).
+The host lays out the patches in the order of their windows (processing/vision_index.py), so that the layers with attention within windows, which are most,
+attend within the rows of a dense batch. The few layers that attend to whole frames gather queries, keys and values into a batch of frames, and gather the
+results back into the order of windows. Attention over the whole sequence, with a segment for each frame, would cost the square of all frames on every backend
+that does not skip blocks (docs/attention.md).
 
-P = W C patches (padded), in W bins of C, M = P / 4 merged tokens, D width, N heads, H head size, G frames.
+P = W C patches (padded) in W bins of C, M = P / 4 merged tokens, D width, H head size.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ class Attention(nnx.Module):
         self.num_heads = c.num_heads
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], tables: VisionTables, whole: bool) -> jax.Array:
-        """Attend within windows, or with ``whole`` within frames.
+        """Attend within windows, or within frames if ``whole``.
 
         Args:
             x: [P, D].
             rope: cosines and sines [P, H / 2], float32.
-            tables: see batch.py.
-            whole: which of the two.
+            tables: the index tables of the patches (batch.py).
+            whole: whether to attend within frames.
 
         Returns:
-            [P, D] in x's dtype; at padding anything finite.
+            [P, D] in x's dtype; at padding the values are finite and have no meaning.
         """
         q, k, v = jnp.unstack(self.qkv(x).reshape(x.shape[0], 3, self.num_heads, -1), axis=1)
         q, k = rotate_half(q, *rope), rotate_half(k, *rope)
@@ -56,7 +57,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-normalised layer."""
+    """A pre-normalised layer of the vision tower."""
 
     def __init__(self, c: VisionConfig, rngs: nnx.Rngs) -> None:
         self.norm1 = RMSNorm(c.hidden_size, rngs)
@@ -65,13 +66,13 @@ class Block(nnx.Module):
         self.mlp = SwiGlu(c.hidden_size, c.intermediate_size, rngs, bias=True)
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], tables: VisionTables, whole: bool) -> jax.Array:
-        """x [P, D] to the same shape and dtype; arguments as in ``Attention``."""
+        """Map x [P, D] to the same shape and dtype; arguments as in ``Attention``."""
         x = x + self.attn(self.norm1(x), rope, tables, whole)
         return x + self.mlp(self.norm2(x))
 
 
 class Merger(nnx.Module):
-    """Joins the four patches of a token and projects them to the language model's width."""
+    """The layer that joins the four patches of a token and projects them to the language model's width."""
 
     def __init__(self, c: VisionConfig, rngs: nnx.Rngs) -> None:
         self.norm = RMSNorm(c.hidden_size, rngs)
@@ -79,13 +80,13 @@ class Merger(nnx.Module):
         self.merge_dim = c.merge_dim
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x [P, D] to tokens [M, out_hidden_size], and the input of the two linear layers [M, 4 D] that they are computed from."""
+        """Map x [P, D] to tokens [M, out_hidden_size]; also returns the joined patches [M, 4 D] that the two linear layers compute them from."""
         joined = self.norm(x).reshape(-1, self.merge_dim)
         return self.mlp(joined), joined
 
 
 class VisionTower(nnx.Module):
-    """Patches to language-model tokens."""
+    """The vision tower, which maps patches to tokens of the language model."""
 
     def __init__(self, c: VisionConfig, rngs: nnx.Rngs) -> None:
         self.patch_embed = Linear(c.patch_dim, c.hidden_size, (EMBED, PATCH), rngs, bias=False)
@@ -97,12 +98,12 @@ class VisionTower(nnx.Module):
         """Encode patches.
 
         Args:
-            patches: [P, patch_dim] in the order of ``tables``; its dtype is the compute dtype. Padding may hold anything finite: nothing else sees it.
-            tables: see batch.py.
+            patches: [P, patch_dim] in the order of ``tables``; its dtype is the compute dtype. Padding may hold any finite values, which affect no other patch.
+            tables: the index tables of the patches (batch.py).
             remat: what the backward pass computes again (core/stacking.py).
 
         Returns:
-            [M, out_hidden_size] tokens in the same order, and [M, 4 D] the merger MLP's input (what `<|mem|>` tokens are averaged from).
+            The tokens [M, out_hidden_size] in the same order, and the inputs of the merger's MLP [M, 4 D], whose means become `<|mem|>` tokens.
         """
         c = self.config
         angles = grid_angles(tables.rope, c.hidden_size // c.num_heads)

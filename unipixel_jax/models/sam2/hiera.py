@@ -1,6 +1,7 @@
 """Hiera, SAM 2's image trunk (arXiv 2306.00989; reference: sam2/modeling/backbones/hieradet.py).
 
-Four stages, each half the resolution and twice the width of the one before. A stage's first block pools; the others are equal and stacked.
+The trunk has four stages, each with half the resolution and twice the width of the one before. The first block of the later stages pools; all other blocks of a
+stage are equal and stacked.
 
 B images, h and w height and width of the map, C channels.
 """
@@ -24,27 +25,28 @@ from unipixel_jax.ops.conv import conv
 from unipixel_jax.ops.resize import resize_bicubic
 
 EPS = 1e-6
+"""The epsilon of the trunk's norms."""
 DROP_PATH = 0.1
-"""Share of samples whose last block is skipped while training, in all published sizes; it grows linearly from 0 at the first block."""
+"""The share of samples for which the last block is skipped while training, in all published sizes. It grows linearly from 0 at the first block."""
 
 
 class PatchEmbed(nnx.Module):
-    """7x7 convolution with stride 4."""
+    """The patch embedding: a 7x7 convolution with stride 4."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs) -> None:
         self.weight = declare(rngs, (dim, 3, 7, 7), (EMBED, CHANNELS, None, None), lecun)
         self.bias = declare(rngs, (dim,), (EMBED,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 4h, 4w, 3] to [B, h, w, C]."""
+        """Map images [B, 4h, 4w, 3] to [B, h, w, C] in the same dtype."""
         return conv(x, self.weight[...], self.bias[...], stride=4, padding=3)
 
 
 class Attention(nnx.Module):
     """Self-attention within windows or the whole map, with optional 2x2 max pooling of the queries.
 
-    The reference pads the map with zeros to whole windows, then projects; a zero's projection is the bias, so here the projected map is padded with
-    that, and the padding costs no products (36% more pixels at 768 pixels in the third stage's windows of 14).
+    The reference pads the map with zeros to whole windows and then projects it. The projection of zeros is the bias, so here the projected map is padded with
+    the bias, and the padding costs no products. (It would add 36% more pixels at 768 pixels in the third stage's windows of 14.)
     """
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, rngs: nnx.Rngs) -> None:
@@ -53,7 +55,7 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
 
     def __call__(self, x: jax.Array, size: int, pool: bool) -> jax.Array:
-        """x [B, h, w, C] to [B, h', w', C'], halved if ``pool``; ``size`` is the window, 0 for the whole map."""
+        """Map x [B, h, w, C] to [B, h, w, C'], or to [B, h/2, w/2, C'] if ``pool``; ``size`` is the side of the windows, 0 for the whole map."""
         h, w = x.shape[1:3]
         qkv, bias = self.qkv(x), self.qkv.bias
         assert bias is not None, "the projection is made with a bias"
@@ -68,7 +70,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-normalised layer; with ``entry`` it also halves the map and widens it."""
+    """A pre-normalised layer; with ``entry`` it also halves the map and widens it."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, entry: bool, rngs: nnx.Rngs) -> None:
         self.norm1 = LayerNorm(dim, EPS, rngs)
@@ -80,12 +82,12 @@ class Block(nnx.Module):
         self.proj = Linear(dim, dim_out, (EMBED, EMBED), rngs) if entry else None
 
     def __call__(self, x: jax.Array, size: int, drop_path: float | jax.Array) -> jax.Array:
-        """x [B, h, w, C] to the same shape, or with ``entry`` to [B, h/2, w/2, 2C].
+        """Map x [B, h, w, C] to the same shape, or with ``entry`` to [B, h/2, w/2, 2C].
 
         Args:
-            x: the map.
-            size: side of the windows, 0 for the whole map.
-            drop_path: probability with which a sample skips each half of the layer while training.
+            x: the feature map.
+            size: the side of the windows, 0 for the whole map.
+            drop_path: the probability with which a sample skips each half of the layer while training, a float or float32 scalar.
         """
         y = self.norm1(x)
         shortcut = x if self.proj is None else max_pool2(self.proj(y))
@@ -94,20 +96,20 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks of one resolution: ``entry`` (None in the first stage) and the stacked rest (None if there is none)."""
+    """The blocks of one resolution: ``entry`` (None in the first stage), and the stacked other blocks (None if there are none)."""
 
     def __init__(self, c: Sam2Config, index: int, rngs: nnx.Rngs) -> None:
         dim, heads, first = c.stage_dims[index], c.stage_heads[index], sum(c.stages[:index])
         self.entry = Block(c.stage_dims[index - 1], dim, heads, True, rngs) if index else None
         rest = c.stages[index] - (index > 0)
         self.blocks = stacking.stack(lambda r: Block(dim, dim, heads, False, r), rest, rngs) if rest else None
-        # A stage's first block still works in windows of the stage before.
+        # The first block of a stage still has the windows of the stage before, as in the reference.
         blocks = range(first, first + c.stages[index])
         self.windows = tuple(0 if i in c.global_att_blocks else c.window_spec[max(index - (i == first), 0)] for i in blocks)
         self.drop_path = tuple(np.linspace(0, DROP_PATH, sum(c.stages))[first : first + c.stages[index]].tolist())
 
     def __call__(self, x: jax.Array, remat: Remat) -> jax.Array:
-        """x [B, h, w, C] of the stage before (or of the patch embedding) to this stage's map."""
+        """Map x [B, h, w, C] of the stage before (or of the patch embedding) to this stage's map [B, h/2, w/2, 2C] ([B, h, w, C] in the first stage)."""
         entries = 0
         if self.entry is not None:
             x, entries = self.entry(x, self.windows[0], self.drop_path[0]), 1
@@ -124,7 +126,7 @@ class Stage(nnx.Module):
 
 
 class Hiera(nnx.Module):
-    """The trunk: square images to one feature map a stage."""
+    """The trunk, which maps square images to one feature map for each stage."""
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         self.patch_embed = PatchEmbed(c.embed_dim, rngs)
@@ -133,7 +135,7 @@ class Hiera(nnx.Module):
         self.stages = nnx.List([Stage(c, i, rngs) for i in range(len(c.stages))])
 
     def __call__(self, images: jax.Array, remat: Remat = "none") -> list[jax.Array]:
-        """images [B, S, S, 3], normalised, to maps [B, S/4, S/4, C], [B, S/8, S/8, 2C], ..."""
+        """Map normalised images [B, S, S, 3] to feature maps [B, S/4, S/4, C], [B, S/8, S/8, 2C] and so on, in the dtype of the images."""
         x = self.patch_embed(images)
         side = x.shape[1]
         pos = resize_bicubic(self.pos_embed[...], (side, side))
@@ -148,9 +150,9 @@ class Hiera(nnx.Module):
 
 
 def max_pool2(x: jax.Array) -> jax.Array:
-    """2x2 max pooling: x [B, h, w, C] to [B, h/2, w/2, C]; an odd last row or column is dropped.
+    """Apply 2x2 max pooling: x [B, h, w, C] to [B, h/2, w/2, C]; an odd last row or column is dropped.
 
-    Written with ``maximum``, which fuses into one loop on a CPU; a reduction over the four is a library call of its own there.
+    It is written with ``maximum``, which XLA fuses into one loop on a CPU, where a reduction over the four entries is a separate library call.
     """
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)

@@ -1,8 +1,8 @@
-"""SAM 2's mask decoder (reference: sam2/modeling/sam/mask_decoder.py and transformer.py), always with its three masks.
+"""SAM 2's mask decoder (reference: sam2/modeling/sam/mask_decoder.py and transformer.py), of which only the output of three masks is used.
 
 UniPixel never asks for the single-mask output, so the first mask token takes part in attention but makes no mask.
 
-O prompts (objects), T tokens, g side of the feature grid, D width.
+O prompts (objects), T tokens, P prompt tokens, g side of the feature grid, D width.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ EPS = 1e-5
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodedMasks:
-    """Attributes:
-    masks: [O, 3, 4g, 4g] float32 logits.
-    iou: [O, 3] float32, predicted intersection over union.
-    tokens: [O, 3, D], the mask tokens, from which object pointers are made.
-    object_score: [O] float32 logits; positive means that the object is in the frame.
+    """The masks and scores of one frame.
+
+    Attributes:
+        masks: [O, 3, 4g, 4g] float32 logits.
+        iou: [O, 3] float32, the predicted intersection over union of each mask.
+        tokens: [O, 3, D] mask tokens, from which object pointers are made.
+        object_score: [O] float32 logits; positive means that the object is in the frame.
     """
 
     masks: jax.Array
@@ -43,7 +45,7 @@ class DecodedMasks:
 
 
 class Attention(nnx.Module):
-    """Attention with separate inputs for queries, keys and values, at 1/``downsample`` of the width inside."""
+    """Attention with separate inputs for queries, keys and values, which are projected to 1/``downsample`` of the width."""
 
     def __init__(self, d: int, downsample: int, rngs: nnx.Rngs) -> None:
         inner = d // downsample
@@ -53,14 +55,14 @@ class Attention(nnx.Module):
         self.o = Linear(inner, d, (EMBED, HEADS), rngs, init=xavier)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask) -> jax.Array:
-        """q [O, t, D], k and v [O, s, D] to [O, t, D]."""
+        """Attend from q [O, t, D] to k and v [O, s, D]; returns [O, t, D] in q's dtype."""
         q, k, v = (rearrange(f(x), "o t (heads d) -> o t heads d", heads=NUM_HEADS) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
         out = attention(q, k, v, mask, axes=(IMAGES, None, None))
         return self.o(rearrange(out, "o t heads d -> o t (heads d)"))
 
 
 class TwoWayBlock(nnx.Module):
-    """Tokens attend to themselves and to the image, then the image attends to the tokens."""
+    """A layer in which the tokens attend to themselves and to the image, and then the image attends to the tokens."""
 
     def __init__(self, d: int, rngs: nnx.Rngs) -> None:
         self.self_attn = Attention(d, 1, rngs)
@@ -75,7 +77,17 @@ class TwoWayBlock(nnx.Module):
     def __call__(
         self, tokens: jax.Array, image: jax.Array, token_pe: jax.Array, image_pe: jax.Array, segments: jax.Array, first: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """tokens and token_pe [O, T, D], image and image_pe [O, g * g, D], segments [O, T] (0: no such token). ``first``: see the reference."""
+        """Run the layer.
+
+        Args:
+            tokens, token_pe: [O, T, D] tokens and their position codes.
+            image, image_pe: [O, g * g, D] image features and their position codes.
+            segments: [O, T] int32, 0 where there is no token.
+            first: whether this is the first layer, whose tokens attend to themselves without position codes and without a residual.
+
+        Returns:
+            The new tokens and image features, with the same shapes and dtypes.
+        """
         among = AttnMask(q_segments=segments, kv_segments=segments)
         to_tokens = AttnMask(q_segments=jnp.ones(image.shape[:2], jnp.int32), kv_segments=segments)
         if first:
@@ -91,7 +103,7 @@ class TwoWayBlock(nnx.Module):
 
 
 class TwoWayTransformer(nnx.Module):
-    """Two blocks and a last look of the tokens at the image."""
+    """Two layers, after which the tokens attend to the image once more."""
 
     def __init__(self, d: int, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List([TwoWayBlock(d, rngs) for _ in range(2)])
@@ -99,8 +111,8 @@ class TwoWayTransformer(nnx.Module):
         self.norm_final = LayerNorm(d, EPS, rngs)
 
     def __call__(self, token_pe: jax.Array, image: jax.Array, image_pe: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the tokens [O, T, D] and the image [O, g * g, D] after mutual attention."""
-        tokens = token_pe
+        """Return tokens [O, T, D] and image features [O, g * g, D] after mutual attention; arguments as in ``TwoWayBlock``."""
+        tokens = token_pe  # as in the reference, the tokens are their own position codes
         for i, layer in enumerate(self.layers):
             tokens, image = layer(tokens, image, token_pe, image_pe, segments, first=i == 0)
         tokens = tokens + self.final_attn(tokens + token_pe, image + image_pe, image, AttnMask())
@@ -115,12 +127,12 @@ class Upscale(nnx.Module):
         self.bias = declare(rngs, (d_out,), (CHANNELS,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [O, h, w, d_in] to [O, 2h, 2w, d_out]."""
+        """Map x [O, h, w, d_in] to [O, 2h, 2w, d_out] in the same dtype."""
         return conv_transpose2(x, self.weight[...], self.bias[...])
 
 
 class MaskDecoder(nnx.Module):
-    """Image features and a prompt to three masks with scores."""
+    """The mask decoder, which maps image features and a prompt to three masks with scores."""
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         d = c.d_model
@@ -140,14 +152,17 @@ class MaskDecoder(nnx.Module):
     def __call__(
         self, image: jax.Array, image_pe: jax.Array, prompt: jax.Array, prompt_valid: jax.Array, high0: jax.Array, high1: jax.Array
     ) -> DecodedMasks:
-        """Decode.
+        """Decode the masks of all prompts.
 
         Args:
             image: [O, g, g, D], with the dense prompt already added.
             image_pe: [g * g, D].
             prompt: [O, P, D] sparse prompt embeddings.
-            prompt_valid: [O, P] booleans; a prompt token that is not valid might as well not be there.
-            high0, high1: [O or 1, 4g, 4g, D/8] and [O or 1, 2g, 2g, D/4].
+            prompt_valid: [O, P] booleans; a prompt token that is not valid has no influence.
+            high0, high1: [O or 1, 4g, 4g, D/8] and [O or 1, 2g, 2g, D/4] high-resolution features of the image.
+
+        Returns:
+            The masks, their scores and their tokens.
         """
         o, g, _, d = image.shape
         own = jnp.concatenate([self.obj_score_token[...], self.iou_token[...], self.mask_tokens[...]]).astype(image.dtype)

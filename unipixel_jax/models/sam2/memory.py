@@ -26,9 +26,11 @@ from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import axial_rope, rotate_half
 
 EPS = 1e-5
+"""The epsilon of the memory attention's norms."""
 DROPOUT = 0.1
-"""Of the memory attention, everywhere in it and in all published sizes, while training."""
+"""The rate of all dropout in the memory attention while training, in all published sizes."""
 Rope = tuple[jax.Array, jax.Array]
+"""Cosines and sines of the axial rope, each [g * g, D / 2] float32."""
 
 
 class Conv(nnx.Module):
@@ -39,12 +41,12 @@ class Conv(nnx.Module):
         self.bias = declare(rngs, (d_out,), (CHANNELS,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [O, 2h, 2w, d_in] to [O, h, w, d_out]."""
+        """Map x [O, 2h, 2w, d_in] to [O, h, w, d_out] in the same dtype."""
         return conv(x, self.weight[...], self.bias[...], stride=2, padding=1)
 
 
-class MaskDownsampler(nnx.Module):
-    """A mask at image resolution to the feature grid, in four halvings that each quadruple the channels."""
+class MemoryMaskDownsampler(nnx.Module):
+    """Four convolutions that take a mask from image resolution to the feature grid, for the memory. Each halves the sides and quadruples the channels."""
 
     def __init__(self, d: int, rngs: nnx.Rngs) -> None:
         widths = (1, 4, 16, 64, 256)
@@ -53,7 +55,7 @@ class MaskDownsampler(nnx.Module):
         self.proj = Linear(widths[-1], d, (EMBED, CHANNELS), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [O, 16g, 16g, 1] to [O, g, g, D]."""
+        """Map x [O, 16g, 16g, 1] to [O, g, g, D] in the same dtype."""
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = gelu(norm(layer(x)))
         return self.proj(x)
@@ -67,7 +69,7 @@ class Depthwise(nnx.Module):
         self.bias = declare(rngs, (d,), (EMBED,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [O, h, w, d], same shape back."""
+        """Map x [O, h, w, d] to the same shape and dtype."""
         return depthwise(x, self.weight[...], self.bias[...])
 
 
@@ -81,21 +83,21 @@ class ConvNextBlock(nnx.Module):
         self.scale = declare(rngs, (d,), (EMBED,), jax.nn.initializers.constant(1e-6))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [O, g, g, D], same shape back."""
+        """Map x [O, g, g, D] to the same shape and dtype."""
         return x + self.scale[...].astype(x.dtype)[None, None, None] * self.mlp(self.norm(self.dwconv(x)))
 
 
 class MemoryEncoder(nnx.Module):
-    """Image features and a mask to memory features."""
+    """The memory encoder, which makes memory features of image features and a mask."""
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
-        self.mask_down = MaskDownsampler(c.d_model, rngs)
+        self.mask_down = MemoryMaskDownsampler(c.d_model, rngs)
         self.pix_proj = Linear(c.d_model, c.d_model, (EMBED, EMBED), rngs)
         self.fuser = nnx.List([ConvNextBlock(c.d_model, rngs) for _ in range(c.fuser_layers)])
         self.out_proj = Linear(c.d_model, c.mem_dim, (CHANNELS, EMBED), rngs) if c.mem_dim != c.d_model else None
 
     def __call__(self, low: jax.Array, mask_logits: jax.Array) -> jax.Array:
-        """low [1 or O, g, g, D] and mask logits [O, 16g, 16g] to [O, g, g, M]."""
+        """Map features ``low`` [1 or O, g, g, D] and mask logits [O, 16g, 16g] to memory features [O, g, g, M] in the dtype of ``low``."""
         mask = (jax.nn.sigmoid(mask_logits) * 20 - 10).astype(low.dtype)
         x = self.pix_proj(low) + self.mask_down(mask[..., None])
         for block in self.fuser:
@@ -104,7 +106,7 @@ class MemoryEncoder(nnx.Module):
 
 
 class RopeAttention(nnx.Module):
-    """One-head attention with axial rope on the queries and on the keys that lie on the grid."""
+    """Attention with one head, and axial rope on the queries and on the keys that lie on the grid."""
 
     def __init__(self, d: int, kv_dim: int, rngs: nnx.Rngs) -> None:
         self.q = Linear(d, d, (HEADS, EMBED), rngs)
@@ -114,19 +116,24 @@ class RopeAttention(nnx.Module):
         self.dropout = Dropout(DROPOUT)
 
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, rope: Rope, off_grid: int, mask: AttnMask) -> jax.Array:
-        """Attend.
+        """Attend to keys and values, with two peculiarities.
 
-        With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``: the values are weighted before they are projected, which
+        With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``. The values are therefore weighted before they are projected, which
         saves three eighths of the products where the memory is 64 wide and the model 256. Weights that were partly dropped do not add up to 1, so with
         dropout the values are projected first.
 
-        No gradient flows through what was rotated. The reference applies its rope under ``torch.no_grad`` (sam2/modeling/position_encoding.py,
-        apply_rotary_enc), so UniPixel was trained with constant scores but for the keys off the grid, and a port that trains must do the same.
+        No gradient flows through rotated queries and keys. The reference applies its rope under ``torch.no_grad`` (sam2/modeling/position_encoding.py,
+        apply_rotary_enc), so UniPixel was trained with scores that are constant except for the keys off the grid, and a port that trains must do the same.
 
         Args:
             x: [O, g * g, D] queries before projection.
-            keys, values: [O, S, kv_dim] before projection; the last ``off_grid`` are not on the grid, the others are whole grids in a row.
-            rope: from ``axial_rope``.
+            keys, values: [O, S, kv_dim] before projection; the last ``off_grid`` are not on the grid, the others are whole grids one after the other.
+            rope: cosines and sines from ``axial_rope``.
+            off_grid: the number of keys that are not on the grid.
+            mask: the mask of the attention.
+
+        Returns:
+            [O, g * g, D] in x's dtype.
         """
         q, k = (_halves_apart(layer, a) for layer, a in ((self.q, x), (self.k, keys)))
         cos, sin = rope
@@ -144,17 +151,17 @@ class RopeAttention(nnx.Module):
 
 
 def _halves_apart(layer: Linear, x: jax.Array) -> jax.Array:
-    """``layer(x)`` with its even channels before its odd ones.
+    """Return ``layer(x)`` [..., D] with the even channels before the odd ones.
 
-    SAM 2 rotates neighbouring channels. Scores do not change if queries and keys are reordered alike, and two halves rotate in whole vectors, which
-    single channels do not; the reordering is done on the weights, which are small.
+    SAM 2 rotates neighbouring channels. Scores do not change if queries and keys are reordered alike, and the two halves can be rotated as whole vectors,
+    which neighbouring channels cannot. The reordering is done on the weights, which are small.
     """
     order = rearrange(np.arange(layer.weight.shape[0]), "(pairs half) -> (half pairs)", half=2)
     return dense(x, layer.weight[...][order], layer.bias[...][order])  # type: ignore[index]
 
 
 class MemoryBlock(nnx.Module):
-    """Self-attention, attention to the memory, feed-forward; pre-normalised."""
+    """A pre-normalised layer of self-attention, attention to the memory, and feed-forward."""
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         d = c.d_model
@@ -170,13 +177,13 @@ class MemoryBlock(nnx.Module):
         self.drop_mlp = Dropout(DROPOUT)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
-        """x [O, g * g, D], same shape back."""
+        """Map x [O, g * g, D] to the same shape and dtype."""
         hidden = self.drop_hidden(self.mlp.act(self.mlp.fc1(self.norm3(x))))
         return self.drop_mlp(self.mlp.fc2(hidden))
 
 
 class MemoryAttention(nnx.Module):
-    """Conditions a frame's features on the memory."""
+    """The memory attention, which conditions a frame's features on the memory."""
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         self.blocks = stacking.stack(lambda r: MemoryBlock(c, r), c.memory_attention_layers, rngs)
@@ -184,16 +191,17 @@ class MemoryAttention(nnx.Module):
         self.config = c
 
     def __call__(self, low: jax.Array, memory: jax.Array, memory_pos: jax.Array, visible: jax.Array, off_grid: int) -> jax.Array:
-        """Read the memory.
+        """Condition the features of a frame on the memory.
 
         Args:
-            low: [1 or O, g, g, D] features of the frame; one for all objects, or each its own.
+            low: [1 or O, g, g, D] features of the frame, shared by all objects or one for each.
             memory: [O, S, M]; the last ``off_grid`` tokens are object pointers, the others grids of g * g tokens.
-            memory_pos: [1, S, M], added to the keys only.
-            visible: [S] int32, 1 where a token is filled.
+            memory_pos: [1, S, M] position codes, which are added to the keys only.
+            visible: [S] int32, 1 where there is a token, 0 where a slot is empty.
+            off_grid: the number of tokens that are object pointers.
 
         Returns:
-            [O, g, g, D].
+            [O, g, g, D] in the dtype of ``low``.
         """
         (distinct, g, _, d), dtype, o = low.shape, low.dtype, memory.shape[0]
         cos, sin = (jnp.asarray(a) for a in axial_rope(g, d))
@@ -206,7 +214,7 @@ class MemoryAttention(nnx.Module):
                 return block.self_attn(y, y, y, (cos, sin), 0, AttnMask())
 
             def attend_once(y: jax.Array) -> jax.Array:
-                """Objects that share their features differ only after the first look at the memory, unless each has drops of its own."""
+                """Attend once for all objects: in the first layer they have the same features, unless dropout drops other weights for each."""
                 return jnp.broadcast_to(attend(y[:distinct]), y.shape) if block.drop_self.key is None else attend(y)
 
             x = x + block.drop_self(jax.lax.cond(first, attend_once, attend, block.norm1(x)))

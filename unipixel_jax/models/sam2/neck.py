@@ -21,11 +21,12 @@ from unipixel_jax.ops.resize import upsample_nearest2
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FrameFeatures:
-    """What tracking needs of each frame.
+    """The features of frames that tracking needs, in the compute dtype.
 
     Attributes:
-        high0: [B, 4g, 4g, D/8], high1: [B, 2g, 2g, D/4]: the mask decoder's high-resolution inputs, after its 1x1 convolutions.
-        low: [B, g, g, D].
+        high0: [B, 4g, 4g, D/8] features for the mask decoder, after its 1x1 convolution.
+        high1: [B, 2g, 2g, D/4] features for the mask decoder, after its 1x1 convolution.
+        low: [B, g, g, D] features that are conditioned on the memory.
     """
 
     high0: jax.Array
@@ -34,17 +35,17 @@ class FrameFeatures:
 
 
 class Neck(nnx.Module):
-    """Lateral 1x1 convolutions; only the deepest map is added to the one above it, and then dropped.
+    """The lateral 1x1 convolutions of the pyramid. Only the deepest map is added to the next larger one, and then dropped.
 
-    The reference applies the mask decoder's 1x1 convolutions to the two largest maps when it decodes. Nothing lies between, so both are one map here:
-    at 768 pixels that saves 1.8 G of the encoder's 173 G multiplications, and the [36864, 256] intermediate.
+    The reference applies the mask decoder's 1x1 convolutions to the two largest maps when it decodes. Nothing lies between the two convolutions of a map, so
+    here they are one: at 768 pixels that saves 1.8 G of the encoder's 173 G multiplications, and the [36864, 256] intermediate.
     """
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         self.convs = nnx.List([Linear(dim, c.d_model, (EMBED, EMBED), rngs) for dim in reversed(c.stage_dims)])
 
     def __call__(self, maps: list[jax.Array], conv_s0: Linear, conv_s1: Linear) -> FrameFeatures:
-        """Hiera's four maps, largest first, to what tracking needs; ``conv_s0`` and ``conv_s1`` are the mask decoder's."""
+        """Map Hiera's four maps, [B, 4g, 4g, C] first and [B, g/2, g/2, 8C] last, to features; ``conv_s0`` and ``conv_s1`` are the mask decoder's."""
         high, middle, low, deepest = maps
         return FrameFeatures(
             high0=_compose(self.convs[3], conv_s0, high),
@@ -54,7 +55,7 @@ class Neck(nnx.Module):
 
 
 def _compose(first: Linear, second: Linear, x: jax.Array) -> jax.Array:
-    """``second(first(x))`` as one map: the weights are multiplied first, which saves products where ``first`` widens x over many rows."""
+    """Return ``second(first(x))``. The weights are multiplied with each other first, which saves products where x has many rows and ``first`` widens it."""
     w1, w2 = first.weight[...].astype(jnp.float32), second.weight[...].astype(jnp.float32)
     weight = jnp.matmul(w2, w1, precision="highest")
     b1, b2 = (a.bias[...].astype(jnp.float32) for a in (first, second))  # type: ignore[index]

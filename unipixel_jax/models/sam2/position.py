@@ -1,4 +1,4 @@
-"""Position codes of SAM 2: sines over a grid and over time, made on the host, and random Fourier features of points."""
+"""Position codes of SAM 2: sines over a grid (made on the host) and over time, and random Fourier features of points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from einops import rearrange
 
 @lru_cache(maxsize=16)
 def sine_grid(side: int, dim: int) -> np.ndarray:
-    """Sine code of a square grid (reference: sam2/modeling/position_encoding.py, PositionEmbeddingSine, normalised, temperature 10000).
+    """Return the sine code of a square grid (reference: sam2/modeling/position_encoding.py, PositionEmbeddingSine, normalised, temperature 10000).
 
     Returns:
         [side, side, dim] float32; the first half of the channels codes the row, the second the column.
@@ -28,7 +28,7 @@ def sine_grid(side: int, dim: int) -> np.ndarray:
 
 
 def sine_1d(position: jax.Array, dim: int) -> jax.Array:
-    """Sine code of scalars (reference: sam2/modeling/sam2_utils.py, get_1d_sine_pe): [...] float32 to [..., dim], sines then cosines."""
+    """Return the sine code of scalars, [...] float32 to [..., dim] float32, sines before cosines (reference: sam2/modeling/sam2_utils.py, get_1d_sine_pe)."""
     half = dim // 2
     period = np.float32(10000) ** (2 * (np.arange(half) // 2).astype(np.float32) / half)
     angles = position[..., None] / period.reshape((1,) * position.ndim + (half,))
@@ -36,6 +36,6 @@ def sine_1d(position: jax.Array, dim: int) -> jax.Array:
 
 
 def fourier(unit: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Random Fourier features (Tancik et al., 2020) of coordinates in 0..1: [..., K] with matrix [K, d] to [..., 2 d] float32."""
+    """Return random Fourier features (Tancik et al., 2020) of coordinates in 0..1: ``unit`` [..., K] with ``matrix`` [K, d] to [..., 2 d] float32."""
     projected = jnp.matmul(2 * unit.astype(jnp.float32) - 1, matrix.astype(jnp.float32), precision="highest") * jnp.float32(2 * math.pi)
     return jnp.concatenate([jnp.sin(projected), jnp.cos(projected)], axis=-1)

@@ -18,6 +18,7 @@ from unipixel_jax.models.sam2.position import fourier
 from unipixel_jax.ops.conv import conv_patches
 
 MASK_CHANNELS = 16
+"""The channels between the convolutions of a mask prompt, in all published sizes."""
 
 
 class PatchConv(nnx.Module):
@@ -28,12 +29,12 @@ class PatchConv(nnx.Module):
         self.bias = declare(rngs, (d_out,), (CHANNELS,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 2h, 2w, d_in] to [B, h, w, d_out]."""
+        """Map x [B, 2h, 2w, d_in] to [B, h, w, d_out] in the same dtype."""
         return conv_patches(x, self.weight[...], self.bias[...])
 
 
-class MaskDown(nnx.Module):
-    """Mask logits to an embedding of the feature grid."""
+class MaskPromptEmbedding(nnx.Module):
+    """The embedding of a mask prompt: convolutions from mask logits to the feature grid."""
 
     def __init__(self, d: int, rngs: nnx.Rngs) -> None:
         self.conv1 = PatchConv(1, MASK_CHANNELS // 4, rngs)
@@ -43,12 +44,12 @@ class MaskDown(nnx.Module):
         self.proj = Linear(MASK_CHANNELS, d, (EMBED, CHANNELS), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 4g, 4g, 1] to [B, g, g, D]."""
+        """Map mask logits [B, 4g, 4g, 1] to embeddings [B, g, g, D] in the same dtype."""
         return self.proj(gelu(self.norm2(self.conv2(gelu(self.norm1(self.conv1(x)))))))
 
 
 class PromptEncoder(nnx.Module):
-    """Points, boxes and masks to embeddings in the mask decoder's width."""
+    """The prompt encoder, which maps points, boxes and masks to embeddings of the mask decoder's width."""
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         d = c.d_model
@@ -56,25 +57,25 @@ class PromptEncoder(nnx.Module):
         self.point_embed = declare(rngs, (4, d), (None, EMBED), unit_normal)
         self.not_a_point_embed = declare(rngs, (1, d), (None, EMBED), unit_normal)
         self.no_mask_embed = declare(rngs, (1, d), (None, EMBED), unit_normal)
-        self.mask_down = MaskDown(d, rngs)
+        self.mask_down = MaskPromptEmbedding(d, rngs)
         self.config = c
 
     def points(self, coords: jax.Array, labels: jax.Array) -> jax.Array:
-        """coords [B, P, 2] float32 and labels [B, P] to [B, P, D] float32; a padding point gets its embedding without a position."""
+        """Return embeddings [B, P, D] float32 of points with coords [B, P, 2] float32 and labels [B, P] integers; that of padding has no position."""
         table, nothing = self.point_embed[...].astype(jnp.float32), self.not_a_point_embed[...].astype(jnp.float32)
         placed = fourier((coords + 0.5) / self.config.image_size, self.pe_matrix[...]) + table[jnp.maximum(labels, 0)]
         return jnp.where((labels == -1)[..., None], nothing[None], placed)
 
     def masks(self, logits: jax.Array) -> jax.Array:
-        """Mask logits [B, 4g, 4g] to dense embeddings [B, g, g, D]."""
+        """Map mask logits [B, 4g, 4g] to dense embeddings [B, g, g, D] in the same dtype."""
         return self.mask_down(logits[..., None])
 
     def no_mask(self) -> jax.Array:
-        """The dense embedding that stands for "no mask given": [1, 1, 1, D]."""
+        """Return the dense embedding [1, 1, 1, D] of a prompt without a mask, in the weight's dtype."""
         return self.no_mask_embed[...][None, None]
 
     def dense_pe(self) -> jax.Array:
-        """The position code of the feature grid: [g * g, D] float32."""
+        """Return the position code [g * g, D] float32 of the feature grid."""
         g = self.config.grid
         at = (jnp.arange(g, dtype=jnp.float32) + 0.5) / g
         x, y = jnp.broadcast_to(at[None], (g, g)), jnp.broadcast_to(at[:, None], (g, g))

@@ -1,10 +1,10 @@
 """SAM 2.1 as a tracker with a state of fixed size (reference: sam2/modeling/sam2_base.py, sam2_video_predictor.py, sam2_train.py).
 
-One function, ``Sam2.step``, takes a state and a frame and gives the next state and the masks. A clip is a scan over it, a stream calls it frame by
-frame, several objects are its batch axis, training differentiates through it. Memory does not grow with the clip.
+One function, ``Sam2.step``, takes a state and a frame and returns the next state and the masks. A clip is a scan over it, a stream calls it frame by
+frame, several objects are its batch axis, and training differentiates through it. Memory does not grow with the clip.
 
-F frames, O objects, g side of the feature grid, D width, M memory width, K = num_maskmem memories: slot 0 holds the conditioning frame (frame 0),
-the others are a ring of the latest. R = 16 pointers, likewise. Slot order does not matter, since every code of time comes from frame numbers.
+F frames, O objects, g side of the feature grid, D width, M memory width, K = num_maskmem memories, R = 16 pointers. Slot 0 of both holds the
+conditioning frame (frame 0), and the others are a ring of the latest frames. The order of slots does not matter, since codes of time come from frame numbers.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ from unipixel_jax.models.sam2.prompt_encoder import PromptEncoder
 from unipixel_jax.ops.resize import resize_bilinear
 
 MAX_POINTERS = 16
+"""The number R of slots for object pointers."""
 NO_OBJECT = -1024.0
-"""Logits of a mask whose object is not in the frame, at inference."""
+"""The logits, at inference, of a mask whose object is not in the frame."""
 UNKNOWN_LENGTH = 1 << 30
-"""``clip_length`` of a stream: at least 16 frames are expected."""
+"""The ``clip_length`` of a stream, which is expected to have at least 16 frames."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrackState:
-    """What one frame leaves for the next.
+    """The state of tracking between two frames.
 
     Attributes:
-        memory: [K, O, g * g, M] memory features.
-        memory_frame: [K] int32, the frame each was made from, -1 while empty.
-        pointer: [R, O, D] object pointers.
-        pointer_frame: [R] int32, likewise.
+        memory: [K, O, g * g, M] memory features, in the compute dtype.
+        memory_frame: [K] int32, the number of the frame that each memory was made from, -1 for an empty slot.
+        pointer: [R, O, D] object pointers, in the compute dtype.
+        pointer_frame: [R] int32, the number of the frame that each pointer was made from, -1 for an empty slot.
         frame: int32 scalar, the number of the frame that comes next.
-        clip_length: int32 scalar; below 16 it scales the pointers' code of time.
+        clip_length: int32 scalar, the number of frames of the clip; below 16 it scales the pointers' code of time.
     """
 
     memory: jax.Array
@@ -61,7 +62,7 @@ class TrackState:
 
     @classmethod
     def empty(cls, c: Sam2Config, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH) -> TrackState:
-        """The state before frame 0."""
+        """Return the state before frame 0."""
         return cls(
             memory=jnp.zeros((c.num_maskmem, objects, c.grid**2, c.mem_dim), dtype),
             memory_frame=jnp.full((c.num_maskmem,), -1, jnp.int32),
@@ -75,12 +76,12 @@ class TrackState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrackOutput:
-    """What a frame shows. The best of three masks is the one with the highest predicted IoU.
+    """The masks and scores of one frame. The best of three masks is the one with the highest predicted IoU.
 
     Attributes:
         low_res: [O, 4g, 4g] float32 logits of the best mask; -1024 where the object is not in the frame, except with ``training``.
         pointer: [O, D] object pointer.
-        decoded: all three masks and the scores, unmasked.
+        decoded: all three masks and the scores, for objects that are not in the frame too.
     """
 
     low_res: jax.Array
@@ -88,8 +89,8 @@ class TrackOutput:
     decoded: DecodedMasks
 
 
-class MaskDownsample(nnx.Module):
-    """The convolution that turns a given mask into decoder logits. UniPixel never gives one; the weight is kept so that checkpoints stay whole."""
+class MaskInputConv(nnx.Module):
+    """The convolution for masks that users give as prompts. UniPixel has no such prompts; the weight is kept so that checkpoints stay complete."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.weight = declare(rngs, (1, 1, 4, 4), (None, None, None, None))
@@ -97,7 +98,7 @@ class MaskDownsample(nnx.Module):
 
 
 class Sam2(nnx.Module):
-    """Image encoder, prompt encoder, mask decoder, memory, and the step that joins them."""
+    """SAM 2.1: image encoder, prompt encoder, mask decoder, memory, and the step of tracking that joins them."""
 
     def __init__(self, c: Sam2Config, rngs: nnx.Rngs) -> None:
         d, m = c.d_model, c.mem_dim
@@ -112,19 +113,19 @@ class Sam2(nnx.Module):
         self.no_mem_pos_enc = declare(rngs, (1, 1, d), (None, None, EMBED))
         self.no_obj_ptr = declare(rngs, (1, d), (None, EMBED))
         self.no_obj_embed_spatial = declare(rngs, (1, m), (None, CHANNELS))
-        self.mask_downsample = MaskDownsample(rngs)
+        self.mask_downsample = MaskInputConv(rngs)
         self.obj_ptr_proj = Mlp3(d, d, d, rngs)
         self.obj_ptr_tpos_proj = Linear(d, m, (CHANNELS, EMBED), rngs)
         self.config = c
 
     def encode(self, images: jax.Array, remat: Remat = "none") -> FrameFeatures:
-        """Encode frames once, for however many objects: images [F, S, S, 3], normalised, in the compute dtype."""
+        """Encode frames, once for all objects: normalised images [F, S, S, 3] in the compute dtype to features with a leading axis of F."""
         count, images = images.shape[0], constrain(pad_to_multiple(images, ACTIVATIONS[IMAGES]), IMAGES)
         features = self.neck(self.hiera(images, remat), self.mask_decoder.conv_s0, self.mask_decoder.conv_s1)
         return jax.tree.map(lambda a: a[:count], features)
 
     def start(self, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH) -> TrackState:
-        """The state before frame 0. ``clip_length``: how many frames will come, if that is known."""
+        """Return the state before frame 0; ``clip_length`` is the number of frames that will come, where that is known."""
         return TrackState.empty(self.config, objects, dtype, clip_length)
 
     def step(self, state: TrackState, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> tuple[TrackState, TrackOutput]:
@@ -132,9 +133,9 @@ class Sam2(nnx.Module):
 
         Args:
             state: from ``start`` or the step before.
-            features: of this frame: each array [1, ...] shared by the objects, or [O, ...].
+            features: the features of this frame, each array [1, ...] (shared by the objects) or [O, ...].
             hidden: [O, H, D] the objects' hidden tokens (from seg_head); they prompt frame 0 and are ignored later.
-            training: keep the logits of absent objects, as the reference does while training.
+            training: whether the logits of absent objects are kept, as the reference does while training.
 
         Returns:
             The next state, and the frame's masks and scores.
@@ -164,9 +165,9 @@ class Sam2(nnx.Module):
     def track(
         self, features: FrameFeatures, hidden: jax.Array, clip_length: int | jax.Array, training: bool = False, remat: Remat = "none"
     ) -> TrackOutput:
-        """Track a whole clip: ``step`` scanned over features [F, ...]; the outputs get a leading axis of F.
+        """Track a whole clip, as a scan of ``step`` over features [F, ...]; returns outputs with a leading axis of F. Arguments are those of ``step``.
 
-        ``clip_length`` is the true number of frames; features beyond it are padding, whose outputs are finite, mean nothing and disturb nothing before them.
+        ``clip_length`` is the true number of frames. Features beyond it are padding, whose outputs are finite but meaningless and affect no frame before them.
         """
 
         def step(state: TrackState, frame: FrameFeatures) -> tuple[TrackState, TrackOutput]:
@@ -177,7 +178,7 @@ class Sam2(nnx.Module):
         return jax.lax.scan(checkpointed(step, remat), state, features)[1]
 
     def segment_frames(self, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> TrackOutput:
-        """Segment every frame by itself, without memory (the reference's ``sam2_batch_mode``): features [F, ...], outputs [F, O, ...]."""
+        """Segment every frame without memory (the reference's ``sam2_batch_mode``): features [F, ...] and hidden [O, H, D] to outputs [F, O, ...]."""
         features, hidden = constrain(features), constrain(hidden, IMAGES)
 
         def one(frame: FrameFeatures) -> TrackOutput:
@@ -189,7 +190,7 @@ class Sam2(nnx.Module):
         return jax.lax.map(one, features)
 
     def _remember(self, state: TrackState, low: jax.Array) -> jax.Array:
-        """Condition low [1 or O, g, g, D] on the memories and pointers that are filled; returns [O, g, g, D]."""
+        """Condition features ``low`` [1 or O, g, g, D] on the memories and pointers in slots that are not empty; returns [O, g, g, D]."""
         c, dtype = self.config, low.dtype
         tokens = c.d_model // c.mem_dim
         # The conditioning memory takes the last row of the table, the frame k steps back row k - 1.
@@ -199,7 +200,8 @@ class Sam2(nnx.Module):
         memory = rearrange(state.memory, "slots o at d -> o (slots at) d")
         memory_pos = rearrange(grid + tpos, "slots at d -> 1 (slots at) d")
 
-        reach = jnp.clip(state.clip_length - 1, 1, MAX_POINTERS - 1)  # padding after a single frame would be divided by 0, and losses times 0 be NaN
+        # Without the 1, padding frames after a single frame would divide by 0, and their NaN losses would stay NaN where they are multiplied by 0.
+        reach = jnp.clip(state.clip_length - 1, 1, MAX_POINTERS - 1)
         distance = (state.frame - state.pointer_frame).astype(jnp.float32) / reach.astype(jnp.float32)
         pointer_pos = self.obj_ptr_tpos_proj(sine_1d(distance, c.d_model).astype(dtype))
         pointers = rearrange(state.pointer, "slots o (tokens d) -> o (slots tokens) d", d=c.mem_dim)
@@ -215,7 +217,7 @@ class Sam2(nnx.Module):
         )
 
     def _decode(self, conditioned: jax.Array, features: FrameFeatures, hidden: jax.Array, first: jax.Array) -> DecodedMasks:
-        """Run the mask decoder on two empty points and, where ``first`` [O], the hidden tokens."""
+        """Run the mask decoder on a prompt of two padding points and, for objects where ``first`` [O] holds, the hidden tokens [O, H, D]."""
         encoder, dtype = self.prompt_encoder, conditioned.dtype
         nothing = jnp.broadcast_to(encoder.not_a_point_embed[...][None].astype(dtype), (hidden.shape[0], 2, hidden.shape[2]))
         prompt = jnp.concatenate([nothing, hidden.astype(dtype)], axis=1)
@@ -233,7 +235,7 @@ class Sam2(nnx.Module):
         return TrackOutput(low_res, pointer, decoded)
 
     def _memorise(self, low: jax.Array, output: TrackOutput) -> jax.Array:
-        """Memory features [O, g * g, M] of a frame from its features [1 or O, g, g, D] and its best masks."""
+        """Return memory features [O, g * g, M] of a frame from its features [1 or O, g, g, D] and its best masks."""
         c = self.config
         memory = self.memory_encoder(low, resize_bilinear(output.low_res, (c.image_size, c.image_size)))
         absent = (output.decoded.object_score <= 0).astype(memory.dtype)[:, None, None]

@@ -1,4 +1,4 @@
-"""What is kept of a step that was not finite: a file that is read without running anything in it."""
+"""The file that keeps a step that was not finite can be read back, and reading it runs nothing in it."""
 
 import dataclasses
 import io
@@ -15,8 +15,8 @@ from micro_run import MODEL, micro_config, micro_start
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import Tokenizer
-from unipixel_jax.train.kept import Kept, read_kept, write_kept
 from unipixel_jax.train.reproduce import reproduce
+from unipixel_jax.train.saved_step import SavedStep, read_saved_step, write_saved_step
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def kept(tmp_path_factory):
     mixture = open_mixture("shapes_image", "data", 2, 0, "train", config.data.filters)
     with open_loader(mixture, draw, dataclasses.replace(config.data.loader, workers=0), buckets=config.data.buckets) as loader:
         batch = next(loader).arrays
-    return Kept(3, 6, str(start), config, MODEL, (batch, dataclasses.replace(batch, clips=None)))
+    return SavedStep(3, 6, str(start), config, MODEL, (batch, dataclasses.replace(batch, clips=None)))
 
 
 @pytest.fixture
 def file(kept, tmp_path):
-    write_kept(tmp_path / "step.npz", kept)
+    write_saved_step(tmp_path / "step.npz", kept)
     return tmp_path / "step.npz"
 
 
@@ -49,7 +49,7 @@ def leaves(value):
 
 
 def test_everything_comes_back(kept, file):
-    again = read_kept(file)
+    again = read_saved_step(file)
     assert (again.config, again.model_config, again.step, again.total, again.start) == (kept.config, kept.model_config, 3, 6, kept.start)
     pairs = list(zip(leaves(again.batches), leaves(kept.batches), strict=True))
     assert all(a.dtype == b.dtype and a.tobytes() == b.tobytes() and a.shape == b.shape if isinstance(a, np.ndarray) else a == b for a, b in pairs)
@@ -126,7 +126,7 @@ def test_a_damaged_or_hostile_file_is_one_line(file, damage, tmp_path, monkeypat
 def test_a_packed_file_is_refused(file):
     rewritten(file, lambda parts: parts.update({"0.npy": bytes(50 << 20)}), zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="its parts are larger than the file"):
-        read_kept(file)
+        read_saved_step(file)
 
 
 @pytest.mark.parametrize("content", [pickle.dumps({"config": Hostile()}), b"", b"PK\x03\x04", as_npy(np.array([Hostile()], object))])
@@ -142,4 +142,4 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, message in (("pipe", "is a pipe"), ("nothing", "does not exist"), ("", "is a folder")):
         with pytest.raises(UserError, match=message):
-            read_kept(tmp_path / name)
+            read_saved_step(tmp_path / name)

@@ -1,4 +1,4 @@
-"""The language loss and the embedding over a divided vocabulary equal those of a whole one, values and gradients."""
+"""The language loss and the embedding over a sharded vocabulary equal those of a whole one, in values and gradients."""
 
 import re
 
@@ -42,8 +42,8 @@ def test_language_loss(mesh, chunk, arrays):
     run = jax.jit(jax.value_and_grad(lambda *a: next_token_loss(*a, WATCHED, chunk), (0, 1), has_aux=True))
     alone = run(*arrays)
     with jax.set_mesh(make_mesh(mesh, jax.devices())):
-        divided = run(*arrays)
-    for found in (alone, divided):
+        sharded = run(*arrays)
+    for found in (alone, sharded):
         (loss, (said, count)), grads = found
         np.testing.assert_allclose(loss, wanted[0], rtol=1e-6)
         for a, b in zip(grads, wanted[1], strict=True):
@@ -65,8 +65,8 @@ def test_embedding(mesh, arrays, rng):
     np.testing.assert_allclose(found[1], wanted[1], atol=1e-5)
 
 
-def test_no_chip_holds_the_table(arrays):
-    """The devices gather tokens, and of the table, which is kept divided by columns, they exchange parts."""
+def test_no_device_holds_the_table(arrays):
+    """The devices all-gather tokens; of the table, which is stored sharded by columns, they exchange shards and never gather it."""
     mesh = make_mesh(MeshConfig("fsdp"), jax.devices())
     kept, rows = NamedSharding(mesh, PartitionSpec(None, "fsdp")), NamedSharding(mesh, PartitionSpec("fsdp"))
     with jax.set_mesh(mesh):

@@ -1,6 +1,6 @@
-"""A step whose loss or gradients were not finite, as a file of arrays and JSON: reading it runs nothing.
+"""The file in which a step whose loss or gradients were not finite is kept. It consists of arrays and JSON, so that reading it runs no code of the file.
 
-The file is a zip of numpy's arrays (numpy.savez, uncompressed), one of which is the text of a JSON object: the fields of ``Kept``, with ``{"array": N}`` in
+The file is a zip of numpy's arrays (numpy.savez, uncompressed), one of which is the text of a JSON object: the fields of ``SavedStep``, with ``{"array": N}`` in
 the place of an array.
 """
 
@@ -25,22 +25,22 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.train.config import TrainConfig
 
 MAX_TEXT = 8 << 20
-"""Largest JSON part in bytes; names of samples are most of it."""
+"""The largest size of the JSON part in bytes; names of samples are most of it."""
 
 _TEXT, _EXPECTED = "about", "expected the file that a stopped run named"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a step computed with, but for the weights.
+class SavedStep:
+    """The inputs of a step, without the weights.
 
     Attributes:
-        step: optimisation steps done before it.
-        total: of the whole training.
+        step: the number of optimisation steps before it.
+        total: the number of steps of the whole training.
         start: the converted directory that training started from.
-        config: of the run.
-        model_config: sizes of the model.
-        batches: whose gradients make the step.
+        config: the run's configuration.
+        model_config: the model's configuration.
+        batches: the batches whose gradients make the step.
     """
 
     step: int
@@ -51,11 +51,11 @@ class Kept:
     batches: tuple[TrainBatch, ...]
 
 
-def write_kept(path: Path, kept: Kept) -> None:
-    """Write a step to a file, whole or not at all.
+def write_saved_step(path: Path, kept: SavedStep) -> None:
+    """Write a step to a file, which is complete or absent afterwards.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     arrays: list[np.ndarray] = []
     text = json.dumps(_plain(kept, arrays)).encode()
@@ -64,11 +64,11 @@ def write_kept(path: Path, kept: Kept) -> None:
         np.savez(file, **{_TEXT: np.frombuffer(text, np.uint8)}, **stored)  # type: ignore[arg-type]
 
 
-def read_kept(path: Path) -> Kept:
-    """Read such a file.
+def read_saved_step(path: Path) -> SavedStep:
+    """Read a file that ``write_saved_step`` wrote.
 
     Raises:
-        UserError: it is another, or damaged.
+        UserError: the file is damaged, or something else.
     """
     require_regular_file(path, _EXPECTED)
     try:
@@ -78,13 +78,13 @@ def read_kept(path: Path) -> Kept:
         if packed or sum(info.file_size for info in members.values()) > path.stat().st_size or members[_TEXT].file_size > MAX_TEXT:
             raise ValueError("its parts are larger than the file")
         with np.load(path, allow_pickle=False) as stored:
-            return _built(Kept, json.loads(stored[_TEXT].tobytes()), stored)
+            return _built(SavedStep, json.loads(stored[_TEXT].tobytes()), stored)
     except Exception as error:  # zipfile, numpy and the configuration refuse damaged files in many ways
         raise UserError(f"{path} cannot be read ({str(error)[:300] or type(error).__name__}): {_EXPECTED}") from None
 
 
 def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
-    """As JSON, with the arrays listed aside."""
+    """Return a value as plain JSON. Its arrays are appended to ``arrays``, and their numbers stand in their places."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {"array": len(arrays) - 1}
@@ -94,14 +94,14 @@ def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def _built(kind: Any, value: Any, arrays: Any) -> Any:
-    """A value of the type that a field is declared with.
+    """Return the value of type ``kind`` that ``_plain`` made plain JSON of.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the JSON does not fit the type.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         names = [field.name for field in dataclasses.fields(kind)]
         if not isinstance(value, dict) or value.keys() != set(names):
             raise ValueError(f"{getattr(kind, '__name__', kind)} has other fields in this version")
@@ -111,8 +111,8 @@ def _built(kind: Any, value: Any, arrays: Any) -> Any:
     if origin is tuple and isinstance(value, list):
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         return tuple(_built(kind, item, arrays) for kind, item in zip(kinds, value, strict=True))
-    if origin is np.ndarray and isinstance(value, dict):
-        return _array(typing.get_args(inner[1])[0], arrays[str(value["array"])])
+    if origin is typing.Annotated and isinstance(value, dict):
+        return _array(inner[1], arrays[str(value["array"])])
     right = value in inner if origin is typing.Literal else isinstance(value, (int, float) if kind is float else kind)
     if not right:
         raise ValueError(f"{str(value)[:60]!r} is no {kind}")
@@ -120,7 +120,7 @@ def _built(kind: Any, value: Any, arrays: Any) -> Any:
 
 
 def _array(scalar: Any, array: np.ndarray) -> np.ndarray:
-    """An array of the kind of numbers declared; bfloat16 lies in the file as its bits."""
+    """Return an array whose dtype is checked against the declared kind of numbers; bfloat16 is stored in the file as its bits."""
     if scalar is np.floating and array.dtype == np.uint16:
         return array.view(ml_dtypes.bfloat16)
     if not issubclass(array.dtype.type, scalar):
