@@ -1,7 +1,7 @@
 """The file in which a step whose loss or gradients were not finite is kept. It consists of arrays and JSON, so that reading it runs no code of the file.
 
-The file is a zip of numpy's arrays (numpy.savez, uncompressed), one of which is the text of a JSON object: the fields of ``SavedStep``, with ``{"array": N}`` in
-the place of an array.
+The file is a zip of numpy's arrays (numpy.savez, uncompressed), one of which is the text of a JSON object: the fields of ``SavedStep``, with ``{"array": N}``
+in the place of an array.
 """
 
 from __future__ import annotations
