@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from micro_models import MICRO, copied, micro_model, random
 
 from unipixel_jax.config import preset
+from unipixel_jax.core import stacking
 from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.stacking import unstack
+from unipixel_jax.models.layers import Linear
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.unipixel import abstract_model
 from unipixel_jax.processing.rope_index import rope_index
@@ -155,6 +158,29 @@ def test_unstacked_blocks_compute_the_same(part, rng):
         frames, hidden = random(rng, 3, 32, 32, 3), random(rng, 2, 2, 16)
         results = [jax.jit(lambda s: s.track(s.encode(frames), hidden, 3).low_res)(m.sam2) for m in (stacked, unstacked)]
     np.testing.assert_allclose(*results, atol=3e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_runs_of_a_stack_compute_what_its_layers_do(rng, remat):
+    blocks = stacking.stack(lambda r: Linear(4, 4, (None, None), r), 6, nnx.Rngs(0))
+    kinds, scales = (0.5, 0.5, 1.0, 1.5, 1.5, 1.5), np.arange(1, 7, dtype=np.float32) / 6
+    assert list(stacking.runs(kinds)) == [(0.5, range(2)), (1.0, range(2, 3)), (1.5, range(3, 6))]
+
+    def value(blocks, x):
+        ys = []
+        for kind, layers in stacking.runs(kinds):
+            step = lambda block, x, scale, kind=kind: (jnp.tanh(block(x) * scale) * kind, jnp.sum(x))  # noqa: E731
+            x, y = stacking.run(step, blocks, x, scales[layers.start : layers.stop], remat, layers)
+            ys.append(y)
+        return jnp.sum(x**2), jnp.concatenate(ys)
+
+    def of_layers(blocks, x):
+        return value(unstack(blocks), x)
+
+    x = random(rng, 3, 4)
+    found, expected = (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(blocks, x) for f in (value, of_layers))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -106,14 +106,26 @@ def run(
     if stacked and len(layers) == depth:
         return jax.lax.scan(lambda c, bx: own(bx[0], c, bx[1]), carry, (blocks, xs))
     if stacked and len(layers) > 1:
-        # A scan over a slice of the stack would begin with a copy of the slice, so each step takes its layer out of the whole stack.
-        taken = checkpointed(lambda layer, carry, x: step(all_gathered(_layer(blocks, layer)), carry, x), remat)
-        return jax.lax.scan(lambda c, ix: taken(ix[0], c, ix[1]), carry, (jnp.arange(layers.start, layers.stop), xs))
+        # A scan over a part of the stack would begin with a copy of that part, so each step takes its layer out of the whole stack. The gradient of that would
+        # add up whole stacks, step by step; it goes to the part instead, which is not computed for its values.
+        numbers, part = jnp.arange(layers.start, layers.stop), jax.tree.map(lambda a: a[layers.start : layers.stop], blocks)
+        still = jax.lax.stop_gradient(blocks)
+        taken = checkpointed(lambda layer, block, carry, x: step(all_gathered(_with_gradient_of(_layer(still, layer), block)), carry, x), remat)
+        return jax.lax.scan(lambda c, own: taken(own[0], own[1], c, own[2]), carry, (numbers, part, xs))
     ys = []
     for i, layer in enumerate(layers):
         carry, y = own(_layer(blocks, layer), carry, jax.tree.map(lambda a, i=i: a[i], xs))
         ys.append(y)
     return carry, jax.tree.map(lambda *a: jnp.stack(a), *ys)
+
+
+@jax.custom_vjp
+def _with_gradient_of(value: T, other: T) -> T:
+    """``value``, whose cotangent goes to ``other``."""
+    return value
+
+
+_with_gradient_of.defvjp(lambda value, other: (value, None), lambda _, cotangent: (None, cotangent))
 
 
 def _layer(blocks: Any, layer: Any) -> Any:
