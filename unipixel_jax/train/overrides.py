@@ -1,4 +1,4 @@
-"""Fields of a configuration as arguments of a command: ``--optim.learning-rate 1e-4 --trained seg sam2 --no-dropout``."""
+"""Parses the fields of a configuration as arguments of a command: ``--optim.learning-rate 1e-4 --trained seg sam2 --no-dropout``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ATTRIBUTE = re.compile(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
 def override(config: T, arguments: Sequence[str], prog: str) -> T:
-    """A configuration with other values for some fields.
+    """Return a configuration with other values for some fields.
 
     Args:
         config: a frozen dataclass; fields that are dataclasses have their own fields, after a dot.
@@ -40,7 +40,7 @@ def override(config: T, arguments: Sequence[str], prog: str) -> T:
 
 
 def _hyphened(argument: str) -> str:
-    """A name of an option with hyphens for underscores."""
+    """Write the name of an option with hyphens for underscores."""
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
@@ -66,7 +66,7 @@ def _option(name: str) -> str:
 
 
 def _options(hint: Any) -> dict[str, Any] | None:
-    """What argparse needs to know of a field's type; None for one that has no words, such as another configuration in place of None."""
+    """Return argparse's options for a field's type; None for a type that cannot be written as text, such as a configuration in place of None."""
     if typing.get_origin(hint) is tuple:
         inner, *others = typing.get_args(hint)
         options = _options(inner)
@@ -90,7 +90,7 @@ def _or_none(kind: type) -> Callable[[str], Any]:
 
 
 def _descriptions(cls: type) -> dict[str, str]:
-    """By field, what the docstring's section of attributes says."""
+    """Return the description of each field from the docstring's section of attributes."""
     section = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
     return {name.strip(): " ".join(text.split()) for names, text in _ATTRIBUTE.findall(section) for name in names.split(",")}
 
