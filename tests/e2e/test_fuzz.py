@@ -15,7 +15,7 @@ from scripts.fuzz.judge import FAILURES, MAX_GROWTH, Ended, judge  # noqa: E402
 
 SEED = "7"
 KINDS = ("torch", "converted", "shards", "recordings", "images", "videos", "annotations", "commands")
-CASES = 80
+CASES = 48
 
 
 def run(module, *arguments):
