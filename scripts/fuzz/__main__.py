@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=TOTAL, metavar="N", help=f"cases of all kinds together (default: {TOTAL})")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     parser.add_argument("--only", action="append", metavar="KIND", help="a kind of cases; may be repeated (default: all)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="longest time of a case, beyond which it counts as a hang (default: 30)")
     parser.add_argument("--case", type=int, metavar="N", help="run this case of the kind alone, and show what it writes")
     parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="folder for inputs, compiled programs and failures (default: build/fuzz)")
     args = parser.parse_args(argv)
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [kind for kind in KINDS if args.only is None or kind.name in args.only]
     if not chosen or len(chosen) != len(set(args.only or chosen)) or (args.case is not None and len(chosen) > 1):
         parser.error(f"--only: expected some of {', '.join(kind.name for kind in KINDS)}; with --case, one")
-    runner = Runner(args.work.absolute(), args.seed)
+    runner = Runner(args.work.absolute(), args.seed, args.seconds)
     console = Console(width=None if sys.stdout.isatty() else 200)
     shares = sum(kind.share for kind in chosen)
     (args.work / "results.jsonl").unlink(missing_ok=True)

@@ -18,7 +18,6 @@ FAILURES = ("unexpected", "traceback", "crash", "hang", "memory", "leftover", "d
 """Outcomes that are failures, in this order: a message that says 'should not happen'; a traceback or an unknown status; death by a signal; more time than the
 limit; more memory than the limit; files or processes left behind; inputs or devices changed; an error in several lines, or beside lines of libraries."""
 
-MAX_SECONDS = 30.0
 MAX_GROWTH = 2 << 30
 _HARMLESS = re.compile(r"^(usage: |unipixel-jax.*: error: |[│╭╰─┬ ]|warning: |Warning: )")
 Snapshot = dict[str, str]

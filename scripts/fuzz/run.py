@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from .case import PLACE, Case, Kind
-from .judge import FAILURES, MAX_GROWTH, MAX_SECONDS, Ended, judge, snapshot
+from .judge import FAILURES, MAX_GROWTH, Ended, judge, snapshot
 from .processes import POLL, call, fork, gone, import_all, in_child, write_to
 
 
@@ -46,10 +46,11 @@ class Runner:
     Args:
         work: the folder; it holds ``seeds``, ``programs`` (compiled by JAX), ``failures`` and the running case.
         seed: seed of all random numbers.
+        seconds: longest time of a case.
     """
 
-    def __init__(self, work: Path, seed: int) -> None:
-        self.work, self.seed = work, seed
+    def __init__(self, work: Path, seed: int, seconds: float) -> None:
+        self.work, self.seed, self.seconds = work, seed, seconds
         import_all()
         for name in ("seeds", "case", "control", "failures"):
             shutil.rmtree(work / name, ignore_errors=True)
@@ -127,11 +128,11 @@ class Runner:
             if not started and (control / "made.json").exists():
                 made = json.loads((control / "made.json").read_text())
                 resident, started = made["resident"], made["started"]
-            if started and now - started > MAX_SECONDS:
+            if started and now - started > self.seconds:
                 stopped = stopped or "hang"
             if started and _resident(pid) - resident > MAX_GROWTH:
                 stopped = "memory"
-            if stopped or now - begun > 10 * MAX_SECONDS:
+            if stopped or now - begun > 10 * self.seconds:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(POLL)
         if not started and (control / "made.json").exists():
