@@ -157,9 +157,7 @@ class Checkpoints:
             raise self._refused(error) from error
         self._pending = None
         if jax.process_index() == 0:
-            # threads of a save that was refused may have written on after its folder was removed
-            for left in (self._directory / TRASH, *self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}")):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(self._directory / TRASH, ignore_errors=True)
 
     def close(self) -> None:
         """Wait for what is under way and stop the threads.
