@@ -94,7 +94,7 @@ def test_what_does_not_divide_is_refused(mesh, arrays):
         attention(q[:, :63], k, v, sharding=AttentionSharding(mesh, sequence="context"))
     with pytest.raises(ValueError, match=r"number of key heads is 1, which the 2 devices of mesh axes \('tensor',\)"):
         attention(q, k[:, :, :1], v[:, :, :1], sharding=AttentionSharding(mesh, heads=("tensor",)))
-    with pytest.raises(ValueError, match=r"dropped by their place in the whole row, which mesh axis 'context' divides"):
+    with pytest.raises(ValueError, match=r"dropped by their place in the whole row, which mesh axis 'context' shards"):
         attention(q, k, v, sharding=AttentionSharding(mesh, sequence="context"), dropout=WeightDropout(jnp.ones((B, K), jnp.int32), 0.1))
     with pytest.raises(ValueError, match=r"as many queries as keys, got q \(2, 32, 4, 16\) and k \(2, 64, 2, 16\)"):
         attention(q[:, :32], k, v, AttnMask(causal=True), sharding=AttentionSharding(mesh, sequence="context"))
