@@ -40,7 +40,7 @@ from .tokens import append_tokens
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion wrote, or would write.
+    """A summary of what a conversion wrote, or would write.
 
     Attributes:
         tensors: number of torch tensors.

@@ -51,7 +51,7 @@ def test_new_rows_are_the_mean_and_old_ones_stay(tmp_path, sizes, config, dtype)
 
 
 def test_a_vocabulary_with_room_does_not_grow(tmp_path, sizes):
-    """As in the published Qwen2.5-VL, whose embedding has more rows than its tokenizer has tokens: the reference then changes no row."""
+    """The published Qwen2.5-VL's embedding has more rows than its tokenizer has tokens, and then the reference changes no row."""
     arrays, source, found = made(tmp_path, sizes, vocabulary=512, tokens=500)
     assert found["model.embed_tokens.weight"].tobytes() == arrays["model.embed_tokens.weight"].tobytes()
     assert source.config.text.vocab_size == 512 and source.config.ref_token_id == 500

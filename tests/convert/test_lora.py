@@ -109,7 +109,7 @@ def test_sizes_that_the_adapters_config_lacks_are_the_bases(tmp_path, arrays, ba
 
 
 def test_a_stage_one_directory_on_plain_qwen_starts_from_the_fresh_assembly(tmp_path):
-    """What training leaves out of a partial file is what the assembly makes anew; the rows of the new tokens are the mean."""
+    """The assembly makes anew the tensors that training leaves out of a partial file; the rows of the new tokens are the mean."""
     arrays = random_arrays(TIED)
     qwen = write_qwen(tmp_path / "qwen", arrays, replace(TIED, text=replace(TIED.text, vocab_size=509)), 509)
     sam2 = write_sam2(tmp_path / "sam2.pt", arrays)

@@ -17,7 +17,7 @@ from unipixel_jax.errors import UserError
 
 
 def converted(path, mark="old"):
-    """What a conversion to JAX leaves, as far as its files' names go."""
+    """Write files with the names of those that a conversion to JAX leaves."""
     (path / "params" / "text.embed.weight").mkdir(parents=True)
     for name in ("manifest.json", "config.json", "tokenizer.json", "params/_METADATA", "params/text.embed.weight/.zarray", "params/text.embed.weight/0.0"):
         (path / name).write_text(mark)

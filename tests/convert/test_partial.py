@@ -28,7 +28,7 @@ def read(path):
 
 
 def stage(path, names, seed):
-    """What the reference's trainer leaves without LoRA: names as in memory, no prefix."""
+    """Write the file that the reference's trainer leaves without LoRA, whose names have no prefix."""
     other = random_arrays(seed=seed)
     path.mkdir()
     write_safetensors(path / "pytorch_model.safetensors", as_tensors({newer_name(name): other[name] for name in names}), {})

@@ -187,7 +187,7 @@ def torch_tensor(fake: FakeTorch, array: np.ndarray, location: str = "cpu", npu:
 
 
 def write_torch(path: Path, value: Any, fake: FakeTorch, compression: int = zipfile.ZIP_STORED) -> Path:
-    """What `torch.save` writes (torch/serialization.py, zipfile format)."""
+    """Write a file as `torch.save` does, in its zip format (torch/serialization.py)."""
     storages: dict[int, Storage] = {}
 
     class Pickler(pickle.Pickler):

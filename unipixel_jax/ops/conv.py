@@ -28,7 +28,7 @@ def _conv_native(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> 
 
 
 def _conv_gathered(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """As one product with the pixels under the kernel laid side by side."""
+    """Compute the convolution as one matrix product with the pixels under the kernel, concatenated along the channels."""
     around, k = (padding, padding), weight.shape[-1]
     padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
     h, w = (size - k + 1 for size in padded.shape[1:3])

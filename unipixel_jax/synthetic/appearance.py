@@ -30,7 +30,7 @@ def appearance(scene: Scene) -> NDArray[np.int32]:
 
 
 def prompt_code(attributes: jax.Array, positions: jax.Array, pe_matrix: jax.Array) -> jax.Array:
-    """What seg_head should say of a thing: a fixed random vector for each of its three words and SAM 2's own code of a position, added up.
+    """Return the code that seg_head should give for a thing: a fixed random vector for each of its three words and SAM 2's own code of a position, added up.
 
     Args:
         attributes: [..., 3] int32, see ``appearance``; negative for a word that is not said.

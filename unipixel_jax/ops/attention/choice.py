@@ -29,7 +29,7 @@ class Backend(Protocol):
     def attend(
         self, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """As xla.py's: q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V] to [B, K, G, T, V] and the log-sum-exp [B, K, G, T] float32."""
+        """Attend from q [B, K, G, T, H] to k [B, K, S, H] and v [B, K, S, V]; return [B, K, G, T, V] and the log-sum-exp [B, K, G, T] float32."""
 
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType({"xla": xla, "xla_chunked": xla_chunked, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "cudnn": cudnn})

@@ -37,7 +37,7 @@ def why_not(spec: Spec) -> str | None:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
-    """As xla.py's, but for the log-sum-exp.
+    """Compute attention by cuDNN; unlike ``xla.attend`` it gives no log-sum-exp.
 
     Args:
         q: [B, K, G, T, H] bfloat16.

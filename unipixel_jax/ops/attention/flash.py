@@ -30,7 +30,7 @@ BACKWARD: tuple[Kernel, ...] = ("dq", "dkv")
 
 @dataclass(frozen=True)
 class Job:
-    """What a kernel is compiled for.
+    """The static description for which a kernel is compiled.
 
     Attributes:
         kernel: which of the three. A program of dkv stays at a block of keys and visits blocks of queries, the others the other way round.
@@ -112,6 +112,6 @@ flash.defvjp(_forward, _backward)
 def job_of(
     kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, tq: int, tk: int
 ) -> Job:
-    """That of a launch with these arguments, cut into blocks of tq queries and tk keys."""
+    """Describe a launch of a kernel with these arguments, cut into blocks of tq queries and tk keys; shapes as in ``xla.attend``."""
     sizes = dict(zip("bkgth", q.shape, strict=True)) | {"s": k.shape[2], "v": v.shape[3], "1": 1}
     return Job(kernel, sizes, tq, tk, mask.causal, scale, 0.0 if dropout is None else dropout.rate)

@@ -30,7 +30,7 @@ class AttnMask:
 
     @property
     def segments(self) -> tuple[jax.Array, jax.Array] | None:
-        """Those of the queries and of the keys, or None if there are none."""
+        """The segment ids of the queries [B, T] and of the keys [B, S], or None where the mask has none."""
         return None if self.q_segments is None or self.kv_segments is None else (self.q_segments, self.kv_segments)
 
     def without_lengths(self, queries: int, keys: int) -> AttnMask:

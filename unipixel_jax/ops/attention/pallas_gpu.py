@@ -45,7 +45,7 @@ BODIES: Mapping[Kernel, Callable[..., None]] = {"forward": attention_forward, "d
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut: queries and keys per step, warps per program, loads in flight."""
+    """The block sizes of a kernel: queries and keys of a step, warps of a program, and loads in flight."""
 
     queries: int
     keys: int
@@ -86,7 +86,7 @@ def block_sizes(device_kind: str, head_size: int, value_size: int, queries: int,
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
-    """As xla.py's, with its own gradient.
+    """Compute what ``xla.attend`` computes by a kernel, whose gradient is a kernel too.
 
     Args:
         q: [B, K, G, T, H], float32 or bfloat16. Products of float32 are full float32.
@@ -176,7 +176,7 @@ def _pairs(job: Job) -> int:
 
 
 def _share(batch_axes: int, *shape: int) -> pl.BlockSpec:
-    """What a program sees of an array: all of it, at the program's place in the leading axes."""
+    """Return the block that a program reads of an array: all of it, at the program's index in the leading axes."""
     return pl.BlockSpec((None,) * batch_axes + shape, lambda *program: program[:batch_axes] + (0,) * len(shape))
 
 

@@ -59,7 +59,7 @@ class BlockSizes:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
-    """As xla.py's, with its own gradient.
+    """Compute what ``xla.attend`` computes by a kernel, whose gradient is a kernel too.
 
     Args:
         q: [B, K, G, T, H], float32 or bfloat16. Products of float32 are full float32, those of bfloat16 are summed in float32.
@@ -172,7 +172,7 @@ def _block_list(q_segments: jax.Array | None, kv_segments: jax.Array | None, job
 
 
 def _bounds(segments: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each block, [B, blocks]: the least and the greatest segment that is not hidden, and whether there are several (or hidden keys)."""
+    """Return for each block the least and the greatest segment that is not hidden, and whether it holds several or hidden keys; all [B, blocks]."""
     parts = segments.reshape(segments.shape[0], -1, block)
     high = jnp.max(parts, axis=2)
     return jnp.min(jnp.where(parts == NOBODY, np.iinfo(np.int32).max, parts), axis=2), high, jnp.min(parts, axis=2) != high

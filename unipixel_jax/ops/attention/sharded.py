@@ -48,7 +48,7 @@ class AttentionSharding:
 
     @property
     def platform(self) -> str:
-        """That of the mesh's devices."""
+        """The platform of the mesh's devices: "cpu", "gpu" or "tpu"."""
         return platform(self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else self.mesh.abstract_device)
 
 

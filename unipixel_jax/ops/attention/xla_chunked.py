@@ -32,7 +32,7 @@ def why_not(spec: Spec) -> str | None:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
-    """As in xla.py: [B, K, G, T, V] in q's dtype, and the log-sum-exp [B, K, G, T] float32."""
+    """Compute what ``xla.attend`` computes block by block: [B, K, G, T, V] in q's dtype, and the log-sum-exp [B, K, G, T] float32."""
     (b, kh, g, t, _), s = q.shape, k.shape[2]
     rows = jnp.arange(g * t).reshape(g, t)
     tq, tk = block_length(t, Q_BLOCK), block_length(s, KV_BLOCK)

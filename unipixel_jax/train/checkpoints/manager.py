@@ -226,7 +226,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _refused(self, error: Exception) -> UserError:
-        """What to tell of a save that failed, after what it left is gone."""
+        """Remove what a failed save left behind, and return the error that tells of it."""
         step, self._pending = self._pending, None
         if jax.process_index() == 0:
             shutil.rmtree(self._directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}", ignore_errors=True)

@@ -112,7 +112,7 @@ class Manifest:
     data: Any
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, with a checksum of itself."""
+        """Return the manifest as JSON, with a checksum of its content."""
         raw = _plain({"format": FORMAT, "digest": self.run_info.digest, **asdict(self)})
         return {**raw, "checksum": _digest(raw)}
 
@@ -177,7 +177,7 @@ _ABSENT = object()
 
 
 def _plain(value: Any) -> Any:
-    """As it is after a way through JSON: tuples are lists."""
+    """Return the value as JSON gives it back, with lists for tuples."""
     return json.loads(json.dumps(value))
 
 
