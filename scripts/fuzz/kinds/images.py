@@ -62,16 +62,22 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
         run = ["segment", name, PROMPT, "--output-dir", "out", "--max-new-tokens", "8", "--json", "out/a.json", "--masks", "out/a.npz"]
         return Case(run, note, ("out",))
 
+    return reading(name, f"{name}, {note}")
+
+
+def reading(name: str, note: str) -> Case:
+    """Return the case of reading an image, a folder of frames or a video."""
+
     @as_command
     def read() -> int:
-        """Read an image or a folder of frames."""
+        """Read the media."""
         from unipixel_jax.processing.media import read_media
 
         clip = read_media(name, 4)
         print(clip.frames.shape, clip.indices, clip.is_image)
         return 0
 
-    return Case(read, f"{name}, {note}")
+    return Case(read, note)
 
 
 def _change(data: bytes, rng: Random) -> tuple[bytes, str]:

@@ -6,11 +6,11 @@ import struct
 from pathlib import Path
 from random import Random
 
-from ..case import Case, Kind, as_command
+from ..case import Case, Kind
 from ..odd_bytes import INTERESTING, change_bytes
 from ..odd_files import copy
 from . import ROOT
-from .images import PROMPT
+from .images import PROMPT, reading
 
 FRAMES, SIDE = 12, 64
 CONTAINERS = {
@@ -66,16 +66,7 @@ def make(seeds: Path, folder: Path, rng: Random) -> Case:
         run = ["segment", name, PROMPT, "--output-dir", "out", "--max-new-tokens", "8", "--sample-frames", "2", "--format", rng.choice(("gif", "mp4"))]
         return Case(run, f"{seed.name}: {note}", ("out",))
 
-    @as_command
-    def read() -> int:
-        """Read a video."""
-        from unipixel_jax.processing.media import read_media
-
-        clip = read_media(name, 4)
-        print(clip.frames.shape, clip.indices, clip.is_image)
-        return 0
-
-    return Case(read, f"{seed.name} as {name}: {note}")
+    return reading(name, f"{seed.name} as {name}: {note}")
 
 
 def _change(data: bytes, rng: Random) -> tuple[bytes, str]:
