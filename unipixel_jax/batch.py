@@ -10,7 +10,7 @@ points into, never -1, which would wrap around. A batch for training has one mor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,9 @@ Float32 = Annotated[Any, np.float32]
 Floating = Annotated[Any, np.floating]
 Bool = Annotated[Any, np.bool_]
 """Arrays of these dtypes: numpy's on the host, JAX's on a device."""
+
+HOST_ONLY = "host only"
+"""The metadata of a field that does not go to the device."""
 
 T = TypeVar("T")
 
@@ -130,12 +133,12 @@ class TrainBatch:
     labels: Int32
     label_weights: Float32
     clips: TrainClips | None
-    samples: tuple[tuple[str, str], ...] = ()
+    samples: tuple[tuple[str, str], ...] = field(default=(), metadata={HOST_ONLY: True})
 
 
 def row(tree: T, index: int) -> T:
     """One row of a batch as views: every array without its first dimension, so that writing into them writes into the batch."""
-    return replace(tree, **{field.name: _at(getattr(tree, field.name), index) for field in fields(tree)})  # type: ignore[arg-type, type-var]
+    return replace(tree, **{own.name: _at(getattr(tree, own.name), index) for own in fields(tree)})  # type: ignore[arg-type, type-var]
 
 
 def _at(value: Any, index: int) -> Any:

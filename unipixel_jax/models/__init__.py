@@ -4,9 +4,8 @@ from dataclasses import fields
 
 import jax
 
-from unipixel_jax.batch import ModelInputs, References, TrainBatch, TrainClips, VisionTables
+from unipixel_jax.batch import HOST_ONLY, ModelInputs, References, TrainBatch, TrainClips, VisionTables
 
 for _kind in (VisionTables, References, ModelInputs, TrainClips, TrainBatch):
-    _names = [field.name for field in fields(_kind)]
-    _host = [name for name in _names if name == "samples"]
-    jax.tree_util.register_dataclass(_kind, [name for name in _names if name not in _host], [], drop_fields=_host)
+    _host = [field.name for field in fields(_kind) if HOST_ONLY in field.metadata]
+    jax.tree_util.register_dataclass(_kind, [field.name for field in fields(_kind) if field.name not in _host], [], drop_fields=_host)
