@@ -180,14 +180,13 @@ class Sam2(nnx.Module):
     def segment_frames(self, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> TrackOutput:
         """Segment every frame without memory (the reference's ``sam2_batch_mode``): features [F, ...] and hidden [O, H, D] to outputs [F, O, ...]."""
         features, hidden = constrain(features), constrain(hidden, IMAGES)
+        return jax.lax.map(lambda frame: self.segment(jax.tree.map(lambda a: a[None], frame), hidden, training), features)
 
-        def one(frame: FrameFeatures) -> TrackOutput:
-            frame = jax.tree.map(lambda a: a[None], frame)
-            low = jnp.broadcast_to(frame.low, (hidden.shape[0], *frame.low.shape[1:]))
-            conditioned = low + self.no_mem_embed[...].astype(low.dtype)[None]
-            return self._output(self._decode(conditioned, frame, hidden, jnp.ones(hidden.shape[0], bool)), training)
-
-        return jax.lax.map(one, features)
+    def segment(self, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> TrackOutput:
+        """Segment objects without memory: features [1, ...] of one frame, or [O, ...] of each object's own, and hidden [O, H, D] to outputs [O, ...]."""
+        low = jnp.broadcast_to(features.low, (hidden.shape[0], *features.low.shape[1:]))
+        conditioned = low + self.no_mem_embed[...].astype(low.dtype)[None]
+        return self._output(self._decode(conditioned, features, hidden, jnp.ones(hidden.shape[0], bool)), training)
 
     def _remember(self, state: TrackState, low: jax.Array) -> jax.Array:
         """Condition features ``low`` [1 or O, g, g, D] on the memories and pointers in slots that are not empty; returns [O, g, g, D]."""
