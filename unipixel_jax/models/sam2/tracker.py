@@ -278,7 +278,8 @@ class Sam2(nnx.Module):
 
     def _decode_prompt(self, conditioned: jax.Array, features: FrameFeatures, prompt: Prompt) -> DecodedMasks:
         """Run the mask decoder on users' prompts: features [O, g, g, D] to four masks of each object. The reference pads any points by one padding point,
-        and their lack by two."""
+        and their lack by two.
+        """
         encoder, (objects, *_, d), dtype = self.prompt_encoder, conditioned.shape, conditioned.dtype
         nothing = jnp.broadcast_to(encoder.not_a_point_embed[...][None].astype(dtype), (objects, 2, d))
         lacking = ~jnp.any(prompt.valid, axis=1, keepdims=True)
@@ -296,7 +297,8 @@ class Sam2(nnx.Module):
 
     def _output_of_four(self, decoded: DecodedMasks, single: jax.Array) -> TrackOutput:
         """Choose the first of four masks where ``single`` [O] holds and it is stable, else the best of the others (reference: mask_decoder.py,
-        _dynamic_multimask_via_stability)."""
+        _dynamic_multimask_via_stability).
+        """
         present = decoded.object_score > 0
         best = 1 + jnp.argmax(decoded.iou[:, 1:], axis=1)
         inner, outer = (jnp.sum(decoded.masks[:, 0] > delta, axis=(1, 2)) for delta in (STABILITY_DELTA, -STABILITY_DELTA))
