@@ -37,6 +37,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "segment": Command("unipixel_jax.infer.cli:configure_segment", "segment what a prompt asks for"),
+    "track": Command("unipixel_jax.infer.cli:configure_track", "follow what a prompt asks for, frame by frame"),
     "ask": Command("unipixel_jax.infer.cli:configure_ask", "ask about objects that you point at"),
     "demo": Command("unipixel_jax.infer.cli:configure_demo", "run on a photo and a clip that ship with the package"),
     "parity": Command("unipixel_jax.parity.cli:configure", "replay a recording of the torch reference and compare"),

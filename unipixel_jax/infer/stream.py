@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -68,6 +69,7 @@ class Stream:
         alone = source.is_image or length == 1 or model.config.sam2_batch_mode
         self._tracker = Tracker(self._loaded.model.sam2, self._loaded.dtype, clip_length=length, alone=alone)
         self._waiting: NDArray[np.floating] | None = hidden if len(hidden) else None
+        self._source = source
         self._frames = _encoded(self._loaded, source)
         self._now: Frame | None = None
 
@@ -171,8 +173,8 @@ class Stream:
             self._tracker.remove(number)
 
     def save(self) -> dict[str, NDArray[np.generic]]:
-        """What the frames after this one depend on, for ``resume``, with the number of the next frame as ``frame``."""
-        return self._tracker.save() | {"frame": np.asarray(self._frame().number + 1)}
+        """What the frames after this one depend on, for ``resume``, with the number of the next frame as ``next_frame``."""
+        return self._tracker.save() | {"next_frame": np.asarray(self._frame().number + 1)}
 
     def resume(self, saved: dict[str, NDArray[np.generic]]) -> None:
         """Go on from what ``save`` returned: the frames before are skipped.
@@ -182,6 +184,7 @@ class Stream:
         """
         with self._loaded.on_mesh():
             self._tracker.restore(saved)
+        self._frames = _encoded(self._loaded, replace(self._source, first=int(saved["next_frame"])))
         self._waiting = None
 
     def _frame(self) -> Frame:

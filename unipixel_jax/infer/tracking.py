@@ -197,7 +197,10 @@ class Tracker:
         """All that the next frames depend on, as arrays on the host, for ``restore``."""
         arrays = {name: np.asarray(value) for name, value in vars(self._here()).items() if name != "conditioning"}
         table = [[number, self._rows[number], *(-1 if frame is None else frame for frame in self._slots[number])] for number in self.objects]
+        d = self._sam2.config.d_model
+        arrays["words"] = np.stack(list(self._words.values())) if self._words else np.zeros((0, 0, d), self._dtype)
         return {name: a.view(np.uint16) if a.dtype == jnp.bfloat16 else a for name, a in arrays.items()} | {
+            "worded": np.asarray(list(self._words), np.int64),
             "objects": np.asarray(table, np.int64).reshape(len(table), 2 + CONDITIONING),
             "next": np.asarray(self._next),
         }
@@ -208,22 +211,25 @@ class Tracker:
         Raises:
             UserError: it does not fit this model.
         """
-        table = saved["objects"]
+        table, d = saved["objects"], self._sam2.config.d_model
         self._capacity = BUCKETS.objects.size(max(len(table), 1))
         wanted = self._empty()
-        found = {}
-        for name, own in vars(wanted).items():
-            if name != "conditioning":
-                array = saved.get(name, np.zeros(0))
-                array = array.view(jnp.bfloat16) if own.dtype == jnp.bfloat16 and array.dtype == np.uint16 else array
-                if array.shape != own.shape or array.dtype != own.dtype:
-                    raise UserError(f"the saved state has {name} {array.dtype}{list(array.shape)}, expected {own.dtype}{list(own.shape)}: start anew")
-                found[name] = jax.device_put(array)
+
+        def read(name: str, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[np.generic]:
+            array = saved.get(name, np.zeros(0))
+            array = array.view(jnp.bfloat16) if dtype == jnp.bfloat16 and array.dtype == np.uint16 else array
+            if array.shape != shape or array.dtype != dtype:
+                raise UserError(f"the saved state has {name} {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}: start anew")
+            return array
+
+        found = {name: jax.device_put(read(name, own.shape, own.dtype)) for name, own in vars(wanted).items() if name != "conditioning"}
         self._state = replace(wanted, **found)
         self.objects = [int(line[0]) for line in table]
         self._rows = {int(line[0]): int(line[1]) for line in table}
         self._slots = {int(line[0]): [None if frame < 0 else int(frame) for frame in line[2:]] for line in table}
         self._next = int(saved["next"])
+        words = read("words", (len(saved["worded"]), saved["words"].shape[1], d), np.dtype(self._dtype))
+        self._words = dict(zip(saved["worded"].tolist(), words, strict=True))
 
     def _prompt(self, number: int, prompt: Prompt, exact: bool) -> None:
         slot = self._slot(number)

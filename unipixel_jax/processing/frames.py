@@ -151,6 +151,16 @@ class FrameSource:
             raise UserError(f"from {low:g} s to {high:g} s: expected two times in order within the {self.count / self.rate:.3f} s of {self.name}")
         return replace(self, first=first, stop=max(stop, first + 1))
 
+    def only(self, number: int) -> FrameSource:
+        """One frame as a photo.
+
+        Raises:
+            UserError: the clip has no such frame.
+        """
+        if not self.first <= number < self.first + len(self):
+            raise UserError(f"{self.name} has no frame {number}: expected {self.first} to {self.first + len(self) - 1}")
+        return replace(self, first=number, stop=number + 1, is_image=True)
+
     def sample(self, most: int) -> Clip:
         """The frames that the language model looks at: all, or ``most`` spread evenly from first to last, read without holding the others.
 
