@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import ArrayLike
+
 from unipixel_jax.core.files import writable
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.prediction import Collector, Prediction
@@ -97,35 +99,37 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
         _write(targets, Collector().prediction(stream.text, stream.tokens, [], stream.size), header)
         return 0
     header |= {"text": stream.text, "tokens": list(stream.tokens), "size": list(stream.size), "spans": [span and list(span) for span in stream.spans]}
-    collector, saved = Collector(), None
+    collector = Collector()
+    saved: dict[str, ArrayLike] | None = None
     with ExitStack() as files:
         overlay = files.enter_context(open_overlay(targets.overlay, targets.source.rate or 10))
         if targets.lines is not None:
-            saved = targets.lines.resume(header) if resume else None
-            if saved is None:
+            before = targets.lines.resume(header) if resume else None
+            if before is None:
                 targets.lines.start(header)
             else:
                 for result in targets.lines.results(targets.source):
                     collector.add(result.to_json())
                     overlay.add(result.pixels, result.masks, result.objects)
-                stream.resume(saved)
+                stream.resume(before)
         steps.stage("tracking" if len(targets.source) > 1 else "segmenting", len(targets.source))
         with Interrupted() as interrupted:
             for result in stream:
                 line = result.to_json()
-                collector.add(line)
                 overlay.add(result.pixels, result.masks, result.objects)
+                collector.add(line)
                 if targets.lines is not None:
                     targets.lines.add(result)
+                    saved = stream.save()
                     if len(collector.lines) % SAVE_EVERY == 0:
-                        targets.lines.save(stream.save())
+                        targets.lines.save(saved)
                 if targets.folder is not None:
                     targets.folder.add(result)
                 steps.advance()
     if targets.lines is not None:
-        if interrupted.stopped:
-            targets.lines.save(stream.save())
-        else:
+        if interrupted.stopped and saved is not None:
+            targets.lines.save(saved)
+        elif not interrupted.stopped:
             targets.lines.finish()
     prediction = collector.prediction(stream.text, stream.tokens, stream.spans, stream.size)
     if targets.lines is None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.core.files import replacing, writable
 from unipixel_jax.errors import UserError
@@ -61,14 +62,17 @@ class LinesFile:
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): make room, and go on with --resume") from error
 
-    def save(self, state: dict[str, NDArray[np.generic]]) -> None:
+    def save(self, state: dict[str, ArrayLike]) -> None:
         """Keep the tracker's state after the last line.
 
         Raises:
             UserError: it cannot be written.
         """
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        # NumPy's files do not know bfloat16, so its bits are kept.
+        bits = {name: a.view(np.uint16) if a.dtype == ml_dtypes.bfloat16 else a for name, a in arrays.items()}
         with replacing(self._state) as aside, aside.open("wb") as file:
-            np.savez(file, **state)  # type: ignore[arg-type]
+            np.savez(file, **bits)  # type: ignore[arg-type]
 
     def finish(self) -> None:
         """Remove the state: the clip has ended."""
@@ -125,7 +129,10 @@ class LinesFile:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("compressed")
             with np.load(self._state, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files} | {"next_frame": arrays["next_frame"].reshape(())}
+                found = {name: arrays[name] for name in arrays.files}
+            if found["next_frame"].shape != () or not all(name in found for name in ("objects", "next", "words", "worded")):
+                raise ValueError("a part is missing")
+            return {name: a.view(ml_dtypes.bfloat16) if a.dtype == np.uint16 else a for name, a in found.items()}
         except (ValueError, OSError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise UserError(f"{self._state} is broken ({str(error)[:80]}): leave out --resume to start anew") from error
 

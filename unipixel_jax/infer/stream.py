@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.prediction import FrameResult
@@ -172,8 +172,8 @@ class Stream:
         with self._loaded.on_mesh():
             self._tracker.remove(number)
 
-    def save(self) -> dict[str, NDArray[np.generic]]:
-        """What the frames after this one depend on, for ``resume``, with the number of the next frame as ``next_frame``."""
+    def save(self) -> dict[str, ArrayLike]:
+        """What the frames after this one depend on, for ``resume``, with the number of the next frame as ``next_frame``. It copies nothing."""
         return self._tracker.save() | {"next_frame": np.asarray(self._frame().number + 1)}
 
     def resume(self, saved: dict[str, NDArray[np.generic]]) -> None:

@@ -193,16 +193,15 @@ class Tracker:
         self._outputs.pop(number, None)
         self._words.pop(number, None)
 
-    def save(self) -> dict[str, NDArray[np.generic]]:
-        """All that the next frames depend on, as arrays on the host, for ``restore``."""
-        arrays = {name: np.asarray(value) for name, value in vars(self._here()).items() if name != "conditioning"}
+    def save(self) -> dict[str, ArrayLike]:
+        """All that the next frames depend on, for ``restore``. It copies nothing: the state's arrays stay where they are and never change."""
         table = [[number, self._rows[number], *(-1 if frame is None else frame for frame in self._slots[number])] for number in self.objects]
-        d = self._sam2.config.d_model
-        arrays["words"] = np.stack(list(self._words.values())) if self._words else np.zeros((0, 0, d), self._dtype)
-        return {name: a.view(np.uint16) if a.dtype == jnp.bfloat16 else a for name, a in arrays.items()} | {
-            "worded": np.asarray(list(self._words), np.int64),
+        words = np.stack(list(self._words.values())) if self._words else np.zeros((0, 0, self._sam2.config.d_model), self._dtype)
+        return {name: value for name, value in vars(self._here()).items() if name != "conditioning"} | {
             "objects": np.asarray(table, np.int64).reshape(len(table), 2 + CONDITIONING),
             "next": np.asarray(self._next),
+            "words": words,
+            "worded": np.asarray(list(self._words), np.int64),
         }
 
     def restore(self, saved: dict[str, NDArray[np.generic]]) -> None:
@@ -217,7 +216,6 @@ class Tracker:
 
         def read(name: str, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[np.generic]:
             array = saved.get(name, np.zeros(0))
-            array = array.view(jnp.bfloat16) if dtype == jnp.bfloat16 and array.dtype == np.uint16 else array
             if array.shape != shape or array.dtype != dtype:
                 raise UserError(f"the saved state has {name} {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}: start anew")
             return array
