@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -84,8 +83,9 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
     Raises:
         UserError: see ``open_overlay``; or more than one frame for a PNG.
     """
-    if Path(path).suffix.lower() == ".png" and len(frames) != 1:
-        raise UserError(f"{path} for {len(frames)} frames: expected a name ending in .gif or .mp4 for a clip")
+    kind = Path(path).suffix.lower()
+    if kind not in _KINDS or (kind == ".png" and len(frames) != 1):
+        raise UserError(f"{path} for {len(frames)} frames: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
     with open_overlay(path, frames_per_second) as overlay:
         for i, frame in enumerate(frames):
             overlay.add(frame, [m[i] for m in masks])
@@ -112,12 +112,11 @@ def open_overlay(path: str | Path, frames_per_second: float = 10) -> Iterator[Ov
     Raises:
         UserError: another ending, a GIF of too many frames, PyAV is missing for an MP4, or the file cannot be written.
     """
-    kinds: dict[str, Callable[[Path], Overlay]] = {".png": _Png, ".gif": partial(_Gif, rate=frames_per_second), ".mp4": partial(_Mp4, rate=frames_per_second)}
     kind = Path(path).suffix.lower()
-    if kind not in kinds:
+    if kind not in _KINDS:
         raise UserError(f"{path}: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
     with replacing(path) as aside:
-        overlay = kinds[kind](aside)
+        overlay = _KINDS[kind](aside, frames_per_second)
         try:
             yield overlay
         finally:
@@ -227,7 +226,7 @@ def _is_bright(colour: tuple[int, int, int]) -> bool:
 
 
 class _Png:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rate: float) -> None:
         self._path = path
 
     def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
@@ -283,3 +282,6 @@ class _Mp4:
         if self._stream is not None:
             self._container.mux(self._stream.encode())
         self._container.close()
+
+
+_KINDS: dict[str, Callable[[Path, float], Overlay]] = {".png": _Png, ".gif": _Gif, ".mp4": _Mp4}
