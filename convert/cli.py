@@ -70,10 +70,10 @@ def _to_jax(args: argparse.Namespace) -> int:
     if source is None:
         opened = sources.with_partials(sources.open_fresh(args.qwen, args.sam2, args.sam2_size, args.image_size, args.seed), args.partial)
     else:
-        from unipixel_jax.hub.resolve import checkpoint
+        from unipixel_jax.hub.resolve import checkpoint, is_local
 
-        if target:
-            require_free(target, args.force, [Path(source)])
+        if not is_local(source, args.revision) and target:  # before gigabytes are downloaded for it
+            require_free(target, args.force)
         directory, origin = checkpoint(source, revision=args.revision)
         opened = sources.open_source(directory, args.base, args.sam2, args.seed, args.partial)
         opened = replace(opened, description={**opened.description, **origin})

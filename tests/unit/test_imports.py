@@ -158,7 +158,7 @@ def test_the_rules_see_what_they_forbid(tmp_path):
 
 @pytest.mark.parametrize("statement", ["import unipixel_jax", "import unipixel_jax.cli", "import unipixel_jax.config", "import unipixel_jax.processing.batch"])
 def test_importing_is_cheap(statement):
-    heavy = "{'jax', 'flax', 'orbax', 'torch', 'transformers'}"
+    heavy = "{'jax', 'flax', 'orbax', 'torch', 'transformers', 'huggingface_hub'}"
     code = f"{statement}\nimport sys\nprint(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

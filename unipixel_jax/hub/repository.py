@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 COMMIT = re.compile("[0-9a-f]{40}")
 """A full commit hash, which names a revision for ever."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for a file."""
+
 _ID = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?/[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@=-]{0,199}")
 _MAX_ID = 96
@@ -249,7 +252,7 @@ def _explained(name: str, revision: str | None, broken: str = "") -> Iterator[No
         raise UserError(f"{name} is no directory here, and no model at {hub} that you may see: correct the name; if the model is private, {login}") from None
     # The base class of HfHubHTTPError is that of the HTTP library, which is another one in each major version: all of its errors are caught.
     except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(f"{name} could not be downloaded: no space is left in {constants.HF_HUB_CACHE}; free some, or move it with HF_HOME") from None
         cause = error.__cause__ or error if isinstance(error, LocalEntryNotFoundError) else error
         status = getattr(getattr(cause, "response", None), "status_code", None)

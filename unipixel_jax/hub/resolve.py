@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -151,6 +150,7 @@ def _without_hub(name: str, revision: str | None, known: Path | None, error: Unr
         with _alone(known):
             if not known.is_dir():
                 _convert(directory, known, _origin(name, directory.name))
+        _remember(known, revision)
     log.debug("the Hub gives no answer, so %s is taken from %s", name, known)
     return known
 
@@ -229,8 +229,7 @@ def _alone(target: Path) -> Iterator[None]:
             log.warning("another process is converting %s; waiting for it", target)
             lock.acquire()
     except OSError as error:
-        full = error.errno == errno.ENOSPC
-        advice = "make room there, or move" if full else "move"
+        advice = "make room there, or move" if error.errno in repository.FULL else "move"
         raise UserError(f"{target.parent} cannot be written ({error.strerror or error}): {advice} the cache with {VARIABLE}") from None
     try:
         yield
