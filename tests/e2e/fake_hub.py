@@ -100,8 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, model: Model, commit: str, name: str) -> None:
         if model.gated and self.headers.get("authorization") != "Bearer let-me-in":
             return self._refuse(model.gated, "GatedRepo")
-        file = model.files().get(name)
-        if file is None:
+        file = model.directory / name
+        if not file.is_file():
             return self._refuse(404, "EntryNotFound")
         data = file.read_bytes()
         self._answer(200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Content-Length": str(len(data))}, data)

@@ -30,6 +30,7 @@ from unipixel_jax.convert.manifest import Manifest
 from unipixel_jax.core.stored import read
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
+from unipixel_jax.hub.repository import look_up
 from unipixel_jax.hub.resolve import resolve
 from unipixel_jax.infer.loading import EMBEDDED, load
 from unipixel_jax.processing.media import read_media
@@ -130,15 +131,22 @@ def test_a_torch_directory_is_converted_into_the_cache_and_again_when_it_changes
 
 
 @pytest.mark.parametrize("cache", ["on", "off"])
-def test_a_converted_directory_on_the_hub_is_used_as_it_is(hub, tmp_path, converted, monkeypatch, cache):
+def test_a_converted_directory_on_the_hub_is_used_as_it_is(hub, tmp_path, monkeypatch, cache):
     if cache == "off":
         monkeypatch.setenv("UNIPIXEL_JAX_CACHE", "")
-    hub.models[ID].directory = converted
+    hub.models[ID].directory = EMBEDDED
     directory = resolve(ID)
-    assert same(directory, converted) and models(tmp_path) == []
+    assert same(directory, EMBEDDED) and models(tmp_path) == []
     hub.down = 503
     assert resolve(ID) == directory
     assert load(resolve(ID)).directory == directory
+
+
+def test_of_a_converted_directory_all_arrays_are_taken(hub, converted):
+    hub.models[ID].directory = converted
+    found = look_up(ID, None, None)
+    assert found.converted and dict(found.files) == {name: path.stat().st_size for name, path in hub.models[ID].files().items()}
+    assert sum(name.startswith("params/") for name in found.files) > 300
 
 
 def test_without_the_hub_the_caches_serve(hub, tmp_path, monkeypatch):
@@ -398,8 +406,7 @@ def test_a_model_card_names_the_model_that_was_downloaded(hub, tmp_path, full_di
     with full_disk(), pytest.raises(UserError, match="could not be written"):
         model.save_pretrained(tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    hub.models["Me/Mine"] = Model(tmp_path / "saved")
-    assert same_model(UniPixel(load(resolve("Me/Mine"))), model)
+    assert same_model(UniPixel(load(resolve(tmp_path / "saved"))), model)
 
 
 def test_a_model_that_was_not_loaded_has_no_files_to_save(tmp_path):
