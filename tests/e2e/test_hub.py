@@ -125,9 +125,11 @@ def test_a_torch_directory_is_converted_into_the_cache_and_again_when_it_changes
     shutil.copytree(TORCH, own)
     directory = resolve(own)
     assert same(directory, converted) and resolve(str(own)) == directory
+    (own / "checkpoint-500").mkdir()
+    assert resolve(own) == directory
     os.utime(own / "model.safetensors", ns=(1, 1))
     assert resolve(own) != directory and len(models(tmp_path)) == 2 and hub.requests == []
-    assert {path.name for path in own.iterdir()} == {path.name for path in TORCH.iterdir()}
+    assert {path.name for path in own.iterdir()} == {path.name for path in TORCH.iterdir()} | {"checkpoint-500"}
 
 
 @pytest.mark.parametrize("cache", ["on", "off"])
@@ -147,6 +149,12 @@ def test_of_a_converted_directory_all_arrays_are_taken(hub, converted):
     found = look_up(ID, None, None)
     assert found.converted and dict(found.files) == {name: path.stat().st_size for name, path in hub.models[ID].files().items()}
     assert sum(name.startswith("params/") for name in found.files) > 300
+
+
+def test_pickles_are_taken_where_there_are_no_safetensors_beside_them(hub):
+    (hub.models[ID].directory / "model.safetensors").unlink()
+    found = look_up(ID, None, None).files
+    assert "pytorch_model.bin" in found and not [name for name in found if name.endswith((".safetensors", ".py"))]
 
 
 def test_without_the_hub_the_caches_serve(hub, tmp_path, monkeypatch):

@@ -204,8 +204,8 @@ def _needed(sizes: Mapping[str, int]) -> tuple[bool, dict[str, int]]:
     if arrays and _MANIFEST in sizes:
         weights, converted = [*arrays, _MANIFEST], True
     else:
-        safe = fnmatch.filter(sizes, "*.safetensors")
-        weights = [name for name in safe or fnmatch.filter(sizes, "*.bin") if "/" not in name]
+        top = [name for name in sizes if "/" not in name]
+        weights = fnmatch.filter(top, "*.safetensors") or fnmatch.filter(top, "*.bin")
         weights += [f"{name}.index.json" for name in ("model.safetensors", "pytorch_model.bin") if weights and f"{name}.index.json" in sizes]
         converted = False
     kept = [*weights, *(name for name in ("config.json", *_ADAPTER, *COMPANIONS) if name in sizes)] if weights and "config.json" in sizes else []
@@ -258,7 +258,7 @@ def _explained(name: str, revision: str | None, broken: str = "") -> Iterator[No
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(f"{hub} refuses to give {name} to you ({status}): check your rights at {hub}/{name}, then {login}") from None
-        reason = f"it answers with status {status}" if status else str(cause).strip().split("\n")[0] or type(cause).__name__
+        reason = f"it answers with status {status}" if status else str(cause).strip().split("\n")[0][:300] or type(cause).__name__
         if broken or (isinstance(error, OSError) and error.errno is not None and error.filename):
             raise UserError(f"{name}: {broken or 'the cache cannot be used'} ({reason}); try again, what is complete is kept") from None
         raise UnreachableError(

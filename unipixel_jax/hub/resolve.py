@@ -110,7 +110,7 @@ def _fingerprint(parts: list[Path]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         place = part.resolve()
-        for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+        for file in sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]:
             state = file.stat()
             digest.update(repr((str(file), state.st_size, state.st_mtime_ns)).encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
@@ -199,7 +199,7 @@ def _reference(shelf: Path, revision: str | None) -> Path:
 def _remember(target: Path, revision: str | None) -> None:
     """Write down which commit a revision is, so that the model is found when the Hub is not."""
     file = _reference(target.parent, revision)
-    if not (revision and COMMIT.fullmatch(revision)) and not (file.is_file() and file.read_text() == target.name):
+    if not (revision and COMMIT.fullmatch(revision)) and not (file.is_file() and file.read_text(errors="replace") == target.name):
         with replacing(file) as aside:
             aside.write_text(target.name)
 
@@ -207,7 +207,7 @@ def _remember(target: Path, revision: str | None) -> None:
 def _remembered(shelf: Path, revision: str | None) -> Path | None:
     """Return the converted directory of a revision as the Hub last named it; None if there is none."""
     file = _reference(shelf, revision)
-    commit = revision if revision and COMMIT.fullmatch(revision) else file.read_text()[:64] if file.is_file() else ""
+    commit = revision if revision and COMMIT.fullmatch(revision) else file.read_text(errors="replace")[:64] if file.is_file() else ""
     return shelf / commit if COMMIT.fullmatch(commit) and (shelf / commit).is_dir() else None
 
 
