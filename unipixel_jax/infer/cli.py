@@ -134,7 +134,7 @@ def _load(args: argparse.Namespace) -> UniPixel:
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
 
-    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=_mesh(args.tensor))
+    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=_mesh(args.tensor), revision=args.revision)
 
 
 def _stream(args: argparse.Namespace, model: UniPixel, source: FrameSource) -> Stream:

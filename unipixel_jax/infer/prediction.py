@@ -105,6 +105,23 @@ class SegmentedObject:
 
 
 @dataclass(frozen=True, eq=False)
+class Answer:
+    """What the language model said.
+
+    Attributes:
+        text: the words, special tokens included.
+        tokens: their ids.
+        hidden: the states that predicted each ``<|seg|>``, those of the prompt first [O, D].
+        spans: where each ``<|seg|>`` stands in the text, see ``SegmentedObject`` [O].
+    """
+
+    text: str
+    tokens: Sequence[int]
+    hidden: NDArray[Any]
+    spans: Sequence[tuple[int, int] | None]
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """An answer.
 

@@ -19,10 +19,12 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
+from unipixel_jax.hub.resolve import resolve
+from unipixel_jax.hub.save import save
 from unipixel_jax.infer.buckets import PROMPT_BUCKETS
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
-from unipixel_jax.infer.prediction import Collector, Prediction, SegmentedObject
+from unipixel_jax.infer.prediction import Answer, Collector, Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks, sigmoid
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing import batch
@@ -37,23 +39,6 @@ log = logging.getLogger(__name__)
 SAMPLE_FRAMES, MAX_NEW_TOKENS = 16, 512
 """The reference's defaults (tools/inference.py)."""
 DESCRIBE = "Please describe <region> in detail."
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What the language model said.
-
-    Attributes:
-        text: the words, special tokens included.
-        tokens: their ids.
-        hidden: the states that predicted each ``<|seg|>``, those of the prompt first [O, D].
-        spans: where each ``<|seg|>`` stands in the text, see ``SegmentedObject`` [O].
-    """
-
-    text: str
-    tokens: Sequence[int]
-    hidden: NDArray[Any]
-    spans: Sequence[tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -71,21 +56,47 @@ class UniPixel:
     seed: int = 0
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path = EMBEDDED, dtype: Any = None, sampling: Sampling = Sampling(), mesh: MeshConfig | None = None) -> UniPixel:
-        """Load a directory that ``unipixel-jax convert to-jax`` wrote.
+    def from_pretrained(
+        cls,
+        model: str | Path = EMBEDDED,
+        dtype: Any = None,
+        sampling: Sampling = Sampling(),
+        mesh: MeshConfig | None = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> UniPixel:
+        """Load a model. A torch checkpoint, whether on this machine or on the Hub, is converted into the cache when it is first loaded (docs/hub.md).
 
         Args:
-            directory: its path; the small model that ships with the package where none is given.
+            model: a Hub id such as "PolyU-ChenLab/UniPixel-3B", a torch checkpoint's directory, or a converted one. What exists on this machine wins over a
+                Hub id; the small model that ships with the package is loaded where none is given.
             dtype: "float32" or "bfloat16" to cast the weights and compute in; None keeps the checkpoint's own.
             sampling: how tokens are drawn.
             mesh: how all devices of this machine share the work; None uses one.
+            revision: a branch, a tag or a commit of the Hub's repository; None for its main branch.
+            token: the user's token for the Hub; None for the one of ``hf auth login`` or ``HF_TOKEN``.
 
         Raises:
-            UserError: it is no such directory (the message says how to make one), or the devices do not form the mesh, or it does not divide the heads.
+            UserError: there is no such model, or it cannot be downloaded or converted (``hub.resolve.resolve``); or the devices do not form the mesh, or it
+                does not divide the heads.
         """
         with _stage("loading"):
             devices = None if mesh is None else make_mesh(mesh, jax.local_devices())
+            directory = resolve(model, revision=revision, token=token)
             return cls(load(directory, None if dtype is None else jnp.dtype(dtype), devices).for_inference(), sampling)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the model as a converted directory with a model card, which ``from_pretrained`` loads and the Hub shows. It appears when it is complete.
+
+        Args:
+            directory: the directory to make; it may exist if it is empty.
+
+        Raises:
+            UserError: the directory cannot be written, has too little room or is not empty; or the model was not loaded from a directory, or that is gone.
+        """
+        with _stage("saving"):
+            save(self.loaded.model, self.config, self.loaded.directory, Path(directory))
 
     @property
     def config(self) -> UniPixelConfig:
@@ -161,7 +172,7 @@ class UniPixel:
             prepared = batch.prepare_media(clip, self.config, sample_frames=sample_frames, segment=False)
         text = name_regions(prompt, [REF_TOKEN] * len(references)) if references else prompt
         answer = self._generate_answer(batch.user_turn(text), prepared, max_new_tokens, references=references)
-        return Stream(self, source, answer.text, answer.tokens, answer.hidden, answer.spans, clip.frames.shape[1:3])
+        return Stream(self.loaded, self.answer, source, answer.text, answer.tokens, answer.hidden, answer.spans, clip.frames.shape[1:3])
 
     def answer(self, media: Media, prompt: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
         """Answer a prompt about a photo without segmenting anything.

@@ -6,26 +6,23 @@ O objects, H hidden tokens of an object, S side of SAM's square image, D languag
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.prediction import FrameResult
+from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.prediction import Answer, FrameResult
 from unipixel_jax.infer.segmentation import encoded, hidden_tokens, resize_masks, sigmoid
 from unipixel_jax.infer.tracking import Tracker, box_points
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import UNKNOWN_LENGTH
 from unipixel_jax.processing.frames import Frame, FrameSource
 from unipixel_jax.processing.square import square_frames
-
-if TYPE_CHECKING:
-    from unipixel_jax.infer.loading import LoadedModel
-    from unipixel_jax.infer.predictor import UniPixel
 
 T = TypeVar("T")
 _DECODED_AHEAD = 4
@@ -47,7 +44,8 @@ class Stream:
 
     def __init__(
         self,
-        model: UniPixel,
+        loaded: LoadedModel,
+        ask: Callable[[NDArray[np.uint8], str], Answer],
         source: FrameSource,
         text: str,
         tokens: Sequence[int],
@@ -58,15 +56,16 @@ class Stream:
         """Start before the first frame.
 
         Args:
-            model: the model that tracks.
+            loaded: the model that tracks.
+            ask: a function that answers a prompt about a frame [H, W, 3].
             source: the frames.
             text, tokens, spans, size: see the attributes.
             hidden: the states that predicted the objects' ``<|seg|>`` [O, D].
         """
         self.text, self.tokens, self.spans, self.size = text, tokens, spans, size
-        self._model, self._loaded = model, model.loaded
+        self._loaded, self._ask = loaded, ask
         length = UNKNOWN_LENGTH if source.count is None else len(source)
-        alone = source.is_image or length == 1 or model.config.sam2_batch_mode
+        alone = source.is_image or length == 1 or loaded.config.sam2_batch_mode
         self._tracker = Tracker(self._loaded.model.sam2, self._loaded.dtype, clip_length=length, alone=alone)
         self._waiting: NDArray[np.floating] | None = hidden if len(hidden) else None
         self._source = source
@@ -118,7 +117,7 @@ class Stream:
         Raises:
             UserError: no frame has come yet, an empty prompt, or too many objects.
         """
-        answer = self._model.answer(self._frame().pixels, words)
+        answer = self._ask(self._frame().pixels, words)
         with self._loaded.on_mesh():
             found = self._tracker.add_words(hidden_tokens(self._loaded.model, answer.hidden, self._loaded.dtype)) if len(answer.hidden) else []
         return answer.text, found
