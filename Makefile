@@ -13,8 +13,9 @@ help:  ## list the targets
 demo: .venv/installed-demo  ## segment a photo and a clip that ship with the project, and say where the images are
 	@$(BIN)/unipixel-jax demo --output-dir outputs
 
+# Two processes share the files of tests, since compiling, which is most of the work, uses one core. Each takes up to 4 GB.
 test: lint  ## ruff, mypy and the tests, without torch
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/installed-dev  ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
@@ -38,7 +39,7 @@ parity: .venv-parity/installed-dev,parity  ## add torch, and compare with it liv
 
 test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found here and the newest JAX for it
 	@.venv-newest/bin/python -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
-	@.venv-newest/bin/python -m pytest -q
+	@.venv-newest/bin/python -m pytest -q -n 2 --dist loadfile
 
 # The compilers alone: libtpu with the tpu extra; for GPUs, JAX's plugin and ptxas without the libraries that only running needs.
 chips: .venv-chips/installed-dev,tpu  ## compile kernels and small plans for TPUs and GPUs that are not here
