@@ -170,7 +170,7 @@ def test_the_memory_attention_recomputed_draws_the_same(rng):
     """As tracking does for each frame: the gradient through ``jax.checkpoint`` is the one without."""
     attention = with_keys(micro_model(), KEY).sam2.memory_attention
     low, memory, pos = random(rng, 1, 2, 2, 16), random(rng, 2, 14, 8), random(rng, 1, 14, 8)
-    look = lambda memory: jnp.sum(attention(low, memory, pos, jnp.ones(14, jnp.int32), 2) ** 2)  # noqa: E731
+    look = lambda memory: jnp.sum(attention(low, memory, pos, jnp.ones((1, 14), jnp.int32), 2) ** 2)  # noqa: E731
     plain, recomputed = jax.jit(jax.grad(look))(memory), jax.jit(jax.grad(jax.checkpoint(look)))(memory)
     np.testing.assert_allclose(recomputed, plain, rtol=1e-4, atol=1e-5)
     assert np.all(np.any(plain != 0, axis=(1, 2)))

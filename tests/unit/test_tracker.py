@@ -10,7 +10,8 @@ import pytest
 from micro_models import MICRO, copied, micro_model, random
 
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
-from unipixel_jax.models.sam2.tracker import MAX_POINTERS, NO_OBJECT
+from unipixel_jax.models.sam2.track_state import MAX_POINTERS
+from unipixel_jax.models.sam2.tracker import NO_OBJECT
 
 F32 = jnp.dtype("float32")
 CLOSE = 1e-4
@@ -154,6 +155,6 @@ def test_the_state_has_the_same_size_after_10_and_1000_frames(clip):
     assert int(state.frame) == 1000
     # the conditioning frame and the latest ones, in whatever order
     memories, pointers = MICRO.sam2.num_maskmem, MAX_POINTERS
-    assert sorted(np.asarray(state.memory_frame).tolist()) == [0, *range(1001 - memories, 1000)]
-    assert sorted(np.asarray(state.pointer_frame).tolist()) == [0, *range(1001 - pointers, 1000)]
+    assert sorted(np.asarray(state.memory_frame)[:, 1].tolist()) == [0, *range(1001 - memories, 1000)]
+    assert sorted(np.asarray(state.pointer_frame)[:, 1].tolist()) == [0, *range(1001 - pointers, 1000)]
     assert all(np.all(np.isfinite(np.asarray(a))) for a in jax.tree.leaves(state))

@@ -20,7 +20,8 @@ from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.position import sine_grid
-from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput, TrackState
+from unipixel_jax.models.sam2.track_state import TrackState
+from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
@@ -276,7 +277,7 @@ def _channels_last(frames: np.ndarray) -> np.ndarray:
 
 def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
     """Return the first object's memory of a frame as the reference lays it out: [channels, grid, grid]."""
-    slot = int(np.flatnonzero(np.asarray(state.memory_frame) == frame)[0])
+    slot = int(np.flatnonzero(np.asarray(state.memory_frame)[:, 0] == frame)[0])
     return state.memory[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
 
 

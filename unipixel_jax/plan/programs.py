@@ -27,7 +27,7 @@ from unipixel_jax.data.batch import SINGLE, collate
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import partitioned
 from unipixel_jax.models.qwen_vl.cache import KVCache
-from unipixel_jax.models.sam2.tracker import TrackState
+from unipixel_jax.models.sam2.track_state import TrackState
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
 from unipixel_jax.processing.batch import Conversation, prepare_media
 from unipixel_jax.processing.media import Clip

@@ -1,6 +1,7 @@
-"""SAM 2's mask decoder (reference: sam2/modeling/sam/mask_decoder.py and transformer.py), of which only the output of three masks is used.
+"""SAM 2's mask decoder (reference: sam2/modeling/sam/mask_decoder.py and transformer.py).
 
-UniPixel never asks for the single-mask output, so the first mask token takes part in attention but makes no mask.
+Of its four mask tokens the first makes the single mask of a clear prompt. Tracking and UniPixel never ask for it: there the token takes part in attention
+and makes no mask.
 
 O prompts (objects), T tokens, P prompt tokens, g side of the feature grid, D width.
 """
@@ -32,9 +33,9 @@ class DecodedMasks:
     """The masks and scores of one frame.
 
     Attributes:
-        masks: [O, 3, 4g, 4g] float32 logits.
-        iou: [O, 3] float32, the predicted intersection over union of each mask.
-        tokens: [O, 3, D] mask tokens, from which object pointers are made.
+        masks: [O, 3, 4g, 4g] float32 logits; with the single mask [O, 4, 4g, 4g], and it is the first.
+        iou: [O, 3 or 4] float32, the predicted intersection over union of each mask.
+        tokens: [O, 3 or 4, D] mask tokens, from which object pointers are made.
         object_score: [O] float32 logits; positive means that the object is in the frame.
     """
 
@@ -150,7 +151,14 @@ class MaskDecoder(nnx.Module):
         self.obj_score_head = Mlp3(d, d, 1, rngs, init=xavier)
 
     def __call__(
-        self, image: jax.Array, image_pe: jax.Array, prompt: jax.Array, prompt_valid: jax.Array, high0: jax.Array, high1: jax.Array
+        self,
+        image: jax.Array,
+        image_pe: jax.Array,
+        prompt: jax.Array,
+        prompt_valid: jax.Array,
+        high0: jax.Array,
+        high1: jax.Array,
+        single: bool = False,
     ) -> DecodedMasks:
         """Decode the masks of all prompts.
 
@@ -160,6 +168,7 @@ class MaskDecoder(nnx.Module):
             prompt: [O, P, D] sparse prompt embeddings.
             prompt_valid: [O, P] booleans; a prompt token that is not valid has no influence.
             high0, high1: [O or 1, 4g, 4g, D/8] and [O or 1, 2g, 2g, D/4] high-resolution features of the image.
+            single: make the single mask too.
 
         Returns:
             The masks, their scores and their tokens.
@@ -173,8 +182,9 @@ class MaskDecoder(nnx.Module):
 
         x = gelu(self.upscale_norm(self.upscale1(flat.reshape(image.shape)) + high1))
         x = gelu(self.upscale2(x) + high0)
-        mask_tokens = tokens[:, 3:6]
-        hyper = jax.vmap(lambda mlp, token: mlp(token), in_axes=(0, 1), out_axes=1)(jax.tree.map(lambda a: a[1:], self.hyper_mlps), mask_tokens)
+        skipped = 0 if single else 1
+        mask_tokens = tokens[:, 2 + skipped : 6]
+        hyper = jax.vmap(lambda mlp, token: mlp(token), in_axes=(0, 1), out_axes=1)(jax.tree.map(lambda a: a[skipped:], self.hyper_mlps), mask_tokens)
         masks = jnp.einsum("omc,ohwc->omhw", hyper, x, preferred_element_type=jnp.float32)
-        iou = jax.nn.sigmoid(self.iou_head(tokens[:, 1]).astype(jnp.float32))[:, 1:]
+        iou = jax.nn.sigmoid(self.iou_head(tokens[:, 1]).astype(jnp.float32))[:, skipped:]
         return DecodedMasks(masks, iou, mask_tokens, self.obj_score_head(tokens[:, 0])[:, 0].astype(jnp.float32))

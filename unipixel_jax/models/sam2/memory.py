@@ -196,8 +196,8 @@ class MemoryAttention(nnx.Module):
         Args:
             low: [1 or O, g, g, D] features of the frame, shared by all objects or one for each.
             memory: [O, S, M]; the last ``off_grid`` tokens are object pointers, the others grids of g * g tokens.
-            memory_pos: [1, S, M] position codes, which are added to the keys only.
-            visible: [S] int32, 1 where there is a token, 0 where a slot is empty.
+            memory_pos: [1 or O, S, M] position codes, which are added to the keys only.
+            visible: [1 or O, S] int32, 1 where there is a token, 0 where a slot is empty.
             off_grid: the number of tokens that are object pointers.
 
         Returns:
@@ -207,7 +207,7 @@ class MemoryAttention(nnx.Module):
         cos, sin = (jnp.asarray(a) for a in axial_rope(g, d))
         x = low + 0.1 * jnp.asarray(sine_grid(g, d), dtype)[None]
         keys = memory + memory_pos.astype(dtype)
-        mask = AttnMask(q_segments=jnp.ones((o, g * g), jnp.int32), kv_segments=jnp.broadcast_to(visible[None], (o, visible.shape[0])))
+        mask = AttnMask(q_segments=jnp.ones((o, g * g), jnp.int32), kv_segments=jnp.broadcast_to(visible, memory.shape[:2]))
 
         def layer(block: MemoryBlock, x: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
             def attend(y: jax.Array) -> jax.Array:

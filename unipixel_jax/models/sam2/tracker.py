@@ -1,19 +1,19 @@
 """SAM 2.1 as a tracker with a state of fixed size (reference: sam2/modeling/sam2_base.py, sam2_video_predictor.py, sam2_train.py).
 
 One function, ``Sam2.step``, takes a state and a frame and returns the next state and the masks. A clip is a scan over it, a stream calls it frame by
-frame, several objects are its batch axis, and training differentiates through it. Memory does not grow with the clip.
+frame, several objects are its batch axis, and training differentiates through it. ``Sam2.prompt`` and ``Sam2.prompt_mask`` take what a user says about one
+object on one frame. Memory does not grow with the clip (see track_state.py).
 
-F frames, O objects, g side of the feature grid, D width, M memory width, K = num_maskmem memories, R = 16 pointers. Slot 0 of both holds the
-conditioning frame (frame 0), and the others are a ring of the latest frames. The order of slots does not matter, since codes of time come from frame numbers.
+F frames, O objects, P prompt tokens, g side of the feature grid, S = 16 g side of the image, D width, M memory width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 from flax import nnx
 
 from unipixel_jax.config import Sam2Config
@@ -29,72 +29,64 @@ from unipixel_jax.models.sam2.memory import MemoryAttention, MemoryEncoder
 from unipixel_jax.models.sam2.neck import FrameFeatures, Neck
 from unipixel_jax.models.sam2.position import sine_1d, sine_grid
 from unipixel_jax.models.sam2.prompt_encoder import PromptEncoder
+from unipixel_jax.models.sam2.track_state import MAX_POINTERS, UNKNOWN_LENGTH, TrackState
+from unipixel_jax.ops.conv import conv_patches
 from unipixel_jax.ops.resize import resize_bilinear
 
-MAX_POINTERS = 16
-"""The number R of slots for object pointers."""
 NO_OBJECT = -1024.0
 """The logits, at inference, of a mask whose object is not in the frame."""
-UNKNOWN_LENGTH = 1 << 30
-"""The ``clip_length`` of a stream, which is expected to have at least 16 frames."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrackState:
-    """The state of tracking between two frames.
-
-    Attributes:
-        memory: [K, O, g * g, M] memory features, in the compute dtype.
-        memory_frame: [K] int32, the number of the frame that each memory was made from, -1 for an empty slot.
-        pointer: [R, O, D] object pointers, in the compute dtype.
-        pointer_frame: [R] int32, the number of the frame that each pointer was made from, -1 for an empty slot.
-        frame: int32 scalar, the number of the frame that comes next.
-        clip_length: int32 scalar, the number of frames of the clip; below 16 it scales the pointers' code of time.
-    """
-
-    memory: jax.Array
-    memory_frame: jax.Array
-    pointer: jax.Array
-    pointer_frame: jax.Array
-    frame: jax.Array
-    clip_length: jax.Array
-
-    @classmethod
-    def empty(cls, c: Sam2Config, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH) -> TrackState:
-        """Return the state before frame 0."""
-        return cls(
-            memory=jnp.zeros((c.num_maskmem, objects, c.grid**2, c.mem_dim), dtype),
-            memory_frame=jnp.full((c.num_maskmem,), -1, jnp.int32),
-            pointer=jnp.zeros((MAX_POINTERS, objects, c.d_model), dtype),
-            pointer_frame=jnp.full((MAX_POINTERS,), -1, jnp.int32),
-            frame=jnp.zeros((), jnp.int32),
-            clip_length=jnp.asarray(clip_length, jnp.int32),
-        )
+STABILITY_DELTA, STABILITY = 0.05, 0.98
+"""The single mask is taken where its areas above this logit and above its negative differ by less than this ratio says (reference: build_sam.py)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrackOutput:
-    """The masks and scores of one frame. The best of three masks is the one with the highest predicted IoU.
+    """The masks and scores of one frame.
 
     Attributes:
-        low_res: [O, 4g, 4g] float32 logits of the best mask; -1024 where the object is not in the frame, except with ``training``.
+        low_res: [O, 4g, 4g] float32 logits of the chosen mask; -1024 where the object is not in the frame, except with ``training``.
+        iou: [O] float32, the predicted intersection over union of the chosen mask.
         pointer: [O, D] object pointer.
-        decoded: all three masks and the scores, for objects that are not in the frame too.
+        decoded: the masks to choose from and the scores, for objects that are not in the frame too.
     """
 
     low_res: jax.Array
+    iou: jax.Array
     pointer: jax.Array
     decoded: DecodedMasks
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prompt:
+    """What a user, or the language model, says about objects on a frame.
+
+    Attributes:
+        tokens: [O, P, D] embeddings of points and corners of boxes (``PromptEncoder.points``), or hidden tokens.
+        valid: [O, P] booleans, False at padding.
+        logits: [O, 4g, 4g] float32 logits of a mask that is refined.
+        has_logits: [O] booleans, whether there is such a mask.
+        single: [O] booleans, whether the prompt is clear enough for one mask, rather than the best of three; from two points on it is.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    logits: jax.Array
+    has_logits: jax.Array
+    single: jax.Array
+
+
 class MaskInputConv(nnx.Module):
-    """The convolution for masks that users give as prompts. UniPixel has no such prompts; the weight is kept so that checkpoints stay complete."""
+    """The convolution that takes a mask that a user gives to the scale of the mask decoder's prompts, from which the object's pointer is made."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.weight = declare(rngs, (1, 1, 4, 4), (None, None, None, None))
         self.bias = declare(rngs, (1,), (None,), zeros)
+
+    def __call__(self, mask: jax.Array) -> jax.Array:
+        """Map masks [O, S, S] of zeros and ones to logits [O, S / 4, S / 4] in the same dtype."""
+        return conv_patches(mask[..., None], self.weight[...], self.bias[...])[..., 0]
 
 
 class Sam2(nnx.Module):
@@ -124,43 +116,90 @@ class Sam2(nnx.Module):
         features = self.neck(self.hiera(images, remat), self.mask_decoder.conv_s0, self.mask_decoder.conv_s1)
         return jax.tree.map(lambda a: a[:count], features)
 
-    def start(self, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH) -> TrackState:
-        """Return the state before frame 0; ``clip_length`` is the number of frames that will come, where that is known."""
-        return TrackState.empty(self.config, objects, dtype, clip_length)
+    def start(
+        self, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH, conditioning: int = 1, recent: int = 0
+    ) -> TrackState:
+        """Return the state before frame 0; the arguments are those of ``TrackState.empty``."""
+        return TrackState.empty(self.config, objects, dtype, clip_length, conditioning, recent)
 
-    def step(self, state: TrackState, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> tuple[TrackState, TrackOutput]:
+    def step(
+        self, state: TrackState, features: FrameFeatures, hidden: jax.Array | None = None, training: bool = False, active: jax.Array | None = None
+    ) -> tuple[TrackState, TrackOutput]:
         """Track one frame.
 
         Args:
             state: from ``start`` or the step before.
             features: the features of this frame, each array [1, ...] (shared by the objects) or [O, ...].
-            hidden: [O, H, D] the objects' hidden tokens (from seg_head); they prompt frame 0 and are ignored later.
+            hidden: [O, H, D] the objects' hidden tokens (from seg_head); they prompt frame 0 and are ignored later. None where ``prompt`` has said what
+                the objects are.
             training: whether the logits of absent objects are kept, as the reference does while training.
+            active: [O] booleans, the objects whose memory this frame enters; None for all. What the outputs of the others say means nothing.
 
         Returns:
             The next state, and the frame's masks and scores.
         """
-        objects, first = hidden.shape[0], state.frame == 0
-        low = features.low
-        plain = lambda: jnp.broadcast_to(low + self.no_mem_embed[...].astype(low.dtype)[None], (objects, *low.shape[1:]))  # noqa: E731
-        conditioned = jax.lax.cond(first, plain, lambda: self._remember(state, low))
-        decoded = self._decode(conditioned, features, hidden, jnp.broadcast_to(first, (objects,)))
-        output = self._output(decoded, training)
-        memory = self._memorise(features.low, output)
-        age = jnp.maximum(state.frame - 1, 0)
-        slot = jnp.where(first, 0, 1 + age % (self.config.num_maskmem - 1))
-        pointer_slot = jnp.where(first, 0, 1 + age % (MAX_POINTERS - 1))
-        return (
-            TrackState(
-                memory=constrain(_write(state.memory, slot, memory), None, IMAGES),
-                memory_frame=_write(state.memory_frame, slot, state.frame),
-                pointer=_write(state.pointer, pointer_slot, output.pointer),
-                pointer_frame=_write(state.pointer_frame, pointer_slot, state.frame),
-                frame=state.frame + 1,
-                clip_length=state.clip_length,
-            ),
-            output,
-        )
+        low, first, slot = features.low, None, None
+        if hidden is None:
+            conditioned = self._remember(state, low)
+        else:
+            first = state.frame == 0
+            slot = jnp.where(first, 0, -1)
+            plain = lambda: jnp.broadcast_to(self._without_memory(low), (hidden.shape[0], *low.shape[1:]))  # noqa: E731
+            conditioned = jax.lax.cond(first, plain, lambda: self._remember(state, low))
+        output = self._output(self._decode(conditioned, features, hidden, first), training)
+        memory = constrain(self._memorise(low, output.low_res, output.decoded.object_score > 0), IMAGES)
+        state = state.write(memory, output.pointer, slot, active)
+        return replace(state, memory=constrain(state.memory, None, IMAGES)).advanced(), output
+
+    def prompt(
+        self, state: TrackState, index: jax.Array, features: FrameFeatures, prompt: Prompt, slot: jax.Array, remember: jax.Array, exact: jax.Array
+    ) -> tuple[TrackState, TrackOutput]:
+        """Find one object by a prompt on the frame that ``state.frame`` numbers (reference: add_new_points_or_box in sam2/sam2_video_predictor.py).
+
+        Args:
+            state: the state of all objects; it is not advanced.
+            index: int32 scalar, the object.
+            features: the features of the frame, each array [1, ...].
+            prompt: the prompt of this object, with O = 1.
+            slot: int32 scalar, the conditioning slot that remembers the frame, or negative for its place in the ring.
+            remember: boolean scalar, whether the frame's features are conditioned on what is known of the object: where a tracked mask is corrected.
+            exact: boolean scalar, whether the memory is made of the mask as it is shown, zeros and ones, as the reference does for clicks.
+
+        Returns:
+            The state with the object's memory of this frame, and its output with O = 1, which holds four masks, the single one first.
+        """
+        own = state.of(index)
+        conditioned = jax.lax.cond(remember, lambda: self._remember(own, features.low), lambda: self._without_memory(features.low))
+        decoded = self._decode_prompt(conditioned, features, prompt)
+        output = self._output_of_four(decoded, prompt.single)
+        memory = self._memorise(features.low, output.low_res, decoded.object_score > 0, exact)
+        return state.put(index, own.write(memory, output.pointer, slot)), output
+
+    def prompt_mask(
+        self, state: TrackState, index: jax.Array, features: FrameFeatures, mask: jax.Array, low_res: jax.Array, slot: jax.Array
+    ) -> tuple[TrackState, TrackOutput]:
+        """Take one object's mask on a frame from the user (reference: _use_mask_as_output in sam2/modeling/sam2_base.py).
+
+        Args:
+            state, index, features, slot: see ``prompt``.
+            mask: [1, S, S] of zeros and ones, in the compute dtype.
+            low_res: [1, 4g, 4g] float32, the logits that stand for the mask: 20 times it minus 10, resized with antialiasing.
+
+        Returns:
+            The state with the object's memory of this frame, and an output whose masks are all ``low_res``.
+        """
+        present = jnp.any(mask > 0, axis=(1, 2))
+        nothing = jnp.zeros((1, 0, features.low.shape[-1]), features.low.dtype)
+        dense = self.mask_downsample(mask.astype(features.low.dtype)).astype(jnp.float32)
+        one = jnp.ones((1,), bool)
+        decoded = self._decode_prompt(features.low, features, Prompt(nothing, nothing[..., 0].astype(bool), dense, one, one))
+        pointer = self._pointer(decoded.tokens[:, 0], present & (decoded.object_score > 0))
+        memory = self._memorise(features.low, low_res, present, jnp.ones((), bool))
+        score = jnp.where(present, 10.0, -10.0)
+        masks = jnp.broadcast_to(low_res[:, None], decoded.masks.shape)
+        output = TrackOutput(low_res, jnp.ones((1,)), pointer, DecodedMasks(masks, jnp.ones_like(decoded.iou), decoded.tokens, score))
+        own = state.of(index)
+        return state.put(index, own.write(memory, pointer, slot)), output
 
     def track(
         self, features: FrameFeatures, hidden: jax.Array, clip_length: int | jax.Array, training: bool = False, remat: Remat = "none"
@@ -185,61 +224,103 @@ class Sam2(nnx.Module):
     def segment(self, features: FrameFeatures, hidden: jax.Array, training: bool = False) -> TrackOutput:
         """Segment objects without memory: features [1, ...] of one frame, or [O, ...] of each object's own, and hidden [O, H, D] to outputs [O, ...]."""
         low = jnp.broadcast_to(features.low, (hidden.shape[0], *features.low.shape[1:]))
-        conditioned = low + self.no_mem_embed[...].astype(low.dtype)[None]
-        return self._output(self._decode(conditioned, features, hidden, jnp.ones(hidden.shape[0], bool)), training)
+        return self._output(self._decode(self._without_memory(low), features, hidden, jnp.ones((), bool)), training)
+
+    def predict(self, features: FrameFeatures, prompt: Prompt) -> DecodedMasks:
+        """Segment objects of an image by prompts (reference: sam2/sam2_image_predictor.py): features [1, ...] and prompts of O objects to four masks each."""
+        low = jnp.broadcast_to(self._without_memory(features.low), (prompt.tokens.shape[0], *features.low.shape[1:]))
+        return self._decode_prompt(low, features, prompt)
+
+    def _without_memory(self, low: jax.Array) -> jax.Array:
+        """Return features [B, g, g, D] as the mask decoder takes them where nothing is remembered."""
+        return low + self.no_mem_embed[...].astype(low.dtype)[None]
 
     def _remember(self, state: TrackState, low: jax.Array) -> jax.Array:
         """Condition features ``low`` [1 or O, g, g, D] on the memories and pointers in slots that are not empty; returns [O, g, g, D]."""
         c, dtype = self.config, low.dtype
-        tokens = c.d_model // c.mem_dim
-        # The conditioning memory takes the last row of the table, the frame k steps back row k - 1.
-        age = jnp.where(state.memory_frame == 0, c.num_maskmem, state.frame - state.memory_frame)
-        tpos = self.maskmem_tpos_enc[...][:, 0].astype(jnp.float32)[jnp.clip(age - 1, 0, c.num_maskmem - 1)]
-        grid = rearrange(jnp.asarray(sine_grid(c.grid, c.mem_dim)), "row column d -> 1 (row column) d")
+        tokens, recent = c.d_model // c.mem_dim, c.num_maskmem - 1
+        state = state.nearest(recent)
+        # The memory of a prompted frame takes the last row of the table, that of the frame k steps back row k - 1.
+        age, chosen = state.ages(state.memory_frame), jnp.arange(state.memory.shape[0])[:, None] < state.conditioning
+        visible = (state.memory_frame >= 0) & (chosen | (age >= 1) & (age <= recent))
+        tpos = self.maskmem_tpos_enc[...][:, 0].astype(jnp.float32)[jnp.where(chosen, recent, jnp.clip(age - 1, 0, recent))]
+        grid = rearrange(jnp.asarray(sine_grid(c.grid, c.mem_dim)), "row column d -> 1 1 (row column) d")
         memory = rearrange(state.memory, "slots o at d -> o (slots at) d")
-        memory_pos = rearrange(grid + tpos, "slots at d -> 1 (slots at) d")
+        memory_pos = rearrange(grid + tpos, "slots o at d -> o (slots at) d")
 
         # Without the 1, padding frames after a single frame would divide by 0, and their NaN losses would stay NaN where they are multiplied by 0.
         reach = jnp.clip(state.clip_length - 1, 1, MAX_POINTERS - 1)
-        distance = (state.frame - state.pointer_frame).astype(jnp.float32) / reach.astype(jnp.float32)
-        pointer_pos = self.obj_ptr_tpos_proj(sine_1d(distance, c.d_model).astype(dtype))
+        age, chosen = state.ages(state.pointer_frame), jnp.arange(state.pointer.shape[0])[:, None] < state.conditioning
+        pointing = (state.pointer_frame >= 0) & (chosen & (age >= 0) | (age >= 1) & (age < MAX_POINTERS))
+        pointer_pos = self.obj_ptr_tpos_proj(sine_1d(age.astype(jnp.float32) / reach.astype(jnp.float32), c.d_model).astype(dtype))
         pointers = rearrange(state.pointer, "slots o (tokens d) -> o (slots tokens) d", d=c.mem_dim)
-        pointer_pos = jnp.repeat(pointer_pos, tokens, axis=0)[None].astype(jnp.float32)
+        pointer_pos = repeat(pointer_pos.astype(jnp.float32), "slots o d -> o (slots tokens) d", tokens=tokens)
 
-        visible = jnp.concatenate([jnp.repeat(state.memory_frame >= 0, c.grid**2), jnp.repeat(state.pointer_frame >= 0, tokens)]).astype(jnp.int32)
+        seen = repeat(visible, "slots o -> o (slots at)", at=c.grid**2), repeat(pointing, "slots o -> o (slots tokens)", tokens=tokens)
         return fold(self.memory_attention, state.frame)(
             low,
             jnp.concatenate([memory, pointers], axis=1),
             jnp.concatenate([memory_pos, pointer_pos], axis=1),
-            visible,
-            off_grid=MAX_POINTERS * tokens,
+            jnp.concatenate(seen, axis=1).astype(jnp.int32),
+            off_grid=state.pointer.shape[0] * tokens,
         )
 
-    def _decode(self, conditioned: jax.Array, features: FrameFeatures, hidden: jax.Array, first: jax.Array) -> DecodedMasks:
-        """Run the mask decoder on a prompt of two padding points and, for objects where ``first`` [O] holds, the hidden tokens [O, H, D]."""
-        encoder, dtype = self.prompt_encoder, conditioned.dtype
-        nothing = jnp.broadcast_to(encoder.not_a_point_embed[...][None].astype(dtype), (hidden.shape[0], 2, hidden.shape[2]))
-        prompt = jnp.concatenate([nothing, hidden.astype(dtype)], axis=1)
-        valid = jnp.concatenate([jnp.ones((hidden.shape[0], 2), bool), jnp.broadcast_to(first[:, None], hidden.shape[:2])], axis=1)
+    def _decode(self, conditioned: jax.Array, features: FrameFeatures, hidden: jax.Array | None, first: jax.Array | None) -> DecodedMasks:
+        """Run the mask decoder on a prompt of two padding points and, where the boolean scalar ``first`` holds, the hidden tokens [O, H, D]."""
+        encoder, (objects, *_, d), dtype = self.prompt_encoder, conditioned.shape, conditioned.dtype
+        prompt = jnp.broadcast_to(encoder.not_a_point_embed[...][None].astype(dtype), (objects, 2, d))
+        valid = jnp.ones((objects, 2), bool)
+        if hidden is not None:
+            prompt = jnp.concatenate([prompt, hidden.astype(dtype)], axis=1)
+            valid = jnp.concatenate([valid, jnp.broadcast_to(first, hidden.shape[:2])], axis=1)
         image = conditioned + encoder.no_mask().astype(dtype)
         return self.mask_decoder(image, encoder.dense_pe(), prompt, valid, features.high0, features.high1)
 
-    def _output(self, decoded: DecodedMasks, training: bool) -> TrackOutput:
-        present = (decoded.object_score > 0)[:, None]
-        masks = decoded.masks if training else jnp.where(present[..., None, None], decoded.masks, NO_OBJECT)
-        best = jnp.argmax(decoded.iou, axis=1)
-        low_res = jnp.take_along_axis(masks, best[:, None, None, None], axis=1)[:, 0]
-        token = jnp.take_along_axis(decoded.tokens, best[:, None, None], axis=1)[:, 0]
-        pointer = jnp.where(present, self.obj_ptr_proj(token), self.no_obj_ptr[...].astype(token.dtype))
-        return TrackOutput(low_res, pointer, decoded)
+    def _decode_prompt(self, conditioned: jax.Array, features: FrameFeatures, prompt: Prompt) -> DecodedMasks:
+        """Run the mask decoder on users' prompts: features [O, g, g, D] to four masks of each object. The reference pads any points by one padding point,
+        and their lack by two."""
+        encoder, (objects, *_, d), dtype = self.prompt_encoder, conditioned.shape, conditioned.dtype
+        nothing = jnp.broadcast_to(encoder.not_a_point_embed[...][None].astype(dtype), (objects, 2, d))
+        lacking = ~jnp.any(prompt.valid, axis=1, keepdims=True)
+        valid = jnp.concatenate([jnp.ones((objects, 1), bool), lacking, prompt.valid], axis=1)
+        dense = jnp.where(prompt.has_logits[:, None, None, None], encoder.masks(prompt.logits.astype(dtype)), encoder.no_mask().astype(dtype))
+        tokens = jnp.concatenate([nothing, prompt.tokens.astype(dtype)], axis=1)
+        return self.mask_decoder(conditioned + dense, encoder.dense_pe(), tokens, valid, features.high0, features.high1, single=True)
 
-    def _memorise(self, low: jax.Array, output: TrackOutput) -> jax.Array:
-        """Return memory features [O, g * g, M] of a frame from its features [1 or O, g, g, D] and its best masks."""
+    def _output(self, decoded: DecodedMasks, training: bool) -> TrackOutput:
+        """Choose of three masks the one with the highest predicted IoU."""
+        present = decoded.object_score > 0
+        masks = decoded.masks if training else jnp.where(present[:, None, None, None], decoded.masks, NO_OBJECT)
+        best = jnp.argmax(decoded.iou, axis=1)
+        return TrackOutput(_row(masks, best), _row(decoded.iou, best), self._pointer(_row(decoded.tokens, best), present), decoded)
+
+    def _output_of_four(self, decoded: DecodedMasks, single: jax.Array) -> TrackOutput:
+        """Choose the first of four masks where ``single`` [O] holds and it is stable, else the best of the others (reference: mask_decoder.py,
+        _dynamic_multimask_via_stability)."""
+        present = decoded.object_score > 0
+        best = 1 + jnp.argmax(decoded.iou[:, 1:], axis=1)
+        inner, outer = (jnp.sum(decoded.masks[:, 0] > delta, axis=(1, 2)) for delta in (STABILITY_DELTA, -STABILITY_DELTA))
+        stable = jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 1.0) >= STABILITY
+        chosen = jnp.where(single & stable, 0, best)
+        low_res = jnp.where(present[:, None, None], _row(decoded.masks, chosen), NO_OBJECT)
+        pointer = self._pointer(_row(decoded.tokens, jnp.where(single, 0, best)), present)
+        return TrackOutput(low_res, _row(decoded.iou, chosen), pointer, decoded)
+
+    def _pointer(self, tokens: jax.Array, present: jax.Array) -> jax.Array:
+        """Map mask tokens [O, D] to object pointers [O, D]; objects that are not ``present`` [O] get one that says so."""
+        return jnp.where(present[:, None], self.obj_ptr_proj(tokens), self.no_obj_ptr[...].astype(tokens.dtype))
+
+    def _memorise(self, low: jax.Array, low_res: jax.Array, present: jax.Array, exact: jax.Array | None = None) -> jax.Array:
+        """Return memory features [O, g * g, M] of a frame from its features [1 or O, g, g, D], masks [O, 4g, 4g], and which objects are there [O]."""
         c = self.config
-        memory = self.memory_encoder(low, resize_bilinear(output.low_res, (c.image_size, c.image_size)))
-        absent = (output.decoded.object_score <= 0).astype(memory.dtype)[:, None, None]
+        masks = resize_bilinear(low_res, (c.image_size, c.image_size))
+        if exact is not None:
+            masks = jnp.where(exact, jnp.where(masks > 0, jnp.inf, -jnp.inf), masks)
+        memory = self.memory_encoder(low, masks)
+        absent = (~present).astype(memory.dtype)[:, None, None]
         return rearrange(memory, "o row column d -> o (row column) d") + absent * self.no_obj_embed_spatial[...].astype(memory.dtype)[None]
 
 
-def _write(buffer: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(buffer, value.astype(buffer.dtype), slot, 0)
+def _row(array: jax.Array, index: jax.Array) -> jax.Array:
+    """Return entry ``index`` [O] of the second axis of an array [O, n, ...] for each object."""
+    return jnp.take_along_axis(array, index.reshape(-1, *[1] * (array.ndim - 1)), axis=1)[:, 0]
