@@ -100,7 +100,10 @@ def randomise(model: Any, seed: int) -> None:
     """Fill every parameter and buffer of the state dict at random."""
     rng = torch.Generator().manual_seed(seed)
     for name, tensor in sorted(model.state_dict().items()):
-        tensor.copy_(random_value(name, torch.randn(tensor.shape, generator=rng)))
+        value = random_value(name, torch.randn(tensor.shape, generator=rng))
+        # what an object's memory says must show in its masks, or objects would soon be tracked alike
+        strong = "memory_attention" in name and name.endswith(("cross_attn_image.q_proj.weight", "cross_attn_image.k_proj.weight", "cross_attn_image.out_proj.weight"))
+        tensor.copy_(3 * value if strong else value)
 
 
 def save(model: Any, sizes: Mapping[str, Any], folder: Path) -> None:
@@ -115,12 +118,12 @@ class Decodings:
     """What the mask decoder computed for each prompt while it was watched.
 
     Attributes:
-        single: the logits of the single mask.
+        masks: [4, 4g, 4g] logits, those of the single mask first.
         ious: [4] the predicted IoUs of the single mask and of the three others.
         scores: the object scores.
     """
 
-    single: list[torch.Tensor] = field(default_factory=list)
+    masks: list[torch.Tensor] = field(default_factory=list)
     ious: list[torch.Tensor] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
 
@@ -128,13 +131,13 @@ class Decodings:
         """Return how many decisions rounding may change: the presence of an object, the best of three masks, and the stability of a single mask."""
         count = sum(abs(score) < MARGIN for score in self.scores)
         count += sum(first - second < MARGIN for first, second in (iou[1:].topk(2).values.tolist() for iou in self.ious))
-        return count + sum((stability(mask, MARGIN) >= STABLE) != (stability(mask, -MARGIN) >= STABLE) for mask in self.single)
+        return count + sum((stability(mask, MARGIN) >= STABLE) != (stability(mask, -MARGIN) >= STABLE) for mask, *_ in self.masks)
 
     def __str__(self) -> str:
         """Return the decisions in numbers."""
-        present, stable = sum(score > 0 for score in self.scores), sum(stability(mask) >= STABLE for mask in self.single)
+        present, stable = sum(score > 0 for score in self.scores), sum(stability(mask) >= STABLE for mask, *_ in self.masks)
         best = [sum(int(iou[1:].argmax()) == token for iou in self.ious) for token in range(3)]
-        positive = float(torch.stack([(mask > 0).float().mean() for mask in self.single]).mean())
+        positive = float(torch.stack([(mask > 0).float().mean() for mask in self.masks]).mean())
         return f"{len(self.scores)} decodings, {present} present, {stable} stable, best of three {best}, {positive:.0%} of the pixels positive"
 
 
@@ -146,7 +149,7 @@ def watched(model: Any) -> Iterator[Decodings]:
 
     def watching(**inputs: Any) -> Any:
         masks, ious, _, scores = out = predict(**inputs)
-        decodings.single += masks[:, 0].clone().unbind()
+        decodings.masks += masks.clone().unbind()
         decodings.ious += ious.clone().unbind()
         decodings.scores += scores.flatten().tolist()
         return out
