@@ -16,6 +16,8 @@ PRESENT = 0.75
 """The share of outputs of tracking in which an object is to be present. The image predictor does not use the scores."""
 LOGITS, SCORES = 8.0, 1.5
 """The deviation of the logits of the three masks, and of object scores."""
+WEIGHT = 5
+"""How often an answer about the picture counts, so that the picture counts as much as the tracking."""
 ROUNDS = 3
 """How often the changes are made: memories depend on earlier masks, so that each change moves what comes after it."""
 
@@ -30,11 +32,11 @@ def calibrate(model: Any, seed: int) -> None:
             sam2_kinds.prompts(model, seed)
         with watched(model) as tracked:
             sam2_kinds.session(model, "sam2_session", script, seed)
-        ious = torch.stack(asked.ious + tracked.ious).clamp(1e-6, 1 - 1e-6).logit()
+        ious = torch.stack(WEIGHT * asked.ious + tracked.ious).clamp(1e-6, 1 - 1e-6).logit()
         _change(decoder.iou_prediction_head.layers[-1], 1 / ious.std(0), ious.median(0).values)
         scores = torch.tensor(tracked.scores)
         _change(decoder.pred_obj_score_head.layers[-1], SCORES / scores.std()[None], _split(tracked.scores))
-        masks = torch.stack(asked.masks + tracked.masks)
+        masks = torch.stack(WEIGHT * asked.masks + tracked.masks)
         for token, mlp in enumerate(decoder.output_hypernetworks_mlps):
             factor = LOGITS / masks[:, token].std() if token else _stabilising(masks[:, 0])
             _change(mlp.layers[-1], factor * torch.ones(len(mlp.layers[-1].bias)))
