@@ -8,12 +8,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
 
 from unipixel_jax.config import Sam2Config, read_sam2
 from unipixel_jax.core.files import read_json_object
-from unipixel_jax.core.params import abstract
+from unipixel_jax.core.params import abstract, filled, shapes
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.sam2.tracker import Sam2
 
@@ -47,12 +46,11 @@ def read_official(file: Path, dtype: DTypeLike, image_size: int | None = None) -
     tensors = sam2_tensors(read_file(file))
     config = _sizes(file, tensors)
     config = config if image_size is None else replace(config, image_size=image_size)
-    graph, state = nnx.split(abstract(lambda rngs: Sam2(config, rngs)))
-    leaves = {(PREFIX, *path): leaf for path, leaf in nnx.to_flat_state(state)}
+    model = abstract(lambda rngs: Sam2(config, rngs))
+    expected = {(PREFIX, *path): shape for path, shape in shapes(model).items()}
     rules = sam2_rules(config)
-    _require_complete(file, tensors, {name: shape for rule in rules for name, shape in rule.torch_shapes(leaves[rule.jax].shape).items()})
-    arrays = {rule.jax[1:]: leaves[rule.jax].replace(_array(rule, leaves[rule.jax].shape, tensors, dtype)) for rule in rules}
-    return nnx.merge(graph, nnx.from_flat_state(arrays))
+    _require_complete(file, tensors, {name: shape for rule in rules for name, shape in rule.torch_shapes(expected[rule.jax]).items()})
+    return filled(model, {rule.jax[1:]: _array(rule, expected[rule.jax], tensors, dtype) for rule in rules})
 
 
 def _sizes(file: Path, tensors: dict[str, Tensor]) -> Sam2Config:

@@ -107,7 +107,7 @@ def randomise(model: Any, seed: int) -> None:
 
 
 def save(model: Any, sizes: Mapping[str, Any], folder: Path) -> None:
-    """Save weights as the published ones are, and the sizes beside them. The weights are rounded to float16, which halves the file; both sides read the same."""
+    """Save weights as the published ones are, and the sizes beside them. Weights are rounded to float16, which halves the file."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"model": {name: tensor.half() for name, tensor in model.state_dict().items()}}, folder / CHECKPOINT)
     (folder / "config.json").write_text(json.dumps({"sam2_model": sizes}, indent=1) + "\n")

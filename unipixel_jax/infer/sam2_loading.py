@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from flax import nnx
 from jax.typing import DTypeLike
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.convert.sam2 import PREFIX, read_official
 from unipixel_jax.core.checkpoint import restore_leaves
 from unipixel_jax.core.files import PARAMS
-from unipixel_jax.core.params import abstract
+from unipixel_jax.core.params import abstract, filled, shapes
 from unipixel_jax.core.stored import has_arrays
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.sam2.tracker import Sam2
@@ -50,9 +49,8 @@ def load_sam2(path: str | Path, dtype: DTypeLike = "float32", image_size: int | 
 
 def _from_unipixel(root: Path, dtype: DTypeLike, image_size: int | None) -> Sam2:
     config = UniPixelConfig.from_directory(root)
-    leaves = dict(nnx.to_flat_state(nnx.state(abstract_model(config))))
-    wanted = {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in leaves.items() if path[0] == PREFIX}
-    arrays = restore_leaves(root / PARAMS, wanted, {path: leaf for path, leaf in leaves.items() if path not in wanted})
     sizes = config.sam2 if image_size is None else replace(config.sam2, image_size=image_size)
-    graph, _ = nnx.split(abstract(lambda rngs: Sam2(sizes, rngs)))
-    return nnx.merge(graph, nnx.from_flat_state({path[1:]: leaves[path].replace(array) for path, array in arrays.items()}))
+    whole = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes(abstract_model(config)).items()}
+    wanted = {path: leaf for path, leaf in whole.items() if path[0] == PREFIX}
+    arrays = restore_leaves(root / PARAMS, wanted, {path: leaf for path, leaf in whole.items() if path not in wanted})
+    return filled(abstract(lambda rngs: Sam2(sizes, rngs)), {path[1:]: array for path, array in arrays.items()})
