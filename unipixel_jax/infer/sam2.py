@@ -47,11 +47,13 @@ class ImageMasks(NamedTuple):
         masks: [N, M, H, W] booleans; M is 3 with ``multimask`` and else 1.
         iou: [N, M] float32, the predicted intersection over union of each mask.
         low_res: [N, M, 4g, 4g] float32 logits within -32 and 32, for ``mask_input``.
+        presence: [N] float32 logits, positive where the model finds the object in the picture. The masks do not depend on it.
     """
 
     masks: NDArray[np.bool_]
     iou: NDArray[np.float32]
     low_res: NDArray[np.float32]
+    presence: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,11 @@ class Sam2Predictor:
         given = np.zeros((count + more, side, side), np.float32)
         given[:count] = 0 if logits is None else logits
         found = _predict(self.sam2, seen.features, *jax.device_put((xy, kind, given, np.asarray(logits is not None))))
-        low_res, iou, answer = (np.asarray(array)[:count] for array in found)
+        low_res, iou, presence, answer = (np.asarray(array)[:count] for array in found)
         chosen = np.broadcast_to(np.arange(1, 4), (count, 3)) if multimask else answer[:, None]
         low_res = np.take_along_axis(low_res, chosen[..., None, None], axis=1)
         masks = resize_masks(low_res, seen.size) > 0
-        return ImageMasks(masks, np.take_along_axis(iou, chosen, axis=1), np.clip(low_res, -LARGEST_LOGIT, LARGEST_LOGIT))
+        return ImageMasks(masks, np.take_along_axis(iou, chosen, axis=1), np.clip(low_res, -LARGEST_LOGIT, LARGEST_LOGIT), presence)
 
 
 def _points(points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int32]]]:
@@ -185,9 +187,9 @@ def _encode(sam2: Sam2, square: jax.Array, *, dtype: jnp.dtype) -> FrameFeatures
 @Programs
 def _predict(
     sam2: Sam2, features: FrameFeatures, coords: jax.Array, labels: jax.Array, logits: jax.Array, has_logits: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return four masks [N, 4, 4g, 4g] of each object, their IoUs [N, 4], and which of the four is the answer where one mask is asked for [N]."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return four masks [N, 4, 4g, 4g] of each object, their IoUs [N, 4], object scores [N], and which of the four is the answer to who wants one [N]."""
     one = jnp.ones(len(coords), bool)
     prompt = Prompt(sam2.prompt_encoder.points(coords, labels), labels != UNUSED, logits, has_logits & one, one)
     decoded, answer = sam2.predict(features, prompt)
-    return decoded.masks, decoded.iou, answer
+    return decoded.masks, decoded.iou, decoded.object_score, answer
