@@ -29,7 +29,8 @@ ROOMS = {
     "processing": {"core.buckets", "core.files", *INPUTS},
     "data": {*ARGUMENTS, "processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *INPUTS},
     "train": {"models", "losses", "data", "processing", "ops", "core", *INPUTS},
-    "infer": {"models", "losses", "processing", "ops", "core", *INPUTS},
+    # SAM 2.1 alone is read from its official file, without a converted directory between
+    "infer": {"models", "losses", "processing", "ops", "core", "convert.sam2", *INPUTS},
     # the embedded model's curriculum, which trains and judges through all that stands
     "synthetic": {*ARGUMENTS, "train", "infer", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
     "convert": {*ARGUMENTS, "models", "core", "processing", *CONFIG},

@@ -7,7 +7,7 @@ a photo is turned upright too, as its EXIF tag asks for and all viewers show it,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,7 +30,9 @@ MAX_ANIMATION_PIXELS = 4_000_000_000
 MAX_ANIMATION_FRAMES = 20_000
 """Frames of an animated image at most."""
 
-_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+"""Pillow's names of the formats that may hold several frames."""
+
 _GIF_EXTENSION, _GIF_IMAGE = 0x21, 0x2C
 """The bytes with which an extension and an image begin in a GIF (GIF89a specification, sections 20 and 23)."""
 
@@ -125,7 +127,7 @@ def natural_order(path: Path) -> tuple[list[str | int], str]:
 def _read_file(path: Path | Content, sample_frames: int | None, upright: bool) -> Clip:
     try:
         with open_image(path) as image:
-            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+            if image.format in ANIMATED and getattr(image, "is_animated", False):
                 return _animation(image, sample_frames, path)
             return _clip([image], None, path.stem, upright, is_image=True, origin=str(path))
     except NotAnImage:
@@ -145,7 +147,7 @@ def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, upright:
     pixels: list[NDArray[np.uint8]] = []
     white: list[NDArray[np.uint8] | None] = []
     for i in indices:
-        shown, over_white = _pixels(sources[i], upright, origin)
+        shown, over_white = read_pixels(sources[i], upright, origin)
         if not pixels:
             _require_room(name, len(indices), *shown.shape[:2])
         elif shown.shape != pixels[0].shape:
@@ -157,8 +159,17 @@ def _clip(sources: Sequence[Any], sample_frames: int | None, name: str, upright:
     return Clip(np.stack(pixels), indices, is_image, name, over)
 
 
-def _pixels(source: Any, upright: bool, origin: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """The plain colours [H, W, 3] of one image, uint8, and those over white where it has an alpha channel."""
+def read_pixels(source: Any, upright: bool, origin: str = "the image") -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """The plain colours [H, W, 3] of one image, uint8, and those over white where it has an alpha channel.
+
+    Args:
+        source: a path, an image or an array [H, W, 3] of uint8.
+        upright: see ``read_media``.
+        origin: what messages call an image that is in memory.
+
+    Raises:
+        UserError: it is none of these, or cannot be read.
+    """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise UserError(f"a frame is {source.dtype} {list(source.shape)}, expected uint8 [height, width, 3] in RGB")
@@ -172,7 +183,23 @@ def _pixels(source: Any, upright: bool, origin: str) -> tuple[NDArray[np.uint8],
         return to_rgb(image, str(source), upright)
 
 
-def _animation(image: Any, sample_frames: int | None, path: Path | Content) -> Clip:
+def iterate_animation(path: Path | Content) -> Iterator[NDArray[np.uint8]]:
+    """The frames of an animated image in order, RGB [H, W, 3], uint8, one at a time.
+
+    Raises:
+        UserError: it has too many frames, or one of them is broken: those before it have been yielded.
+    """
+    with open_image(path) as image:
+        for i in range(count_animation(image, path)):
+            yield _seek(image, i, path)
+
+
+def count_animation(image: Any, path: Path | Content) -> int:
+    """How many frames an animated image has.
+
+    Raises:
+        UserError: more than ``MAX_ANIMATION_FRAMES``, or more than ``MAX_ANIMATION_PIXELS`` pixels in all.
+    """
     if image.format == "GIF":
         with path.open() if isinstance(path, Content) else path.open("rb") as file:
             count = _count_gif_frames(file.read())
@@ -181,16 +208,21 @@ def _animation(image: Any, sample_frames: int | None, path: Path | Content) -> C
     if count > MAX_ANIMATION_FRAMES or count * image.width * image.height > MAX_ANIMATION_PIXELS:
         size = f"{count} frames of {image.width}x{image.height} pixels"
         raise UserError(f"{path} has {size}, expected at most {MAX_ANIMATION_FRAMES} and {MAX_ANIMATION_PIXELS} pixels in all: save it as a video")
-    indices = sample_indices(image.n_frames, sample_frames)
+    return int(image.n_frames)
+
+
+def _animation(image: Any, sample_frames: int | None, path: Path | Content) -> Clip:
+    indices = sample_indices(count_animation(image, path), sample_frames)
     _require_room(str(path), len(indices), image.height, image.width)
-    frames = []
-    for i in indices:
-        try:
-            image.seek(int(i))
-        except Exception as error:  # a broken image can raise nearly anything
-            raise UserError(f"{path}: frame {i} is broken or incomplete ({error}): copy it again") from error
-        frames.append(to_rgb(image, str(path), upright=False)[0])
-    return Clip(np.stack(frames), indices, False, path.stem)
+    return Clip(np.stack([_seek(image, int(i), path) for i in indices]), indices, False, path.stem)
+
+
+def _seek(image: Any, i: int, path: Path | Content) -> NDArray[np.uint8]:
+    try:
+        image.seek(i)
+    except Exception as error:  # a broken image can raise nearly anything
+        raise UserError(f"{path}: frame {i} is broken or incomplete ({error}): copy it again") from error
+    return to_rgb(image, str(path), upright=False)[0]
 
 
 def _count_gif_frames(content: bytes) -> int:

@@ -67,12 +67,14 @@ class _Track:
         times: the times of all frames in order; none where a frame has no time of its own.
         keys: the times of the key frames.
         pixels: pixels of a frame.
+        complete: whether the file holds all that it announces.
     """
 
     count: int
     times: list[int]
     keys: list[int]
     pixels: int
+    complete: bool = True
 
 
 def read_video(path: Path | Content, choose: Callable[[int], NDArray[np.int64]]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -100,6 +102,70 @@ def read_video(path: Path | Content, choose: Callable[[int], NDArray[np.int64]])
     if frames is None:
         raise UserError(f"{path} is broken or incomplete (not all of its {track.count} frames can be decoded): copy it again")
     return frames, indices
+
+
+@dataclass(frozen=True)
+class VideoLength:
+    """What the packets of a video tell without decoding it.
+
+    Attributes:
+        count: how many frames are shown.
+        size: height and width in pixels, turned as the file asks.
+        rate: frames per second on average; None where the file does not tell.
+    """
+
+    count: int
+    size: tuple[int, int]
+    rate: float | None
+
+
+def probe_video(path: Path) -> VideoLength:
+    """Count the frames of a video by its packets, and decode the first one.
+
+    Raises:
+        UserError: see ``read_video``. A video that ends early is no error here; the packets that are there are counted.
+    """
+    with _open(path) as (container, stream):
+        track = _scan(container, stream, path, broken=True)
+        rate = float(stream.average_rate) if stream.average_rate else None
+    with contextlib.closing(iterate_video(path)) as frames:
+        first = next(frames, None)
+    if first is None:
+        raise UserError(f"{path} is broken or incomplete (none of its {track.count} frames can be decoded): copy it again")
+    return VideoLength(track.count, (first.pixels.shape[0], first.pixels.shape[1]), rate)
+
+
+class VideoFrame(NamedTuple):
+    """A decoded frame: its time in seconds where the file tells it, and RGB pixels [H, W, 3], uint8."""
+
+    seconds: float | None
+    pixels: NDArray[np.uint8]
+
+
+def iterate_video(path: Path) -> Iterator[VideoFrame]:
+    """Decode all frames of a video in order, one at a time, so that memory does not grow with its length. They are those that ``read_video`` numbers.
+
+    Raises:
+        UserError: the file is no video, or breaks off: whatever came before has been yielded.
+    """
+    with _open(path) as (container, stream):
+        track = _scan(container, stream, path, broken=True)
+    times = set(track.times)
+    with _open(path) as (container, stream):
+        count, shape = 0, None
+        for frame in container.decode(stream):
+            if times and frame.pts not in times:
+                continue
+            pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+            shape = shape or pixels.shape
+            if pixels.shape != shape or pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+                raise UserError(f"{path}: frame {count} is of another size than the first, {pixels.shape[1]}x{pixels.shape[0]}; expected one size throughout")
+            yield VideoFrame(None if frame.time is None else float(frame.time), pixels)
+            count += 1
+    if count < track.count and track.complete:
+        raise UserError(f"{path} is broken or incomplete ({count} of its {track.count} frames can be decoded): copy it again")
+    if not track.complete:
+        raise UserError(f"{path} is broken or incomplete (it breaks off after {count} frames): copy it again")
 
 
 def frame_rate(path: Path | Content) -> float:
@@ -154,16 +220,21 @@ def _video_track(container: Any, path: Path | Content) -> Any:
     return track
 
 
-def _scan(container: Any, stream: Any, path: Path | Content) -> _Track:
+def _scan(container: Any, stream: Any, path: Path | Content, broken: bool = False) -> _Track:
+    """What the packets tell; those of a file that ends early only where ``broken`` files are accepted."""
     packets: list[_Packet] = []
+    complete = True
     for packet in container.demux(stream):
         if packet.is_corrupt:
+            complete = False
+            if broken and packets:
+                break
             raise UserError(f"{path} is broken or incomplete (it ends, or is damaged, after {len(packets)} frames): copy it again")
         if packet.size:
             packets.append(_Packet(packet.pts, not packet.is_discard, packet.is_keyframe))
     size = len(path.data) if isinstance(path, Content) else path.stat().st_size
     beyond = sum(entry.pos + entry.size > size for entry in stream.index_entries)
-    if beyond:
+    if beyond and not (broken and packets):
         raise UserError(f"{path} is broken or incomplete ({beyond} of {len(stream.index_entries)} frames lie beyond its end): copy it again")
     first = next((number for number, packet in enumerate(packets) if packet.key), 0)
     shown = [packet for packet in packets[first:] if packet.shown]
@@ -171,7 +242,7 @@ def _scan(container: Any, stream: Any, path: Path | Content) -> _Track:
         raise UserError(f"{path} is a video with no frames, expected at least one")
     times = sorted({p.time for p in shown if p.time is not None})
     keys = sorted(p.time for p in packets if p.key and p.time is not None)
-    return _Track(len(shown), times if len(times) == len(shown) else [], keys, stream.width * stream.height)
+    return _Track(len(shown), times if len(times) == len(shown) else [], keys, stream.width * stream.height, complete and not beyond)
 
 
 def _read(path: Path | Content, track: _Track, choose: Callable[[int], NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.uint8] | None]:

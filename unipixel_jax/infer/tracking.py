@@ -1,0 +1,344 @@
+"""Objects followed frame by frame: the tracker's state on the device, and on the host which of its columns belongs to which object.
+
+O objects, S side of SAM's square image, g = S / 16 side of its feature grid, D width, H and W height and width of the media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unipixel_jax.core.buckets import BUCKETS
+from unipixel_jax.core.programs import Programs
+from unipixel_jax.errors import UserError
+from unipixel_jax.models.sam2.neck import FrameFeatures
+from unipixel_jax.models.sam2.track_state import FORWARD, UNKNOWN_LENGTH, TrackState
+from unipixel_jax.models.sam2.tracker import Prompt, Sam2, TrackOutput
+from unipixel_jax.processing.resize import bilinear_weights
+
+CONDITIONING = 4
+"""Prompted frames that an object remembers. Of more, those farthest from the frame that is prompted are given up."""
+MAX_OBJECTS = 256
+"""Objects that are followed at once, at most."""
+POINTS = 8
+"""Points of a prompt are padded to a multiple of this, so that few programs are compiled."""
+MAX_POINTS = 1024
+"""Points of a prompt at most."""
+LOGITS = 32.0
+"""The largest size of a logit of a mask that is given back to the mask decoder to be corrected (reference: add_new_points_or_box)."""
+
+
+@dataclass(frozen=True)
+class ObjectOutput:
+    """What is known of one object on one frame.
+
+    Attributes:
+        low_res: [4g, 4g] float32 logits of its mask; -1024 where it is not in the frame.
+        iou: predicted intersection over union of the mask.
+        presence: the logit of the object's being in the frame.
+    """
+
+    low_res: NDArray[np.float32]
+    iou: float
+    presence: float
+
+
+class Tracker:
+    """Follows objects through frames that ``observe`` shows one after the other, in either direction.
+
+    Its state has a fixed size for a number of objects, which grows by the buckets of ``core/buckets.py``. An object that is prompted on a frame is found there
+    without memory; one that was tracked to the frame is corrected.
+
+    Attributes:
+        objects: the numbers of the objects, from 1 on in the order of their coming, without those that were removed.
+    """
+
+    def __init__(self, sam2: Sam2, dtype: jnp.dtype, *, clip_length: int = UNKNOWN_LENGTH, recent: int = 0) -> None:
+        """Start without objects.
+
+        Args:
+            sam2: the weights.
+            dtype: compute dtype.
+            clip_length: the number of frames that will come, where that is known.
+            recent: how many tracked frames are kept, see ``TrackState.empty``.
+        """
+        self.objects: list[int] = []
+        self._sam2, self._dtype = sam2, dtype
+        self._length, self._recent = clip_length, recent
+        self._state: TrackState | None = None
+        self._rows: dict[int, int] = {}
+        self._slots: dict[int, list[int | None]] = {}
+        self._next = 1
+        self._features: FrameFeatures | None = None
+        self._frame, self._direction = 0, FORWARD
+        self._stepped: TrackOutput | None = None
+        self._tracked: set[int] = set()
+        self._outputs: dict[int, ObjectOutput] = {}
+
+    @property
+    def state(self) -> TrackState | None:
+        """What is remembered of all objects; None before the first."""
+        return self._state
+
+    def observe(self, frame: int, features: FrameFeatures, direction: int = FORWARD) -> None:
+        """Go to a frame.
+
+        Args:
+            frame: its number.
+            features: its features, each array [1, ...].
+            direction: 1 or -1, the direction of time in which it is reached.
+        """
+        self._frame, self._features, self._direction = frame, features, direction
+        self._outputs, self._tracked = {}, set()
+
+    def step(self) -> None:
+        """Track all objects to this frame, but for those that were prompted on it."""
+        active = [number for number in self.objects if self._frame not in self._slots[number]]
+        if not active or self._state is None:
+            return
+        rows = np.zeros(self._state.memory.shape[1], bool)
+        rows[[self._rows[number] for number in active]] = True
+        self._state, low_res, iou, presence = _step(self._sam2, self._here(), self._features, rows)
+        arrays = np.asarray(low_res), np.asarray(iou), np.asarray(presence)
+        for number in active:
+            row = self._rows[number]
+            self._outputs[number] = ObjectOutput(arrays[0][row], float(arrays[1][row]), float(arrays[2][row]))
+        self._tracked = set(active)
+
+    def output(self, number: int) -> ObjectOutput | None:
+        """What is known of an object on this frame; None where it was neither tracked to it nor prompted on it."""
+        return self._outputs.get(number)
+
+    def add_words(self, tokens: jax.Array) -> list[int]:
+        """Find new objects on this frame by the hidden tokens of their words [O, H, D]; returns their numbers.
+
+        Raises:
+            UserError: more objects than ``MAX_OBJECTS``.
+        """
+        numbers = []
+        for one in range(len(tokens)):
+            number = self._new_object()
+            self._prompt(number, _words(self._sam2, tokens, np.int32(one)), exact=False)
+            numbers.append(number)
+        return numbers
+
+    def add_points(self, points: ArrayLike, labels: ArrayLike, size: tuple[int, int], number: int | None = None) -> int:
+        """Find a new object on this frame by points, or correct one.
+
+        Args:
+            points: (x, y) in pixels of the media [P, 2].
+            labels: [P]; 1 on the object, 0 beside it, 2 and 3 for the first two points that are the top left and bottom right corner of a box.
+            size: height and width of the media.
+            number: the object that is corrected, or prompted on a further frame; None for a new one.
+
+        Returns:
+            The object's number.
+
+        Raises:
+            UserError: no such object, or too many points or objects.
+        """
+        coords, kinds = self._points(points, labels, size)
+        logits = None
+        if number is None:
+            number = self._new_object()
+        else:
+            self._require(number)
+            known = self._outputs.get(number)
+            logits = None if known is None else np.clip(known.low_res, -LOGITS, LOGITS)
+        side = 4 * self._sam2.config.grid
+        given = np.zeros((1, side, side), np.float32) if logits is None else logits[None]
+        prompt = _points(self._sam2, coords, kinds, given, np.asarray([logits is not None]), np.asarray([len(np.asarray(labels)) > 1]))
+        self._prompt(number, prompt, exact=True)
+        return number
+
+    def add_mask(self, mask: NDArray[np.bool_], number: int | None = None) -> int:
+        """Take the mask of a new object on this frame, or of one that is known, as it is; bool [H, W]. Returns the object's number.
+
+        Raises:
+            UserError: no such object, or too many objects.
+        """
+        if number is None:
+            number = self._new_object()
+        self._require(number)
+        side = self._sam2.config.image_size
+        square = _resized(mask.astype(np.float32), side) >= 0.5
+        low_res = _resized(square.astype(np.float32) * 20 - 10, side // 4)
+        slot = self._slot(number)
+        arguments = np.int32(self._rows[number]), self._features, square[None].astype(np.float32), low_res[None], np.int32(slot)
+        self._state, out = _prompt_mask(self._sam2, self._here(), *arguments)
+        self._keep(number, out)
+        return number
+
+    def remove(self, number: int) -> None:
+        """Forget an object; its place is free for another.
+
+        Raises:
+            UserError: no such object.
+        """
+        self._require(number)
+        assert self._state is not None
+        self._state = _clear(self._state, np.int32(self._rows.pop(number)))
+        self.objects.remove(number)
+        del self._slots[number]
+        self._outputs.pop(number, None)
+
+    def save(self) -> dict[str, NDArray[np.generic]]:
+        """All that the next frames depend on, as arrays on the host, for ``restore``."""
+        assert self._state is not None
+        arrays = {name: np.asarray(value) for name, value in vars(self._state).items() if name != "conditioning"}
+        table = [[number, self._rows[number], *(-1 if frame is None else frame for frame in self._slots[number])] for number in self.objects]
+        return {name: a.view(np.uint16) if a.dtype == jnp.bfloat16 else a for name, a in arrays.items()} | {
+            "objects": np.asarray(table, np.int64).reshape(len(table), 2 + CONDITIONING),
+            "next": np.asarray(self._next),
+        }
+
+    def restore(self, saved: dict[str, NDArray[np.generic]]) -> None:
+        """Go back to what ``save`` returned.
+
+        Raises:
+            UserError: it does not fit this model.
+        """
+        table = saved["objects"]
+        capacity = BUCKETS.objects.size(max(len(table), 1)) if "memory" not in saved else saved["memory"].shape[1]
+        wanted = self._sam2.start(capacity, self._dtype, self._length, CONDITIONING, self._recent)
+        found = {}
+        for name, own in vars(wanted).items():
+            if name != "conditioning":
+                array = saved.get(name, np.zeros(0))
+                array = array.view(jnp.bfloat16) if own.dtype == jnp.bfloat16 and array.dtype == np.uint16 else array
+                if array.shape != own.shape or array.dtype != own.dtype:
+                    raise UserError(f"the saved state has {name} {array.dtype}{list(array.shape)}, expected {own.dtype}{list(own.shape)}: start anew")
+                found[name] = jax.device_put(array)
+        self._state = replace(wanted, **found)
+        self.objects = [int(line[0]) for line in table]
+        self._rows = {int(line[0]): int(line[1]) for line in table}
+        self._slots = {int(line[0]): [None if frame < 0 else int(frame) for frame in line[2:]] for line in table}
+        self._next = int(saved["next"])
+
+    def _prompt(self, number: int, prompt: Prompt, exact: bool) -> None:
+        slot = self._slot(number)
+        arguments = np.int32(self._rows[number]), self._features, prompt, np.int32(slot), np.asarray(number in self._tracked), np.asarray(exact)
+        self._state, out = _prompt(self._sam2, self._here(), *arguments)
+        self._keep(number, out)
+
+    def _keep(self, number: int, out: TrackOutput) -> None:
+        self._outputs[number] = ObjectOutput(np.asarray(out.low_res)[0], float(out.iou[0]), float(out.decoded.object_score[0]))
+
+    def _here(self) -> TrackState:
+        assert self._state is not None and self._features is not None, "observe a frame first"
+        return replace(self._state, frame=np.int32(self._frame), direction=np.int32(self._direction))
+
+    def _new_object(self) -> int:
+        if len(self.objects) >= MAX_OBJECTS:
+            raise UserError(f"{MAX_OBJECTS} objects are followed already, which is the most: remove one first")
+        capacity = 0 if self._state is None else self._state.memory.shape[1]
+        if len(self.objects) == capacity:
+            wanted = BUCKETS.objects.size(capacity + 1)
+            empty = self._sam2.start(wanted, self._dtype, self._length, CONDITIONING, self._recent)
+            self._state = empty if self._state is None else _grow(empty, self._state)
+            capacity = wanted
+        number, self._next = self._next, self._next + 1
+        self._rows[number] = min(set(range(capacity)) - set(self._rows.values()))
+        self._slots[number] = [None] * CONDITIONING
+        self.objects.append(number)
+        return number
+
+    def _slot(self, number: int) -> int:
+        """The conditioning slot for this frame, which is noted down; -1 where an object that was tracked to the frame is corrected, as in the reference."""
+        slots = self._slots[number]
+        if self._frame in slots:
+            return slots.index(self._frame)
+        if number in self._tracked:
+            return -1
+        free = [place for place, frame in enumerate(slots) if frame is None]
+        place = free[0] if free else max(range(CONDITIONING), key=lambda i: abs((slots[i] or 0) - self._frame))
+        slots[place] = self._frame
+        return place
+
+    def _points(self, points: ArrayLike, labels: ArrayLike, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Points in pixels of the square [1, P, 2] and their labels [1, P], padded with label -2."""
+        xy, kinds = np.asarray(points, np.float32).reshape(-1, 2), np.asarray(labels, np.int32).reshape(-1)
+        if len(xy) != len(kinds) or not 0 < len(xy) <= MAX_POINTS:
+            raise UserError(f"{len(xy)} points with {len(kinds)} labels: expected as many labels as points, from 1 to {MAX_POINTS}")
+        if wrong := sorted(set(kinds.tolist()) - {0, 1, 2, 3}):
+            raise UserError(f"the label {wrong[0]} of a point: expected 1 on the object or 0 beside it")
+        height, width = size
+        outside = [p for p in xy.tolist() if not (0 <= p[0] <= width and 0 <= p[1] <= height)]
+        if outside:
+            raise UserError(f"the point {outside[0][0]:g},{outside[0][1]:g} lies outside the image of {width}x{height} pixels")
+        side = self._sam2.config.image_size
+        padding = -len(xy) % POINTS
+        xy = np.pad(xy / np.asarray([width, height], np.float32) * side, ((0, padding), (0, 0)))
+        return xy[None], np.pad(kinds, (0, padding), constant_values=-2)[None]
+
+    def _require(self, number: int) -> None:
+        if number not in self._rows:
+            known = ", ".join(map(str, self.objects)) or "none"
+            raise UserError(f"there is no object {number} (known: {known})")
+
+
+def box_points(box: Sequence[float]) -> tuple[list[tuple[float, float]], list[int]]:
+    """A box (x0, y0, x1, y1) as the two points and labels that ``Tracker.add_points`` takes in front of others."""
+    x0, y0, x1, y1 = box
+    return [(x0, y0), (x1, y1)], [2, 3]
+
+
+def _resized(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """An image [h, w] as a square [side, side], bilinear with antialiasing."""
+    if image.shape == (side, side):
+        return image
+    rows, columns = (bilinear_weights(length, side) for length in image.shape)
+    return np.asarray(rows @ image @ columns.T, np.float32)
+
+
+@Programs
+def _step(sam2: Sam2, state: TrackState, features: FrameFeatures, active: jax.Array) -> tuple[TrackState, jax.Array, jax.Array, jax.Array]:
+    state, out = sam2.step(state, features, active=active)
+    return state, out.low_res, out.iou, out.decoded.object_score
+
+
+@Programs
+def _prompt(
+    sam2: Sam2, state: TrackState, index: jax.Array, features: FrameFeatures, prompt: Prompt, slot: jax.Array, remember: jax.Array, exact: jax.Array
+) -> tuple[TrackState, TrackOutput]:
+    return sam2.prompt(state, index, features, prompt, slot, remember, exact)
+
+
+@Programs
+def _prompt_mask(
+    sam2: Sam2, state: TrackState, index: jax.Array, features: FrameFeatures, mask: jax.Array, low_res: jax.Array, slot: jax.Array
+) -> tuple[TrackState, TrackOutput]:
+    return sam2.prompt_mask(state, index, features, mask, low_res, slot)
+
+
+@Programs
+def _words(sam2: Sam2, tokens: jax.Array, index: jax.Array) -> Prompt:
+    """The prompt of one object's hidden tokens among those of several [O, H, D], after a padding point as in the reference."""
+    own = jax.lax.dynamic_slice_in_dim(tokens, index, 1)
+    nothing = sam2.prompt_encoder.not_a_point_embed[...][None].astype(own.dtype)
+    side = 4 * sam2.config.grid
+    no = jnp.zeros((1,), bool)
+    both = jnp.concatenate([nothing, own], axis=1)
+    return Prompt(both, jnp.ones(both.shape[:2], bool), jnp.zeros((1, side, side)), no, no)
+
+
+@Programs
+def _points(sam2: Sam2, coords: jax.Array, labels: jax.Array, logits: jax.Array, has_logits: jax.Array, single: jax.Array) -> Prompt:
+    return Prompt(sam2.prompt_encoder.points(coords, labels), labels >= 0, logits, has_logits, single)
+
+
+@Programs
+def _clear(state: TrackState, index: jax.Array) -> TrackState:
+    one = state.of(index)
+    gone = replace(one, memory_frame=jnp.full_like(one.memory_frame, -1), pointer_frame=jnp.full_like(one.pointer_frame, -1))
+    return state.put(index, gone)
+
+
+@Programs
+def _grow(larger: TrackState, state: TrackState) -> TrackState:
+    return larger.put(jnp.int32(0), state)

@@ -1,0 +1,257 @@
+"""All frames of a video, a folder, an animation or a camera, one at a time, so that memory does not grow with the clip's length.
+
+H height, W width. ``media.py`` reads the few frames that the language model looks at; the frames here have the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.core.files import require_regular_file
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.images import NotAnImage, open_image
+from unipixel_jax.processing.media import ANIMATED, Clip, Media, count_animation, iterate_animation, list_frames, read_media, read_pixels, sample_indices
+
+log = logging.getLogger(__name__)
+
+
+class Frame(NamedTuple):
+    """One frame.
+
+    Attributes:
+        number: its number in the video, folder or stream, from 0.
+        seconds: its time in the video, where the file tells it.
+        pixels: RGB [H, W, 3], uint8.
+    """
+
+    number: int
+    seconds: float | None
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of the frames, in pixels: x and y of its top left corner, width and height."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The part of a frame [H, W, 3] within the rectangle.
+
+        Raises:
+            UserError: the rectangle is empty or reaches beyond the frame.
+        """
+        height, width = pixels.shape[:2]
+        if self.x < 0 or self.y < 0 or self.width < 1 or self.height < 1 or self.x + self.width > width or self.y + self.height > height:
+            asked = f"{self.x},{self.y},{self.width},{self.height}"
+            raise UserError(f"the crop {asked} (x, y, width, height) does not lie within the frame of {width}x{height} pixels: choose one that does")
+        return np.ascontiguousarray(pixels[self.y : self.y + self.height, self.x : self.x + self.width])
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Where frames come from.
+
+    Attributes:
+        name: the name of the file or folder, without its parent and suffix.
+        count: how many frames there are; None for a stream, whose length nobody knows.
+        rate: frames per second, where that is known.
+        is_image: whether it is a photo.
+        frames: a function that starts reading from the first frame.
+        pick: a function that reads frames by their numbers [N] without decoding all others, to [N, H, W, 3]; None where there is no such way.
+        over_white: a photo's colours laid over white, see ``Clip``.
+        crop: the part of each frame that is looked at.
+        first, stop: the numbers of the first frame and of the one after the last.
+    """
+
+    name: str
+    count: int | None
+    rate: float | None
+    is_image: bool
+    frames: Callable[[], Iterator[Frame]]
+    pick: Callable[[NDArray[np.int64]], NDArray[np.uint8]] | None = None
+    over_white: NDArray[np.uint8] | None = None
+    crop: Crop | None = None
+    first: int = 0
+    stop: int | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames in order. One that cannot be read ends the clip with a warning, if there was one before it.
+
+        Raises:
+            UserError: the first frame cannot be read, or the crop does not lie within it.
+        """
+        return self._read(logging.WARNING)
+
+    def _read(self, level: int) -> Iterator[Frame]:
+        """The frames, with the warning of a broken one logged at a level."""
+        with closing(self.frames()) as frames:  # type: ignore[type-var]
+            for place in itertools.count():
+                try:
+                    frame = next(frames, None)
+                except UserError as error:
+                    if place == 0:
+                        raise
+                    log.log(level, "%s; only the first %d frames are used", error, place)
+                    return
+                if frame is None or (self.stop is not None and frame.number >= self.stop):
+                    return
+                if frame.number >= self.first:
+                    yield frame if self.crop is None else frame._replace(pixels=self.crop.of(frame.pixels))
+
+    def __len__(self) -> int:
+        """The number of frames between ``first`` and ``stop``.
+
+        Raises:
+            UserError: it is a stream, whose length nobody knows.
+        """
+        if self.count is None:
+            raise UserError(f"{self.name} is a stream, whose length nobody knows: give a file or a folder")
+        return max(0, min(self.count, self.count if self.stop is None else self.stop) - self.first)
+
+    def between(self, start: float | None, end: float | None) -> FrameSource:
+        """The frames from ``start`` to before ``end``, in seconds; None for the beginning or the end.
+
+        Raises:
+            UserError: the times are in the wrong order, beyond the clip, or the clip does not tell its frame rate.
+        """
+        if start is None and end is None:
+            return self
+        if self.rate is None or self.count is None:
+            raise UserError(f"{self.name} does not tell how many frames a second it has, so there is no frame at {start or end} s: give a video file")
+        low, high = start or 0.0, self.count / self.rate if end is None else end
+        first, stop = int(np.ceil(low * self.rate - 1e-6)), int(np.ceil(high * self.rate - 1e-6))
+        if not 0 <= low < high or first >= self.count:
+            raise UserError(f"from {low:g} s to {high:g} s: expected two times in order within the {self.count / self.rate:.3f} s of {self.name}")
+        return replace(self, first=first, stop=max(stop, first + 1))
+
+    def sample(self, most: int) -> Clip:
+        """The frames that the language model looks at: all, or ``most`` spread evenly from first to last, read without holding the others.
+
+        Raises:
+            UserError: a frame cannot be read, or there are none.
+        """
+        numbers = self.first + sample_indices(len(self), most)
+        try:
+            if self.pick is None:
+                raise UserError(f"{self.name} can only be read in order")
+            pixels = list(self.pick(numbers))
+        except UserError:
+            numbers, pixels = self._sample_in_order(most)
+        if self.crop is not None:
+            pixels = [self.crop.of(frame) for frame in pixels]
+        over = self.over_white if self.over_white is None or self.crop is None else self.crop.of(self.over_white)
+        return Clip(np.stack(pixels), numbers, self.is_image, self.name, None if over is None else over[None])
+
+    def _sample_in_order(self, most: int) -> tuple[NDArray[np.int64], list[NDArray[np.uint8]]]:
+        """Numbers and pixels of frames spread evenly over those that can be read, which are counted first."""
+        whole = replace(self, crop=None)
+        count = sum(1 for _ in whole._read(logging.DEBUG))
+        numbers = self.first + sample_indices(count, most)
+        wanted = set(numbers.tolist())
+        return numbers, [frame.pixels for frame in whole._read(logging.DEBUG) if frame.number in wanted]
+
+
+def open_frames(media: Media | Iterable[Any], *, upright: bool = True) -> FrameSource:
+    """Find out what is to be read, and read no more than the first frame.
+
+    Args:
+        media: a path (photo, video or folder of frames), a photo, frames as an array [F, H, W, 3] or a sequence, a ``Clip``, or any iterator of frames
+            [H, W, 3], uint8, which is taken for a live stream and read once.
+        upright: turn photos and frames as their EXIF tags ask for; the reference takes them as they are stored.
+
+    Raises:
+        UserError: see ``read_media``.
+    """
+    if isinstance(media, str | Path) and not Path(media).is_dir() and not _is_photo(Path(media)):
+        return _open_file(Path(media))
+    if isinstance(media, str | Path) and Path(media).is_dir():
+        paths = list_frames(Path(media))
+        name = Path(media).resolve().name or "frames"
+
+        def pick(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+            return read_media([paths[number] for number in numbers], None, upright=upright).frames
+
+        return FrameSource(name, len(paths), None, False, lambda: _same_size(name, (read_pixels(path, upright)[0] for path in paths)), pick)
+    if isinstance(media, Iterator):
+        return FrameSource("stream", None, None, False, lambda: _same_size("stream", (read_pixels(frame, upright)[0] for frame in media)))
+    clip = read_media(media, None, upright=upright)  # type: ignore[arg-type]
+    over = None if clip.over_white is None or not clip.is_image else clip.over_white[0]
+    return FrameSource(clip.name, len(clip.frames), None, clip.is_image, lambda: _numbered(clip), lambda numbers: clip.frames[numbers], over)
+
+
+def open_address(address: str) -> FrameSource:
+    """Open a camera or a stream that FFmpeg reads, such as ``rtsp://host/stream`` or ``/dev/video0``.
+
+    Raises:
+        UserError: PyAV is not installed, or the address does not answer.
+    """
+    try:
+        import av  # an extra, which photos do without
+    except ImportError as error:
+        raise UserError("reading a camera needs PyAV: run pip install 'unipixel-jax[video]'") from error
+
+    def frames() -> Iterator[Frame]:
+        device = {"format": "v4l2"} if address.startswith("/dev/") else {}
+        try:
+            with av.open(address, timeout=10.0, **device) as container:
+                for number, frame in enumerate(container.decode(video=0)):
+                    yield Frame(number, frame.time, np.ascontiguousarray(frame.to_ndarray(format="rgb24")))
+        except (av.error.FFmpegError, IndexError) as error:
+            raise UserError(f"{address} does not give a video stream ({getattr(error, 'strerror', None) or error}): check the address") from error
+
+    return FrameSource("stream", None, None, False, frames)
+
+
+def _is_photo(path: Path) -> bool:
+    try:
+        with open_image(path) as image:
+            return not (image.format in ANIMATED and getattr(image, "is_animated", False))
+    except NotAnImage:
+        return False
+
+
+def _open_file(path: Path) -> FrameSource:
+    """An animation or a video."""
+    require_regular_file(path, "expected a photo, a video or a folder of frames")
+    try:
+        with open_image(path) as image:
+            count = count_animation(image, path)
+            return FrameSource(path.stem, count, None, False, lambda: _same_size(path.stem, iterate_animation(path)))
+    except NotAnImage:
+        pass
+    try:
+        from unipixel_jax.processing.video import iterate_video, probe_video, read_video  # needs an extra, which photos do without
+    except ImportError as error:
+        raise UserError(f"{path} is not a photo, and reading videos needs PyAV: run pip install 'unipixel-jax[video]'") from error
+    length = probe_video(path)
+
+    def frames() -> Iterator[Frame]:
+        return (Frame(number, frame.seconds, frame.pixels) for number, frame in enumerate(iterate_video(path)))
+
+    return FrameSource(path.stem, length.count, length.rate, False, frames, lambda numbers: read_video(path, lambda _: numbers)[0])
+
+
+def _numbered(clip: Clip) -> Iterator[Frame]:
+    return (Frame(int(number), None, pixels) for number, pixels in zip(clip.indices, clip.frames, strict=True))
+
+
+def _same_size(name: str, frames: Iterable[NDArray[np.uint8]]) -> Iterator[Frame]:
+    first: tuple[int, ...] = ()
+    for number, pixels in enumerate(frames):
+        first = first or pixels.shape
+        if pixels.shape != first:
+            raise UserError(f"{name}: frame {number} is {pixels.shape[1]}x{pixels.shape[0]} pixels, the first {first[1]}x{first[0]}; make all the same size")
+        yield Frame(number, None, pixels)
