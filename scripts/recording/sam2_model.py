@@ -103,7 +103,7 @@ def randomise(model: Any, seed: int) -> None:
         value = random_value(name, torch.randn(tensor.shape, generator=rng))
         # what an object's memory says must show in its masks, or objects would soon be tracked alike
         strong = "memory_attention" in name and name.endswith("cross_attn_image.out_proj.weight")
-        tensor.copy_(2 * value if strong else value)
+        tensor.copy_(1.5 * value if strong else value)
 
 
 def save(model: Any, sizes: Mapping[str, Any], folder: Path) -> None:

@@ -32,7 +32,7 @@ ROOMS = {
     # SAM 2.1 alone is read from its official file, without a converted directory between
     "infer": {"models", "losses", "processing", "ops", "core", "convert.sam2", *INPUTS},
     # the embedded model's curriculum, which trains and judges through all that stands
-    "synthetic": {*ARGUMENTS, "train", "infer", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
+    "synthetic": {*ARGUMENTS, "train", "infer", "models", "losses", "data", "processing", "ops", "core", "convert.sam2", *INPUTS},
     "convert": {*ARGUMENTS, "models", "core", "processing", *CONFIG},
 }
 FREE = {"cli", "demo", "parity", "bench", "plan", "infer.cli", "train.cli", "train.export", "__init__"}
