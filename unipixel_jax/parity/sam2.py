@@ -6,17 +6,16 @@ O objects, n tracked frames, S side of the model's square image, g = S / 16, h a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from unipixel_jax.errors import UserError
 from unipixel_jax.infer.sam2 import Sam2Predictor
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case
+from unipixel_jax.parity.sam2_session import session as compare_session
 from unipixel_jax.processing.square import square_frames
 
 MAX_QUESTIONS = 256
-"""The most questions of a case, and the most actions of a session, that are accepted."""
+"""The most questions about a recorded picture that are accepted."""
 
 
 def prompts(case: Case, predictor: Sam2Predictor) -> list[Check]:
@@ -25,7 +24,7 @@ def prompts(case: Case, predictor: Sam2Predictor) -> list[Check]:
     squares = square_frames(picture[None], predictor.sam2.config.image_size).transpose(0, 3, 1, 2)
     checks = [compare.close("frames", squares, case.input("frames"), compare.FORWARD)]
     image = predictor.encode(picture)
-    for number, question in enumerate(entries(case, "questions")):
+    for number, question in enumerate(case.objects("questions", MAX_QUESTIONS)):
         given = {name: question[name] for name in ("points", "labels", "box", "multimask") if name in question}
         if "mask_input" in question:
             given["mask_input"] = case.input(question["mask_input"])
@@ -40,17 +39,10 @@ def prompts(case: Case, predictor: Sam2Predictor) -> list[Check]:
     return checks
 
 
-def entries(case: Case, name: str) -> list[Mapping[str, Any]]:
-    """Return a list of objects of the case's entry.
-
-    Raises:
-        UserError: it is missing, or is something else, or is too long.
-    """
-    found = case.options.get(name)
-    if not isinstance(found, list) or not 0 < len(found) <= MAX_QUESTIONS or not all(isinstance(one, dict) for one in found):
-        raise UserError(f"{case.name}: {name} is no list of 1 to {MAX_QUESTIONS} objects: record it again, or copy it again")
-    return found
+def session(case: Case, predictor: Sam2Predictor) -> list[Check]:
+    """Compare tracking of objects that are prompted, corrected, added and removed."""
+    return compare_session(case, predictor.sam2)
 
 
-KINDS: Mapping[str, Callable[[Case, Sam2Predictor], list[Check]]] = {"sam2_prompts": prompts}
+KINDS: Mapping[str, Callable[[Case, Sam2Predictor], list[Check]]] = {"sam2_prompts": prompts, "sam2_session": session}
 """The replay of each kind of case of such a recording."""
