@@ -44,7 +44,7 @@ def read_official(file: Path, dtype: DTypeLike, image_size: int | None = None) -
         UserError: the file is damaged, holds something else, or is of no known size.
     """
     tensors = sam2_tensors(read_file(file))
-    config = _sizes(file, tensors)
+    config = official_sizes(file, tensors)
     config = config if image_size is None else replace(config, image_size=image_size)
     model = abstract(lambda rngs: Sam2(config, rngs))
     expected = {(PREFIX, *path): shape for path, shape in shapes(model).items()}
@@ -53,7 +53,12 @@ def read_official(file: Path, dtype: DTypeLike, image_size: int | None = None) -
     return filled(model, {rule.jax[1:]: _array(rule, expected[rule.jax], tensors, dtype) for rule in rules})
 
 
-def _sizes(file: Path, tensors: dict[str, Tensor]) -> Sam2Config:
+def official_sizes(file: Path, tensors: dict[str, Tensor]) -> Sam2Config:
+    """Return the sizes of the model in a file, whose tensors have UniPixel's names.
+
+    Raises:
+        UserError: the size is none of the four published ones, and no config.json beside the file describes it.
+    """
     described = file.parent / "config.json"
     raw = read_json_object(described) if described.is_file() else {}
     return read_sam2(raw) if "sam2_model" in raw else sam2_sizes(None, tensors, IMAGE_SIZE, file)

@@ -14,7 +14,7 @@ from . import sam2_scenes as scenes
 from .sam2_model import image_predictor
 
 Tensors = dict[str, torch.Tensor]
-WITH_VIDEO = 8
+WITH_VIDEO = 6
 """Clips of at most this many frames are recorded in their own size too."""
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

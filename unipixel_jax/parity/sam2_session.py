@@ -89,7 +89,8 @@ class Session:
     def add(self, frame: int, number: int, prompt: Mapping[str, Any]) -> tuple[Stored, np.ndarray]:
         """Prompt an object on a frame; return its output, and the masks [O, h, w] of all objects there."""
         if number not in self.objects:
-            self.objects[number] = Tracked(self.sam2.start(1, jnp.dtype("float32"), len(self.squares), CONDITIONING, len(self.squares)))
+            # the same number of places for clips of all lengths, so that one program tracks them all
+            self.objects[number] = Tracked(self.sam2.start(1, jnp.dtype("float32"), jnp.int32(len(self.squares)), CONDITIONING, MAX_FRAMES))
         one = self.objects[number]
         corrected = frame in one.tracked
         conditions = not corrected or bool(self.settings.get("add_all_frames_to_correct_as_cond"))
