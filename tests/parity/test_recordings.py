@@ -1,6 +1,7 @@
 """The recordings that ship with the tests are replayed: we compute what the torch reference computed. docs/testing.md says how they were made."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -24,15 +25,15 @@ SIZE_LIMIT = 11_000_000
 """In bytes: 6 MB of UniPixel, 2.5 MB of SAM 2.1 alone, and what the processing and the data sources are compared with."""
 
 
-@pytest.fixture(scope="module")
-def results():
-    """(recording, case) -> result; each recording is converted once."""
-    return {(name, result.name): result for name in NAMES for result in replay(open_recording(RECORDINGS / name))}
+@functools.cache
+def results(recording):
+    """The result of each case by its name; a recording is converted once."""
+    return {result.name: result for result in replay(open_recording(RECORDINGS / recording))}
 
 
 @pytest.mark.parametrize(("recording", "case"), CASES, ids=["-".join(pair) for pair in CASES])
-def test_case_passes(results, recording, case):
-    result = results[recording, case]
+def test_case_passes(recording, case):
+    result = results(recording)[case]
     failed = [f"{check.name}: {check.relative_error:.2e} > {check.allowed:.1e}" for check in result.checks if not check.passed]
     assert result.checks and not failed
 
