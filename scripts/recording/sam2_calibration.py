@@ -15,7 +15,7 @@ from .sam2_model import STABLE, stability, watched
 PRESENT = 0.75
 """The share of outputs of tracking in which an object is to be present. The image predictor does not use the scores."""
 LOGITS, SCORES = 8.0, 0.5
-"""The deviation of the logits of the three masks, and of object scores. Scores of a random model hardly differ, so that a larger factor enlarges rounding too."""
+"""The deviation of the logits of the three masks, and of object scores, which hardly differ in a random model: a larger one would enlarge rounding too."""
 WEIGHT = 5
 """How often an answer about the picture counts, so that the picture counts as much as the tracking."""
 ROUNDS = 3

@@ -65,9 +65,9 @@ def test_a_converted_unipixel_gives_its_sam2():
 
 
 def test_the_image_size_can_be_chosen():
-    model = load_sam2(FILE, image_size=96)
-    assert model.config.image_size == 96
-    assert model.encode(jnp.zeros((1, 96, 96, 3))).low.shape == (1, 6, 6, 16)
+    model = load_sam2(EMBEDDED, image_size=192)
+    assert model.config.image_size == 192 and load_sam2(FILE, image_size=96).config.image_size == 96
+    assert jax.eval_shape(lambda image: model.encode(image), jnp.zeros((1, 192, 192, 3))).low.shape == (1, 12, 12, model.config.d_model)
 
 
 def changed(**changes):

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from unipixel_jax.core.programs import Programs
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.segmentation import resize_masks
 from unipixel_jax.models.sam2.neck import FrameFeatures
@@ -100,13 +100,13 @@ class Session:
             side = self.sam2.config.image_size
             square = _resized(prompt["mask"].astype(np.float32), side) >= 0.5
             low_res = _resized(square.astype(np.float32) * 20 - 10, side // 4)
-            state, out = _mask(self.sam2, state, self.features(frame), square[None].astype(np.float32), low_res[None])
+            state, out = _mask(self.sam2, state, self.features(frame), *jax.device_put((square[None].astype(np.float32), low_res[None])))
         else:
             before = one.shown(frame, conditions)
             coords, labels = self._points(prompt)
             given = np.zeros((self.sam2.config.low_res,) * 2, np.float32) if before is None else np.clip(before.low_res, -LARGEST_LOGIT, LARGEST_LOGIT)
             flags = np.asarray([before is not None]), np.asarray([(labels >= 0).sum() > 1]), np.asarray(corrected)
-            state, out = _points(self.sam2, state, self.features(frame), coords, labels, given[None], *flags)
+            state, out = _points(self.sam2, state, self.features(frame), *jax.device_put((coords, labels, given[None], *flags)))
         waiting[frame] = _stored(state, out, frame)
         shown = [known.shown(frame, conditions) for known in self.objects.values()]
         empty = np.full((self.sam2.config.low_res,) * 2, NO_OBJECT, np.float32)
@@ -137,7 +137,7 @@ class Session:
     def features(self, frame: int) -> FrameFeatures:
         """Return what the model sees of a frame."""
         if frame not in self._encoded:
-            self._encoded[frame] = _encode(self.sam2, square_frames(self.squares[frame : frame + 1], self.sam2.config.image_size))
+            self._encoded[frame] = _encode(self.sam2, jax.device_put(square_frames(self.squares[frame : frame + 1], self.sam2.config.image_size)))
         return self._encoded[frame]
 
     def _points(self, prompt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +199,7 @@ def _stored(state: TrackState, out: TrackOutput, frame: int) -> Stored:
 
 def _without(state: TrackState, frame: int) -> TrackState:
     """Return the state without a tracked frame."""
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for name in ("memory_frame", "pointer_frame"):
         kept = np.array(getattr(state, name))
         kept[CONDITIONING:][kept[CONDITIONING:] == frame] = -1
@@ -215,22 +215,22 @@ def _resized(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(rows @ image @ columns.T, np.float32)
 
 
-@nnx.jit
+@Programs
 def _encode(sam2: Sam2, square: jax.Array) -> FrameFeatures:
     return sam2.encode(square)
 
 
-@nnx.jit
+@Programs
 def _step(sam2: Sam2, state: TrackState, features: FrameFeatures) -> tuple[TrackState, TrackOutput]:
     return sam2.step(state, features)
 
 
-@nnx.jit
+@Programs
 def _mask(sam2: Sam2, state: TrackState, features: FrameFeatures, square: jax.Array, low_res: jax.Array) -> tuple[TrackState, TrackOutput]:
     return sam2.prompt_mask(state, jnp.int32(0), features, square, low_res, jnp.int32(-1))
 
 
-@nnx.jit
+@Programs
 def _points(
     sam2: Sam2,
     state: TrackState,
