@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from unipixel_jax.arguments import REVISION_HELP
 from unipixel_jax.config import SAM2_SIZES
 from unipixel_jax.errors import UserError
 
@@ -14,10 +16,10 @@ from .output import require_free
 
 TO_JAX = """Make a directory that unipixel-jax loads.
 
-SRC is a UniPixel checkpoint, or a directory with a LoRA adapter or partial weights (then its base is found from its config.json or given with --base, and
-both are merged). Without SRC, --qwen and --sam2 assemble a fresh, untrained UniPixel as the reference's training starts one: the new tokens are appended,
-their rows are the mean of all others, and the new layers are drawn at random. In either case --partial replaces weights of the model by those of partial
-checkpoints, which stages of training leave; then SRC may be a converted directory too."""
+SRC is a UniPixel checkpoint, by its directory or its Hub id (PolyU-ChenLab/UniPixel-3B), or a directory with a LoRA adapter or partial weights (then its
+base is found from its config.json or given with --base, and both are merged). Without SRC, --qwen and --sam2 assemble a fresh, untrained UniPixel as the
+reference's training starts one: the new tokens are appended, their rows are the mean of all others, and the new layers are drawn at random. In either case
+--partial replaces weights of the model by those of partial checkpoints, which stages of training leave; then SRC may be a converted directory too."""
 
 TO_TORCH = """Make a torch checkpoint that the reference loads, with the names, dtypes, bytes and files that the source had; every tensor is compared with
 the checksum that was taken when it was converted."""
@@ -33,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     to_jax = commands.add_parser("to-jax", help="from torch to JAX", description=TO_JAX, formatter_class=argparse.RawDescriptionHelpFormatter)
     to_jax.add_argument("paths", nargs="*", metavar="SRC DST", help="source and output; with --qwen only the output; with --dry-run no output is needed")
+    to_jax.add_argument("--revision", metavar="NAME", help=REVISION_HELP)
     to_jax.add_argument("--base", type=Path, metavar="DIR", help="the model that an adapter was trained on (default: base_model_path in its config.json)")
     partial = "a partial checkpoint that replaces weights, a directory or its pytorch_model.safetensors; may be given several times, a later one wins"
     to_jax.add_argument("--partial", type=Path, action="append", default=[], metavar="PATH", help=partial)
@@ -67,7 +70,13 @@ def _to_jax(args: argparse.Namespace) -> int:
     if source is None:
         opened = sources.with_partials(sources.open_fresh(args.qwen, args.sam2, args.sam2_size, args.image_size, args.seed), args.partial)
     else:
-        opened = sources.open_source(source, args.base, args.sam2, args.seed, args.partial)
+        from unipixel_jax.hub.resolve import checkpoint, is_local
+
+        if not is_local(source, args.revision) and target:  # before gigabytes are downloaded for it
+            require_free(target, args.force)
+        directory, origin = checkpoint(source, revision=args.revision)
+        opened = sources.open_source(directory, args.base, args.sam2, args.seed, args.partial)
+        opened = replace(opened, description={**opened.description, **origin})
     if args.dry_run and target:
         require_free(target, args.force, opened.inputs)
     summary = to_jax.check(opened) if args.dry_run or target is None else to_jax.convert(opened, target, force=args.force)
@@ -76,20 +85,22 @@ def _to_jax(args: argparse.Namespace) -> int:
     return 0
 
 
-def _places(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """Return source and output. The source is None for a fresh start, and the output may be None in a dry run.
+def _places(args: argparse.Namespace) -> tuple[str | None, Path | None]:
+    """Return source and output. The source, a path or a Hub id, is None for a fresh start, and the output may be None in a dry run.
 
     Raises:
-        UserError: there are too few or too many paths, or only one of --qwen and --sam2.
+        UserError: there are too few or too many paths, only one of --qwen and --sam2, or a revision of a fresh start.
     """
-    paths = [Path(path) for path in args.paths]
+    paths = list(args.paths)
+    if args.qwen and args.revision:
+        raise UserError(f"--revision {args.revision} goes with a Hub id; a fresh start (--qwen) has none")
     if (args.qwen is None) != (args.sam2 is None) and not (args.qwen is None and paths):
         raise UserError("a fresh start needs both --qwen DIR and --sam2 FILE")
     expected = 1 if args.qwen else 2
     if len(paths) not in ((expected - 1, expected) if args.dry_run else (expected,)):
         raise UserError(f"found {len(paths)} paths, expected {'DST' if args.qwen else 'SRC DST'}")
     source = None if args.qwen else paths.pop(0)
-    return source, paths[0] if paths else None
+    return source, Path(paths[0]) if paths else None
 
 
 def _to_torch(args: argparse.Namespace) -> int:

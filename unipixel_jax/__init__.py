@@ -1,9 +1,9 @@
 """UniPixel in JAX: segment, track and discuss objects named in words, in images and video.
 
 >>> from unipixel_jax import UniPixel, Point
->>> model = UniPixel.from_pretrained("UniPixel-3B-jax")          # made by: unipixel-jax convert to-jax
+>>> model = UniPixel.from_pretrained("PolyU-ChenLab/UniPixel-3B")   # downloaded and converted when it is first loaded
 >>> prediction = model.segment("photo.jpg", "Please segment the dog.")
->>> prediction.objects[0].masks.shape                            # [frames, height, width]
+>>> prediction.objects[0].masks.shape                               # [frames, height, width]
 """
 
 from __future__ import annotations

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from pathlib import Path
 from typing import Any
 
 ATTENTION_HELP = "compute all attention by xla, xla_chunked, pallas_tpu, pallas_gpu or cudnn (default: chosen by platform and shape; --verbose shows)"
-MODEL_HELP = "a directory made by `unipixel-jax convert to-jax` (default: the small model that ships with the package, which knows coloured shapes only)"
+MODEL_HELP = (
+    "a Hub id such as PolyU-ChenLab/UniPixel-3B, a torch checkpoint's directory, or one made by `unipixel-jax convert to-jax` "
+    "(default: the small model that ships with the package, which knows coloured shapes only)"
+)
+REVISION_HELP = "a branch, a tag or a commit of the Hub's repository (default: its main branch)"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -61,8 +64,9 @@ def _at_least(least: int, text: str) -> int:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model``."""
-    parser.add_argument("--model", type=Path, metavar="DIR", help=MODEL_HELP)
+    """Add ``--model`` and ``--revision``: the arguments ``model`` and ``revision`` of ``UniPixel.from_pretrained``."""
+    parser.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--revision", metavar="NAME", help=REVISION_HELP)
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:

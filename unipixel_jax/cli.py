@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from unipixel_jax.arguments import CommandParser
+from unipixel_jax.core.cache import cache_folder
 from unipixel_jax.errors import UserError, run_command
-
-CACHE_VARIABLE = "UNIPIXEL_JAX_CACHE"
 
 
 class Command(NamedTuple):
@@ -37,6 +34,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "segment": Command("unipixel_jax.infer.cli:configure_segment", "segment what a prompt asks for"),
+    "track": Command("unipixel_jax.infer.cli:configure_track", "follow what a prompt asks for, frame by frame"),
     "ask": Command("unipixel_jax.infer.cli:configure_ask", "ask about objects that you point at"),
     "demo": Command("unipixel_jax.infer.cli:configure_demo", "run on a photo and a clip that ship with the package"),
     "parity": Command("unipixel_jax.parity.cli:configure", "replay a recording of the torch reference and compare"),
@@ -175,13 +173,13 @@ def _use_attention(name: str, stack: ExitStack) -> None:
 
 
 def _cache_programs() -> None:
-    """Cache compiled programs on disk, so that the second run starts fast. ``UNIPIXEL_JAX_CACHE`` names the folder; if it is empty, nothing is cached."""
-    folder = os.environ.get(CACHE_VARIABLE, str(Path.home() / ".cache" / "unipixel_jax"))
-    if not folder:
+    """Cache compiled programs on disk, so that the second run starts fast, unless the cache is off (core/cache.py)."""
+    folder = cache_folder()
+    if folder is None:
         return
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

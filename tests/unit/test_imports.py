@@ -30,12 +30,13 @@ ROOMS = {
     "data": {*ARGUMENTS, "processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *INPUTS},
     "train": {"models", "losses", "data", "processing", "ops", "core", *INPUTS},
     # SAM 2.1 alone is read from its official file, without a converted directory between
-    "infer": {"models", "losses", "processing", "ops", "core", "convert.sam2", *INPUTS},
+    "infer": {"hub", "convert.sam2", "models", "losses", "processing", "ops", "core", *INPUTS},
     # the embedded model's curriculum, which trains and judges through all that stands
-    "synthetic": {*ARGUMENTS, "train", "infer", "models", "losses", "data", "processing", "ops", "core", "convert.sam2", *INPUTS},
-    "convert": {*ARGUMENTS, "models", "core", "processing", *CONFIG},
+    "synthetic": {*ARGUMENTS, "train", "infer", "hub", "convert.sam2", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
+    "convert": {"models", "core", "processing", *CONFIG},
+    "hub": {"convert", "models", "core", *CONFIG},
 }
-FREE = {"cli", "demo", "parity", "bench", "plan", "infer.cli", "train.cli", "train.export", "__init__"}
+FREE = {"cli", "demo", "parity", "bench", "plan", "convert.cli", "infer.cli", "train.cli", "train.export", "__init__"}
 """These modules put the others together and may import everything."""
 
 
@@ -158,7 +159,7 @@ def test_the_rules_see_what_they_forbid(tmp_path):
 
 @pytest.mark.parametrize("statement", ["import unipixel_jax", "import unipixel_jax.cli", "import unipixel_jax.config", "import unipixel_jax.processing.batch"])
 def test_importing_is_cheap(statement):
-    heavy = "{'jax', 'flax', 'orbax', 'torch', 'transformers'}"
+    heavy = "{'jax', 'flax', 'orbax', 'torch', 'transformers', 'huggingface_hub'}"
     code = f"{statement}\nimport sys\nprint(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

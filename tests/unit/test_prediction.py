@@ -14,7 +14,8 @@ from unipixel_jax.processing.rle import decode_mask
 def answer():
     masks = np.zeros((2, 5, 6), bool)
     masks[0, 1:3, 2:5] = True
-    return Prediction("a <|seg|>.", [1, 506, 2], [SegmentedObject(masks, np.array([0.5, 0.25], np.float32), (2, 9))], (0, 7), masks.shape[1:])
+    item = SegmentedObject.from_masks(masks, np.array([0.5, 0.25], np.float32), np.array([0.75, 0.5], np.float32), (2, 9))
+    return Prediction("a <|seg|>.", [1, 506, 2], [item], (0, 7), masks.shape[1:])
 
 
 def test_json_has_boxes_areas_and_masks(tmp_path):
@@ -22,7 +23,8 @@ def test_json_has_boxes_areas_and_masks(tmp_path):
     found = json.loads((tmp_path / "a" / "answer.json").read_text())
     assert found["text"] == "a <|seg|>." and found["tokens"] == [1, 506, 2] and found["frames"] == [0, 7]
     (item,) = found["objects"]
-    assert item["number"] == 1 and item["span"] == [2, 9] and item["scores"] == [0.5, 0.25]
+    assert item["number"] == 1 and item["span"] == [2, 9] and item["scores"] == [0.5, 0.25] and item["presence"] == [0.75, 0.5]
+    assert found["found"] and not Prediction("nothing", [], [], [0], (4, 6)).found
     assert item["boxes"] == [[2, 1, 3, 2], None] and item["areas"] == [6, 0]
     np.testing.assert_array_equal([decode_mask(mask) for mask in item["masks"]], answer().objects[0].masks)
 

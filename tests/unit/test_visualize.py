@@ -81,7 +81,7 @@ def test_colours_repeat_but_numbers_go_on():
 
 def test_answers_show_numbers_for_segments():
     def item(span):
-        return SegmentedObject(np.zeros((1, 2, 2), bool), np.zeros(1, np.float32), span)
+        return SegmentedObject.from_masks(np.zeros((1, 2, 2), bool), np.zeros(1, np.float32), np.zeros(1, np.float32), span)
 
     prediction = Prediction("A <|seg|> and <|seg|>.", [], [item(None), item((2, 9)), item((14, 21))], [0], (4, 6))
     assert format_answer(prediction, colour=False) == "A [2] and [3]."

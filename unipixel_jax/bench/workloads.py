@@ -57,12 +57,12 @@ def sam2(sizes: Sizes, dtype: jnp.dtype) -> Times:
     name = f"sam2.{dtype.name}"
 
     def encode(count: int) -> Callable[[], object]:
-        return lambda: segmentation.encode_frames(model, frames[:count], dtype, count)
+        return lambda: list(segmentation.encoded(model.sam2, frames[:count], dtype, size=count))
 
-    features = segmentation.encode_frames(model, frames, dtype, sizes.frames)
+    features = list(segmentation.encoded(model.sam2, frames, dtype))
     yield f"{name}.encode_per_frame.batch_1", _timed(encode(1), sizes.repeats)
     yield f"{name}.encode_per_frame.batch_{sizes.frames}", _timed(encode(sizes.frames), sizes.repeats, per=sizes.frames)
-    track = partial(segmentation.track_clip, model, features, jnp.asarray(hidden[:1], dtype), jnp.asarray(sizes.frames, jnp.int32), alone=False)
+    track = partial(segmentation.track_features, model, features, hidden[:1], dtype, sizes.frames)
     yield f"{name}.track_per_frame.{sizes.frames}_frames_1_object", _timed(track, sizes.repeats, per=sizes.frames)
     clip = partial(segmentation.clip_logits, model, frames, hidden, dtype)
     yield f"{name}.clip.{sizes.frames}_frames_{sizes.objects}_objects", _timed(clip, sizes.repeats)

@@ -38,6 +38,7 @@ class LoadedModel:
         tokenizer: the tokenizer of the same directory.
         end_tokens: tokens that end an answer, at least one (see ``end_tokens``).
         mesh: the devices that share the work; None for one.
+        directory: where it was read from; None for a model that was made otherwise.
     """
 
     model: UniPixelModel
@@ -45,6 +46,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     end_tokens: tuple[int, ...]
     mesh: Mesh | None = None
+    directory: Path | None = None
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -89,7 +91,7 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     ends = end_tokens(root, config, tokenizer)
     model = abstract_model(config)
     model = restore_model(root / PARAMS, model if mesh is None else partitioned(model, config, mesh), dtype)
-    return LoadedModel(model, config, tokenizer, ends, mesh)
+    return LoadedModel(model, config, tokenizer, ends, mesh, root)
 
 
 def end_tokens(root: Path, config: UniPixelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

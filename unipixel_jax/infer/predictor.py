@@ -19,12 +19,16 @@ from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
+from unipixel_jax.hub.resolve import resolve
+from unipixel_jax.hub.save import save
 from unipixel_jax.infer.buckets import PROMPT_BUCKETS
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
-from unipixel_jax.infer.prediction import Prediction, SegmentedObject
-from unipixel_jax.infer.segmentation import clip_logits, resize_masks
+from unipixel_jax.infer.prediction import Answer, Collector, Prediction, SegmentedObject
+from unipixel_jax.infer.segmentation import clip_logits, resize_masks, sigmoid
+from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing import batch
+from unipixel_jax.processing.frames import FrameSource, open_frames
 from unipixel_jax.processing.media import Clip, Media, read_media
 from unipixel_jax.processing.memory import memory_grid, memory_prefix
 from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions
@@ -53,22 +57,46 @@ class UniPixel:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path = EMBEDDED, dtype: Any = None, sampling: Sampling = Sampling(), mesh: MeshConfig | None = None
+        cls,
+        model: str | Path = EMBEDDED,
+        dtype: Any = None,
+        sampling: Sampling = Sampling(),
+        mesh: MeshConfig | None = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
     ) -> UniPixel:
-        """Load a directory that ``unipixel-jax convert to-jax`` wrote.
+        """Load a model. A torch checkpoint, whether on this machine or on the Hub, is converted into the cache when it is first loaded (docs/hub.md).
 
         Args:
-            directory: its path; the small model that ships with the package where none is given.
+            model: a Hub id such as "PolyU-ChenLab/UniPixel-3B", a torch checkpoint's directory, or a converted one. What exists on this machine wins over a
+                Hub id; the small model that ships with the package is loaded where none is given.
             dtype: "float32" or "bfloat16" to cast the weights and compute in; None keeps the checkpoint's own.
             sampling: how tokens are drawn.
             mesh: how all devices of this machine share the work; None uses one.
+            revision: a branch, a tag or a commit of the Hub's repository; None for its main branch.
+            token: the user's token for the Hub; None for the one of ``hf auth login`` or ``HF_TOKEN``.
 
         Raises:
-            UserError: it is no such directory (the message says how to make one), or the devices do not form the mesh, or it does not divide the heads.
+            UserError: there is no such model, or it cannot be downloaded or converted (``hub.resolve.resolve``); or the devices do not form the mesh, or it
+                does not divide the heads.
         """
         with _stage("loading"):
             devices = None if mesh is None else make_mesh(mesh, jax.local_devices())
+            directory = resolve(model, revision=revision, token=token)
             return cls(load(directory, None if dtype is None else jnp.dtype(dtype), devices).for_inference(), sampling)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the model as a converted directory with a model card, which ``from_pretrained`` loads and the Hub shows. It appears when it is complete.
+
+        Args:
+            directory: the directory to make; it may exist if it is empty.
+
+        Raises:
+            UserError: the directory cannot be written, has too little room or is not empty; or the model was not loaded from a directory, or that is gone.
+        """
+        with _stage("saving"):
+            save(self.loaded.model, self.config, self.loaded.directory, Path(directory))
 
     @property
     def config(self) -> UniPixelConfig:
@@ -77,21 +105,24 @@ class UniPixel:
 
     def segment(
         self,
-        media: Media,
+        media: Media | FrameSource,
         prompt: str,
         references: Sequence[Point | Box] = (),
         *,
         sample_frames: int = SAMPLE_FRAMES,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        only_sampled: bool = False,
     ) -> Prediction:
-        """Answer a prompt about a photo or a clip, and segment what the answer's ``<|seg|>`` tokens stand for.
+        """Answer a prompt about a photo or a clip, and segment what the answer's ``<|seg|>`` tokens stand for on every frame.
 
         Args:
-            media: a path (photo, video or folder of frames), an image, an array [H, W, 3] or [F, H, W, 3] of uint8, or a sequence of images.
+            media: a path (photo, video or folder of frames), an image, an array [H, W, 3] or [F, H, W, 3] of uint8, a sequence of images, or what
+                ``open_frames`` (processing/frames.py) returned.
             prompt: any words; each ``<|seg|>`` in them is segmented as well.
             references: points and boxes for ``<region>`` in the prompt, in its order.
-            sample_frames: how many frames of a clip to take at most.
+            sample_frames: how many frames of a clip the language model looks at, spread evenly.
             max_new_tokens: where an answer is cut off.
+            only_sampled: segment only the frames that the language model looks at, as the reference's tools/inference.py does.
 
         Returns:
             The answer; ``objects`` holds those of ``<|seg|>`` in the prompt first, then those of the answer.
@@ -99,9 +130,59 @@ class UniPixel:
         Raises:
             UserError: media that cannot be read, an empty prompt, or references that do not fit.
         """
-        clip, prepared = self._prepare(media, sample_frames)
+        stream = self.track(media, prompt, references, sample_frames=sample_frames, max_new_tokens=max_new_tokens, only_sampled=only_sampled)
+        collector = Collector()
+        with _stage(f"segmenting {len(stream.spans)} objects"):
+            for result in stream if stream.spans else ():
+                collector.add(result.to_json())
+        return collector.prediction(stream.text, stream.tokens, stream.spans, stream.size)
+
+    def track(
+        self,
+        media: Media | FrameSource | Iterator[Any],
+        prompt: str,
+        references: Sequence[Point | Box] = (),
+        *,
+        sample_frames: int = SAMPLE_FRAMES,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        only_sampled: bool = False,
+    ) -> Stream:
+        """Answer a prompt about a clip, and follow what it segments frame by frame, with a state of fixed size.
+
+        The language model looks at ``sample_frames`` frames spread evenly over the clip, as in the reference's unipixel/eval/infer_seg.py; of a live stream it
+        looks at the first frame.
+
+        Args:
+            media: as for ``segment``, or any iterator of frames [H, W, 3] of uint8.
+            prompt, references, sample_frames, max_new_tokens, only_sampled: see ``segment``.
+
+        Returns:
+            An iterator over the results of the frames, which takes corrections while it runs.
+
+        Raises:
+            UserError: the reasons of ``segment``.
+        """
+        if sample_frames < 1:
+            raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
+        with _stage("reading the media"):
+            source = media if isinstance(media, FrameSource) else open_frames(media)
+            source, clip = (source, source.sample(sample_frames)) if source.count is not None else source.with_first_frame()
+            if only_sampled:
+                source = open_frames(clip)
+            prepared = batch.prepare_media(clip, self.config, sample_frames=sample_frames, segment=False)
         text = name_regions(prompt, [REF_TOKEN] * len(references)) if references else prompt
-        return self._answer(clip, batch.user_turn(text), prepared, max_new_tokens, references=references)
+        answer = self._generate_answer(batch.user_turn(text), prepared, max_new_tokens, references=references)
+        return Stream(self.loaded, self.answer, source, answer.text, answer.tokens, answer.hidden, answer.spans, clip.frames.shape[1:3])
+
+    def answer(self, media: Media, prompt: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+        """Answer a prompt about a photo without segmenting anything.
+
+        Raises:
+            UserError: the reasons of ``segment``.
+        """
+        clip = read_media(media, SAMPLE_FRAMES)
+        prepared = batch.prepare_media(clip, self.config, sample_frames=SAMPLE_FRAMES, segment=False)
+        return self._generate_answer(batch.user_turn(prompt), prepared, max_new_tokens)
 
     def ask(
         self,
@@ -138,7 +219,8 @@ class UniPixel:
         if masks and len(masks) < len(references):
             raise UserError("references mix masks with points or boxes: give masks only, or points and boxes only")
         if masks:
-            objects = [SegmentedObject(m, np.ones(count, np.float32), None) for m in masks]
+            sure = np.ones(count, np.float32)
+            objects = [SegmentedObject.from_masks(m, sure, sure, None) for m in masks]
         else:
             objects = self._locate(clip, prepared, question, [r for r in references if not isinstance(r, Mask)])
         grid = memory_grid(np.stack([o.masks for o in objects]), prepared.grid_thw, self.config.vision)
@@ -166,15 +248,21 @@ class UniPixel:
         return self._track(clip, prepared, hidden[: len(references)], [None] * len(references))
 
     def _answer(
+        self, clip: Clip, messages: list[Message], prepared: batch.PreparedMedia, max_new_tokens: int, *, memory: NDArray[np.bool_] | None = None
+    ) -> Prediction:
+        answer = self._generate_answer(messages, prepared, max_new_tokens, memory=memory)
+        objects = self._track(clip, prepared, answer.hidden, answer.spans)
+        return Prediction(answer.text, answer.tokens, objects, clip.indices.tolist(), clip.frames.shape[1:3])
+
+    def _generate_answer(
         self,
-        clip: Clip,
         messages: list[Message],
         prepared: batch.PreparedMedia,
         max_new_tokens: int,
         *,
         references: Sequence[Point | Box] = (),
         memory: NDArray[np.bool_] | None = None,
-    ) -> Prediction:
+    ) -> Answer:
         conversation = batch.prepare_conversation(messages, prepared, self.loaded.tokenizer, self.config, references=references, memory=memory)
         in_prompt, generation, count = self._generate(conversation, max_new_tokens)
         tokens = np.asarray(generation.tokens)[0, :count]
@@ -183,8 +271,7 @@ class UniPixel:
         said = tokens == self.config.seg_token_id
         hidden = np.concatenate([in_prompt, np.asarray(generation.hidden)[0, : len(tokens)][said]])
         text, spans = self._decode(tokens)
-        objects = self._track(clip, prepared, hidden, [*[None] * len(in_prompt), *spans])
-        return Prediction(text, tokens.tolist(), objects, clip.indices.tolist(), clip.frames.shape[1:3])
+        return Answer(text, tokens.tolist(), hidden, [*[None] * len(in_prompt), *spans])
 
     def _generate(self, conversation: batch.Conversation, max_new_tokens: int) -> tuple[NDArray[Any], Generation, int]:
         """Hidden states [O, D] of the prompt's ``<|seg|>`` tokens, the generation, and how many tokens it has."""
@@ -217,17 +304,15 @@ class UniPixel:
             spans.append((start, at))
         return text, spans
 
-    def _track(
-        self, clip: Clip, prepared: batch.PreparedMedia, hidden: NDArray[Any], spans: Sequence[tuple[int, int] | None]
-    ) -> list[SegmentedObject]:
+    def _track(self, clip: Clip, prepared: batch.PreparedMedia, hidden: NDArray[Any], spans: Sequence[tuple[int, int] | None]) -> list[SegmentedObject]:
         assert prepared.frames is not None
         with _stage(f"segmenting {len(hidden)} objects in {len(prepared.frames)} frames"), self.loaded.on_mesh():
             found = clip_logits(self.loaded.model, prepared.frames, hidden, self.loaded.dtype)
         objects = []
         for number, span in enumerate(spans):
             masks = np.stack([resize_masks(frame, prepared.frame_size) > 0 for frame in found.low_res[:, number]])
-            present = 1 / (1 + np.exp(-found.presence[:, number]))
-            objects.append(SegmentedObject(masks, (present * found.iou[:, number]).astype(np.float32), span))
+            present = sigmoid(found.presence[:, number])
+            objects.append(SegmentedObject.from_masks(masks, present * found.iou[:, number], present, span))
         return objects
 
 

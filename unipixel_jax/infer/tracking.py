@@ -58,7 +58,7 @@ class Tracker:
         objects: the numbers of the objects, from 1 on in the order of their coming, without those that were removed.
     """
 
-    def __init__(self, sam2: Sam2, dtype: jnp.dtype, *, clip_length: int = UNKNOWN_LENGTH, recent: int = 0) -> None:
+    def __init__(self, sam2: Sam2, dtype: jnp.dtype, *, clip_length: int = UNKNOWN_LENGTH, recent: int = 0, alone: bool = False) -> None:
         """Start without objects.
 
         Args:
@@ -66,17 +66,19 @@ class Tracker:
             dtype: compute dtype.
             clip_length: the number of frames that will come, where that is known.
             recent: how many tracked frames are kept, see ``TrackState.empty``.
+            alone: whether words find their objects on every frame anew, without memory: on a photo, and with the reference's ``sam2_batch_mode``.
         """
         self.objects: list[int] = []
         self._sam2, self._dtype = sam2, dtype
         self._length, self._recent = clip_length, recent
+        self._alone, self._words = alone, dict[int, NDArray[np.floating]]()
+        self._capacity = 0
         self._state: TrackState | None = None
         self._rows: dict[int, int] = {}
         self._slots: dict[int, list[int | None]] = {}
         self._next = 1
         self._features: FrameFeatures | None = None
         self._frame, self._direction = 0, FORWARD
-        self._stepped: TrackOutput | None = None
         self._tracked: set[int] = set()
         self._outputs: dict[int, ObjectOutput] = {}
 
@@ -98,12 +100,13 @@ class Tracker:
 
     def step(self) -> None:
         """Track all objects to this frame, but for those that were prompted on it."""
-        active = [number for number in self.objects if self._frame not in self._slots[number]]
-        if not active or self._state is None:
+        self._find_by_words([number for number in self._words if number not in self._outputs])
+        active = [number for number in self.objects if number not in self._words and self._frame not in self._slots[number]]
+        if not active:
             return
-        rows = np.zeros(self._state.memory.shape[1], bool)
+        rows = np.zeros(self._capacity, bool)
         rows[[self._rows[number] for number in active]] = True
-        self._state, low_res, iou, presence = _step(self._sam2, self._here(), self._features, rows)
+        self._state, low_res, iou, presence = _step(self._sam2, self._here(), self._seen(), jnp.asarray(rows))
         arrays = np.asarray(low_res), np.asarray(iou), np.asarray(presence)
         for number in active:
             row = self._rows[number]
@@ -114,17 +117,19 @@ class Tracker:
         """What is known of an object on this frame; None where it was neither tracked to it nor prompted on it."""
         return self._outputs.get(number)
 
-    def add_words(self, tokens: jax.Array) -> list[int]:
+    def add_words(self, tokens: NDArray[np.floating]) -> list[int]:
         """Find new objects on this frame by the hidden tokens of their words [O, H, D]; returns their numbers.
 
         Raises:
             UserError: more objects than ``MAX_OBJECTS``.
         """
-        numbers = []
-        for one in range(len(tokens)):
-            number = self._new_object()
-            self._prompt(number, _words(self._sam2, tokens, np.int32(one)), exact=False)
-            numbers.append(number)
+        numbers = [self._new_object() for _ in tokens]
+        if self._alone:
+            self._words |= dict(zip(numbers, tokens, strict=True))
+            self._find_by_words(numbers)
+            return numbers
+        for number, own in zip(numbers, tokens, strict=True):
+            self._prompt(number, _words(self._sam2, jnp.asarray(own[None])), exact=False)
         return numbers
 
     def add_points(self, points: ArrayLike, labels: ArrayLike, size: tuple[int, int], number: int | None = None) -> int:
@@ -152,7 +157,8 @@ class Tracker:
             logits = None if known is None else np.clip(known.low_res, -LOGITS, LOGITS)
         side = 4 * self._sam2.config.grid
         given = np.zeros((1, side, side), np.float32) if logits is None else logits[None]
-        prompt = _points(self._sam2, coords, kinds, given, np.asarray([logits is not None]), np.asarray([len(np.asarray(labels)) > 1]))
+        flags = jnp.asarray([logits is not None]), jnp.asarray([len(np.asarray(labels)) > 1])
+        prompt = _points(self._sam2, jnp.asarray(coords), jnp.asarray(kinds), jnp.asarray(given), *flags)
         self._prompt(number, prompt, exact=True)
         return number
 
@@ -169,8 +175,8 @@ class Tracker:
         square = _resized(mask.astype(np.float32), side) >= 0.5
         low_res = _resized(square.astype(np.float32) * 20 - 10, side // 4)
         slot = self._slot(number)
-        arguments = np.int32(self._rows[number]), self._features, square[None].astype(np.float32), low_res[None], np.int32(slot)
-        self._state, out = _prompt_mask(self._sam2, self._here(), *arguments)
+        index, given = jnp.int32(self._rows[number]), jnp.asarray(square[None], jnp.float32)
+        self._state, out = _prompt_mask(self._sam2, self._here(), index, self._seen(), given, jnp.asarray(low_res[None]), jnp.int32(slot))
         self._keep(number, out)
         return number
 
@@ -181,20 +187,21 @@ class Tracker:
             UserError: no such object.
         """
         self._require(number)
-        assert self._state is not None
-        self._state = _clear(self._state, np.int32(self._rows.pop(number)))
+        self._state = _clear(self._here(), jnp.int32(self._rows.pop(number)))
         self.objects.remove(number)
         del self._slots[number]
         self._outputs.pop(number, None)
+        self._words.pop(number, None)
 
-    def save(self) -> dict[str, NDArray[np.generic]]:
-        """All that the next frames depend on, as arrays on the host, for ``restore``."""
-        assert self._state is not None
-        arrays = {name: np.asarray(value) for name, value in vars(self._state).items() if name != "conditioning"}
+    def save(self) -> dict[str, ArrayLike]:
+        """All that the next frames depend on, for ``restore``. It copies nothing: the state's arrays stay where they are and never change."""
         table = [[number, self._rows[number], *(-1 if frame is None else frame for frame in self._slots[number])] for number in self.objects]
-        return {name: a.view(np.uint16) if a.dtype == jnp.bfloat16 else a for name, a in arrays.items()} | {
+        words = np.stack(list(self._words.values())) if self._words else np.zeros((0, 0, self._sam2.config.d_model), self._dtype)
+        return {name: value for name, value in vars(self._here()).items() if name != "conditioning"} | {
             "objects": np.asarray(table, np.int64).reshape(len(table), 2 + CONDITIONING),
             "next": np.asarray(self._next),
+            "words": words,
+            "worded": np.asarray(list(self._words), np.int64),
         }
 
     def restore(self, saved: dict[str, NDArray[np.generic]]) -> None:
@@ -203,47 +210,65 @@ class Tracker:
         Raises:
             UserError: it does not fit this model.
         """
-        table = saved["objects"]
-        capacity = BUCKETS.objects.size(max(len(table), 1)) if "memory" not in saved else saved["memory"].shape[1]
-        wanted = self._sam2.start(capacity, self._dtype, self._length, CONDITIONING, self._recent)
-        found = {}
-        for name, own in vars(wanted).items():
-            if name != "conditioning":
-                array = saved.get(name, np.zeros(0))
-                array = array.view(jnp.bfloat16) if own.dtype == jnp.bfloat16 and array.dtype == np.uint16 else array
-                if array.shape != own.shape or array.dtype != own.dtype:
-                    raise UserError(f"the saved state has {name} {array.dtype}{list(array.shape)}, expected {own.dtype}{list(own.shape)}: start anew")
-                found[name] = jax.device_put(array)
+        table, d = saved["objects"], self._sam2.config.d_model
+        self._capacity = BUCKETS.objects.size(max(len(table), 1))
+        wanted = self._empty()
+
+        def read(name: str, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[np.generic]:
+            array = saved.get(name, np.zeros(0))
+            if array.shape != shape or array.dtype != dtype:
+                raise UserError(f"the saved state has {name} {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}: start anew")
+            return array
+
+        found = {name: jax.device_put(read(name, own.shape, own.dtype)) for name, own in vars(wanted).items() if name != "conditioning"}
         self._state = replace(wanted, **found)
         self.objects = [int(line[0]) for line in table]
         self._rows = {int(line[0]): int(line[1]) for line in table}
         self._slots = {int(line[0]): [None if frame < 0 else int(frame) for frame in line[2:]] for line in table}
         self._next = int(saved["next"])
+        words = read("words", (len(saved["worded"]), saved["words"].shape[1], d), np.dtype(self._dtype))
+        self._words = dict(zip(saved["worded"].tolist(), words, strict=True))
 
     def _prompt(self, number: int, prompt: Prompt, exact: bool) -> None:
         slot = self._slot(number)
-        arguments = np.int32(self._rows[number]), self._features, prompt, np.int32(slot), np.asarray(number in self._tracked), np.asarray(exact)
-        self._state, out = _prompt(self._sam2, self._here(), *arguments)
+        index, remember = jnp.int32(self._rows[number]), jnp.asarray(number in self._tracked)
+        self._state, out = _prompt(self._sam2, self._here(), index, self._seen(), prompt, jnp.int32(slot), remember, jnp.asarray(exact))
         self._keep(number, out)
+
+    def _find_by_words(self, numbers: list[int]) -> None:
+        """Find objects on this frame by their words, all at once and without memory."""
+        if not numbers:
+            return
+        tokens = np.stack([self._words[number] for number in numbers])
+        padding = BUCKETS.objects.size(len(tokens)) - len(tokens)
+        padded = jnp.asarray(np.pad(tokens, ((0, padding), (0, 0), (0, 0))))
+        low_res, iou, presence = map(np.asarray, _segment(self._sam2, self._seen(), padded))
+        for row, number in enumerate(numbers):
+            self._outputs[number] = ObjectOutput(low_res[row], float(iou[row]), float(presence[row]))
+
+    def _empty(self) -> TrackState:
+        return self._sam2.start(self._capacity, self._dtype, self._length, CONDITIONING, self._recent)
 
     def _keep(self, number: int, out: TrackOutput) -> None:
         self._outputs[number] = ObjectOutput(np.asarray(out.low_res)[0], float(out.iou[0]), float(out.decoded.object_score[0]))
 
     def _here(self) -> TrackState:
-        assert self._state is not None and self._features is not None, "observe a frame first"
-        return replace(self._state, frame=np.int32(self._frame), direction=np.int32(self._direction))
+        if self._state is None:
+            self._state = self._empty()
+        return replace(self._state, frame=jnp.int32(self._frame), direction=jnp.int32(self._direction))
+
+    def _seen(self) -> FrameFeatures:
+        assert self._features is not None, "observe a frame first"
+        return self._features
 
     def _new_object(self) -> int:
         if len(self.objects) >= MAX_OBJECTS:
             raise UserError(f"{MAX_OBJECTS} objects are followed already, which is the most: remove one first")
-        capacity = 0 if self._state is None else self._state.memory.shape[1]
-        if len(self.objects) == capacity:
-            wanted = BUCKETS.objects.size(capacity + 1)
-            empty = self._sam2.start(wanted, self._dtype, self._length, CONDITIONING, self._recent)
-            self._state = empty if self._state is None else _grow(empty, self._state)
-            capacity = wanted
+        if len(self.objects) == self._capacity:
+            self._capacity = BUCKETS.objects.size(self._capacity + 1)
+            self._state = None if self._state is None else _grow(self._empty(), self._state)
         number, self._next = self._next, self._next + 1
-        self._rows[number] = min(set(range(capacity)) - set(self._rows.values()))
+        self._rows[number] = min(set(range(self._capacity)) - set(self._rows.values()))
         self._slots[number] = [None] * CONDITIONING
         self.objects.append(number)
         return number
@@ -317,13 +342,16 @@ def _prompt_mask(
 
 
 @Programs
-def _words(sam2: Sam2, tokens: jax.Array, index: jax.Array) -> Prompt:
-    """The prompt of one object's hidden tokens among those of several [O, H, D], after a padding point as in the reference."""
-    own = jax.lax.dynamic_slice_in_dim(tokens, index, 1)
-    nothing = sam2.prompt_encoder.not_a_point_embed[...][None].astype(own.dtype)
-    side = 4 * sam2.config.grid
-    no = jnp.zeros((1,), bool)
-    both = jnp.concatenate([nothing, own], axis=1)
+def _segment(sam2: Sam2, features: FrameFeatures, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    out = sam2.segment(features, tokens)
+    return out.low_res, out.iou, out.decoded.object_score
+
+
+@Programs
+def _words(sam2: Sam2, tokens: jax.Array) -> Prompt:
+    """The prompt of one object's hidden tokens [1, H, D], after a padding point as in the reference."""
+    side, no = 4 * sam2.config.grid, jnp.zeros((1,), bool)
+    both = jnp.concatenate([sam2.prompt_encoder.not_a_point_embed[...][None].astype(tokens.dtype), tokens], axis=1)
     return Prompt(both, jnp.ones(both.shape[:2], bool), jnp.zeros((1, side, side)), no, no)
 
 

@@ -6,10 +6,11 @@ objects they repeat, and the numbers go on. Outlines are light inside dark, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.prediction import Prediction
 
+if TYPE_CHECKING:
+    import av
+
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
@@ -26,6 +30,9 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
 
 GIF_SIDE = 960
 """Clips are shrunk to this many pixels along their longer side for a GIF, which hardly compresses them."""
+
+GIF_FRAMES = 300
+"""Frames of a GIF at most: all of them are held in memory, and viewers hold them decoded."""
 
 _FILL = 0.45
 _DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
@@ -36,23 +43,27 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
-def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+def draw_objects(
+    frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
     """A copy of a frame with every object filled, outlined and numbered.
 
     Args:
         frame: RGB [H, W, 3], uint8.
         masks: bool [O, H, W], or O masks [H, W]; an empty one draws nothing.
+        numbers: the objects' numbers; None for 1 to O.
 
     Returns:
         RGB [H, W, 3], uint8.
     """
     out = frame.copy()
     line = max(1, round(max(frame.shape[:2]) / 800))
-    for number, mask in enumerate(masks, start=1):
+    numbered = list(zip(range(1, len(masks) + 1) if numbers is None else numbers, masks, strict=True))
+    for number, mask in numbered:
         _draw_mask(out, mask, colour_of(number), line)
     image = Image.fromarray(out)
     taken: list[tuple[int, int]] = []
-    for number, mask in enumerate(masks, start=1):
+    for number, mask in numbered:
         if mask.any():
             radius = 9 + 3 * line
             taken.append(_badge_place(mask, taken, radius))
@@ -60,7 +71,7 @@ def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[N
     return np.asarray(image)
 
 
-def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: int = 10) -> None:
+def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: float = 10) -> None:
     """Draw the objects over a photo or a clip and write it.
 
     Args:
@@ -70,18 +81,46 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
         frames_per_second: speed of a clip.
 
     Raises:
-        UserError: another ending, more than one frame for a PNG, or the file cannot be written.
+        UserError: see ``open_overlay``; or more than one frame for a PNG.
     """
     kind = Path(path).suffix.lower()
-    if kind not in (".png", ".gif", ".mp4") or (kind == ".png" and len(frames) != 1):
+    if kind not in _KINDS or (kind == ".png" and len(frames) != 1):
         raise UserError(f"{path} for {len(frames)} frames: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
+    with open_overlay(path, frames_per_second) as overlay:
+        for i, frame in enumerate(frames):
+            overlay.add(frame, [m[i] for m in masks])
+
+
+class Overlay(Protocol):
+    """A file that takes the frames of a photo or a clip one by one, with their objects drawn over them."""
+
+    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
+        """Draw the objects over the next frame, as ``draw_objects`` does, and write it."""
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+
+
+@contextlib.contextmanager
+def open_overlay(path: str | Path, frames_per_second: float = 10) -> Iterator[Overlay]:
+    """Open an overlay file for writing frame by frame; it takes its name where the block ends well.
+
+    Args:
+        path: ending in ``.png`` for one frame, in ``.gif`` (held in memory, at most ``GIF_FRAMES``) or ``.mp4`` for a clip.
+        frames_per_second: speed of a clip.
+
+    Raises:
+        UserError: another ending, a GIF of too many frames, PyAV is missing for an MP4, or the file cannot be written.
+    """
+    kind = Path(path).suffix.lower()
+    if kind not in _KINDS:
+        raise UserError(f"{path}: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
     with replacing(path) as aside:
-        if kind == ".png":
-            Image.fromarray(draw_objects(frames[0], [m[0] for m in masks])).save(aside)
-        elif kind == ".gif":
-            _write_gif(aside, _shrunk(frames, masks), 1000 // frames_per_second)
-        else:
-            _write_mp4(aside, (draw_objects(frame, [m[i] for m in masks]) for i, frame in enumerate(frames)), frames_per_second)
+        overlay = _KINDS[kind](aside, frames_per_second)
+        try:
+            yield overlay
+        finally:
+            overlay.close()
 
 
 def format_answer(prediction: Prediction, colour: bool = True) -> str:
@@ -186,34 +225,63 @@ def _is_bright(colour: tuple[int, int, int]) -> bool:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
 
 
-def _shrunk(frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> Iterator[NDArray[np.uint8]]:
-    height, width = frames.shape[1:3]
-    scale = min(1.0, GIF_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    for i, frame in enumerate(frames):
+class _Png:
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path = path
+
+    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
+        Image.fromarray(draw_objects(frame, masks, numbers)).save(self._path)
+
+    def close(self) -> None:
+        pass
+
+
+class _Gif:
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path, self._rate = path, rate
+        self._frames: list[Image.Image] = []
+
+    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
+        if len(self._frames) >= GIF_FRAMES:
+            raise UserError(f"a GIF of more than {GIF_FRAMES} frames: choose an MP4, which is written frame by frame, with --format mp4")
+        height, width = frame.shape[:2]
+        scale = min(1.0, GIF_SIDE / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
         shown = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-        yield draw_objects(shown, [np.asarray(Image.fromarray(m[i]).resize(size, Image.Resampling.NEAREST)) for m in masks])
+        small = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks]
+        self._frames.append(Image.fromarray(draw_objects(shown, small, numbers)).quantize(256, Image.Quantize.MEDIANCUT))
+
+    def close(self) -> None:
+        if self._frames:
+            duration = round(1000 / self._rate)
+            self._frames[0].save(self._path, save_all=True, append_images=self._frames[1:], duration=duration, loop=0)
 
 
-def _write_gif(path: Path, frames: Iterable[NDArray[np.uint8]], milliseconds: int) -> None:
-    images = (Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT) for frame in frames)
-    next(images).save(path, save_all=True, append_images=images, duration=milliseconds, loop=0)
+class _Mp4:
+    def __init__(self, path: Path, rate: float) -> None:
+        try:
+            import av  # an extra, which photos do without
+        except ImportError as error:
+            raise UserError("writing MP4 needs PyAV: run pip install 'unipixel-jax[video]', or choose a name ending in .gif") from error
+        self._container = av.open(str(path), "w")
+        self._stream: av.VideoStream | None = None
+        self._rate = Fraction(rate).limit_denominator(1001)
+
+    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
+        import av
+
+        height, width = frame.shape[:2]
+        if self._stream is None:
+            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            self._stream = cast(av.VideoStream, self._container.add_stream(codec, rate=self._rate))
+            self._stream.width, self._stream.height, self._stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        even = np.pad(draw_objects(frame, masks, numbers), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
 
 
-def _write_mp4(path: Path, frames: Iterable[NDArray[np.uint8]], frames_per_second: int) -> None:
-    try:
-        import av  # an extra, which photos do without
-    except ImportError as error:
-        raise UserError("writing MP4 needs PyAV: run pip install 'unipixel-jax[video]', or choose a name ending in .gif") from error
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(str(path), "w") as container:
-        stream = None
-        for frame in frames:
-            height, width = frame.shape[:2]
-            if stream is None:
-                stream = cast(av.VideoStream, container.add_stream(codec, rate=Fraction(frames_per_second)))
-                stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())
+_KINDS: dict[str, Callable[[Path, float], Overlay]] = {".png": _Png, ".gif": _Gif, ".mp4": _Mp4}

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +97,8 @@ class FrameSource:
 
     def _read(self, level: int) -> Iterator[Frame]:
         """The frames, with the warning of a broken one logged at a level."""
-        with closing(self.frames()) as frames:  # type: ignore[type-var]
+        frames = self.frames()
+        with closing(frames) if isinstance(frames, Generator) else nullcontext():
             for place in itertools.count():
                 try:
                     frame = next(frames, None)
@@ -121,6 +122,19 @@ class FrameSource:
             raise UserError(f"{self.name} is a stream, whose length nobody knows: give a file or a folder")
         return max(0, min(self.count, self.count if self.stop is None else self.stop) - self.first)
 
+    def with_first_frame(self) -> tuple[FrameSource, Clip]:
+        """The same source, and its first frame as a photo, which it gives again: a live stream's frames come only once.
+
+        Raises:
+            UserError: the frame cannot be read, or there is none.
+        """
+        frames = iter(self)
+        first = next(frames, None)
+        if first is None:
+            raise UserError(f"{self.name} has no frames, expected at least one")
+        clip = Clip(first.pixels[None], np.asarray([first.number]), True, self.name)
+        return replace(self, frames=lambda: itertools.chain([first], frames), crop=None), clip
+
     def between(self, start: float | None, end: float | None) -> FrameSource:
         """The frames from ``start`` to before ``end``, in seconds; None for the beginning or the end.
 
@@ -136,6 +150,16 @@ class FrameSource:
         if not 0 <= low < high or first >= self.count:
             raise UserError(f"from {low:g} s to {high:g} s: expected two times in order within the {self.count / self.rate:.3f} s of {self.name}")
         return replace(self, first=first, stop=max(stop, first + 1))
+
+    def only(self, number: int) -> FrameSource:
+        """One frame as a photo.
+
+        Raises:
+            UserError: the clip has no such frame.
+        """
+        if not self.first <= number < self.first + len(self):
+            raise UserError(f"{self.name} has no frame {number}: expected {self.first} to {self.first + len(self) - 1}")
+        return replace(self, first=number, stop=number + 1, is_image=True)
 
     def sample(self, most: int) -> Clip:
         """The frames that the language model looks at: all, or ``most`` spread evenly from first to last, read without holding the others.
@@ -204,9 +228,9 @@ def open_address(address: str) -> FrameSource:
         raise UserError("reading a camera needs PyAV: run pip install 'unipixel-jax[video]'") from error
 
     def frames() -> Iterator[Frame]:
-        device = {"format": "v4l2"} if address.startswith("/dev/") else {}
+        device = "v4l2" if address.startswith("/dev/") else None
         try:
-            with av.open(address, timeout=10.0, **device) as container:
+            with av.open(address, format=device, timeout=10.0) as container:
                 for number, frame in enumerate(container.decode(video=0)):
                     yield Frame(number, frame.time, np.ascontiguousarray(frame.to_ndarray(format="rgb24")))
         except (av.error.FFmpegError, IndexError) as error:

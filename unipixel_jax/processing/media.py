@@ -40,7 +40,6 @@ Media: TypeAlias = "str | Path | Content | Image.Image | NDArray[np.uint8] | Seq
 """What can be read: a path (photo, video, folder of frames) or a file's content, an image, an array [H, W, 3] or [F, H, W, 3], or a sequence of images."""
 
 
-
 @dataclass(frozen=True)
 class Clip:
     """Frames in order; a photo is a clip of one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -142,7 +142,7 @@ class VideoFrame(NamedTuple):
     pixels: NDArray[np.uint8]
 
 
-def iterate_video(path: Path) -> Iterator[VideoFrame]:
+def iterate_video(path: Path) -> Generator[VideoFrame, None, None]:
     """Decode all frames of a video in order, one at a time, so that memory does not grow with its length. They are those that ``read_video`` numbers.
 
     Raises:

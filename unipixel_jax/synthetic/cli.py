@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.json is not None:
         writable(args.json)
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, "float32")
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, "float32", revision=args.revision)
     questions = judge(model, args.pictures, args.clips)
     judged = list(track(questions, "judging", total=5 * args.pictures + 2 * args.clips, disable=not sys.stderr.isatty()))
     scores = summary(judged)

@@ -116,9 +116,7 @@ class Sam2(nnx.Module):
         features = self.neck(self.hiera(images, remat), self.mask_decoder.conv_s0, self.mask_decoder.conv_s1)
         return jax.tree.map(lambda a: a[:count], features)
 
-    def start(
-        self, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH, conditioning: int = 1, recent: int = 0
-    ) -> TrackState:
+    def start(self, objects: int, dtype: jnp.dtype, clip_length: int | jax.Array = UNKNOWN_LENGTH, conditioning: int = 1, recent: int = 0) -> TrackState:
         """Return the state before frame 0; the arguments are those of ``TrackState.empty``."""
         return TrackState.empty(self.config, objects, dtype, clip_length, conditioning, recent)
 
@@ -138,11 +136,10 @@ class Sam2(nnx.Module):
         Returns:
             The next state, and the frame's masks and scores.
         """
-        low, first, slot = features.low, None, None
+        low, slot, first = features.low, None, state.frame == 0
         if hidden is None:
             conditioned = self._remember(state, low)
         else:
-            first = state.frame == 0
             slot = jnp.where(first, 0, -1)
             plain = lambda: jnp.broadcast_to(self._without_memory(low), (hidden.shape[0], *low.shape[1:]))  # noqa: E731
             conditioned = jax.lax.cond(first, plain, lambda: self._remember(state, low))
@@ -202,9 +199,7 @@ class Sam2(nnx.Module):
         own = state.of(index)
         return state.put(index, own.write(memory, pointer, slot)), output
 
-    def track(
-        self, features: FrameFeatures, hidden: jax.Array, clip_length: int | jax.Array, training: bool = False, remat: Remat = "none"
-    ) -> TrackOutput:
+    def track(self, features: FrameFeatures, hidden: jax.Array, clip_length: int | jax.Array, training: bool = False, remat: Remat = "none") -> TrackOutput:
         """Track a whole clip, as a scan of ``step`` over features [F, ...]; returns outputs with a leading axis of F. Arguments are those of ``step``.
 
         ``clip_length`` is the true number of frames. Features beyond it are padding, whose outputs are finite but meaningless and affect no frame before them.
@@ -277,7 +272,7 @@ class Sam2(nnx.Module):
             off_grid=state.pointer.shape[0] * tokens,
         )
 
-    def _decode(self, conditioned: jax.Array, features: FrameFeatures, hidden: jax.Array | None, first: jax.Array | None) -> DecodedMasks:
+    def _decode(self, conditioned: jax.Array, features: FrameFeatures, hidden: jax.Array | None, first: jax.Array) -> DecodedMasks:
         """Run the mask decoder on a prompt of two padding points and, where the boolean scalar ``first`` holds, the hidden tokens [O, H, D]."""
         encoder, (objects, *_, d), dtype = self.prompt_encoder, conditioned.shape, conditioned.dtype
         prompt = jnp.broadcast_to(encoder.not_a_point_embed[...][None].astype(dtype), (objects, 2, d))

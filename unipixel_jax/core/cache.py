@@ -1,0 +1,17 @@
+"""The folder in which what is expensive to make is kept between runs: compiled programs, and converted checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "UNIPIXEL_JAX_CACHE"
+"""The environment variable that names the folder; empty, it turns the cache off."""
+
+
+def cache_folder() -> Path | None:
+    """Return the absolute path of the cache, which need not exist yet: what ``VARIABLE`` says, else ``~/.cache/unipixel_jax``; None if it is off."""
+    named = os.environ.get(VARIABLE)
+    if named == "":
+        return None
+    return Path(os.path.abspath(named)) if named else Path.home() / ".cache" / "unipixel_jax"

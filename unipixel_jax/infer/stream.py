@@ -1,0 +1,217 @@
+"""A clip that is tracked frame by frame, while its user adds, corrects and removes objects.
+
+O objects, H hidden tokens of an object, S side of SAM's square image, D language width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unipixel_jax.errors import UserError
+from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.prediction import Answer, FrameResult
+from unipixel_jax.infer.segmentation import encoded, hidden_tokens, resize_masks, sigmoid
+from unipixel_jax.infer.tracking import Tracker, box_points
+from unipixel_jax.models.sam2.neck import FrameFeatures
+from unipixel_jax.models.sam2.track_state import UNKNOWN_LENGTH
+from unipixel_jax.processing.frames import Frame, FrameSource
+from unipixel_jax.processing.square import square_frames
+
+T = TypeVar("T")
+_DECODED_AHEAD = 4
+"""Frames that are decoded and resized before they are asked for."""
+
+
+class Stream:
+    """The results of a clip's frames, one after the other: iterate over it.
+
+    Between two frames, ``prompt`` adds objects by words, ``correct`` mends one by points, a box or a mask, and ``remove`` forgets one; each acts on the frame
+    whose result came last. What is kept has a fixed size, whatever the length of the clip.
+
+    Attributes:
+        text: the answer to the prompt with which the stream began, special tokens included.
+        tokens: its token ids.
+        spans: where each object's ``<|seg|>`` stands in the text, see ``SegmentedObject``.
+        size: height and width of the frames in pixels.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        ask: Callable[[NDArray[np.uint8], str], Answer],
+        source: FrameSource,
+        text: str,
+        tokens: Sequence[int],
+        hidden: NDArray[np.floating],
+        spans: Sequence[tuple[int, int] | None],
+        size: tuple[int, int],
+    ) -> None:
+        """Start before the first frame.
+
+        Args:
+            loaded: the model that tracks.
+            ask: a function that answers a prompt about a frame [H, W, 3].
+            source: the frames.
+            text, tokens, spans, size: see the attributes.
+            hidden: the states that predicted the objects' ``<|seg|>`` [O, D].
+        """
+        self.text, self.tokens, self.spans, self.size = text, tokens, spans, size
+        self._loaded, self._ask = loaded, ask
+        length = UNKNOWN_LENGTH if source.count is None else len(source)
+        alone = source.is_image or length == 1 or loaded.config.sam2_batch_mode
+        self._tracker = Tracker(self._loaded.model.sam2, self._loaded.dtype, clip_length=length, alone=alone)
+        self._waiting: NDArray[np.floating] | None = hidden if len(hidden) else None
+        self._source = source
+        self._frames = _encoded(self._loaded, source)
+        self._now: Frame | None = None
+
+    def __iter__(self) -> Iterator[FrameResult]:
+        return self
+
+    def __next__(self) -> FrameResult:
+        with self._loaded.on_mesh():
+            self._now, features = next(self._frames)
+            self._tracker.observe(self._now.number, features)
+            if self._waiting is not None:
+                self._tracker.add_words(hidden_tokens(self._loaded.model, self._waiting, self._loaded.dtype))
+                self._waiting = None
+            self._tracker.step()
+        return self.result
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """The numbers of the objects that are followed, from 1 on in the order of their coming."""
+        return tuple(self._tracker.objects)
+
+    @property
+    def result(self) -> FrameResult:
+        """What is known of the frame whose result came last, corrections included.
+
+        Raises:
+            UserError: no frame has come yet.
+        """
+        frame = self._frame()
+        known = [(number, out) for number in self._tracker.objects if (out := self._tracker.output(number)) is not None]
+        masks = [resize_masks(out.low_res, frame.pixels.shape[:2]) > 0 for _, out in known]
+        presence = sigmoid(np.asarray([out.presence for _, out in known], np.float32))
+        iou = np.asarray([out.iou for _, out in known], np.float32)
+        stacked = np.stack(masks) if masks else np.zeros((0, *frame.pixels.shape[:2]), bool)
+        return FrameResult(frame.number, frame.seconds, frame.pixels, tuple(number for number, _ in known), stacked, presence * iou, presence)
+
+    def prompt(self, words: str) -> tuple[str, list[int]]:
+        """Ask about the frame whose result came last, and follow what the answer segments from here on.
+
+        Args:
+            words: the prompt, for example "Please segment the dog."
+
+        Returns:
+            The answer's text, and the numbers of the new objects.
+
+        Raises:
+            UserError: no frame has come yet, an empty prompt, or too many objects.
+        """
+        answer = self._ask(self._frame().pixels, words)
+        with self._loaded.on_mesh():
+            found = self._tracker.add_words(hidden_tokens(self._loaded.model, answer.hidden, self._loaded.dtype)) if len(answer.hidden) else []
+        return answer.text, found
+
+    def correct(
+        self,
+        number: int | None,
+        *,
+        points: Sequence[tuple[float, float]] = (),
+        labels: Sequence[int] | None = None,
+        box: Sequence[float] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> FrameResult:
+        """Mend an object's mask on the frame whose result came last, or add an object without words.
+
+        Args:
+            number: the object; None for a new one.
+            points: (x, y) in pixels; they replace earlier points on this frame.
+            labels: 1 for a point on the object, 0 for one beside it; None for all on it.
+            box: x0, y0, x1, y1 in pixels.
+            mask: bool [height, width], taken as it is, in place of points and a box.
+
+        Returns:
+            The frame's result after the correction.
+
+        Raises:
+            UserError: no frame has come yet, no such object, points outside the frame, a mask of another size, or nothing given.
+        """
+        size = self._frame().pixels.shape[:2]
+        kinds = [1] * len(points) if labels is None else list(labels)
+        if mask is not None and (len(points) or box is not None):
+            raise UserError("a mask was given together with points or a box: give the mask, or points and a box")
+        if mask is None and not len(points) and box is None:
+            raise UserError("nothing to correct with: give points, a box or a mask")
+        with self._loaded.on_mesh():
+            if mask is not None:
+                if mask.shape != size or mask.dtype != np.bool_:
+                    raise UserError(f"the mask is {mask.dtype} {list(mask.shape)}, expected bool {list(size)} as the frame has it")
+                self._tracker.add_mask(mask, number)
+            else:
+                corners, marks = ([], []) if box is None else box_points(box)
+                self._tracker.add_points([*corners, *points], [*marks, *kinds], size, number)
+        return self.result
+
+    def remove(self, number: int) -> None:
+        """Forget an object.
+
+        Raises:
+            UserError: no such object.
+        """
+        with self._loaded.on_mesh():
+            self._tracker.remove(number)
+
+    def save(self) -> dict[str, ArrayLike]:
+        """What the frames after this one depend on, for ``resume``, with the number of the next frame as ``next_frame``. It copies nothing."""
+        return self._tracker.save() | {"next_frame": np.asarray(self._frame().number + 1)}
+
+    def resume(self, saved: dict[str, NDArray[np.generic]]) -> None:
+        """Go on from what ``save`` returned: the frames before are skipped.
+
+        Raises:
+            UserError: it does not fit this model.
+        """
+        with self._loaded.on_mesh():
+            self._tracker.restore(saved)
+        self._frames = _encoded(self._loaded, replace(self._source, first=int(saved["next_frame"])))
+        self._waiting = None
+
+    def _frame(self) -> Frame:
+        if self._now is None:
+            raise UserError("no frame has come yet: take the first result of the stream before you change its objects")
+        return self._now
+
+
+def _encoded(loaded: LoadedModel, source: FrameSource) -> Iterator[tuple[Frame, FrameFeatures]]:
+    """Each frame with its features. Frames of a file are decoded and resized on another thread before they are asked for; a live stream's as they come."""
+    live, side = source.count is None, loaded.config.sam2.image_size
+    read = ((frame, square_frames(frame.pixels[None], side)[0]) for frame in source)
+    frames = deque[Frame]()
+
+    def squares() -> Iterator[NDArray[np.floating]]:
+        for frame, square in read if live else _in_advance(read):
+            frames.append(frame)
+            yield square
+
+    for features in encoded(loaded.model.sam2, squares(), loaded.dtype, size=1 if live or source.is_image else None, ahead=not live):
+        yield frames.popleft(), features
+
+
+def _in_advance(items: Iterator[T]) -> Iterator[T]:
+    """The items, of which the next few are made on a thread."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        queue = deque(pool.submit(next, items, end) for _ in range(_DECODED_AHEAD))
+        while (item := queue.popleft().result()) is not end:
+            queue.append(pool.submit(next, items, end))
+            yield cast(T, item)
