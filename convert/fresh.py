@@ -66,7 +66,8 @@ def sam2_sizes(size: str | None, tensors: Mapping[str, Tensor], image_size: int,
     for published in SAM2_SIZES.values():
         if (published.embed_dim, published.stages) == (patch.shape[0], stages):
             return replace(published, image_size=image_size)
-    raise UserError(f"{where} has width {patch.shape[0]} and stages {stages}, none of SAM 2.1's published sizes; describe it with --sam2-size FILE.json")
+    found = f"{where} has width {patch.shape[0]} and stages {stages}, none of SAM 2.1's published sizes"
+    raise UserError(f"{found}; describe it with --sam2-size FILE.json, or under sam2_model in a config.json beside it where SAM 2.1 is loaded alone")
 
 
 def sam2_config_name(sizes: Sam2Config) -> str:

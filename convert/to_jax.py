@@ -12,15 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
-
-from flax import nnx
 
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core import checkpoint
 from unipixel_jax.core.byte_streams import Blocks
 from unipixel_jax.core.files import PARAMS
-from unipixel_jax.core.params import abstract
+from unipixel_jax.core.params import abstract, shapes
 from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.unipixel import UniPixelModel
@@ -57,8 +54,7 @@ class Summary:
 
 def model_shapes(config: UniPixelConfig) -> dict[KeyPath, Shape]:
     """Return path and shape of every weight of the model; no weight is allocated."""
-    model = abstract(lambda rngs: UniPixelModel(config, rngs=rngs))
-    return {cast(KeyPath, path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    return shapes(abstract(lambda rngs: UniPixelModel(config, rngs=rngs)))
 
 
 def check(source: Source) -> Summary:

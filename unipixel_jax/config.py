@@ -259,7 +259,7 @@ class UniPixelConfig(Checked):
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}: expected a checkpoint saved by UniPixel's trainer")
         values = {k: raw[k] for k in known if raw.get(k) is not None}
-        return cls(vision=vision, text=text, sam2=_read_sam2(raw), dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16", **values)
+        return cls(vision=vision, text=text, sam2=read_sam2(raw), dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16", **values)
 
     def to_hf(self) -> dict[str, Any]:
         """Return the dictionary that transformers 4.53 and the reference read back as this configuration."""
@@ -322,7 +322,12 @@ def read_qwen(raw: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
     return _build(VisionConfig, vision, "vision_config"), _build(TextConfig, merged, "text_config")
 
 
-def _read_sam2(raw: Mapping[str, Any]) -> Sam2Config:
+def read_sam2(raw: Mapping[str, Any]) -> Sam2Config:
+    """Return SAM 2's sizes: ``sam2_model`` of a ``config.json``, or else the published size that its ``sam2_config`` names.
+
+    Raises:
+        ConfigError: a size is missing or impossible, or no published size has that name.
+    """
     if "sam2_model" in raw:
         return _build(Sam2Config, raw["sam2_model"], "sam2_model")
     name = str(raw["sam2_config"]).rsplit("/", 1)[-1].removesuffix(".yaml")

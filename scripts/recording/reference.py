@@ -47,7 +47,7 @@ def use_clone(clone: Path) -> None:
     def compose_sized(config_name: str, overrides: list[str]) -> Any:
         if config_name not in _sizes:
             return compose(config_name=config_name, overrides=overrides)
-        return compose(config_name=BASE_SAM2, overrides=_sam2_overrides(_sizes[config_name]) + overrides)
+        return compose(config_name=BASE_SAM2, overrides=sam2_overrides(_sizes[config_name]) + overrides)
 
     module.compose = compose_sized
 
@@ -57,7 +57,8 @@ def register_sam2(name: str, sizes: Mapping[str, Any]) -> None:
     _sizes[name] = sizes
 
 
-def _sam2_overrides(sizes: Mapping[str, Any]) -> list[str]:
+def sam2_overrides(sizes: Mapping[str, Any]) -> list[str]:
+    """Return hydra's overrides that give a SAM 2.1 base+ file these sizes, but for the image size."""
     width, memory, grid = sizes["d_model"], sizes["mem_dim"], sizes["image_size"] // 16
     attention = {"embedding_dim": width, "feat_sizes": [grid, grid]}
     values = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from .cases import Plan
 from .kinds import track
 from .reference import RecordingError, Session, quiet, register_sam2
+from .weights import random_value
 
 PRESETS = Path(__file__).parent / "presets"
 SPECIAL = (
@@ -27,7 +27,6 @@ CHAT_TEMPLATE = (
     "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif c['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-EMBEDDINGS = ("embed_tokens", "embed.weight", "pos_embed", "point_embeddings", "_token.", "_tokens.", "tem_emb", "no_", "tpos_enc")
 _SUBJECTS = ("the red circle", "a blue square", "every green triangle", "the person on the left", "my dog", "the tallest giraffe", "two small boats")
 _VERBS = ("moves behind", "is next to", "stands in front of", "follows", "carries", "looks at", "leaves")
 _REQUESTS = ("Please segment", "Where is", "Describe", "Why can we see", "How many frames show", "Provide the segmentation mask of")
@@ -80,29 +79,8 @@ def randomise(model: Any, seed: int) -> None:
             continue
         done.add(tensor.data_ptr())
         noise = torch.randn(tensor.shape, generator=rng)
-        if "gaussian_matrix" in name:
-            value = noise
-        elif tied and name.endswith("language_model.norm.weight"):
-            # of both signs: with a positive norm and a tied head, the likeliest token would always be the input token itself
-            value = noise
-        elif name.endswith("lm_head.weight"):
-            value = noise * 3 / math.sqrt(tensor.shape[1])
-        elif any(part in name for part in EMBEDDINGS):
-            value = noise / 2
-        elif name.endswith("o_proj.weight"):
-            # small, so that hidden states keep differing from position to position
-            value = noise / (2 * math.sqrt(tensor.shape[1]))
-        elif "mask_decoder.transformer" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
-            # large, so that attention is sharp, and one frame's output differs from another's
-            value = noise * 3 / math.sqrt(tensor.shape[1])
-        elif tensor.dim() > 1:
-            value = noise / math.sqrt(tensor[0].numel())
-        elif "fuser" in name and name.split(".")[-2].isdigit():
-            value = 0.5 + noise / 5
-        elif name.endswith("weight"):
-            value = 1 + noise / 5
-        else:
-            value = noise / 10
+        # of both signs: with a positive norm and a tied head, the likeliest token would always be the input token itself
+        value = noise if tied and name.endswith("language_model.norm.weight") else random_value(name, noise)
         tensor.copy_(value)
 
 

@@ -29,9 +29,10 @@ ROOMS = {
     "processing": {"core.buckets", "core.files", *INPUTS},
     "data": {*ARGUMENTS, "processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *INPUTS},
     "train": {"models", "losses", "data", "processing", "ops", "core", *INPUTS},
-    "infer": {"hub", "models", "losses", "processing", "ops", "core", *INPUTS},
+    # SAM 2.1 alone is read from its official file, without a converted directory between
+    "infer": {"hub", "convert.sam2", "models", "losses", "processing", "ops", "core", *INPUTS},
     # the embedded model's curriculum, which trains and judges through all that stands
-    "synthetic": {*ARGUMENTS, "train", "infer", "hub", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
+    "synthetic": {*ARGUMENTS, "train", "infer", "hub", "convert.sam2", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
     "convert": {"models", "core", "processing", *CONFIG},
     "hub": {"convert", "models", "core", *CONFIG},
 }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from unipixel_jax.core.axes import ALL, Axes
+from unipixel_jax.core.trees import KeyPath
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
@@ -34,6 +35,7 @@ unit_normal: Initializer = jax.nn.initializers.normal(1.0)
 
 _abstract: ContextVar[bool] = ContextVar("abstract", default=False)
 T = TypeVar("T")
+M = TypeVar("M", bound=nnx.Module)
 
 
 def abstract(make: Callable[[nnx.Rngs], T]) -> T:
@@ -43,6 +45,18 @@ def abstract(make: Callable[[nnx.Rngs], T]) -> T:
         return make(nnx.Rngs(0))
     finally:
         _abstract.reset(token)
+
+
+def shapes(model: nnx.Module) -> dict[KeyPath, tuple[int, ...]]:
+    """Return path and shape of every weight of a model, abstract or not."""
+    return {cast(KeyPath, path): leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+def filled(model: M, arrays: Mapping[KeyPath, jax.Array]) -> M:
+    """Return a model with ``arrays`` as its weights; there is one for the path of each."""
+    graph, state = nnx.split(model)
+    leaves = [(path, leaf.replace(arrays[cast(KeyPath, path)])) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
 def is_abstract() -> bool:

@@ -94,6 +94,17 @@ class Case:
             raise UserError(f"{self.name}: {name} is {str(value)[:40]}, expected a whole number from 1 to {most}: {_ADVICE}")
         return value
 
+    def objects(self, name: str, most: int) -> list[Mapping[str, Any]]:
+        """Return an option that is a list of 1 to ``most`` JSON objects.
+
+        Raises:
+            UserError: the option is missing, or is something else.
+        """
+        found = self.options.get(name)
+        if not isinstance(found, list) or not 0 < len(found) <= most or not all(isinstance(one, dict) for one in found):
+            raise UserError(f"{self.name}: {name} is no list of 1 to {most} objects: {_ADVICE}")
+        return found
+
     def beside(self, ending: str) -> Any:
         """Return the content of the JSON file NAME.ENDING.json beside the case's tensors.
 

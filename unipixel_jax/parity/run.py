@@ -16,7 +16,9 @@ from rich.table import Table
 from unipixel_jax.convert import sources, to_jax
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import LoadedModel, load
+from unipixel_jax.infer.sam2 import Sam2Predictor
 from unipixel_jax.models.unipixel import with_config
+from unipixel_jax.parity import sam2
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case, Recording, inside
 from unipixel_jax.parity.replay import F32, KINDS, Context
@@ -38,6 +40,13 @@ class CaseResult:
 
 def replay(recording: Recording) -> Iterator[CaseResult]:
     """Yield the result of each case. A case of an unknown kind has no comparisons, and so fails."""
+    if all(case.kind in sam2.KINDS for case in recording.cases):
+        predictor = Sam2Predictor.from_pretrained(recording.root / "checkpoint")
+        for case in recording.cases:
+            with _readable(case):
+                checks = sam2.KINDS[case.kind](case, predictor)
+            yield CaseResult(case.name, case.kind, tuple(checks))
+        return
     with _converted(recording.root / "checkpoint") as plain:
         for case in recording.cases:
             yield CaseResult(case.name, case.kind, tuple(_replay_case(case, recording, plain)))
@@ -79,15 +88,21 @@ def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[C
     if case.kind not in KINDS:
         return []
     adapter = case.options.get("adapter")
-    try:
+    with _readable(case):
         if adapter is None:
             return _checks(case, recording, plain)
         with _converted(inside(recording.root, adapter)) as adapted:
             return _checks(case, recording, adapted)
+
+
+@contextmanager
+def _readable(case: Case) -> Iterator[None]:
+    """Turn what arrays whose shapes or dtypes do not fit together raise into an error about the case."""
+    try:
+        yield
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError) as error:
-        # arrays whose shapes or dtypes do not fit together raise any of these
         raise UserError(f"{case.path} cannot be replayed ({type(error).__name__}: {str(error)[:300]}): record it again, or copy it again") from error
 
 

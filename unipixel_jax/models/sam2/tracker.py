@@ -167,7 +167,7 @@ class Sam2(nnx.Module):
         """
         own = state.of(index)
         conditioned = jax.lax.cond(remember, lambda: self._remember(own, features.low), lambda: self._without_memory(features.low))
-        decoded = self._decode_prompt(conditioned, features, prompt)
+        decoded = self._decode_prompt(conditioned, features, prompt, _padding(prompt))
         output = self._output_of_four(decoded, prompt.single)
         memory = self._memorise(features.low, output.low_res, decoded.object_score > 0, exact)
         return state.put(index, own.write(memory, output.pointer, slot)), output
@@ -189,7 +189,8 @@ class Sam2(nnx.Module):
         nothing = jnp.zeros((1, 0, features.low.shape[-1]), features.low.dtype)
         dense = self.mask_downsample(mask.astype(features.low.dtype)).astype(jnp.float32)
         one = jnp.ones((1,), bool)
-        decoded = self._decode_prompt(features.low, features, Prompt(nothing, nothing[..., 0].astype(bool), dense, one, one))
+        alone = Prompt(nothing, nothing[..., 0].astype(bool), dense, one, one)
+        decoded = self._decode_prompt(features.low, features, alone, _padding(alone))
         pointer = self._pointer(decoded.tokens[:, 0], present & (decoded.object_score > 0))
         memory = self._memorise(features.low, low_res, present, jnp.ones((), bool))
         score = jnp.where(present, 10.0, -10.0)
@@ -221,10 +222,21 @@ class Sam2(nnx.Module):
         low = jnp.broadcast_to(features.low, (hidden.shape[0], *features.low.shape[1:]))
         return self._output(self._decode(self._without_memory(low), features, hidden, jnp.ones((), bool)), training)
 
-    def predict(self, features: FrameFeatures, prompt: Prompt) -> DecodedMasks:
-        """Segment objects of an image by prompts (reference: sam2/sam2_image_predictor.py): features [1, ...] and prompts of O objects to four masks each."""
+    def predict(self, features: FrameFeatures, prompt: Prompt) -> tuple[DecodedMasks, jax.Array]:
+        """Segment objects of an image by prompts (reference: sam2/sam2_image_predictor.py), whether or not their scores say that they are there.
+
+        Args:
+            features: the image's, each array [1, ...].
+            prompt: prompts of O objects.
+
+        Returns:
+            Four masks for each object, and which of them [O] is the answer: the single mask where it is asked for and stable, else the best of the others.
+        """
         low = jnp.broadcast_to(self._without_memory(features.low), (prompt.tokens.shape[0], *features.low.shape[1:]))
-        return self._decode_prompt(low, features, prompt)
+        # The image predictor pads points by one padding point, and leaves a mask without points alone.
+        pointed = jnp.any(prompt.valid, axis=1, keepdims=True)
+        decoded = self._decode_prompt(low, features, prompt, jnp.concatenate([pointed, jnp.zeros_like(pointed)], axis=1))
+        return decoded, self._choose(decoded, prompt.single)[1]
 
     def _without_memory(self, low: jax.Array) -> jax.Array:
         """Return features [B, g, g, D] as the mask decoder takes them where nothing is remembered."""
@@ -271,14 +283,11 @@ class Sam2(nnx.Module):
         image = conditioned + encoder.no_mask().astype(dtype)
         return self.mask_decoder(image, encoder.dense_pe(), prompt, valid, features.high0, features.high1)
 
-    def _decode_prompt(self, conditioned: jax.Array, features: FrameFeatures, prompt: Prompt) -> DecodedMasks:
-        """Run the mask decoder on users' prompts: features [O, g, g, D] to four masks of each object. The reference pads any points by one padding point,
-        and their lack by two.
-        """
+    def _decode_prompt(self, conditioned: jax.Array, features: FrameFeatures, prompt: Prompt, padding: jax.Array) -> DecodedMasks:
+        """Run the mask decoder on users' prompts and on padding points where ``padding`` [O, 2] holds: features [O, g, g, D] to four masks of each object."""
         encoder, (objects, *_, d), dtype = self.prompt_encoder, conditioned.shape, conditioned.dtype
         nothing = jnp.broadcast_to(encoder.not_a_point_embed[...][None].astype(dtype), (objects, 2, d))
-        lacking = ~jnp.any(prompt.valid, axis=1, keepdims=True)
-        valid = jnp.concatenate([jnp.ones((objects, 1), bool), lacking, prompt.valid], axis=1)
+        valid = jnp.concatenate([padding, prompt.valid], axis=1)
         dense = jnp.where(prompt.has_logits[:, None, None, None], encoder.masks(prompt.logits.astype(dtype)), encoder.no_mask().astype(dtype))
         tokens = jnp.concatenate([nothing, prompt.tokens.astype(dtype)], axis=1)
         return self.mask_decoder(conditioned + dense, encoder.dense_pe(), tokens, valid, features.high0, features.high1, single=True)
@@ -290,15 +299,19 @@ class Sam2(nnx.Module):
         best = jnp.argmax(decoded.iou, axis=1)
         return TrackOutput(_row(masks, best), _row(decoded.iou, best), self._pointer(_row(decoded.tokens, best), present), decoded)
 
-    def _output_of_four(self, decoded: DecodedMasks, single: jax.Array) -> TrackOutput:
-        """Choose the first of four masks where ``single`` [O] holds and it is stable, else the best of the others (reference: mask_decoder.py,
-        _dynamic_multimask_via_stability).
+    def _choose(self, decoded: DecodedMasks, single: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the best [O] of the last three of four masks, and the first where ``single`` [O] holds and it is stable, else the best
+        (reference: mask_decoder.py, _dynamic_multimask_via_stability).
         """
-        present = decoded.object_score > 0
         best = 1 + jnp.argmax(decoded.iou[:, 1:], axis=1)
         inner, outer = (jnp.sum(decoded.masks[:, 0] > delta, axis=(1, 2)) for delta in (STABILITY_DELTA, -STABILITY_DELTA))
         stable = jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 1.0) >= STABILITY
-        chosen = jnp.where(single & stable, 0, best)
+        return best, jnp.where(single & stable, 0, best)
+
+    def _output_of_four(self, decoded: DecodedMasks, single: jax.Array) -> TrackOutput:
+        """Choose one of four masks. The pointer is made of the single mask's token where ``single`` [O] holds, even if another mask is chosen."""
+        present = decoded.object_score > 0
+        best, chosen = self._choose(decoded, single)
         low_res = jnp.where(present[:, None, None], _row(decoded.masks, chosen), NO_OBJECT)
         pointer = self._pointer(_row(decoded.tokens, jnp.where(single, 0, best)), present)
         return TrackOutput(low_res, _row(decoded.iou, chosen), pointer, decoded)
@@ -316,6 +329,12 @@ class Sam2(nnx.Module):
         memory = self.memory_encoder(low, masks)
         absent = (~present).astype(memory.dtype)[:, None, None]
         return rearrange(memory, "o row column d -> o (row column) d") + absent * self.no_obj_embed_spatial[...].astype(memory.dtype)[None]
+
+
+def _padding(prompt: Prompt) -> jax.Array:
+    """Return where the video predictor adds padding points [O, 2] to a prompt: one to points, and two where there are none."""
+    lacking = ~jnp.any(prompt.valid, axis=1, keepdims=True)
+    return jnp.concatenate([jnp.ones_like(lacking), lacking], axis=1)
 
 
 def _row(array: jax.Array, index: jax.Array) -> jax.Array:
