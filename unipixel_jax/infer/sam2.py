@@ -20,6 +20,7 @@ from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.sam2_loading import load_sam2
+from unipixel_jax.infer.sam2_session import Sam2Session
 from unipixel_jax.infer.segmentation import resize_masks
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Prompt, Sam2
@@ -140,6 +141,20 @@ class Sam2Predictor:
         low_res = np.take_along_axis(low_res, chosen[..., None, None], axis=1)
         masks = resize_masks(low_res, seen.size) > 0
         return ImageMasks(masks, np.take_along_axis(iou, chosen, axis=1), np.clip(low_res, -LARGEST_LOGIT, LARGEST_LOGIT), presence)
+
+
+    def track(self, media: Media, *, non_overlapping: bool = False, fill_holes: int = 0) -> Sam2Session:
+        """Begin to annotate a clip, whose frames are held in memory.
+
+        Args:
+            media: a video, a folder of frames, an array [F, H, W, 3] of uint8 or a sequence of images.
+            non_overlapping: whether each pixel belongs to one object at most.
+            fill_holes: the largest number of pixels, in masks of a quarter of the model's side, of a hole that is filled; the reference fills 8 on CUDA.
+
+        Raises:
+            UserError: it cannot be read, or has too many pixels to be held.
+        """
+        return Sam2Session(self.sam2, self.dtype, read_media(media, None), non_overlapping=non_overlapping, fill_holes=fill_holes)
 
 
 def _points(points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int32]]]:

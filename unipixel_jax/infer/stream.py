@@ -97,13 +97,7 @@ class Stream:
         Raises:
             UserError: no frame has come yet.
         """
-        frame = self._frame()
-        known = [(number, out) for number in self._tracker.objects if (out := self._tracker.output(number)) is not None]
-        masks = [resize_masks(out.low_res, frame.pixels.shape[:2]) > 0 for _, out in known]
-        presence = sigmoid(np.asarray([out.presence for _, out in known], np.float32))
-        iou = np.asarray([out.iou for _, out in known], np.float32)
-        stacked = np.stack(masks) if masks else np.zeros((0, *frame.pixels.shape[:2]), bool)
-        return FrameResult(frame.number, frame.seconds, frame.pixels, tuple(number for number, _ in known), stacked, presence * iou, presence)
+        return frame_result(self._frame(), self._tracker)
 
     def prompt(self, words: str) -> tuple[str, list[int]]:
         """Ask about the frame whose result came last, and follow what the answer segments from here on.
@@ -190,6 +184,39 @@ class Stream:
         if self._now is None:
             raise UserError("no frame has come yet: take the first result of the stream before you change its objects")
         return self._now
+
+
+def frame_result(frame: Frame, tracker: Tracker, non_overlapping: bool = False, fill_holes: int = 0) -> FrameResult:
+    """What a tracker knows of the frame at which it is.
+
+    Args:
+        frame: the frame.
+        tracker: the objects.
+        non_overlapping: whether each pixel belongs to the object with the highest logit only (reference: _apply_non_overlapping_constraints in
+            sam2/modeling/sam2_base.py).
+        fill_holes: the largest number of pixels of a hole in a mask of a quarter of SAM's side that is filled (reference: fill_holes_in_mask_scores in
+            sam2/utils/misc.py); 0 fills none.
+    """
+    size = frame.pixels.shape[:2]
+    known = [(number, out) for number in tracker.objects if (out := tracker.output(number)) is not None]
+    logits = [resize_masks(filled(out.low_res, fill_holes), size) for _, out in known]
+    masks = np.stack(logits) > 0 if logits else np.zeros((0, *size), bool)
+    if non_overlapping and len(logits) > 1:
+        masks &= np.argmax(logits, axis=0) == np.arange(len(logits))[:, None, None]
+    presence = sigmoid(np.asarray([out.presence for _, out in known], np.float32))
+    iou = np.asarray([out.iou for _, out in known], np.float32)
+    return FrameResult(frame.number, frame.seconds, frame.pixels, tuple(number for number, _ in known), masks, presence * iou, presence)
+
+
+def filled(low_res: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """Logits [h, w] in which holes of at most ``most`` pixels, neighbours across corners included, belong to the mask."""
+    if most < 1:
+        return low_res
+    from scipy import ndimage  # its import would slow down those who fill no holes
+
+    labels, _ = ndimage.label(low_res <= 0, structure=np.ones((3, 3)))
+    holes = (np.bincount(labels.ravel())[labels] <= most) & (labels > 0)
+    return np.where(holes, np.float32(0.1), low_res)
 
 
 def _encoded(loaded: LoadedModel, source: FrameSource) -> Iterator[tuple[Frame, FrameFeatures]]:

@@ -5,8 +5,9 @@ O objects, S side of SAM's square image, g = S / 16 side of its feature grid, D 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -87,16 +88,34 @@ class Tracker:
         """What is remembered of all objects; None before the first."""
         return self._state
 
-    def observe(self, frame: int, features: FrameFeatures, direction: int = FORWARD) -> None:
+    def observe(
+        self,
+        frame: int,
+        features: FrameFeatures,
+        direction: int = FORWARD,
+        known: Mapping[int, ObjectOutput] = MappingProxyType({}),
+        tracked: Iterable[int] = (),
+    ) -> None:
         """Go to a frame.
 
         Args:
             frame: its number.
             features: its features, each array [1, ...].
             direction: 1 or -1, the direction of time in which it is reached.
+            known: what is known of objects on it already, by their numbers, where it was visited before.
+            tracked: the objects that were tracked to it before, which further prompts correct.
         """
         self._frame, self._features, self._direction = frame, features, direction
-        self._outputs, self._tracked = {}, set()
+        self._outputs, self._tracked = dict(known), set(tracked)
+
+    def first_frame(self, number: int) -> int:
+        """The first frame on which an object was prompted.
+
+        Raises:
+            UserError: no such object.
+        """
+        self._require(number)
+        return min(frame for frame in self._slots[number] if frame is not None)
 
     def step(self) -> None:
         """Track all objects to this frame, but for those that were prompted on it."""
@@ -111,7 +130,7 @@ class Tracker:
         for number in active:
             row = self._rows[number]
             self._outputs[number] = ObjectOutput(arrays[0][row], float(arrays[1][row]), float(arrays[2][row]))
-        self._tracked = set(active)
+        self._tracked |= set(active)
 
     def output(self, number: int) -> ObjectOutput | None:
         """What is known of an object on this frame; None where it was neither tracked to it nor prompted on it."""
@@ -274,16 +293,15 @@ class Tracker:
         return number
 
     def _slot(self, number: int) -> int:
-        """The conditioning slot for this frame, which is noted down; -1 where an object that was tracked to the frame is corrected, as in the reference."""
+        """The conditioning slot for this frame, which is noted down. A corrected frame gets one too, so that the correction lasts (reference:
+        add_all_frames_to_correct_as_cond in sam2/sam2_video_predictor.py).
+        """
         slots = self._slots[number]
-        if self._frame in slots:
-            return slots.index(self._frame)
-        if number in self._tracked:
-            return -1
-        free = [place for place, frame in enumerate(slots) if frame is None]
-        place = free[0] if free else max(range(CONDITIONING), key=lambda i: abs((slots[i] or 0) - self._frame))
-        slots[place] = self._frame
-        return place
+        if self._frame not in slots:
+            free = [place for place, frame in enumerate(slots) if frame is None]
+            place = free[0] if free else max(range(CONDITIONING), key=lambda i: abs((slots[i] or 0) - self._frame))
+            slots[place] = self._frame
+        return slots.index(self._frame)
 
     def _points(self, points: ArrayLike, labels: ArrayLike, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Points in pixels of the square [1, P, 2] and their labels [1, P], padded with label -2."""

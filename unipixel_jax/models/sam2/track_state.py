@@ -136,6 +136,15 @@ class TrackState:
             pointer_frame=put(self.pointer_frame, number),
         )
 
+    def conditioned(self, slot: jax.Array) -> TrackState:
+        """Return the state in which the frame that comes next is no tracked frame, where ``slot`` is a conditioning slot (not negative) that it goes to."""
+
+        def forget(numbers: jax.Array) -> jax.Array:
+            ring = jnp.arange(len(numbers))[:, None] >= self.conditioning
+            return jnp.where(ring & (numbers == self.frame) & (slot >= 0), -1, numbers)
+
+        return replace(self, memory_frame=forget(self.memory_frame), pointer_frame=forget(self.pointer_frame))
+
     def at(self, frame: jax.Array | int, direction: jax.Array | int = FORWARD) -> TrackState:
         """Return the state before another frame, which is reached in a direction."""
         return replace(self, frame=jnp.asarray(frame, jnp.int32), direction=jnp.asarray(direction, jnp.int32))

@@ -170,7 +170,7 @@ class Sam2(nnx.Module):
         decoded = self._decode_prompt(conditioned, features, prompt, _padding(prompt))
         output = self._output_of_four(decoded, prompt.single)
         memory = self._memorise(features.low, output.low_res, decoded.object_score > 0, exact)
-        return state.put(index, own.write(memory, output.pointer, slot)), output
+        return state.put(index, own.conditioned(slot).write(memory, output.pointer, slot)), output
 
     def prompt_mask(
         self, state: TrackState, index: jax.Array, features: FrameFeatures, mask: jax.Array, low_res: jax.Array, slot: jax.Array
@@ -197,7 +197,7 @@ class Sam2(nnx.Module):
         masks = jnp.broadcast_to(low_res[:, None], decoded.masks.shape)
         output = TrackOutput(low_res, jnp.ones((1,)), pointer, DecodedMasks(masks, jnp.ones_like(decoded.iou), decoded.tokens, score))
         own = state.of(index)
-        return state.put(index, own.write(memory, pointer, slot)), output
+        return state.put(index, own.conditioned(slot).write(memory, pointer, slot)), output
 
     def track(self, features: FrameFeatures, hidden: jax.Array, clip_length: int | jax.Array, training: bool = False, remat: Remat = "none") -> TrackOutput:
         """Track a whole clip, as a scan of ``step`` over features [F, ...]; returns outputs with a leading axis of F. Arguments are those of ``step``.
