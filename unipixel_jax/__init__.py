@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unipixel_jax.config import UniPixelConfig
     from unipixel_jax.infer.prediction import Prediction
     from unipixel_jax.infer.predictor import UniPixel
+    from unipixel_jax.infer.sam2 import Sam2Predictor
     from unipixel_jax.processing.prompts import Box, Mask, Point
 
 # Loaded when first used, so that importing the package costs nothing.
@@ -22,6 +23,7 @@ _HOMES = {
     # the model
     "UniPixel": "unipixel_jax.infer.predictor",
     "UniPixelConfig": "unipixel_jax.config",
+    "Sam2Predictor": "unipixel_jax.infer.sam2",
     # what it answers
     "Prediction": "unipixel_jax.infer.prediction",
     # what a user points at
@@ -30,7 +32,7 @@ _HOMES = {
     "Mask": "unipixel_jax.processing.prompts",
 }
 
-__all__ = ["Box", "Mask", "Point", "Prediction", "UniPixel", "UniPixelConfig"]
+__all__ = ["Box", "Mask", "Point", "Prediction", "Sam2Predictor", "UniPixel", "UniPixelConfig"]
 
 
 def __getattr__(name: str) -> Any:

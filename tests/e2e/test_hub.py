@@ -23,7 +23,7 @@ from filelock import FileLock
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-from unipixel_jax import UniPixel
+from unipixel_jax import Sam2Predictor, UniPixel
 from unipixel_jax.cli import main
 from unipixel_jax.convert import to_torch
 from unipixel_jax.convert.manifest import Manifest
@@ -100,6 +100,25 @@ def test_a_hub_id_is_downloaded_and_converted_once(hub, tmp_path, converted, cap
     before = len(hub.requests)
     assert resolve(ID) == directory
     assert len(hub.requests) == before + 1, "the Hub is asked for the commit alone"
+
+
+def test_sam_2_alone_comes_from_the_file_of_its_repository(hub, tmp_path):
+    source = ROOT / "tests" / "recordings" / "sam2_nano" / "checkpoint"
+    shutil.copytree(source, tmp_path / "sam2")
+    (tmp_path / "sam2" / "model.safetensors").write_text("in another library's layout")
+    hub.models["some/sam2"] = Model(tmp_path / "sam2")
+    predictor = Sam2Predictor.from_pretrained("some/sam2")
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    expected = Sam2Predictor.from_pretrained(source).segment(image, points=[(30, 20)], labels=[1])
+    np.testing.assert_array_equal(predictor.segment(image, points=[(30, 20)], labels=[1]).low_res, expected.low_res)
+    assert hub.sent("model.safetensors") == 0
+    hub.down = 503
+    assert Sam2Predictor.from_pretrained("some/sam2").sam2.config == predictor.sam2.config
+    hub.down = 0
+    with pytest.raises(UserError, match=r"some/sam2 has no revision 'v9'"):
+        Sam2Predictor.from_pretrained("some/sam2", revision="v9")
+    with pytest.raises(UserError, match="holds 0 files called"):
+        Sam2Predictor.from_pretrained(ID)
 
 
 def test_a_revision_has_a_directory_of_its_own(hub, tmp_path):

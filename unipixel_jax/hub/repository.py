@@ -13,7 +13,7 @@ import logging
 import re
 import reprlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +155,43 @@ def download(repository: Repository, revision: str | None, token: str | None) ->
     if directory.name != repository.commit:
         raise UserError(f"{name} changed on the Hub while it was downloaded: try again, or name the commit {repository.commit} as the revision")
     return directory
+
+
+def download_one(name: str, patterns: Sequence[str], revision: str | None, token: str | None) -> Path:
+    """Download the one file of a repository whose name fits, with the repository's config.json where it has one, and return its path.
+
+    Args:
+        name: the Hub id.
+        patterns: names with ``*`` for any characters.
+        revision, token: as in `look_up`.
+
+    Raises:
+        UserError: as `look_up` and `download`; or no file fits, or several do.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir
+
+    def fitting(names: Iterable[str]) -> list[str]:
+        return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+    try:
+        with _explained(name, revision):
+            info = HfApi(token=token).model_info(name, revision=revision, files_metadata=True)
+    except UnreachableError:
+        held = {file.file_path.name: file.file_path for repo in scan_cache_dir().repos if repo.repo_id == name for rev in repo.revisions for file in rev.files}
+        found = fitting(held)
+        if len(found) != 1:
+            raise
+        return held[found[0]]
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    found = fitting(sizes)
+    if len(found) != 1:
+        raise UserError(f"{name} holds {len(found)} files called {' or '.join(patterns)}, expected one, but {_listed(sizes)}")
+    require_room(name, {download_folder(): sizes[found[0]]})
+    with _explained(name, revision, broken="the download broke off"):
+        if "config.json" in sizes:
+            hf_hub_download(name, "config.json", revision=info.sha, token=token)
+        with bars(name) as options:
+            return Path(hf_hub_download(name, found[0], revision=info.sha, token=token, **options))
 
 
 def downloaded(name: str, revision: str | None) -> Path | None:

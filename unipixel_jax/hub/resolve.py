@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +68,20 @@ def checkpoint(model: str | Path, *, revision: str | None = None, token: str | N
         return directory, _origin(name, directory.name)
     repository.require_room(name, {repository.download_folder(): found.missing()})
     return repository.download(found, revision, token), _origin(name, found.commit, found.license)
+
+
+def one_file(model: str | Path, patterns: Sequence[str], *, revision: str | None = None, token: str | None = None) -> Path:
+    """Return a path on this machine as it is, or the one file of a Hub id whose name fits one of the patterns, downloaded.
+
+    Args:
+        model: a path, or a Hub id (``owner/name``).
+        patterns: names with ``*`` for any characters.
+        revision, token: as in ``resolve``.
+
+    Raises:
+        UserError: as ``resolve``; or the repository has no such file, or several.
+    """
+    return Path(model) if is_local(model, revision) else repository.download_one(str(model), patterns, revision, token)
 
 
 def is_local(model: str | Path, revision: str | None) -> bool:

@@ -68,9 +68,11 @@ class Sam2Predictor:
     sam2: Sam2
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: DTypeLike = "float32", image_size: int | None = None) -> Sam2Predictor:
+    def from_pretrained(
+        cls, path: str | Path, dtype: DTypeLike = "float32", image_size: int | None = None, *, revision: str | None = None, token: str | None = None
+    ) -> Sam2Predictor:
         """Load SAM 2.1; arguments and errors are those of ``load_sam2``."""
-        return cls(load_sam2(path, dtype, image_size))
+        return cls(load_sam2(path, dtype, image_size, revision=revision, token=token))
 
     @property
     def dtype(self) -> jnp.dtype:

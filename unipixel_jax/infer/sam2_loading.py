@@ -15,6 +15,7 @@ from unipixel_jax.core.files import PARAMS
 from unipixel_jax.core.params import abstract, filled, shapes
 from unipixel_jax.core.stored import has_arrays
 from unipixel_jax.errors import UserError
+from unipixel_jax.hub.resolve import one_file
 from unipixel_jax.models.sam2.tracker import Sam2
 from unipixel_jax.models.unipixel import abstract_model
 
@@ -22,23 +23,24 @@ OFFICIAL = ("sam2*.pt", "sam2*.safetensors")
 """The names of files that hold SAM 2.1 alone."""
 
 
-def load_sam2(path: str | Path, dtype: DTypeLike = "float32", image_size: int | None = None) -> Sam2:
+def load_sam2(
+    path: str | Path, dtype: DTypeLike = "float32", image_size: int | None = None, *, revision: str | None = None, token: str | None = None
+) -> Sam2:
     """Load SAM 2.1 without a language model.
 
     Args:
         path: an official file (``sam2.1_hiera_large.pt``, say), a directory with one, or a converted directory of UniPixel, of whose weights only SAM 2's are
-            read.
+            read; or a Hub id such as ``facebook/sam2.1-hiera-large``, whose official file is downloaded.
         dtype: the dtype to cast the weights to, in which the model computes: float32 or bfloat16.
         image_size: side of the square image in pixels, a multiple of 32; None for the one of the configuration: 1024 for official files, 768 for UniPixel.
+        revision, token: of the Hub, see ``hub.resolve.resolve``.
 
     Raises:
         UserError: nothing of the kind is there, or it is damaged.
     """
-    root = Path(path)
+    root = one_file(path, OFFICIAL, revision=revision, token=token)
     if root.is_file():
         return read_official(root, dtype, image_size)
-    if not root.is_dir():
-        raise UserError(f"{root} does not exist; expected sam2.1_hiera_*.pt, a directory with it, or a converted directory of UniPixel")
     if has_arrays(root / PARAMS):
         return _from_unipixel(root, dtype, image_size)
     found = sorted(file for pattern in OFFICIAL for file in root.glob(pattern))
