@@ -21,6 +21,7 @@ from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.answers import segmented_objects, text_and_spans, without_end
 from unipixel_jax.infer.buckets import PROMPT_BUCKETS
+from unipixel_jax.infer.chat import MAX_SLOTS, Chat
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.many import ROWS, Job, Options, Outcome, run_jobs
@@ -151,6 +152,20 @@ class UniPixel:
     def describe(self, media: Media, reference: Point | Box | Mask, **options: Any) -> Prediction:
         """Describe one object: ``ask`` with a request for a description. The options, the result and the errors are those of ``ask``."""
         return self.ask(media, DESCRIBE, [reference], **options)
+
+    def chat(self, media: Media, *, sample_frames: int = SAMPLE_FRAMES, max_slots: int = MAX_SLOTS) -> Chat:
+        """Begin a conversation about a photo or a clip, which is read once.
+
+        Args:
+            media: see ``segment``.
+            sample_frames: see ``segment``.
+            max_slots: how many tokens the conversation may have, those of the media included.
+
+        Raises:
+            UserError: media that cannot be read, or that have more tokens.
+        """
+        clip, prepared = self._prepare(media, sample_frames)
+        return Chat(self.loaded, clip, prepared, self.sampling, self.seed, max_slots)
 
     def segment_many(
         self, jobs: Iterable[Job], *, rows: int = ROWS, max_new_tokens: int = MAX_NEW_TOKENS, devices: Sequence[jax.Device] | None = None
