@@ -34,7 +34,7 @@ ROOMS = {
     "synthetic": {*ARGUMENTS, "train", "infer", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
     "convert": {*ARGUMENTS, "models", "core", "processing", *CONFIG},
 }
-FREE = {"cli", "demo", "parity", "bench", "plan", "infer.cli", "train.cli", "train.export", "__init__"}
+FREE = {"cli", "demo", "parity", "bench", "plan", "infer.batch_cli", "infer.chat_cli", "infer.cli", "train.cli", "train.export", "__init__"}
 """These modules put the others together and may import everything."""
 
 

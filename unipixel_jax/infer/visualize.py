@@ -36,23 +36,24 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
-def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], first: int = 1) -> NDArray[np.uint8]:
     """A copy of a frame with every object filled, outlined and numbered.
 
     Args:
         frame: RGB [H, W, 3], uint8.
         masks: bool [O, H, W], or O masks [H, W]; an empty one draws nothing.
+        first: the number of the first object.
 
     Returns:
         RGB [H, W, 3], uint8.
     """
     out = frame.copy()
     line = max(1, round(max(frame.shape[:2]) / 800))
-    for number, mask in enumerate(masks, start=1):
+    for number, mask in enumerate(masks, start=first):
         _draw_mask(out, mask, colour_of(number), line)
     image = Image.fromarray(out)
     taken: list[tuple[int, int]] = []
-    for number, mask in enumerate(masks, start=1):
+    for number, mask in enumerate(masks, start=first):
         if mask.any():
             radius = 9 + 3 * line
             taken.append(_badge_place(mask, taken, radius))
@@ -60,7 +61,9 @@ def draw_objects(frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[N
     return np.asarray(image)
 
 
-def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: int = 10) -> None:
+def save_overlay(
+    path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: int = 10, first: int = 1
+) -> None:
     """Draw the objects over a photo or a clip and write it.
 
     Args:
@@ -68,6 +71,7 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
         frames: RGB [F, H, W, 3], uint8.
         masks: bool [O, F, H, W], or O arrays [F, H, W].
         frames_per_second: speed of a clip.
+        first: the number of the first object.
 
     Raises:
         UserError: another ending, more than one frame for a PNG, or the file cannot be written.
@@ -77,22 +81,23 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
         raise UserError(f"{path} for {len(frames)} frames: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
     with replacing(path) as aside:
         if kind == ".png":
-            Image.fromarray(draw_objects(frames[0], [m[0] for m in masks])).save(aside)
+            Image.fromarray(draw_objects(frames[0], [m[0] for m in masks], first)).save(aside)
         elif kind == ".gif":
-            _write_gif(aside, _shrunk(frames, masks), 1000 // frames_per_second)
+            _write_gif(aside, _shrunk(frames, masks, first), 1000 // frames_per_second)
         else:
-            _write_mp4(aside, (draw_objects(frame, [m[i] for m in masks]) for i, frame in enumerate(frames)), frames_per_second)
+            _write_mp4(aside, (draw_objects(frame, [m[i] for m in masks], first) for i, frame in enumerate(frames)), frames_per_second)
 
 
-def format_answer(prediction: Prediction, colour: bool = True) -> str:
+def format_answer(prediction: Prediction, colour: bool = True, first: int = 1) -> str:
     """The answer with each ``<|seg|>`` shown as its object's number, for a terminal.
 
     Args:
         prediction: the answer.
         colour: show the number on its object's colour, by ANSI codes, rather than in square brackets.
+        first: the number of the first object.
     """
     pieces, done = [], 0
-    for number, item in enumerate(prediction.objects, start=1):
+    for number, item in enumerate(prediction.objects, start=first):
         if item.span is not None:
             pieces += [prediction.text[done : item.span[0]], color_label(number, colour)]
             done = item.span[1]
@@ -186,13 +191,13 @@ def _is_bright(colour: tuple[int, int, int]) -> bool:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
 
 
-def _shrunk(frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> Iterator[NDArray[np.uint8]]:
+def _shrunk(frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], first: int) -> Iterator[NDArray[np.uint8]]:
     height, width = frames.shape[1:3]
     scale = min(1.0, GIF_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     for i, frame in enumerate(frames):
         shown = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-        yield draw_objects(shown, [np.asarray(Image.fromarray(m[i]).resize(size, Image.Resampling.NEAREST)) for m in masks])
+        yield draw_objects(shown, [np.asarray(Image.fromarray(m[i]).resize(size, Image.Resampling.NEAREST)) for m in masks], first)
 
 
 def _write_gif(path: Path, frames: Iterable[NDArray[np.uint8]], milliseconds: int) -> None:
