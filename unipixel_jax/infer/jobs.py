@@ -178,12 +178,13 @@ def _known(folder: Path) -> dict[str, tuple[str, str]]:
     for path in folder.glob("results*.jsonl"):
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
                 try:
                     entry = json.loads(line)
                     known[entry["id"]] = (entry["media"], entry["prompt"])
                 except (ValueError, KeyError, TypeError, RecursionError):
-                    if line.endswith(b"\n"):
-                        raise UserError(f"{path}, line {number}: it is no result: choose another --out, or remove the line") from None
+                    raise UserError(f"{path}, line {number}: it is no result: choose another --out, or remove the line") from None
     return known
 
 
