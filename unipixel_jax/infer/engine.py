@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unipixel_jax.batch import ModelInputs
 from unipixel_jax.config import TextConfig
-from unipixel_jax.core.buckets import BUCKETS
+from unipixel_jax.core.buckets import BUCKETS, BucketTable
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.infer.answers import without_end
 from unipixel_jax.infer.buckets import PROMPT_BUCKETS
@@ -102,6 +102,19 @@ def take_states(hidden: jax.Array, rows: jax.Array, places: jax.Array) -> jax.Ar
     return hidden[rows, places]
 
 
+def group_buckets(group: int, window_patches: int) -> BucketTable:
+    """The padded sizes of ``group`` prompts that are read together.
+
+    They are finer than those of a single prompt. What is padded is paid by every prompt of a group, while the sizes of groups vary less than those of prompts.
+    """
+    return replace(
+        PROMPT_BUCKETS,
+        batch=BUCKETS.fixed({"batch": group}).batch,
+        tokens=replace(BUCKETS.tokens, step=32, growth=1.125),
+        patches=replace(BUCKETS.patches, step=window_patches, growth=1.125),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """An answer that has ended.
@@ -136,7 +149,7 @@ class Engine:
         self._seed, self._reads = seed, 0
         self._rows, self._limit = rows, max_new_tokens
         self._new_tokens = BUCKETS.new_tokens.size(max_new_tokens)
-        self._buckets = replace(PROMPT_BUCKETS, **{"batch": BUCKETS.fixed({"batch": group}).batch})
+        self._buckets = group_buckets(group, loaded.config.vision.window_patches)
         self._known: list[batch.Sizes] = []
         self._answers: Answers | None = None
         self._prompts: dict[int, tuple[jax.Array, int, int]] = {}

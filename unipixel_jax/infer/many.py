@@ -38,7 +38,7 @@ from unipixel_jax.processing.tokenizer import REF_TOKEN
 
 ROWS = 16
 """Answers that are generated together; half as many prompts are read together."""
-PHOTOS, OBJECTS = 4, 16
+PHOTOS, OBJECTS = 8, 32
 """Photos, and objects in them, whose masks are decoded in one call; a single photo may have more objects."""
 
 
