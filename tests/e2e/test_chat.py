@@ -1,13 +1,18 @@
 """A conversation that is continued on its cache says what the whole conversation, read from its beginning, is answered with."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from unipixel_jax import Box, Mask, Point, UniPixel
+from unipixel_jax.cli import main
 from unipixel_jax.data.synthetic.language import full_name
 from unipixel_jax.data.synthetic.scene import draw_scene
+from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer import chat as chats
 from unipixel_jax.infer.answers import without_end
@@ -122,3 +127,40 @@ def test_what_does_not_fit_leaves_the_conversation_as_it_was(model, scene):
     assert chat.ask("What is <region>?", [Mask(scene.masks[0, 0])], max_new_tokens=2).text
     with pytest.raises(UserError, match="expected at most 16"):
         model.chat(scene.frames, max_slots=16)
+
+
+LINES = """\
+Please segment the large blue square.
+/point 74,147
+
+What is <region>?
+/point 74
+/jump
+/mask {mask}
+Is <region> larger than [0]?
+What is <region>?
+"""
+
+
+def test_the_command_reads_lines_and_draws_each_answer(tmp_path, capsys, monkeypatch):
+    mask, out = tmp_path / "mask.png", tmp_path / "out"
+    pixels = np.zeros((320, 320), np.uint8)
+    pixels[70:130, 80:140] = 1
+    Image.fromarray(pixels).save(mask)
+    monkeypatch.setattr("sys.stdin", io.StringIO(LINES.format(mask=mask)))
+    argv = ["chat", str(ASSETS / "photo.png"), "--output-dir", str(out), "--max-new-tokens", "24", "--dtype", "float32"]
+    assert main(argv) == 1
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0] == "It is the large blue square[0]." and lines[1].startswith("[0] ") and lines[3] == "It is a large green triangle."
+    for line, words in zip(shown.err.splitlines(), ("'74' is not X,Y", "/jump is unknown", "1 <region> for 0 points"), strict=True):
+        assert words in line
+    drawn = Image.open(lines[2])
+    assert drawn.size == (320, 320) and lines[2] == str(out / "photo-chat-1.png")
+    assert len([line for line in lines if line.startswith("[")]) == len([path for path in lines if path.endswith(".png")]) >= 1
+
+
+def test_the_command_refuses_media_before_it_loads_a_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(UniPixel, "from_pretrained", None)
+    assert main(["chat", "no/such.png"]) == 1
+    assert capsys.readouterr().err.startswith("error: no/such.png does not exist")
