@@ -155,8 +155,9 @@ def test_the_command_reads_lines_and_draws_each_answer(tmp_path, capsys, monkeyp
     assert lines[0] == "It is the large blue square[0]." and lines[1].startswith("[0] ") and lines[3] == "It is a large green triangle."
     for line, words in zip(shown.err.splitlines(), ("'74' is not X,Y", "/jump is unknown", "1 <region> for 0 points"), strict=True):
         assert words in line
-    drawn = Image.open(lines[2])
-    assert drawn.size == (320, 320) and lines[2] == str(out / "photo-chat-1.png")
+    assert lines[2] == str(out / "photo-chat-1.png")
+    with Image.open(lines[2]) as drawn:
+        assert drawn.size == (320, 320)
     assert len([line for line in lines if line.startswith("[")]) == len([path for path in lines if path.endswith(".png")]) >= 1
 
 
