@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from random_model import random_model
 
 from unipixel_jax import Box, Mask, Point, UniPixel
 from unipixel_jax.cli import main
@@ -165,3 +166,17 @@ def test_the_command_refuses_media_before_it_loads_a_model(tmp_path, capsys, mon
     monkeypatch.setattr(UniPixel, "from_pretrained", None)
     assert main(["chat", "no/such.png"]) == 1
     assert capsys.readouterr().err.startswith("error: no/such.png does not exist")
+
+
+def test_a_random_model_says_the_same_on_its_cache(rng):
+    """Its tokens change with any token that is not seen, where those of a trained model seldom do."""
+    model = random_model(seed=1)
+    chat = model.chat(rng.integers(0, 256, (3, 120, 160, 3), dtype=np.uint8))
+    for question in ("Where is it?", "What is to the left of the large red thing?", "Why?"):
+        found = chat.ask(question, max_new_tokens=8)
+        ids = np.asarray(chat.tokens[: len(chat.tokens) - len(found.tokens)], np.int32)
+        inputs = batch.collate([batch.Conversation(ids, chat._media)], model.config, model.loaded.tokenizer.pad_id, PROMPT_BUCKETS)
+        limit, ends = jnp.asarray(8, jnp.int32), model.loaded.end_tokens
+        key, dtype = jax.random.key(0), model.loaded.dtype
+        out = generate(model.loaded.model, jax.device_put(inputs), key, limit, new_token_slots=32, end_tokens=ends, dtype=dtype)
+        assert without_end(np.asarray(out.tokens)[0, : int(out.count[0])], ends).tolist() == list(found.tokens)
