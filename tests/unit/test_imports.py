@@ -36,7 +36,7 @@ ROOMS = {
     "convert": {"models", "core", "processing", *CONFIG},
     "hub": {"convert", "models", "core", *CONFIG},
 }
-FREE = {"cli", "demo", "parity", "bench", "plan", "convert.cli", "infer.cli", "train.cli", "train.export", "__init__"}
+FREE = {"cli", "demo", "parity", "bench", "plan", "convert.cli", "infer.batch_cli", "infer.chat_cli", "infer.cli", "train.cli", "train.export", "__init__"}
 """These modules put the others together and may import everything."""
 
 

@@ -131,6 +131,37 @@ def test_cached_decoding_equals_the_full_forward(rng):
     np.testing.assert_array_equal(cache.segments[0], [0] * 8 + [1] * 4 + [0] * 3)
 
 
+@pytest.mark.parametrize("unused", [0, 3])
+def test_a_cache_is_continued_by_several_tokens(rng, unused):
+    """Tokens see all of the cache before them and each other causally; padding behind them leaves slots that the next tokens take."""
+    text = micro_model().text
+    ids, positions, segments, _ = prompt_rows(rng, (9, 13), 13)
+    x = text.embed(ids, F32)
+    whole = read(text, x, positions, segments)
+    extend = jax.jit(lambda text, *rest: text.extend(*rest, continues=True))
+    cache = KVCache.empty(MICRO.text, 2, 20, F32)
+    for first, last in ((0, 6), (6, 10), (10, 13)):
+        piece = [jnp.pad(a[..., first:last], [(0, 0)] * (a.ndim - 1) + [(0, unused)]) for a in (positions, segments)]
+        states, cache = extend(text, jnp.pad(x[:, first:last], ((0, 0), (0, unused), (0, 0))), *piece, cache, first)
+        for row, padding in enumerate((4, 0)):
+            valid = slice(max(padding - first, 0), last - first)
+            np.testing.assert_allclose(states[row, valid], whole[row, first:last][valid], atol=CLOSE)
+
+
+def test_slots_have_no_order(rng):
+    """A token sees the same in a cache whose slots were moved in a ring, as long as its own slot holds nothing else."""
+    text = micro_model().text
+    ids, positions, segments, _ = prompt_rows(rng, (4, 8), 9)
+    x = text.embed(ids, F32)
+    extend = jax.jit(lambda text, *rest: text.extend(*rest))
+    _, cache = extend(text, x[:, :8], positions[:, :, :8], segments[:, :8], KVCache.empty(MICRO.text, 2, 11, F32), 0)
+    own = (x[:, 8:], positions[:, :, 8:], segments[:, 8:])
+    wanted, _ = extend(text, *own, cache, 8)
+    moved, after = extend(text, *own, cache.rolled(5).padded(13), 2)
+    np.testing.assert_allclose(moved, wanted, atol=CLOSE)
+    np.testing.assert_array_equal(after.segments[1], [1] * 3 + [0] * 3 + [1] * 5 + [0] * 2)
+
+
 def test_logits_use_the_head_or_the_tied_embedding(rng):
     text = copied(micro_model()).text
     hidden = random(rng, 2, MICRO.text.hidden_size)

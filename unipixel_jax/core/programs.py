@@ -34,11 +34,13 @@ class Programs(Generic[P, R]):
 
     Attributes:
         limit: how many programs are kept.
+        donate: the numbers of the positional arguments whose arrays a call consumes, so that results can take their memory.
     """
 
-    def __init__(self, function: Callable[P, R], limit: int = LIMIT) -> None:
+    def __init__(self, function: Callable[P, R], limit: int = LIMIT, donate: tuple[int, ...] = ()) -> None:
         functools.update_wrapper(self, function)
         self.limit = limit
+        self.donate = donate
         self._function = function
         self._kept: OrderedDict[Hashable, Callable[..., R]] = OrderedDict()
         self._lock = threading.Lock()
@@ -56,7 +58,7 @@ class Programs(Generic[P, R]):
     def _program(self, key: Hashable, static: dict[str, Any]) -> Callable[..., R]:
         with self._lock:
             # Each program gets a function object of its own, because JAX frees what it keeps for a function with the last reference to it.
-            program = self._kept.pop(key, None) or jax.jit(functools.partial(self._function, **static))
+            program = self._kept.pop(key, None) or jax.jit(functools.partial(self._function, **static), donate_argnums=self.donate)
             self._kept[key] = program
             while len(self._kept) > self.limit:
                 self._kept.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Generation of answers: one prefill and one loop, compiled together as one program.
+"""Generation of answers: the loop that draws one token after the other, and a program of a prefill and that loop.
 
 B batch, L prompt tokens (padded on the left), N new tokens, D width, V vocabulary, O ``<|seg|>`` tokens in a prompt.
 """
@@ -51,6 +51,138 @@ class Generation:
     first_logits: jax.Array
 
 
+@dataclass(frozen=True)
+class Answering:
+    """What the programs that generate answers are compiled for.
+
+    Attributes:
+        end_tokens: tokens that end an answer.
+        dtype: compute dtype.
+        sampling: how tokens are drawn.
+    """
+
+    end_tokens: tuple[int, ...]
+    dtype: jnp.dtype
+    sampling: Sampling = Sampling()
+
+    def draw(self, model: UniPixelModel, hidden: jax.Array, key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        """Return the tokens [B] that follow states ``hidden`` [B, D], and their scores [B, V]. ``step`` tells the draws with one key apart."""
+        logits = model.text.logits(hidden)
+        return _draw(logits, self.sampling, jax.random.fold_in(key, step)), logits
+
+    def ends(self, token: jax.Array) -> jax.Array:
+        """Return which tokens [B] end an answer [B], bool."""
+        return jnp.any(token[:, None] == jnp.asarray(self.end_tokens, jnp.int32)[None], axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Answers:
+    """Answers that are being generated. The rows share the slot that is written next, and each has its own age.
+
+    Attributes:
+        step: tokens drawn so far by the rows together, int32 scalar.
+        at: the slot of the cache for the last drawn tokens' keys and values, int32 scalar.
+        running: whether each row's answer goes on [B], bool.
+        count: tokens of each row's answer [B], int32.
+        limit: where each row's answer is cut off, 1 to N tokens [B], int32.
+        position: rotary position of each row's last drawn token [B], int32.
+        tokens: see ``Generation`` [B, N], int32.
+        hidden: see ``Generation`` [B, N, D].
+        cache: keys and values of everything but the last token drawn.
+    """
+
+    step: jax.Array
+    at: jax.Array
+    running: jax.Array
+    count: jax.Array
+    limit: jax.Array
+    position: jax.Array
+    tokens: jax.Array
+    hidden: jax.Array
+    cache: KVCache
+
+    @classmethod
+    def start(cls, cache: KVCache, at: jax.Array | int, slots: int, width: int) -> Answers:
+        """The state without answers, with room for ``slots`` tokens of each and for states of ``width`` entries in the cache's dtype."""
+        batch = cache.segments.shape[0]
+        none = jnp.zeros((batch,), jnp.int32)
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            at=jnp.asarray(at, jnp.int32),
+            running=jnp.zeros((batch,), bool),
+            count=none,
+            limit=none,
+            position=none,
+            tokens=jnp.zeros((batch, slots), jnp.int32),
+            hidden=jnp.zeros((batch, slots, width), cache.k.dtype),
+            cache=cache,
+        )
+
+    def begin(self, running: jax.Array, limit: jax.Array, position: jax.Array) -> Answers:
+        """Begin new answers in the rows where ``running`` [B] holds; ``limit`` and ``position``, each [B], are those of their first tokens."""
+        return replace(
+            self,
+            running=self.running | running,
+            count=jnp.where(running, 0, self.count),
+            limit=jnp.where(running, limit, self.limit),
+            position=jnp.where(running, position - 1, self.position),
+        )
+
+    def record(self, rows: jax.Array, token: jax.Array, hidden: jax.Array, ends: jax.Array) -> Answers:
+        """Write down the next token of the answers in some rows, and find out which go on.
+
+        Args:
+            rows: [B] bool.
+            token: [B] int32.
+            hidden: [B, D], the states that predicted the tokens.
+            ends: [B] bool, whether the token ends an answer.
+        """
+        batch, slots = self.tokens.shape
+        place = (jnp.arange(batch), jnp.where(rows, self.count, slots))
+        count = self.count + rows.astype(jnp.int32)
+        return replace(
+            self,
+            step=self.step + 1,
+            running=self.running & ~(rows & (ends | (count >= self.limit))),
+            count=count,
+            position=self.position + rows.astype(jnp.int32),
+            tokens=self.tokens.at[place].set(token, mode="drop"),
+            hidden=self.hidden.at[place].set(hidden, mode="drop"),
+        )
+
+
+def decode(model: UniPixelModel, answers: Answers, key: jax.Array, enough: jax.Array | int, how: Answering) -> Answers:
+    """Generate until at most ``enough`` answers go on. A row needs as many slots as its prompt and its answer together: the last slot is followed by the first.
+
+    Args:
+        model: the weights.
+        answers: each running row has its first token.
+        key: the random key for sampling.
+        enough: int32 scalar.
+        how: the rest.
+    """
+
+    def more(answers: Answers) -> jax.Array:
+        return jnp.sum(answers.running, dtype=jnp.int32) > enough
+
+    def body(answers: Answers) -> Answers:
+        last = jnp.take_along_axis(answers.tokens, jnp.maximum(answers.count - 1, 0)[:, None], axis=1)
+        positions = jnp.broadcast_to(answers.position[None, :, None], (3, *last.shape))
+        segments = answers.running[:, None].astype(jnp.int32)
+        states, cache = model.text.extend(model.text.embed(last, how.dtype), positions, segments, answers.cache, answers.at)
+        token, _ = how.draw(model, states[:, -1], key, answers.step)
+        at = (answers.at + 1) % cache.segments.shape[1]
+        return replace(answers, cache=cache, at=at).record(answers.running, token, states[:, -1], how.ends(token))
+
+    return jax.lax.while_loop(more, body, answers)
+
+
+def states_before(states: jax.Array, positions: jax.Array) -> jax.Array:
+    """Return the states [B, O, D] at ``positions`` [B, O] of states [B, L, D]; a position of L stands for none, and its state means nothing."""
+    return jnp.take_along_axis(states, jnp.minimum(positions, states.shape[1] - 1)[..., None], axis=1)
+
+
 @Programs
 def generate(
     model: UniPixelModel,
@@ -75,76 +207,16 @@ def generate(
         dtype: compute dtype.
         sampling: how tokens are drawn.
     """
+    how = Answering(end_tokens, dtype, sampling)
     batch, length = inputs.input_ids.shape
     cache = KVCache.empty(model.config.text, batch, length + new_token_slots, dtype)
     states, cache = model.text.extend(model.embed(inputs, dtype), inputs.position_ids, inputs.segments, cache, 0)
-    at = jnp.minimum(inputs.seg_positions, length - 1)
-    prompt_hidden = jnp.take_along_axis(states, at[..., None], axis=1)
-    ends = jnp.asarray(end_tokens, jnp.int32)
-
-    def draw(states: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = model.text.logits(states[:, -1])
-        return _draw(logits, sampling, jax.random.fold_in(key, step)), logits
-
-    def record(loop: _Loop, token: jax.Array, hidden: jax.Array) -> _Loop:
-        """Write down each running row's token and find out which rows go on."""
-        return replace(
-            loop,
-            step=loop.step + 1,
-            running=loop.running & ~jnp.any(token[:, None] == ends[None], axis=1),
-            count=loop.count + loop.running.astype(jnp.int32),
-            tokens=jax.lax.dynamic_update_index_in_dim(loop.tokens, token, loop.step, 1),
-            hidden=jax.lax.dynamic_update_index_in_dim(loop.hidden, hidden, loop.step, 1),
-        )
-
-    def more(loop: _Loop) -> jax.Array:
-        return (loop.step < max_new_tokens) & jnp.any(loop.running)
-
-    def body(loop: _Loop) -> _Loop:
-        last = jax.lax.dynamic_slice_in_dim(loop.tokens, loop.step - 1, 1, 1)
-        index = length + loop.step - 1
-        positions = jnp.broadcast_to((index + inputs.rope_deltas)[None, :, None], (3, batch, 1))
-        states, cache = model.text.extend(model.text.embed(last, dtype), positions, jnp.ones((batch, 1), jnp.int32), loop.cache, index)
-        return record(replace(loop, cache=cache), draw(states, loop.step)[0], states[:, -1])
-
-    first, logits = draw(states, jnp.zeros((), jnp.int32))
-    end = jax.lax.while_loop(more, body, record(_Loop.start(states[:, -1], new_token_slots, cache), first, states[:, -1]))
-    return Generation(end.tokens, end.count, end.hidden, prompt_hidden, logits)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Loop:
-    """The state of the loop.
-
-    Attributes:
-        step: tokens drawn so far, int32 scalar.
-        running: whether each row has not ended yet [B], bool.
-        count: tokens of each row [B], int32.
-        tokens: see ``Generation`` [B, N], int32.
-        hidden: see ``Generation`` [B, N, D].
-        cache: keys and values of everything but the last token drawn.
-    """
-
-    step: jax.Array
-    running: jax.Array
-    count: jax.Array
-    tokens: jax.Array
-    hidden: jax.Array
-    cache: KVCache
-
-    @classmethod
-    def start(cls, hidden: jax.Array, slots: int, cache: KVCache) -> _Loop:
-        """The state before the first token, with room for ``slots`` tokens and for states like ``hidden`` [B, D]."""
-        batch, width = hidden.shape
-        return cls(
-            step=jnp.zeros((), jnp.int32),
-            running=jnp.ones((batch,), bool),
-            count=jnp.zeros((batch,), jnp.int32),
-            tokens=jnp.zeros((batch, slots), jnp.int32),
-            hidden=jnp.zeros((batch, slots, width), hidden.dtype),
-            cache=cache,
-        )
+    every = jnp.ones((batch,), bool)
+    answers = Answers.start(cache, length, new_token_slots, states.shape[-1])
+    answers = answers.begin(every, jnp.broadcast_to(max_new_tokens, (batch,)), length + inputs.rope_deltas)
+    token, logits = how.draw(model, states[:, -1], key, 0)
+    end = decode(model, answers.record(every, token, states[:, -1], how.ends(token)), key, 0, how)
+    return Generation(end.tokens, end.count, end.hidden, states_before(states, inputs.seg_positions), logits)
 
 
 def _draw(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

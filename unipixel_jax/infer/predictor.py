@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,18 +21,21 @@ from unipixel_jax.core.mesh import MeshConfig, make_mesh
 from unipixel_jax.errors import UserError
 from unipixel_jax.hub.resolve import resolve
 from unipixel_jax.hub.save import save
+from unipixel_jax.infer.answers import segmented_objects, text_and_spans, without_end
 from unipixel_jax.infer.buckets import PROMPT_BUCKETS
+from unipixel_jax.infer.chat import MAX_SLOTS, Chat
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
+from unipixel_jax.infer.many import ROWS, Job, Options, Outcome, run_jobs
 from unipixel_jax.infer.prediction import Answer, Collector, Prediction, SegmentedObject
-from unipixel_jax.infer.segmentation import clip_logits, resize_masks, sigmoid
+from unipixel_jax.infer.segmentation import clip_logits
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.frames import FrameSource, open_frames
 from unipixel_jax.processing.media import Clip, Media, read_media
 from unipixel_jax.processing.memory import memory_grid, memory_prefix
 from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions
-from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN, Message
+from unipixel_jax.processing.tokenizer import REF_TOKEN, Message
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +235,39 @@ class UniPixel:
         """Describe one object: ``ask`` with a request for a description. The options, the result and the errors are those of ``ask``."""
         return self.ask(media, DESCRIBE, [reference], **options)
 
+    def chat(self, media: Media, *, sample_frames: int = SAMPLE_FRAMES, max_slots: int = MAX_SLOTS) -> Chat:
+        """Begin a conversation about a photo or a clip, which is read once.
+
+        Args:
+            media: see ``segment``.
+            sample_frames: see ``segment``.
+            max_slots: how many tokens the conversation may have, those of the media included.
+
+        Raises:
+            UserError: media that cannot be read, or that have more tokens.
+        """
+        clip, prepared = self._prepare(media, sample_frames)
+        return Chat(self.loaded, clip, prepared, self.sampling, self.seed, max_slots)
+
+    def segment_many(
+        self, jobs: Iterable[Job], *, rows: int = ROWS, max_new_tokens: int = MAX_NEW_TOKENS, devices: Sequence[jax.Device] | None = None
+    ) -> Iterator[Outcome]:
+        """Answer many prompts and segment what they ask for, several at a time; answers and masks are those of ``segment``.
+
+        Args:
+            jobs: prompts about photos and clips, taken as they are needed.
+            rows: answers that are generated together on a device.
+            max_new_tokens: where an answer is cut off.
+            devices: the devices that take jobs, each with a copy of the weights; None for all of this process. A model on a mesh runs on its mesh.
+
+        Returns:
+            Each job's outcome when it is there, in any order. A job that fails gives an outcome with a reason, and the others go on.
+
+        Raises:
+            UserError: ``rows`` or ``max_new_tokens`` is below 1.
+        """
+        return run_jobs(self.loaded, self.sampling, self.seed, jobs, Options(rows, max_new_tokens), devices)
+
     def _prepare(self, media: Media, sample_frames: int) -> tuple[Clip, batch.PreparedMedia]:
         if sample_frames < 1:
             raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
@@ -266,8 +302,7 @@ class UniPixel:
         conversation = batch.prepare_conversation(messages, prepared, self.loaded.tokenizer, self.config, references=references, memory=memory)
         in_prompt, generation, count = self._generate(conversation, max_new_tokens)
         tokens = np.asarray(generation.tokens)[0, :count]
-        if count and tokens[-1] in self.loaded.end_tokens:
-            tokens = tokens[:-1]
+        tokens = without_end(tokens, self.loaded.end_tokens)
         said = tokens == self.config.seg_token_id
         hidden = np.concatenate([in_prompt, np.asarray(generation.hidden)[0, : len(tokens)][said]])
         text, spans = self._decode(tokens)
@@ -296,24 +331,13 @@ class UniPixel:
 
     def _decode(self, tokens: NDArray[np.int32]) -> tuple[str, list[tuple[int, int]]]:
         """The text of an answer, and the span of each ``<|seg|>`` in it (see ``SegmentedObject``)."""
-        text = self.loaded.tokenizer.decode(tokens)
-        spans, at = [], 0
-        for _ in range(int(np.sum(tokens == self.config.seg_token_id))):
-            start = text.index(SEG_TOKEN, at)
-            at = start + len(SEG_TOKEN)
-            spans.append((start, at))
-        return text, spans
+        return text_and_spans(tokens, self.loaded.tokenizer, self.config.seg_token_id)
 
     def _track(self, clip: Clip, prepared: batch.PreparedMedia, hidden: NDArray[Any], spans: Sequence[tuple[int, int] | None]) -> list[SegmentedObject]:
         assert prepared.frames is not None
         with _stage(f"segmenting {len(hidden)} objects in {len(prepared.frames)} frames"), self.loaded.on_mesh():
             found = clip_logits(self.loaded.model, prepared.frames, hidden, self.loaded.dtype)
-        objects = []
-        for number, span in enumerate(spans):
-            masks = np.stack([resize_masks(frame, prepared.frame_size) > 0 for frame in found.low_res[:, number]])
-            present = sigmoid(found.presence[:, number])
-            objects.append(SegmentedObject.from_masks(masks, present * found.iou[:, number], present, span))
-        return objects
+        return segmented_objects(found, prepared.frame_size, spans)
 
 
 @contextmanager

@@ -71,7 +71,9 @@ def draw_objects(
     return np.asarray(image)
 
 
-def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: float = 10) -> None:
+def save_overlay(
+    path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: float = 10, first: int = 1
+) -> None:
     """Draw the objects over a photo or a clip and write it.
 
     Args:
@@ -79,6 +81,7 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
         frames: RGB [F, H, W, 3], uint8.
         masks: bool [O, F, H, W], or O arrays [F, H, W].
         frames_per_second: speed of a clip.
+        first: the number of the first object.
 
     Raises:
         UserError: see ``open_overlay``; or more than one frame for a PNG.
@@ -88,7 +91,7 @@ def save_overlay(path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.
         raise UserError(f"{path} for {len(frames)} frames: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
     with open_overlay(path, frames_per_second) as overlay:
         for i, frame in enumerate(frames):
-            overlay.add(frame, [m[i] for m in masks])
+            overlay.add(frame, [m[i] for m in masks], range(first, first + len(masks)))
 
 
 class Overlay(Protocol):
@@ -123,15 +126,16 @@ def open_overlay(path: str | Path, frames_per_second: float = 10) -> Iterator[Ov
             overlay.close()
 
 
-def format_answer(prediction: Prediction, colour: bool = True) -> str:
+def format_answer(prediction: Prediction, colour: bool = True, first: int = 1) -> str:
     """The answer with each ``<|seg|>`` shown as its object's number, for a terminal.
 
     Args:
         prediction: the answer.
         colour: show the number on its object's colour, by ANSI codes, rather than in square brackets.
+        first: the number of the first object.
     """
     pieces, done = [], 0
-    for number, item in enumerate(prediction.objects, start=1):
+    for number, item in enumerate(prediction.objects, start=first):
         if item.span is not None:
             pieces += [prediction.text[done : item.span[0]], color_label(number, colour)]
             done = item.span[1]

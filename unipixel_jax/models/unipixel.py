@@ -63,11 +63,25 @@ class UniPixelModel(nnx.Module):
 
     def merge_embeddings(self, x: jax.Array, inputs: ModelInputs, remat: Remat = "none") -> jax.Array:
         """Replace the embeddings of image, reference and memory tokens in x [B, T, D] by what the model computes for them; returns x's shape and dtype."""
-        x, dtype = constrain(x), x.dtype
-        tokens, merger_input = self.encode_images(inputs.patches.astype(dtype), inputs.vision, remat)
-        x = _fill(x, tokens, inputs.vision_slots)
-        x = _fill(x, self.encode_references(inputs.references, dtype), inputs.reference_slots)
+        x = constrain(x)
+        tokens, merger_input = self.encode_images(inputs.patches.astype(x.dtype), inputs.vision, remat)
+        return self.fill_words(_fill(x, tokens, inputs.vision_slots), inputs, merger_input)
+
+    def fill_words(self, x: jax.Array, inputs: ModelInputs, merger_input: jax.Array) -> jax.Array:
+        """Replace the embeddings of reference and memory tokens in x [B, T, D]; returns x's shape and dtype.
+
+        Args:
+            x: the embeddings.
+            inputs: the tokens, and the references and memories that they stand for.
+            merger_input: the merger's inputs [M, merge_dim] of all images, from ``encode_images``.
+        """
+        x = _fill(x, self.encode_references(inputs.references, x.dtype), inputs.reference_slots)
         return constrain(_fill(x, self.memory_features(merger_input, inputs.memory_rows), inputs.memory_slots), None, SEQUENCE)
+
+    def embed_images(self, inputs: ModelInputs, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """Return the embeddings [B, T, D] of tokens without references and memories, and the merger's inputs [M, merge_dim], both in ``dtype``."""
+        tokens, merger_input = self.encode_images(inputs.patches.astype(dtype), inputs.vision)
+        return _fill(self.text.embed(inputs.input_ids, dtype), tokens, inputs.vision_slots), merger_input
 
     def encode_images(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
         """Run the vision tower.

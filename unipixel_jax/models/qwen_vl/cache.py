@@ -38,6 +38,18 @@ class KVCache:
         """Return the cache with ``segments`` [B, T] int32 of new tokens written to the slots from ``at`` on."""
         return KVCache(self.k, self.v, jax.lax.dynamic_update_slice_in_dim(self.segments, segments, at, 1))
 
+    def padded(self, slots: int) -> KVCache:
+        """Return the cache with empty slots behind its own, ``slots`` in all."""
+        more = slots - self.segments.shape[1]
+        k, v = (jnp.pad(buffer, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))) for buffer in (self.k, self.v))
+        return KVCache(k, v, jnp.pad(self.segments, ((0, 0), (0, more))))
+
+    def rolled(self, shift: jax.Array | int) -> KVCache:
+        """Return the cache with every slot's content ``shift`` slots later, and that of the last slots in the first. Slots have no order for attention: a
+        token's place in the conversation is in its key, by rope.
+        """
+        return KVCache(jnp.roll(self.k, shift, 2), jnp.roll(self.v, shift, 2), jnp.roll(self.segments, shift, 1))
+
 
 @dataclass(frozen=True)
 class LayerCache:
@@ -48,11 +60,13 @@ class LayerCache:
         cache: the keys and values of all layers.
         layer: int32 scalar, the number of this layer.
         at: int32 scalar, the first slot to write.
+        continues: whether new tokens attend to the tokens before them in the cache; a single token always does.
     """
 
     cache: KVCache
     layer: jax.Array | int
     at: jax.Array | int
+    continues: bool = False
 
     def write(self, k: jax.Array, v: jax.Array) -> LayerCache:
         """Return the view with the keys and values [B, T, K, H] of new tokens written to the slots from ``at`` on."""

@@ -47,21 +47,44 @@ class Attention(nnx.Module):
             x: [B, T, D].
             rope: cosines and sines [B, T, H / 2], float32.
             segments: [B, T] int32, 0 at padding.
-            cache: the layer's view of a cache that is already marked with ``segments``, or None. With T > 1 its earlier tokens are not attended to.
+            cache: the layer's view of a cache that is already marked with ``segments``, or None. With T > 1 its earlier tokens are attended to if it
+                ``continues``.
 
         Returns:
             [B, T, D] in x's dtype, and the cache with these tokens.
         """
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
         q, k = rotate_half(q, *rope), rotate_half(k, *rope)
-        mask = AttnMask(causal=True, q_segments=segments, kv_segments=segments)
-        if cache is not None:
-            cache = cache.write(k, v)
-            if x.shape[1] == 1:
-                k, v, held = cache.read()
-                mask = AttnMask(q_segments=segments, kv_segments=held)
-        out = attention(q, k, v, mask, axes=(None, SEQUENCE, HEADS))
+        cache = None if cache is None else cache.write(k, v)
+        if cache is None or (x.shape[1] > 1 and not cache.continues):
+            out = attention(q, k, v, AttnMask(causal=True, q_segments=segments, kv_segments=segments), axes=(None, SEQUENCE, HEADS))
+        else:
+            out = _attend_to_cache(q, segments, cache)
         return self.o(out.reshape(*x.shape[:2], -1)), cache
+
+
+def _attend_to_cache(q: jax.Array, segments: jax.Array, cache: LayerCache) -> jax.Array:
+    """Attend from new tokens to the cache that holds them: a single one to all its tokens, several to those in slots up to their own.
+
+    Args:
+        q: [B, T, N, H] queries of the tokens in the slots from ``cache.at`` on.
+        segments: [B, T] int32, 0 at padding.
+        cache: the layer's view of the cache.
+
+    Returns:
+        [B, T, N, H] in q's dtype.
+    """
+    k, v, held = cache.read()
+
+    def attend(q: jax.Array, segments: jax.Array, held: jax.Array) -> jax.Array:
+        return attention(q[:, None], k, v, AttnMask(q_segments=segments[:, None], kv_segments=held), axes=(None, SEQUENCE, HEADS))[:, 0]
+
+    if q.shape[1] == 1:
+        return attend(q[:, 0], segments[:, 0], held)[:, None]
+    # Mapped over the queries with shared keys, the products are those of one dense matrix of scores; the mask alone differs from query to query.
+    slots = cache.at + jnp.arange(q.shape[1])
+    before = jnp.arange(held.shape[1])[None] <= slots[:, None]
+    return jax.vmap(attend, in_axes=(1, 1, 0), out_axes=1)(q, segments, jnp.where(before[:, None], held[None], 0))
 
 
 class Block(nnx.Module):
@@ -106,25 +129,35 @@ class TextModel(nnx.Module):
         """
         return self._run(x, position_ids, segments, None, 0, remat)[0]
 
-    def extend(self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache, at: jax.Array | int) -> tuple[jax.Array, KVCache]:
+    def extend(
+        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: KVCache, at: jax.Array | int, continues: bool = False
+    ) -> tuple[jax.Array, KVCache]:
         """Run the layers over new tokens and write their keys and values to the cache.
 
         Args:
-            x: [B, T, D] embedded tokens. With T > 1 the tokens attend to each other only (a prefill of an empty cache), with T = 1 to all of the cache.
+            x: [B, T, D] embedded tokens. With T = 1 the token attends to all of the cache, with T > 1 as ``continues`` says.
             position_ids: [3, B, T] integers (time, height, width).
             segments: [B, T] int32, 1 or, at padding, 0.
             cache: the cache with the tokens before.
             at: the first slot to write.
+            continues: with T > 1, whether the tokens also attend to those in the slots before ``at``, or to each other only (a prefill of an empty cache).
 
         Returns:
             [B, T, D] hidden states before the final norm, and the cache with the new tokens.
         """
-        x, cache = self._run(x, position_ids, segments, cache.mark(segments, at), at, "none")
+        x, cache = self._run(x, position_ids, segments, cache.mark(segments, at), at, "none", continues)
         k, v = (constrain(a, None, None, None, HEADS) for a in (cache.k, cache.v))
         return x, KVCache(k, v, cache.segments)
 
     def _run(
-        self, x: jax.Array, position_ids: jax.Array, segments: jax.Array, cache: Cache, at: jax.Array | int, remat: Remat
+        self,
+        x: jax.Array,
+        position_ids: jax.Array,
+        segments: jax.Array,
+        cache: Cache,
+        at: jax.Array | int,
+        remat: Remat,
+        continues: bool = False,
     ) -> tuple[jax.Array, Cache]:
         """Run the layers; returns hidden states [B, T, D] before the final norm, and the cache with the new tokens (None without a cache)."""
         c = self.config
@@ -133,7 +166,7 @@ class TextModel(nnx.Module):
 
         def step(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
             x, cache = carry
-            x, own = block(x, rope, segments, None if cache is None else LayerCache(cache, layer, at))
+            x, own = block(x, rope, segments, None if cache is None else LayerCache(cache, layer, at, continues))
             return (x, None if own is None else own.cache), None
 
         return stacking.run(step, self.blocks, (x, cache), jnp.arange(c.num_hidden_layers), remat)[0]
