@@ -142,6 +142,7 @@ class Tracker:
         Raises:
             UserError: more objects than ``MAX_OBJECTS``.
         """
+        self._require_room(len(tokens))
         numbers = [self._new_object() for _ in tokens]
         if self._alone:
             self._words |= dict(zip(numbers, tokens, strict=True))
@@ -281,8 +282,7 @@ class Tracker:
         return self._features
 
     def _new_object(self) -> int:
-        if len(self.objects) >= MAX_OBJECTS:
-            raise UserError(f"{MAX_OBJECTS} objects are followed already, which is the most: remove one first")
+        self._require_room(1)
         if len(self.objects) == self._capacity:
             self._capacity = BUCKETS.objects.size(self._capacity + 1)
             self._state = None if self._state is None else _grow(self._empty(), self._state)
@@ -318,6 +318,11 @@ class Tracker:
         padding = -len(xy) % POINTS
         xy = np.pad(xy / np.asarray([width, height], np.float32) * side, ((0, padding), (0, 0)))
         return xy[None], np.pad(kinds, (0, padding), constant_values=-2)[None]
+
+    def _require_room(self, more: int) -> None:
+        if len(self.objects) + more > MAX_OBJECTS:
+            known = f" beside {len(self.objects)} that are followed already" if self.objects else ""
+            raise UserError(f"{more} objects{known}, expected at most {MAX_OBJECTS} together: ask for fewer, or remove some first")
 
     def _require(self, number: int) -> None:
         if number not in self._rows:
