@@ -3,8 +3,8 @@
 
     python scripts/benchmark_tracking.py --frames 200 10000
 
-The clips are MP4 files of 256x256 pixels with moving shapes, which are drawn first. Memory is the peak resident set of the process as Linux counts it; frames per
-second are those after the first 50, so that compiling is left out.
+The clips are MP4 files of 256x256 pixels with moving shapes, which are drawn first. Memory is the peak resident set of the process as Linux counts it; frames
+per second are those after the first 50, so that compiling is left out.
 """
 
 from __future__ import annotations

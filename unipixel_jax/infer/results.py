@@ -130,7 +130,7 @@ class LinesFile:
                     raise ValueError("compressed")
             with np.load(self._state, allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
-            if found["next_frame"].shape != () or not all(name in found for name in ("objects", "next", "words", "worded")):
+            if found["next_frame"].shape != () or not all(name in found for name in ("memory", "objects", "next", "words", "worded")):
                 raise ValueError("a part is missing")
             return {name: a.view(ml_dtypes.bfloat16) if a.dtype == np.uint16 else a for name, a in found.items()}
         except (ValueError, OSError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:

@@ -231,7 +231,10 @@ class Tracker:
             UserError: it does not fit this model.
         """
         table, d = saved["objects"], self._sam2.config.d_model
-        self._capacity = BUCKETS.objects.size(max(len(table), 1))
+        columns = saved["memory"].shape[1] if saved["memory"].ndim == 4 else 0
+        if not len(table) <= columns <= BUCKETS.objects.size(MAX_OBJECTS):
+            raise UserError(f"the saved state has {len(table)} objects in {columns} columns: start anew")
+        self._capacity = columns
         wanted = self._empty()
 
         def read(name: str, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[np.generic]:
