@@ -77,7 +77,7 @@ def record(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     with written_aside(args.out) as folder:
         session = Session(folder, args.device, args.dtype, args.attention)
-        draw(folder / "media", plan.photo_size, plan.clip_size, plan.clip_length, args.seed)
+        draw(folder / "media", plan.photo_size, plan.media, args.seed)
         if spec:
             save_checkpoint(folder / "checkpoint", spec, Path(args.tiny).stem, args.dtype, args.seed)
             calibrate(session, *examples(session, plan, args.seed))

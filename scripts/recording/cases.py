@@ -60,6 +60,13 @@ class Plan:
     clip_size: tuple[int, int] = (352, 208)
     clip_length: int = 7
     sampled_frames: int = 4
+    long_clip_size: tuple[int, int] = (84, 56)
+    long_clip_length: int = 40
+
+    @property
+    def media(self) -> dict[str, tuple[tuple[int, int], int]]:
+        """The sizes and lengths of the clips under ``media/`` by name, in the order in which they are drawn."""
+        return {"clip": (self.clip_size, self.clip_length), "long_clip": (self.long_clip_size, self.long_clip_length)}
 
 
 class Maker:
@@ -113,6 +120,10 @@ class Maker:
         table.append(({"name": "lora", "kind": "multimodal", "adapter": "adapter"}, lambda entry: self._clip(self._ids(10))))
         if self.dtype == torch.float32:
             table += [({"name": f"train_steps_{name}", "kind": "train_steps", "steps": 20, **how}, self._train_steps) for name, how in TRAININGS.items()]
+        # the last one, since a case's place in the table seeds its inputs
+        prompt = "Please segment the blue square <|seg|> in this video."
+        every = {"media": "media/long_clip", "prompt": prompt, "sample_frames": 16, "every_frame": True, "max_new_tokens": 3}
+        table.append(({"name": "e2e_every_frame", "kind": "e2e", **every}, self._e2e))
         return table
 
     def _normal(self, *shape: int) -> torch.Tensor:

@@ -124,7 +124,7 @@ def train_steps(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tens
 
 
 def e2e(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
-    """Run the whole path from a media file to the answer, as the reference's inference script does; put the answer's text into the case."""
+    """Run the whole path from a media file to the answer, as the reference's scripts do (see ``read_media``); put the answer's text into the case."""
     model, processor = session.model()
     data, frames, size = read_media(session, case)
     out = _generate(model, {key: data[key].to(session.device) for key in BATCH_KEYS if key in data and key != "labels"}, frames, size, case["max_new_tokens"])
@@ -142,16 +142,20 @@ def e2e(session: Session, inputs: Tensors, case: dict[str, Any]) -> Tensors:
 def read_media(session: Session, case: dict[str, Any]) -> tuple[Any, torch.Tensor, tuple[int, int]]:
     """Read the photo or folder of frames of an e2e case; return the processor's batch, SAM 2's frames [F, 3, S, S], and the frames' (height, width).
 
-    The text of the chat template is put into the case.
+    SAM 2 gets the frames that the language model looks at, as in the reference's ``tools/inference.py``. In a case with ``every_frame`` it gets all frames
+    of the folder, as in ``unipixel/eval/infer_seg.py``. The text of the chat template is put into the case.
     """
     from unipixel.dataset.utils import process_vision_info
-    from unipixel.utils.io import load_image, load_video
+    from unipixel.utils.io import load_frames, load_image, load_video
     from unipixel.utils.transforms import get_sam2_transform
 
     model, processor = session.model()
-    path = session.folder / case["media"]
-    frames, images = load_video(str(path), sample_frames=case["sample_frames"]) if path.is_dir() else (load_image(str(path)), [str(path)])
-    budget = 28 * 28 * 256 * int(case["sample_frames"] / len(images))
+    path, most = session.folder / case["media"], case["sample_frames"]
+    if case.get("every_frame"):
+        frames, images, _ = load_frames([str(frame) for frame in sorted(path.iterdir())], sample_frames=most, sample_for_llm_only=True)
+    else:
+        frames, images = load_video(str(path), sample_frames=most) if path.is_dir() else (load_image(str(path)), [str(path)])
+    budget = 28 * 28 * 256 * int(most / len(images))
     clip = {"type": "video", "video": images, "min_pixels": 128 * 28 * 28, "max_pixels": budget}
     messages = [{"role": "user", "content": [clip, {"type": "text", "text": case["prompt"]}]}]
     case["text"] = processor.apply_chat_template(messages, add_generation_prompt=True)

@@ -1,8 +1,9 @@
-"""A photo and a clip that are drawn from a seed. They show plain shapes on a shaded ground, so that prompts about them make sense to a trained model too."""
+"""A photo and clips that are drawn from a seed. They show plain shapes on a shaded ground, so that prompts about them make sense to a trained model too."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -10,14 +11,23 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 
 
-def draw(folder: Path, photo_size: tuple[int, int], clip_size: tuple[int, int], clip_length: int, seed: int) -> None:
-    """Write ``photo.png`` and ``clip/001.png`` onwards; sizes are (width, height) in pixels."""
+def draw(folder: Path, photo_size: tuple[int, int], clips: Mapping[str, tuple[tuple[int, int], int]], seed: int) -> None:
+    """Write ``photo.png``, and of each clip the frames ``NAME/001.png`` onwards.
+
+    Args:
+        folder: where to write.
+        photo_size: (width, height) of the photo in pixels.
+        clips: size of the frames and their number, by name. A clip that is appended leaves those before it as they are.
+        seed: what the colours and positions are drawn from.
+    """
     rng = random.Random(seed)
-    (folder / "clip").mkdir(parents=True)
+    folder.mkdir(parents=True)
     _scene(photo_size, rng.random(), _colour(rng)).save(folder / "photo.png")
-    start, ground = 0.5 * rng.random(), _colour(rng)
-    for i in range(clip_length):
-        _scene(clip_size, start + 0.4 * i / clip_length, ground).save(folder / "clip" / f"{i + 1:03}.png")
+    for name, (size, length) in clips.items():
+        (folder / name).mkdir()
+        start, ground = 0.5 * rng.random(), _colour(rng)
+        for i in range(length):
+            _scene(size, start + 0.4 * i / length, ground).save(folder / name / f"{i + 1:03}.png")
 
 
 def _colour(rng: random.Random) -> Colour:

@@ -71,6 +71,8 @@ class Stream:
         self._source = source
         self._frames = _encoded(self._loaded, source)
         self._now: Frame | None = None
+        # Memories tell time by the frames that are tracked, whose numbers in the clip have gaps where it is sampled.
+        self._place = 0
 
     def __iter__(self) -> Iterator[FrameResult]:
         return self
@@ -78,7 +80,8 @@ class Stream:
     def __next__(self) -> FrameResult:
         with self._loaded.on_mesh():
             self._now, features = next(self._frames)
-            self._tracker.observe(self._now.number, features)
+            self._tracker.observe(self._place, features)
+            self._place += 1
             if self._waiting is not None:
                 self._tracker.add_words(hidden_tokens(self._loaded.model, self._waiting, self._loaded.dtype))
                 self._waiting = None
@@ -177,6 +180,7 @@ class Stream:
         """
         with self._loaded.on_mesh():
             self._tracker.restore(saved)
+        self._place = int(saved["frame"]) + 1
         self._frames = _encoded(self._loaded, replace(self._source, first=int(saved["next_frame"])))
         self._waiting = None
 

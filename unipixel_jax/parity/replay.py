@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -15,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unipixel_jax.batch import ModelInputs, VisionTables
+from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Generation, generate
 from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.predictor import UniPixel
 from unipixel_jax.infer.segmentation import clip_logits, resize_masks
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.position import sine_grid
@@ -30,10 +33,11 @@ from unipixel_jax.parity.recording import Case, inside
 from unipixel_jax.parity.training import compare_steps
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.chat import chatml_labels
-from unipixel_jax.processing.media import read_media
+from unipixel_jax.processing.frames import open_frames
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.resize import smart_resize
 from unipixel_jax.processing.rope_index import rope_index
+from unipixel_jax.processing.square import square_frames
 from unipixel_jax.processing.vision_index import build_vision_index, place_patches, reference_order
 
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
@@ -173,20 +177,47 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
 
 
 def generated(case: Case, context: Context) -> list[Check]:
-    """Compare greedy generation, and the masks of every `<|seg|>`, those of the prompt first."""
-    size = case.frame_size()
-    return _compare_answer(case, context, _conversation(case), _channels_last(case.input("frames")), size)
+    """Compare greedy tokens, and the masks of every `<|seg|>`, those of the prompt first; of a recording in bfloat16, our logits along the recorded answer."""
+    loaded, theirs = context.loaded, case.outputs
+    conversation, size = _conversation(case), case.frame_size()
+    if context.reduced:
+        return [_compare_scores(conversation, context, theirs["tokens"])]
+    inputs = batch.collate([conversation], loaded.config, loaded.tokenizer.pad_id)
+    limit = case.number("max_new_tokens", MAX_NEW_TOKENS)
+    answer = generate(
+        loaded.model,
+        jax.device_put(inputs),
+        jax.random.key(0),
+        jnp.asarray(limit, jnp.int32),
+        new_token_slots=limit,
+        end_tokens=loaded.end_tokens,
+        dtype=F32,
+    )
+    tokens = np.asarray(answer.tokens[0, : int(answer.count[0])])
+    hidden = _seg_hidden(answer, inputs, tokens, loaded.config.seg_token_id)
+    logits = clip_logits(loaded.model, _channels_last(case.input("frames")), hidden, F32).low_res
+    masks = np.asarray(resize_masks(np.asarray(logits).swapaxes(0, 1), size) > 0)
+    return [compare.exact("tokens", tokens, theirs["tokens"]), compare.same_masks("masks", masks, theirs["masks"])]
 
 
 def end_to_end(case: Case, context: Context) -> list[Check]:
-    """Compare the whole path from a media file and words to tokens and masks."""
+    """Compare the whole path from a media file and words to tokens and masks.
+
+    SAM looks at the sampled frames, as in the reference's ``tools/inference.py``; in a case with ``every_frame`` at all frames of the clip, as in
+    ``unipixel/eval/infer_seg.py``.
+    """
     loaded, options = context.loaded, case.options
     count = case.number("sample_frames", MAX_FRAMES)
-    clip = read_media(inside(context.root, options["media"]), count)
-    media = batch.prepare_media(clip, loaded.config, sample_frames=count)
-    assert media.frames is not None
+    source = open_frames(inside(context.root, options["media"]))
+    clip = source.sample(count)
+    if not options.get("every_frame"):
+        source = open_frames(clip)
+    if len(source) > MAX_FRAMES:
+        raise UserError(f"{case.name}: {options['media']} has {len(source)} frames, expected at most {MAX_FRAMES}: record it again, or copy it again")
+    media = batch.prepare_media(clip, loaded.config, sample_frames=count, segment=False)
     messages = batch.user_turn(options["prompt"])
     conversation = batch.prepare_conversation(messages, media, loaded.tokenizer, loaded.config)
+    squares = square_frames(np.stack([frame.pixels for frame in islice(source, 0, None, 3)]), loaded.config.sam2.image_size)
     theirs = case.outputs
     rendered = loaded.tokenizer.render(messages, add_generation_prompt=True)
     checks = [
@@ -194,9 +225,19 @@ def end_to_end(case: Case, context: Context) -> list[Check]:
         compare.exact("input_ids", conversation.input_ids, case.input("input_ids")[0]),
         compare.exact("video_grid_thw", np.asarray([media.grid_thw]), theirs["video_grid_thw"]),
         compare.close("pixel_values", media.patches[::41], theirs["pixel_values_videos_every_41st_row"], context.hidden),
-        compare.close("frames", media.frames[::3].transpose(0, 3, 1, 2), theirs["frames_every_3rd"], context.hidden),
+        compare.close("frames", squares.transpose(0, 3, 1, 2), theirs["frames_every_3rd"], context.hidden),
     ]
-    return [*checks, *_compare_answer(case, context, conversation, media.frames, media.frame_size)]
+    if context.reduced:
+        return [*checks, _compare_scores(conversation, context, theirs["tokens"])]
+    found = UniPixel(loaded).segment(source, options["prompt"], sample_frames=count, max_new_tokens=case.number("max_new_tokens", MAX_NEW_TOKENS))
+    masks = np.stack([item.masks for item in found.objects]) if found.objects else np.zeros((0, len(source), *found.size), bool)
+    spoken = theirs["tokens"][:-1] if theirs["tokens"][-1] in loaded.end_tokens else theirs["tokens"]
+    return [
+        *checks,
+        compare.exact("tokens", np.asarray(found.tokens), spoken),
+        compare.exact("response", np.asarray(found.text == options["response"]), np.asarray(True)),
+        compare.same_masks("masks", masks, theirs["masks"]),
+    ]
 
 
 def resized(case: Case, context: Context) -> list[Check]:
@@ -303,36 +344,6 @@ def _conversation(case: Case) -> batch.Conversation:
 
 def _collate(case: Case, context: Context) -> ModelInputs:
     return batch.collate([_conversation(case)], context.loaded.config, context.loaded.tokenizer.pad_id)
-
-
-def _compare_answer(
-    case: Case, context: Context, conversation: batch.Conversation, frames: np.ndarray, size: tuple[int, int]
-) -> list[Check]:
-    """Compare greedy tokens and their masks; for a recording in bfloat16, compare our logits along the recorded answer instead."""
-    loaded, theirs = context.loaded, case.outputs
-    if context.reduced:
-        return [_compare_scores(conversation, context, theirs["tokens"])]
-    inputs = batch.collate([conversation], loaded.config, loaded.tokenizer.pad_id)
-    limit = case.number("max_new_tokens", MAX_NEW_TOKENS)
-    answer = generate(
-        loaded.model,
-        jax.device_put(inputs),
-        jax.random.key(0),
-        jnp.asarray(limit, jnp.int32),
-        new_token_slots=limit,
-        end_tokens=loaded.end_tokens,
-        dtype=F32,
-    )
-    count = int(answer.count[0])
-    tokens = np.asarray(answer.tokens[0, :count])
-    hidden = _seg_hidden(answer, inputs, tokens, loaded.config.seg_token_id)
-    checks = [compare.exact("tokens", tokens, theirs["tokens"])]
-    if "response" in case.options:
-        ours = loaded.tokenizer.decode(tokens[:-1] if count and tokens[-1] in loaded.end_tokens else tokens)
-        checks.append(compare.exact("response", np.asarray(ours == case.options["response"]), np.asarray(True)))
-    logits = clip_logits(loaded.model, frames, hidden, F32).low_res
-    masks = np.asarray(resize_masks(np.asarray(logits).swapaxes(0, 1), size) > 0)
-    return [*checks, compare.same_masks("masks", masks, theirs["masks"])]
 
 
 def _seg_hidden(answer: Generation, inputs: ModelInputs, tokens: np.ndarray, seg: int) -> np.ndarray:

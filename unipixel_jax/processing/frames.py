@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +31,13 @@ class Frame(NamedTuple):
         number: its number in the video, folder or stream, from 0.
         seconds: its time in the video, where the file tells it.
         pixels: RGB [H, W, 3], uint8.
+        over_white: where the image has an alpha channel, its colours laid over white [H, W, 3], see ``Clip``.
     """
 
     number: int
     seconds: float | None
     pixels: NDArray[np.uint8]
+    over_white: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,19 @@ class Crop:
     width: int
     height: int
 
-    def of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The part of a frame [H, W, 3] within the rectangle.
+    def of(self, frame: Frame) -> Frame:
+        """The part of a frame within the rectangle.
 
         Raises:
             UserError: the rectangle is empty or reaches beyond the frame.
         """
-        height, width = pixels.shape[:2]
+        height, width = frame.pixels.shape[:2]
         if self.x < 0 or self.y < 0 or self.width < 1 or self.height < 1 or self.x + self.width > width or self.y + self.height > height:
             asked = f"{self.x},{self.y},{self.width},{self.height}"
             raise UserError(f"the crop {asked} (x, y, width, height) does not lie within the frame of {width}x{height} pixels: choose one that does")
-        return np.ascontiguousarray(pixels[self.y : self.y + self.height, self.x : self.x + self.width])
+        part = slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
+        over = None if frame.over_white is None else np.ascontiguousarray(frame.over_white[part])
+        return frame._replace(pixels=np.ascontiguousarray(frame.pixels[part]), over_white=over)
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,7 @@ class FrameSource:
         rate: frames per second, where that is known.
         is_image: whether it is a photo.
         frames: a function that starts reading from the first frame.
-        pick: a function that reads frames by their numbers [N] without decoding all others, to [N, H, W, 3]; None where there is no such way.
-        over_white: a photo's colours laid over white, see ``Clip``.
+        pick: a function that reads frames by their numbers [N] without decoding all others; None where there is no such way.
         crop: the part of each frame that is looked at.
         first, stop: the numbers of the first frame and of the one after the last.
     """
@@ -81,8 +84,7 @@ class FrameSource:
     rate: float | None
     is_image: bool
     frames: Callable[[], Iterator[Frame]]
-    pick: Callable[[NDArray[np.int64]], NDArray[np.uint8]] | None = None
-    over_white: NDArray[np.uint8] | None = None
+    pick: Callable[[NDArray[np.int64]], list[Frame]] | None = None
     crop: Crop | None = None
     first: int = 0
     stop: int | None = None
@@ -110,7 +112,7 @@ class FrameSource:
                 if frame is None or (self.stop is not None and frame.number >= self.stop):
                     return
                 if frame.number >= self.first:
-                    yield frame if self.crop is None else frame._replace(pixels=self.crop.of(frame.pixels))
+                    yield frame if self.crop is None else self.crop.of(frame)
 
     def __len__(self) -> int:
         """The number of frames between ``first`` and ``stop``.
@@ -132,8 +134,7 @@ class FrameSource:
         first = next(frames, None)
         if first is None:
             raise UserError(f"{self.name} has no frames, expected at least one")
-        clip = Clip(first.pixels[None], np.asarray([first.number]), True, self.name)
-        return replace(self, frames=lambda: itertools.chain([first], frames), crop=None), clip
+        return replace(self, frames=lambda: itertools.chain([first], frames), crop=None), _clip([first], self.name, is_image=True)
 
     def between(self, start: float | None, end: float | None) -> FrameSource:
         """The frames from ``start`` to before ``end``, in seconds; None for the beginning or the end.
@@ -144,11 +145,15 @@ class FrameSource:
         if start is None and end is None:
             return self
         if self.rate is None or self.count is None:
-            raise UserError(f"{self.name} does not tell how many frames a second it has, so there is no frame at {start or end} s: give a video file")
-        low, high = start or 0.0, self.count / self.rate if end is None else end
-        first, stop = int(np.ceil(low * self.rate - 1e-6)), int(np.ceil(high * self.rate - 1e-6))
-        if not 0 <= low < high or first >= self.count:
-            raise UserError(f"from {low:g} s to {high:g} s: expected two times in order within the {self.count / self.rate:.3f} s of {self.name}")
+            asked = end if start is None else start
+            raise UserError(f"{self.name} does not tell how many frames a second it has, so there is no frame at {asked:g} s: give a video file")
+        seconds = self.count / self.rate
+        low, high = start or 0.0, seconds if end is None else end
+        # a comparison with NaN is false
+        first = int(np.ceil(low * self.rate - 1e-6)) if 0 <= low < min(high, seconds) else self.count
+        if first >= self.count:
+            raise UserError(f"from {low:g} s to {high:g} s: expected two times in order within the {seconds:.3f} s of {self.name}")
+        stop = int(np.ceil(min(high, seconds) * self.rate - 1e-6))
         return replace(self, first=first, stop=max(stop, first + 1))
 
     def only(self, number: int) -> FrameSource:
@@ -167,25 +172,22 @@ class FrameSource:
         Raises:
             UserError: a frame cannot be read, or there are none.
         """
-        numbers = self.first + sample_indices(len(self), most)
+        whole = replace(self, crop=None)
         try:
             if self.pick is None:
                 raise UserError(f"{self.name} can only be read in order")
-            pixels = list(self.pick(numbers))
+            frames = self.pick(self.first + sample_indices(len(self), most))
         except UserError:
-            numbers, pixels = self._sample_in_order(most)
-        if self.crop is not None:
-            pixels = [self.crop.of(frame) for frame in pixels]
-        over = self.over_white if self.over_white is None or self.crop is None else self.crop.of(self.over_white)
-        return Clip(np.stack(pixels), numbers, self.is_image, self.name, None if over is None else over[None])
+            frames = whole._sample_in_order(most)
+        return _clip(frames if self.crop is None else [self.crop.of(frame) for frame in frames], self.name, self.is_image)
 
-    def _sample_in_order(self, most: int) -> tuple[NDArray[np.int64], list[NDArray[np.uint8]]]:
-        """Numbers and pixels of frames spread evenly over those that can be read, which are counted first."""
-        whole = replace(self, crop=None)
-        count = sum(1 for _ in whole._read(logging.DEBUG))
-        numbers = self.first + sample_indices(count, most)
-        wanted = set(numbers.tolist())
-        return numbers, [frame.pixels for frame in whole._read(logging.DEBUG) if frame.number in wanted]
+    def _sample_in_order(self, most: int) -> list[Frame]:
+        """Frames spread evenly over those that can be read, which are counted first."""
+        count = sum(1 for _ in self._read(logging.DEBUG))
+        if not count:
+            raise UserError(f"{self.name} is broken or incomplete (no frame from number {self.first} on can be read): copy it again")
+        wanted = set(sample_indices(count, most).tolist())
+        return [frame for place, frame in enumerate(self._read(logging.DEBUG)) if place in wanted]
 
 
 def open_frames(media: Media | Iterable[Any], *, upright: bool = True) -> FrameSource:
@@ -205,15 +207,15 @@ def open_frames(media: Media | Iterable[Any], *, upright: bool = True) -> FrameS
         paths = list_frames(Path(media))
         name = Path(media).resolve().name or "frames"
 
-        def pick(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-            return read_media([paths[number] for number in numbers], None, upright=upright).frames
+        def pick(numbers: NDArray[np.int64]) -> list[Frame]:
+            clip = read_media([paths[number] for number in numbers], None, upright=upright)
+            return [frame._replace(number=int(number)) for number, frame in zip(numbers, _frames_of(clip), strict=True)]
 
-        return FrameSource(name, len(paths), None, False, lambda: _same_size(name, (read_pixels(path, upright)[0] for path in paths)), pick)
+        return FrameSource(name, len(paths), None, False, lambda: _same_size(name, (read_pixels(path, upright) for path in paths)), pick)
     if isinstance(media, Iterator):
-        return FrameSource("stream", None, None, False, lambda: _same_size("stream", (read_pixels(frame, upright)[0] for frame in media)))
+        return FrameSource("stream", None, None, False, lambda: _same_size("stream", (read_pixels(frame, upright) for frame in media)))
     clip = read_media(media, None, upright=upright)  # type: ignore[arg-type]
-    over = None if clip.over_white is None or not clip.is_image else clip.over_white[0]
-    return FrameSource(clip.name, len(clip.frames), None, clip.is_image, lambda: _numbered(clip), lambda numbers: clip.frames[numbers], over)
+    return FrameSource(clip.name, len(clip.frames), None, clip.is_image, lambda: _frames_of(clip))
 
 
 def open_address(address: str) -> FrameSource:
@@ -253,7 +255,7 @@ def _open_file(path: Path) -> FrameSource:
     try:
         with open_image(path) as image:
             count = count_animation(image, path)
-            return FrameSource(path.stem, count, None, False, lambda: _same_size(path.stem, iterate_animation(path)))
+            return FrameSource(path.stem, count, None, False, lambda: _same_size(path.stem, ((pixels, None) for pixels in iterate_animation(path))))
     except NotAnImage:
         pass
     try:
@@ -265,17 +267,30 @@ def _open_file(path: Path) -> FrameSource:
     def frames() -> Iterator[Frame]:
         return (Frame(number, frame.seconds, frame.pixels) for number, frame in enumerate(iterate_video(path)))
 
-    return FrameSource(path.stem, length.count, length.rate, False, frames, lambda numbers: read_video(path, lambda _: numbers)[0])
+    def pick(numbers: NDArray[np.int64]) -> list[Frame]:
+        return [Frame(int(number), None, pixels) for number, pixels in zip(numbers, read_video(path, lambda _: numbers)[0], strict=True)]
+
+    return FrameSource(path.stem, length.count, length.rate, False, frames, pick)
 
 
-def _numbered(clip: Clip) -> Iterator[Frame]:
-    return (Frame(int(number), None, pixels) for number, pixels in zip(clip.indices, clip.frames, strict=True))
+def _clip(frames: Sequence[Frame], name: str, is_image: bool) -> Clip:
+    """Frames that were read, at least one, as one clip."""
+    over = None
+    if any(frame.over_white is not None for frame in frames):
+        over = np.stack([frame.pixels if frame.over_white is None else frame.over_white for frame in frames])
+    return Clip(np.stack([frame.pixels for frame in frames]), np.asarray([frame.number for frame in frames], np.int64), is_image, name, over)
 
 
-def _same_size(name: str, frames: Iterable[NDArray[np.uint8]]) -> Iterator[Frame]:
+def _frames_of(clip: Clip) -> Iterator[Frame]:
+    over = itertools.repeat(None) if clip.over_white is None else clip.over_white
+    return (Frame(int(number), None, pixels, white) for number, pixels, white in zip(clip.indices, clip.frames, over, strict=False))
+
+
+def _same_size(name: str, images: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]) -> Iterator[Frame]:
+    """Frames of images, which are given by their plain colours and by those over white."""
     first: tuple[int, ...] = ()
-    for number, pixels in enumerate(frames):
+    for number, (pixels, over_white) in enumerate(images):
         first = first or pixels.shape
         if pixels.shape != first:
             raise UserError(f"{name}: frame {number} is {pixels.shape[1]}x{pixels.shape[0]} pixels, the first {first[1]}x{first[0]}; make all the same size")
-        yield Frame(number, None, pixels)
+        yield Frame(number, None, pixels, over_white)
