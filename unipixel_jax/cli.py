@@ -36,6 +36,7 @@ COMMANDS = {
     "segment": Command("unipixel_jax.infer.cli:configure_segment", "segment what a prompt asks for"),
     "track": Command("unipixel_jax.infer.cli:configure_track", "follow what a prompt asks for, frame by frame"),
     "ask": Command("unipixel_jax.infer.cli:configure_ask", "ask about objects that you point at"),
+    "describe": Command("unipixel_jax.infer.cli:configure_describe", "describe an object that you point at"),
     "demo": Command("unipixel_jax.infer.cli:configure_demo", "run on a photo and a clip that ship with the package"),
     "parity": Command("unipixel_jax.parity.cli:configure", "replay a recording of the torch reference and compare"),
     "eval": Command("unipixel_jax.synthetic.cli:configure", "measure the embedded model, or another, on scenes of shapes that it has never seen", spins=False),

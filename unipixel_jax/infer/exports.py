@@ -70,8 +70,8 @@ def polygons(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
     found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     # Readers expect three corners; a part of one pixel, or a straight line of them, has fewer, and its last corner is repeated.
-    corners = [contour.reshape(-1, 2) for contour in found]
-    return [np.pad(part, ((0, max(0, 3 - len(part))), (0, 0)), mode="edge") + 0.5 for part in corners]
+    corners = [contour.reshape(-1, 2).astype(np.float64) + 0.5 for contour in found]
+    return [np.pad(part, ((0, max(0, 3 - len(part))), (0, 0)), mode="edge") for part in corners]
 
 
 class Export(ABC):
