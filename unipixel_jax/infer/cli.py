@@ -210,8 +210,9 @@ def _check_options(args: argparse.Namespace) -> None:
     from unipixel_jax.processing.prompts import require_answer_start
     from unipixel_jax.processing.resize import pixel_budget
 
-    if args.max_new_tokens < 1 or args.sample_frames < 1:
-        raise UserError(f"--max-new-tokens is {args.max_new_tokens} and --sample-frames {args.sample_frames}, expected at least 1")
+    for option, value in (("--max-new-tokens", args.max_new_tokens), ("--sample-frames", args.sample_frames)):
+        if value < 1:
+            raise UserError(f"{option} is {value}, expected at least 1")
     require_answer_start(args.answer_start)
     pixel_budget(1, 1, args.min_pixels, args.max_pixels)
 

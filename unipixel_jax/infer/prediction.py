@@ -91,10 +91,12 @@ class SegmentedObject:
     prompt: int = 0
 
     @classmethod
-    def from_masks(cls, masks: NDArray[np.bool_], scores: NDArray[np.float32], presence: NDArray[np.float32], span: tuple[int, int] | None) -> SegmentedObject:
+    def from_masks(
+        cls, masks: NDArray[np.bool_], scores: NDArray[np.float32], presence: NDArray[np.float32], span: tuple[int, int] | None, prompt: int = 0
+    ) -> SegmentedObject:
         """Encode masks, bool [F, H, W]; the other arguments are the attributes."""
         areas = [int(np.count_nonzero(mask)) for mask in masks]
-        return cls([encode_mask(mask) for mask in masks], areas, [box_of(mask) for mask in masks], scores, presence, span)
+        return cls([encode_mask(mask) for mask in masks], areas, [box_of(mask) for mask in masks], scores, presence, span, prompt)
 
     def mask(self, frame: int) -> NDArray[np.bool_]:
         """The mask of one frame, bool [H, W]; ``frame`` counts among the frames of the prediction."""

@@ -61,7 +61,8 @@ def pixel_budget(frames: int, sample_frames: int, min_pixels: int | None = None,
 
 
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int, factor: int = FACTOR) -> tuple[int, int]:
-    """Height and width nearest in shape to the given ones, in multiples of ``factor`` and within the budget of pixels, though at least ``factor``.
+    """Height and width nearest in shape to the given ones, in multiples of ``factor`` and within the budget of pixels, though at least ``factor``. Where
+    rounding to multiples keeps only one of both bounds, it is the larger one.
 
     Raises:
         UserError: the sides differ by more than a factor of 200.
