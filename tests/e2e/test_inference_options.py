@@ -19,6 +19,7 @@ from unipixel_jax.cli import main
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer import opening, stream
+from unipixel_jax.infer.progress import Steps
 from unipixel_jax.processing.rle import decode_mask
 
 PHOTO, CLIP = str(ASSETS / "photo.png"), str(ASSETS / "clip.gif")
@@ -79,6 +80,30 @@ def test_several_prompts_are_tracked_together_and_exported(monkeypatch, tmp_path
         shapes = json.loads((tmp_path / f"outputs/clip-labelme/{frame:06d}.json").read_text())["shapes"]
         assert {int(line.split()[0]) + 1 for line in lines} == {shape["group_id"] for shape in shapes} == set(1 + np.flatnonzero(masks[:, frame].any((1, 2))))
     fails(["segment", CLIP, CIRCLE, "--format", "png", *SHORT], capsys, "outputs/clip-png holds files already")
+
+
+def test_an_interrupted_export_goes_on_to_the_same_files(monkeypatch, tmp_path, capsys):
+    asked = ["segment", CLIP, CIRCLE, "--prompt", SQUARE, "--json", "a.jsonl", "--format", "coco,yolo,png,mp4", *SHORT]
+    assert main([*asked, "--output-dir", "whole"]) == 0
+    advance, frames = Steps.advance, []
+
+    def interrupt(self):
+        frames.append(1)
+        if len(frames) == 3:
+            raise KeyboardInterrupt
+        advance(self)
+
+    monkeypatch.setattr(Steps, "advance", interrupt)
+    assert main([*asked, "--output-dir", "parts"]) == 130
+    assert "stopped after 3 frames" in capsys.readouterr().err
+    assert len(COCO("parts/clip-coco/annotations.json").imgs) == len(list((tmp_path / "parts" / "clip-png").iterdir())) == 3
+    fails([*asked, "--prompt", NOTHING, "--output-dir", "parts", "--resume"], capsys, "a.jsonl was made with other prompts")
+    assert main([*asked, "--output-dir", "parts", "--resume"]) == 0 and len(frames) == 8
+
+    def written(folder):
+        return {path.relative_to(tmp_path / folder): path.read_bytes() for path in (tmp_path / folder).rglob("*") if path.is_file() and path.suffix != ".mp4"}
+
+    assert len(written("whole")) == 1 + 8 + 1 + 16 + 8 and written("parts") == written("whole")
 
 
 def test_prompts_in_python_answer_as_they_do_alone(model):

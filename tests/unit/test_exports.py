@@ -128,6 +128,14 @@ def test_equal_scores_leave_the_pixel_to_the_lower_number_and_256_objects_are_to
         label_image(masks, np.array([0.5, 0.5], np.float32), (1, 256))
 
 
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_a_clip_that_fails_before_its_first_frame_leaves_nothing(kind, tmp_path):
+    export = EXPORTS[kind](tmp_path / "clip")
+    export.start(LABELS)
+    export.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_mask_has_no_polygons():
     assert polygons(np.zeros((4, 5), bool)) == []
 

@@ -111,7 +111,7 @@ class Export(ABC):
         """
 
     def finish(self) -> None:  # noqa: B027
-        """Write what comes after the last frame.
+        """Write what comes after the last frame, if there was any frame.
 
         Raises:
             UserError: it cannot be written.
@@ -165,6 +165,8 @@ class CocoExport(Export):
 
     def finish(self) -> None:
         """See ``Export``."""
+        if not self._images:
+            return
         categories = [{"id": number, "name": name, "supercategory": ""} for number, name in self.labels.items()]
         found = {"info": {"description": self.folder.name}, "images": self._images, "annotations": self._annotations, "categories": categories}
         with replacing(self.folder / "annotations.json") as aside:
@@ -181,14 +183,6 @@ class YoloExport(Export):
         super().__init__(folder, resume=resume)
         _require_opencv("yolo")
 
-    def start(self, labels: Mapping[int, str]) -> None:
-        """See ``Export``."""
-        super().start(labels)
-        # A text of JSON is one of YAML too.
-        names = [f"  {number - 1}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in labels.items()]
-        with replacing(self.folder / "data.yaml") as aside:
-            aside.write_text("".join(["train: images\nval: images\nnames:\n", *names]), encoding="utf-8")
-
     def add(self, result: FrameResult) -> None:
         """See ``Export``."""
         name = self._write_image("images", result)
@@ -200,6 +194,15 @@ class YoloExport(Export):
         ]
         with replacing(self.folder / "labels" / f"{Path(name).stem}.txt") as aside:
             aside.write_text("".join(lines), encoding="ascii")
+
+    def finish(self) -> None:
+        """See ``Export``."""
+        if not (self.folder / "labels").is_dir():
+            return
+        # A text of JSON is one of YAML too.
+        names = [f"  {number - 1}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in self.labels.items()]
+        with replacing(self.folder / "data.yaml") as aside:
+            aside.write_text("".join(["train: images\nval: images\nnames:\n", *names]), encoding="utf-8")
 
 
 class LabelmeExport(Export):
