@@ -36,6 +36,7 @@ COMMANDS = {
     "segment": Command("unipixel_jax.infer.cli:configure_segment", "segment what a prompt asks for"),
     "track": Command("unipixel_jax.infer.cli:configure_track", "follow what a prompt asks for, frame by frame"),
     "ask": Command("unipixel_jax.infer.cli:configure_ask", "ask about objects that you point at"),
+    "describe": Command("unipixel_jax.infer.cli:configure_describe", "describe an object that you point at"),
     "chat": Command("unipixel_jax.infer.chat_cli:configure_chat", "have a conversation about a photo or a clip", spins=False),
     "demo": Command("unipixel_jax.infer.cli:configure_demo", "run on a photo and a clip that ship with the package"),
     "parity": Command("unipixel_jax.parity.cli:configure", "replay a recording of the torch reference and compare"),

@@ -70,7 +70,7 @@ def test_a_result_does_not_replace_what_is_read(option, capsys):
         (["--output-dir", "photo.png"], "is not a folder"),
         (["--json", "n" * 300], "cannot be written"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
-        (["--sample-frames", "-1"], "sample_frames is -1"),
+        (["--sample-frames", "-1"], "--sample-frames is -1"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_work(options, word, capsys):

@@ -175,7 +175,8 @@ def test_the_public_api_can_be_imported():
 
 
 DISTRIBUTIONS = {
-    "PIL": "pillow", "absl": "absl-py", "jaxlib": "jax", "orbax": "orbax-checkpoint", "pi_heif": "pi-heif", "tensorflow_datasets": "tensorflow-datasets",
+    "PIL": "pillow", "absl": "absl-py", "cv2": "opencv-python-headless", "jaxlib": "jax", "orbax": "orbax-checkpoint", "pi_heif": "pi-heif",
+    "tensorflow_datasets": "tensorflow-datasets",
 }  # fmt: skip
 """The packages of modules that have another name."""
 NEED = {"data": "train", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}

@@ -80,3 +80,25 @@ def test_long_and_thin(size):
     with pytest.raises(UserError, match=rf"{size[1]}x{size[0]} pixels, expected .* factor of 200: crop"):
         smart_resize(*size, 100, 1000)
     assert smart_resize(1, 200, *pixel_budget(1, 16))[0] >= 28
+
+
+def test_a_budget_that_is_given_moves_the_other_bound_as_far_as_needed():
+    assert pixel_budget(1, 1, max_pixels=5000) == (5000, 5000)
+    assert pixel_budget(1, 1, min_pixels=300_000) == (300_000, 300_000)
+    assert pixel_budget(1, 1, 1000, 2000) == (1000, 2000)
+    frames = np.zeros((1, 300, 500, 3), np.uint8)
+    assert language_frames(frames, 1, max_pixels=20_000).shape[1:3] == (84, 168)
+    assert 150_000 <= np.prod(language_frames(frames, 1, min_pixels=150_000).shape[1:3]) < 200_704
+    assert 150_000 <= np.prod(language_frames(frames[:, :90, :90], 1, min_pixels=150_000).shape[1:3]) < 200_704
+
+
+def test_a_frame_never_shrinks_to_nothing():
+    assert smart_resize(28, 5600, 784, 784) == (28, 392)
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"), [((783, None), "min_pixels is 783"), ((None, 16385 * 784), "max_pixels is"), ((2000, 1000), "no larger than the second")]
+)
+def test_budgets_that_make_no_sense(budget, words):
+    with pytest.raises(UserError, match=words):
+        pixel_budget(1, 1, *budget)

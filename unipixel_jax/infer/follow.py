@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -16,9 +16,11 @@ from numpy.typing import ArrayLike
 
 from unipixel_jax.core.files import writable
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.prediction import Collector, Prediction
+from unipixel_jax.infer.exports import Export, labels_of
+from unipixel_jax.infer.prediction import Collector, FrameResult, Prediction
+from unipixel_jax.infer.report import nothing_segmented, print_prediction
 from unipixel_jax.infer.results import SAVE_EVERY, Interrupted, LinesFile, MasksFolder
-from unipixel_jax.infer.visualize import color_label, format_answer, open_overlay
+from unipixel_jax.infer.visualize import Overlay, open_overlay
 
 if TYPE_CHECKING:
     from unipixel_jax.infer.progress import Steps
@@ -40,6 +42,7 @@ class Targets:
         json: one JSON file, written at the end.
         masks: an ``.npz`` with all masks, written at the end.
         folder: a folder with a file of masks for each frame.
+        exports: folders in the formats of other tools.
     """
 
     source: FrameSource
@@ -48,10 +51,15 @@ class Targets:
     json: Path | None
     masks: Path | None
     folder: MasksFolder | None
+    exports: Sequence[Export]
 
     @classmethod
-    def choose(cls, args: argparse.Namespace, source: FrameSource, overlay: Path) -> Targets:
+    def choose(cls, args: argparse.Namespace, source: FrameSource, overlay: Path, exports: Sequence[Export] = ()) -> Targets:
         """Take the paths from a command's arguments ``json``, ``masks``, ``media`` and ``resume``. What can be known to fail is found out here.
+
+        Args:
+            args: the arguments.
+            source, overlay, exports: see the attributes.
 
         Raises:
             UserError: a file cannot be written, two are the same, one would replace what is read, or ``--resume`` has nothing to go on from.
@@ -76,6 +84,7 @@ class Targets:
             json=args.json if whole else None,
             masks=args.masks if archive else None,
             folder=None if archive or args.masks is None else MasksFolder(args.masks),
+            exports=exports,
         )
 
 
@@ -93,16 +102,22 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
         The exit status: 0, or ``STOPPED``.
     """
     stream = begin()
-    if not stream.spans:
-        print(format_answer(Prediction(stream.text, stream.tokens, [], [], stream.size), sys.stdout.isatty()))
-        print("the answer segments nothing: there is no such object, or the prompt does not ask for one", file=sys.stderr)
-        _write(targets, Collector().prediction(stream.text, stream.tokens, [], stream.size), header)
-        return 0
-    header |= {"text": stream.text, "tokens": list(stream.tokens), "size": list(stream.size), "spans": [span and list(span) for span in stream.spans]}
+    header |= {"text": stream.text, "tokens": list(stream.tokens), "size": list(stream.size)}
+    header |= {"objects": [{"prompt": owner, "span": span and list(span)} for owner, span in zip(stream.owners, stream.spans, strict=True)]}
     collector = Collector()
+    if not stream.spans:
+        prediction = _collected(collector, stream)
+        if targets.lines is not None:
+            targets.lines.start(header | {"found": False})
+        _write(targets, prediction)
+        print_prediction(prediction)
+        return 0
     saved: dict[str, ArrayLike] | None = None
     with ExitStack() as files:
         overlay = files.enter_context(open_overlay(targets.overlay, targets.source.rate or 10))
+        for export in targets.exports:
+            export.start(labels_of(stream.prompts, stream.owners))
+            files.callback(export.finish)
         if targets.lines is not None:
             before = targets.lines.resume(header) if resume else None
             if before is None:
@@ -110,14 +125,13 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
             else:
                 for result in targets.lines.results(targets.source):
                     collector.add(result.to_json())
-                    overlay.add(result.pixels, result.masks, result.objects)
+                    _draw(result, overlay, targets.exports)
                 stream.resume(before)
         steps.stage("tracking" if len(targets.source) > 1 else "segmenting", len(targets.source))
         with Interrupted() as interrupted:
             for result in stream:
-                line = result.to_json()
-                overlay.add(result.pixels, result.masks, result.objects)
-                collector.add(line)
+                collector.add(result.to_json())
+                _draw(result, overlay, targets.exports)
                 if targets.lines is not None:
                     targets.lines.add(result)
                     saved = stream.save()
@@ -131,10 +145,11 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
             targets.lines.save(saved)
         elif not interrupted.stopped:
             targets.lines.finish()
-    prediction = collector.prediction(stream.text, stream.tokens, stream.spans, stream.size)
-    if targets.lines is None:
-        _write(targets, prediction, header)
-    _report(prediction, targets)
+    prediction = _collected(collector, stream)
+    _write(targets, prediction)
+    print_prediction(prediction)
+    for path in (targets.overlay, *(export.folder for export in targets.exports)):
+        print(path)
     if interrupted.stopped:
         more = "; go on with --resume" if targets.lines is not None else ""
         print(f"stopped after {len(collector.lines)} frames, whose results are written{more}", file=sys.stderr)
@@ -145,9 +160,16 @@ def print_lines(stream: Stream, source: FrameSource, overlay: Path | None, most:
     """Print a line of JSON for the answer and one for each frame of a clip or a live stream, until it ends, ``most`` frames have come, or Ctrl-C.
 
     Returns:
-        The exit status: 0, also after Ctrl-C, by which live streams end.
+        The exit status: 0, also after Ctrl-C, by which live streams end, and where the answer segments nothing.
     """
-    print(json.dumps({"text": stream.text, "size": list(stream.size)}, ensure_ascii=False), flush=True)
+    objects = [{"prompt": owner} for owner in stream.owners]
+    first = {"text": stream.text, "size": list(stream.size), "prompts": list(stream.prompts), "objects": objects, "found": bool(objects)}
+    print(json.dumps(first, ensure_ascii=False), flush=True)
+    for index, words in enumerate(stream.prompts):
+        if index not in stream.owners:
+            print(nothing_segmented(words), file=sys.stderr)
+    if not objects:
+        return 0
     steps.stage("tracking", source.count if most is None else most)
     with nullcontext() if overlay is None else open_overlay(overlay, source.rate or 10) as drawn, Interrupted():
         for result in islice(stream, most):
@@ -158,27 +180,18 @@ def print_lines(stream: Stream, source: FrameSource, overlay: Path | None, most:
     return 0
 
 
-def _write(targets: Targets, prediction: Prediction, header: dict[str, Any]) -> None:
-    if targets.lines is not None:
-        targets.lines.start(header | {"text": prediction.text, "tokens": list(prediction.tokens), "size": list(prediction.size), "spans": []})
+def _collected(collector: Collector, stream: Stream) -> Prediction:
+    return collector.prediction(stream.text, stream.tokens, stream.spans, stream.size, stream.prompts, stream.owners, stream.sampled)
+
+
+def _draw(result: FrameResult, overlay: Overlay, exports: Sequence[Export]) -> None:
+    overlay.add(result.pixels, result.masks, result.objects)
+    for export in exports:
+        export.add(result)
+
+
+def _write(targets: Targets, prediction: Prediction) -> None:
     if targets.json is not None:
         prediction.save_json(targets.json)
     if targets.masks is not None:
         prediction.save_masks(targets.masks)
-
-
-def _report(prediction: Prediction, targets: Targets) -> None:
-    """Print the answer, where each object is, and the path of the overlay."""
-    colour = sys.stdout.isatty()
-    print(format_answer(prediction, colour))
-    for number, item in enumerate(prediction.objects, start=1):
-        seen = [frame for frame, area in enumerate(item.areas) if area]
-        score = f", score {max(item.scores, default=0):.2f}"
-        if not seen:
-            where = f"nowhere to be seen in {len(item.areas)} frames" if len(item.areas) > 1 else f"not to be seen (present with {item.presence[0]:.2f})"
-        elif len(item.areas) > 1:
-            where = f"in {len(seen)} of {len(item.areas)} frames{score}"
-        else:
-            where = f"{item.areas[0]} pixels, box {item.boxes[0]}{score}"
-        print(f"{color_label(number, colour)} {where}")
-    print(targets.overlay)

@@ -79,6 +79,7 @@ class SegmentedObject:
         scores: probability that the object is present times the predicted IoU [F], float32; 1 for masks that the user gave.
         presence: probability that the object is on the frame [F], float32.
         span: the index of the first character of its ``<|seg|>`` in the answer's text, and the one after the last; None if it stood in the prompt.
+        prompt: the index of the prompt that asked for it.
     """
 
     runs: Sequence[Mapping[str, Any]]
@@ -87,16 +88,24 @@ class SegmentedObject:
     scores: NDArray[np.float32]
     presence: NDArray[np.float32]
     span: tuple[int, int] | None
+    prompt: int = 0
 
     @classmethod
-    def from_masks(cls, masks: NDArray[np.bool_], scores: NDArray[np.float32], presence: NDArray[np.float32], span: tuple[int, int] | None) -> SegmentedObject:
+    def from_masks(
+        cls, masks: NDArray[np.bool_], scores: NDArray[np.float32], presence: NDArray[np.float32], span: tuple[int, int] | None, prompt: int = 0
+    ) -> SegmentedObject:
         """Encode masks, bool [F, H, W]; the other arguments are the attributes."""
         areas = [int(np.count_nonzero(mask)) for mask in masks]
-        return cls([encode_mask(mask) for mask in masks], areas, [box_of(mask) for mask in masks], scores, presence, span)
+        return cls([encode_mask(mask) for mask in masks], areas, [box_of(mask) for mask in masks], scores, presence, span, prompt)
 
     def mask(self, frame: int) -> NDArray[np.bool_]:
         """The mask of one frame, bool [H, W]; ``frame`` counts among the frames of the prediction."""
         return decode_mask(self.runs[frame])
+
+    @property
+    def found(self) -> bool:
+        """Whether it is to be seen on any frame."""
+        return any(self.areas)
 
     @cached_property
     def masks(self) -> NDArray[np.bool_]:
@@ -126,11 +135,12 @@ class Prediction:
     """An answer.
 
     Attributes:
-        text: the words, special tokens included.
+        text: the words, special tokens included; the answers to several prompts follow one another on lines of their own.
         tokens: their ids.
         objects: what the ``<|seg|>`` tokens stand for, those of the prompt first.
         frames: the number of each frame in the video or folder that was read [F].
         size: height and width of the media in pixels.
+        prompts: what was asked.
     """
 
     text: str
@@ -138,18 +148,19 @@ class Prediction:
     objects: Sequence[SegmentedObject]
     frames: Sequence[int]
     size: tuple[int, int]
+    prompts: Sequence[str] = ()
 
     @property
     def found(self) -> bool:
         """Whether any object is to be seen on any frame."""
-        return any(area for item in self.objects for area in item.areas)
+        return any(item.found for item in self.objects)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pixels as plain numbers, lists and text.
 
-        Keys: ``text``, ``tokens``, ``frames``, ``size`` (height and width), ``found``, and ``objects`` with per object ``number`` (from 1), ``span``, and per
-        frame ``scores``, ``presence``, ``boxes`` (COCO's ``[x, y, width, height]``, null where empty), ``areas`` in pixels and ``masks`` (COCO's compressed
-        run lengths).
+        Keys: ``text``, ``tokens``, ``frames``, ``size`` (height and width), ``found``; ``prompts`` with each one's words as ``prompt``, ``found``, and the
+        numbers of its ``objects``; and ``objects`` with per object ``number`` (from 1), ``prompt`` (its index), ``found``, ``span``, and per frame ``scores``,
+        ``presence``, ``boxes`` (COCO's ``[x, y, width, height]``, null where empty), ``areas`` in pixels and ``masks`` (COCO's compressed run lengths).
         """
         return {
             "text": self.text,
@@ -157,9 +168,19 @@ class Prediction:
             "frames": [int(frame) for frame in self.frames],
             "size": list(self.size),
             "found": self.found,
+            "prompts": [
+                {
+                    "prompt": words,
+                    "found": any(item.found for item in self.objects if item.prompt == index),
+                    "objects": [number for number, item in enumerate(self.objects, start=1) if item.prompt == index],
+                }
+                for index, words in enumerate(self.prompts)
+            ],
             "objects": [
                 {
                     "number": number,
+                    "prompt": item.prompt,
+                    "found": item.found,
                     "span": None if item.span is None else list(item.span),
                     "scores": [float(score) for score in item.scores],
                     "presence": [float(presence) for presence in item.presence],
@@ -206,15 +227,38 @@ class Collector:
         """Take the next frame's ``FrameResult.to_json``."""
         self.lines.append(line)
 
-    def prediction(self, text: str, tokens: Sequence[int], spans: Sequence[tuple[int, int] | None], size: tuple[int, int]) -> Prediction:
-        """The answer with these objects, whose numbers are 1 to the number of ``spans``; see ``Prediction`` and ``SegmentedObject``."""
+    def prediction(
+        self,
+        text: str,
+        tokens: Sequence[int],
+        spans: Sequence[tuple[int, int] | None],
+        size: tuple[int, int],
+        prompts: Sequence[str],
+        owners: Sequence[int],
+        sampled: Sequence[int],
+    ) -> Prediction:
+        """The answer with these objects, whose numbers are 1 to the number of ``spans`` and of ``owners``, the indices of their prompts; see ``Prediction``
+        and ``SegmentedObject``. Where no frame has come, since the answer segments nothing, its frames are those ``sampled`` for the language model.
+        """
         objects = []
-        for place, span in enumerate(spans):
+        for place, (span, owner) in enumerate(zip(spans, owners, strict=True)):
             own = [line["objects"][place] for line in self.lines]
             scores, presence = (np.asarray([item[name] for item in own], np.float32) for name in ("score", "presence"))
             runs, areas, boxes = ([item[name] for item in own] for name in ("mask", "area", "box"))
-            objects.append(SegmentedObject(runs, areas, boxes, scores, presence, span))
-        return Prediction(text, tokens, objects, [line["frame"] for line in self.lines], size)
+            objects.append(SegmentedObject(runs, areas, boxes, scores, presence, span, owner))
+        return Prediction(text, tokens, objects, [line["frame"] for line in self.lines] or sampled, size, prompts)
+
+
+def joined(answers: Sequence[Answer]) -> tuple[Answer, list[int]]:
+    """The answers to several prompts as one, with each text on a line of its own, and the index of each object's prompt [O]."""
+    spans: list[tuple[int, int] | None] = []
+    start = 0
+    for answer in answers:
+        spans += [span and (start + span[0], start + span[1]) for span in answer.spans]
+        start += len(answer.text) + 1
+    tokens = [token for answer in answers for token in answer.tokens]
+    owners = [index for index, answer in enumerate(answers) for _ in answer.spans]
+    return Answer("\n".join(answer.text for answer in answers), tokens, np.concatenate([answer.hidden for answer in answers]), spans), owners
 
 
 def box_of(mask: NDArray[np.bool_]) -> list[int] | None:

@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from unipixel_jax.infer.chat import MAX_SLOTS, Chat
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.many import ROWS, Job, Options, Outcome, run_jobs
-from unipixel_jax.infer.prediction import Answer, Collector, Prediction, SegmentedObject
+from unipixel_jax.infer.prediction import Answer, Collector, Prediction, SegmentedObject, joined
 from unipixel_jax.infer.segmentation import clip_logits
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.frames import FrameSource, open_frames
 from unipixel_jax.processing.media import Clip, Media, read_media
 from unipixel_jax.processing.memory import memory_grid, memory_prefix
-from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions
+from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions, require_answer_start, require_words
 from unipixel_jax.processing.tokenizer import REF_TOKEN, Message
 
 log = logging.getLogger(__name__)
@@ -109,55 +110,68 @@ class UniPixel:
     def segment(
         self,
         media: Media | FrameSource,
-        prompt: str,
+        prompt: str | Sequence[str],
         references: Sequence[Point | Box] = (),
         *,
         sample_frames: int = SAMPLE_FRAMES,
         max_new_tokens: int = MAX_NEW_TOKENS,
         only_sampled: bool = False,
+        answer_start: str = "",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Prediction:
-        """Answer a prompt about a photo or a clip, and segment what the answer's ``<|seg|>`` tokens stand for on every frame.
+        """Answer prompts about a photo or a clip, and segment what the answers' ``<|seg|>`` tokens stand for on every frame.
+
+        Of several prompts, the media is read and SAM's side of it encoded once, and their objects are tracked together; the language side looks once for each.
 
         Args:
             media: a path (photo, video or folder of frames), an image, an array [H, W, 3] or [F, H, W, 3] of uint8, a sequence of images, or what
                 ``open_frames`` (processing/frames.py) returned.
-            prompt: any words; each ``<|seg|>`` in them is segmented as well.
-            references: points and boxes for ``<region>`` in the prompt, in its order.
+            prompt: any words, or several prompts; each ``<|seg|>`` in them is segmented as well.
+            references: points and boxes for ``<region>`` in the prompt, in its order; not with several prompts.
             sample_frames: how many frames of a clip the language model looks at, spread evenly.
             max_new_tokens: where an answer is cut off.
             only_sampled: segment only the frames that the language model looks at, as the reference's tools/inference.py does.
+            answer_start: words with which each answer has to begin; they are part of its text, and a ``<|seg|>`` in them is one of the answer.
+            min_pixels, max_pixels: the fewest and the most pixels of a frame for the language side; None for the reference's (``resize.pixel_budget``).
 
         Returns:
-            The answer; ``objects`` holds those of ``<|seg|>`` in the prompt first, then those of the answer.
+            The answer; ``objects`` holds those of ``<|seg|>`` in the prompt first, then those of the answer, and so on for each prompt.
 
         Raises:
-            UserError: media that cannot be read, an empty prompt, or references that do not fit.
+            UserError: media that cannot be read, an empty prompt, references that do not fit, or options out of range.
         """
-        stream = self.track(media, prompt, references, sample_frames=sample_frames, max_new_tokens=max_new_tokens, only_sampled=only_sampled)
+        stream = self.track(
+            media, prompt, references, sample_frames=sample_frames, max_new_tokens=max_new_tokens, only_sampled=only_sampled,
+            answer_start=answer_start, min_pixels=min_pixels, max_pixels=max_pixels,
+        )  # fmt: skip
         collector = Collector()
         with _stage(f"segmenting {len(stream.spans)} objects"):
             for result in stream if stream.spans else ():
                 collector.add(result.to_json())
-        return collector.prediction(stream.text, stream.tokens, stream.spans, stream.size)
+        return collector.prediction(stream.text, stream.tokens, stream.spans, stream.size, stream.prompts, stream.owners, stream.sampled)
 
     def track(
         self,
         media: Media | FrameSource | Iterator[Any],
-        prompt: str,
+        prompt: str | Sequence[str],
         references: Sequence[Point | Box] = (),
         *,
         sample_frames: int = SAMPLE_FRAMES,
         max_new_tokens: int = MAX_NEW_TOKENS,
         only_sampled: bool = False,
+        answer_start: str = "",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Stream:
-        """Answer a prompt about a clip, and follow what it segments frame by frame, with a state of fixed size.
+        """Answer prompts about a clip, and follow what they segment frame by frame, with a state of fixed size.
 
         The language model looks at ``sample_frames`` frames spread evenly over the clip, as in the reference's unipixel/eval/infer_seg.py; of a live stream it
         looks at the first frame.
 
         Args:
             media: as for ``segment``, or any iterator of frames [H, W, 3] of uint8.
-            prompt, references, sample_frames, max_new_tokens, only_sampled: see ``segment``.
+            prompt, references, sample_frames, max_new_tokens, only_sampled, answer_start, min_pixels, max_pixels: see ``segment``.
 
         Returns:
             An iterator over the results of the frames, which takes corrections while it runs.
@@ -167,24 +181,40 @@ class UniPixel:
         """
         if sample_frames < 1:
             raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or (references and len(prompts) > 1):
+            raise UserError(f"{len(prompts)} prompts with {len(references)} references, expected at least one prompt, and only one with points or boxes")
+        for words in prompts:
+            require_words(words)
+        require_answer_start(answer_start)
         with _stage("reading the media"):
             source = media if isinstance(media, FrameSource) else open_frames(media)
             source, clip = (source, source.sample(sample_frames)) if source.count is not None else source.with_first_frame()
             if only_sampled:
                 source = open_frames(clip)
-            prepared = batch.prepare_media(clip, self.config, sample_frames=sample_frames, segment=False)
-        text = name_regions(prompt, [REF_TOKEN] * len(references)) if references else prompt
-        answer = self._generate_answer(batch.user_turn(text), prepared, max_new_tokens, references=references)
-        return Stream(self.loaded, self.answer, source, answer.text, answer.tokens, answer.hidden, answer.spans, clip.frames.shape[1:3])
+            prepared = batch.prepare_media(
+                clip, self.config, sample_frames=sample_frames, segment=False, min_pixels=min_pixels, max_pixels=max_pixels
+            )
+        answers = []
+        for words in prompts:
+            text = name_regions(words, [REF_TOKEN] * len(references)) if references else words
+            answers.append(self._generate_answer(batch.user_turn(text), prepared, max_new_tokens, references=references, answer_start=answer_start))
+        answer, owners = joined(answers)
+        ask = partial(self.answer, max_new_tokens=max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels)
+        size = clip.frames.shape[1:3]
+        sampled = clip.indices.tolist()
+        return Stream(self.loaded, ask, source, answer.text, answer.tokens, answer.hidden, answer.spans, size, prompts, owners, sampled)
 
-    def answer(self, media: Media, prompt: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+    def answer(
+        self, media: Media, prompt: str, *, max_new_tokens: int = MAX_NEW_TOKENS, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> Answer:
         """Answer a prompt about a photo without segmenting anything.
 
         Raises:
             UserError: the reasons of ``segment``.
         """
         clip = read_media(media, SAMPLE_FRAMES)
-        prepared = batch.prepare_media(clip, self.config, sample_frames=SAMPLE_FRAMES, segment=False)
+        prepared = batch.prepare_media(clip, self.config, sample_frames=SAMPLE_FRAMES, segment=False, min_pixels=min_pixels, max_pixels=max_pixels)
         return self._generate_answer(batch.user_turn(prompt), prepared, max_new_tokens)
 
     def ask(
@@ -195,6 +225,9 @@ class UniPixel:
         *,
         sample_frames: int = SAMPLE_FRAMES,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        answer_start: str = "",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Prediction:
         """PixelQA: answer a question about objects that are pointed at (the paper's section 4.4; reference: unipixel/eval/infer_pixelqa.py).
 
@@ -206,7 +239,7 @@ class UniPixel:
             question: the question, with ``<region>`` for each reference in turn; without any ``<region>``, the objects are named in front of it.
             references: at least one; all masks, or points and boxes.
             sample_frames: see ``segment``.
-            max_new_tokens: see ``segment``.
+            max_new_tokens, answer_start, min_pixels, max_pixels: see ``segment``.
 
         Returns:
             The answer, with the masks of the references, whatever their kind, as ``objects`` in front of those that the answer segments.
@@ -216,7 +249,8 @@ class UniPixel:
         """
         if not references:
             raise UserError("no references: give at least one Point, Box or Mask that the question is about, or use segment()")
-        clip, prepared = self._prepare(media, sample_frames)
+        require_answer_start(answer_start)
+        clip, prepared = self._prepare(media, sample_frames, min_pixels, max_pixels)
         count, height, width = clip.frames.shape[:3]
         masks = [r.on_clip(count, height, width) for r in references if isinstance(r, Mask)]
         if masks and len(masks) < len(references):
@@ -228,8 +262,9 @@ class UniPixel:
             objects = self._locate(clip, prepared, question, [r for r in references if not isinstance(r, Mask)])
         grid = memory_grid(np.stack([o.masks for o in objects]), prepared.grid_thw, self.config.vision)
         text = memory_prefix(grid, count) + name_regions(question, [f"[{i}]" for i in range(len(objects))])
-        answer = self._answer(clip, batch.user_turn(text), prepared, max_new_tokens, memory=grid)
-        return replace(answer, objects=(*objects, *answer.objects))
+        answer = self._generate_answer(batch.user_turn(text), prepared, max_new_tokens, memory=grid, answer_start=answer_start)
+        objects += self._track(clip, prepared, answer.hidden, answer.spans)
+        return Prediction(answer.text, answer.tokens, objects, clip.indices.tolist(), clip.frames.shape[1:3], (question,))
 
     def describe(self, media: Media, reference: Point | Box | Mask, **options: Any) -> Prediction:
         """Describe one object: ``ask`` with a request for a description. The options, the result and the errors are those of ``ask``."""
@@ -268,12 +303,14 @@ class UniPixel:
         """
         return run_jobs(self.loaded, self.sampling, self.seed, jobs, Options(rows, max_new_tokens), devices)
 
-    def _prepare(self, media: Media, sample_frames: int) -> tuple[Clip, batch.PreparedMedia]:
+    def _prepare(
+        self, media: Media, sample_frames: int, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> tuple[Clip, batch.PreparedMedia]:
         if sample_frames < 1:
             raise UserError(f"sample_frames is {sample_frames}, expected at least 1")
         with _stage("reading the media"):
             clip = read_media(media, sample_frames)
-            return clip, batch.prepare_media(clip, self.config, sample_frames=sample_frames)
+            return clip, batch.prepare_media(clip, self.config, sample_frames=sample_frames, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def _locate(self, clip: Clip, prepared: batch.PreparedMedia, question: str, references: Sequence[Point | Box]) -> list[SegmentedObject]:
         """PixelQA's first turn: the masks of points and boxes, from an answer that is given rather than generated."""
@@ -283,13 +320,6 @@ class UniPixel:
         hidden, _, _ = self._generate(conversation, 1)
         return self._track(clip, prepared, hidden[: len(references)], [None] * len(references))
 
-    def _answer(
-        self, clip: Clip, messages: list[Message], prepared: batch.PreparedMedia, max_new_tokens: int, *, memory: NDArray[np.bool_] | None = None
-    ) -> Prediction:
-        answer = self._generate_answer(messages, prepared, max_new_tokens, memory=memory)
-        objects = self._track(clip, prepared, answer.hidden, answer.spans)
-        return Prediction(answer.text, answer.tokens, objects, clip.indices.tolist(), clip.frames.shape[1:3])
-
     def _generate_answer(
         self,
         messages: list[Message],
@@ -298,15 +328,20 @@ class UniPixel:
         *,
         references: Sequence[Point | Box] = (),
         memory: NDArray[np.bool_] | None = None,
+        answer_start: str = "",
     ) -> Answer:
-        conversation = batch.prepare_conversation(messages, prepared, self.loaded.tokenizer, self.config, references=references, memory=memory)
+        loaded = self.loaded
+        conversation = batch.prepare_conversation(
+            messages, prepared, loaded.tokenizer, self.config, references=references, memory=memory, answer_start=answer_start
+        )
+        given = loaded.tokenizer.encode(answer_start) if answer_start else np.zeros(0, np.int32)
         in_prompt, generation, count = self._generate(conversation, max_new_tokens)
         tokens = np.asarray(generation.tokens)[0, :count]
-        tokens = without_end(tokens, self.loaded.end_tokens)
+        tokens = without_end(tokens, loaded.end_tokens)
         said = tokens == self.config.seg_token_id
         hidden = np.concatenate([in_prompt, np.asarray(generation.hidden)[0, : len(tokens)][said]])
-        text, spans = self._decode(tokens)
-        return Answer(text, tokens.tolist(), hidden, [*[None] * len(in_prompt), *spans])
+        text, spans = self._decode(np.concatenate([given, tokens]))
+        return Answer(text, [*given.tolist(), *tokens.tolist()], hidden, [*[None] * (len(hidden) - len(spans)), *spans])
 
     def _generate(self, conversation: batch.Conversation, max_new_tokens: int) -> tuple[NDArray[Any], Generation, int]:
         """Hidden states [O, D] of the prompt's ``<|seg|>`` tokens, the generation, and how many tokens it has."""

@@ -95,7 +95,7 @@ class LinesFile:
         with self.path.open(encoding="utf-8", errors="replace") as file:
             found = _parsed(file.readline(MAX_LINE)) or {}
         if wrong := [name for name in header if found.get(name) != header[name]]:
-            raise UserError(f"{self.path} was made with another {wrong[0]} ({str(found.get(wrong[0]))[:60]!r}): leave out --resume, or choose another file")
+            raise UserError(f"{self.path} was made with other {wrong[0]} ({str(found.get(wrong[0]))[:60]!r}): leave out --resume, or choose another file")
         state = self._read_state()
         frame = int(state["next_frame"])
         with replacing(self.path) as aside, aside.open("w", encoding="utf-8") as kept:

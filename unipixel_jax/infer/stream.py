@@ -36,10 +36,13 @@ class Stream:
     whose result came last. What is kept has a fixed size, whatever the length of the clip.
 
     Attributes:
-        text: the answer to the prompt with which the stream began, special tokens included.
+        text: the answers to the prompts with which the stream began, on lines of their own, special tokens included.
         tokens: its token ids.
         spans: where each object's ``<|seg|>`` stands in the text, see ``SegmentedObject``.
         size: height and width of the frames in pixels.
+        prompts: the words with which it began.
+        owners: the index of the prompt of each object that it began with.
+        sampled: the numbers of the frames that the language model looked at.
     """
 
     def __init__(
@@ -52,6 +55,9 @@ class Stream:
         hidden: NDArray[np.floating],
         spans: Sequence[tuple[int, int] | None],
         size: tuple[int, int],
+        prompts: Sequence[str],
+        owners: Sequence[int],
+        sampled: Sequence[int],
     ) -> None:
         """Start before the first frame.
 
@@ -59,10 +65,11 @@ class Stream:
             loaded: the model that tracks.
             ask: a function that answers a prompt about a frame [H, W, 3].
             source: the frames.
-            text, tokens, spans, size: see the attributes.
+            text, tokens, spans, size, prompts, owners, sampled: see the attributes.
             hidden: the states that predicted the objects' ``<|seg|>`` [O, D].
         """
         self.text, self.tokens, self.spans, self.size = text, tokens, spans, size
+        self.prompts, self.owners, self.sampled = prompts, owners, sampled
         self._loaded, self._ask = loaded, ask
         length = UNKNOWN_LENGTH if source.count is None else len(source)
         alone = source.is_image or length == 1 or loaded.config.sam2_batch_mode

@@ -75,7 +75,14 @@ class Conversation:
 
 
 def prepare_media(
-    clip: Clip, config: UniPixelConfig, *, sample_frames: int = 16, segment: bool = True, dtype: DTypeLike = np.float32
+    clip: Clip,
+    config: UniPixelConfig,
+    *,
+    sample_frames: int = 16,
+    segment: bool = True,
+    dtype: DTypeLike = np.float32,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> PreparedMedia:
     """Resize, normalise and cut a clip for both sides of the model.
 
@@ -85,11 +92,14 @@ def prepare_media(
         sample_frames: the most frames taken from any clip, which sets the pixel budget of each frame.
         segment: make SAM's copy too.
         dtype: dtype of both copies' pixels, which are computed in float32. A model that computes in bfloat16 would round them to it anyway.
+        min_pixels: the fewest pixels of a frame for the language side; None for the reference's (``resize.pixel_budget``).
+        max_pixels: the most pixels of a frame for the language side; None for the reference's.
 
     Raises:
-        UserError: frames that are too long and thin.
+        UserError: frames that are too long and thin, or a budget that makes no sense.
     """
-    shown = language_frames(clip.frames if clip.over_white is None else clip.over_white, sample_frames, config.vision.merge_size)
+    seen = clip.frames if clip.over_white is None else clip.over_white
+    shown = language_frames(seen, sample_frames, config.vision.merge_size, min_pixels, max_pixels)
     patches, grid = patchify(shown, config.vision, dtype)
     frames = square_frames(clip.frames, config.sam2.image_size, dtype) if segment else None
     height, width = clip.frames.shape[1:3]

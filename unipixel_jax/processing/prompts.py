@@ -21,6 +21,7 @@ from unipixel_jax.processing.tokenizer import REF_TOKEN, SEG_TOKEN
 REGION = "<region>"
 """The text that stands for the next reference in a question; ``<|ref|>`` is understood as well."""
 
+_TURN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _POINT, _NOTHING, _CORNERS = 1, -1, (2, 3)
 
 
@@ -103,6 +104,21 @@ def require_words(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt {text!r} is not UTF-8 (at character {error.start + 1}): write it in UTF-8") from None
+
+
+def require_answer_start(text: str) -> None:
+    """Check the words with which an answer has to begin; none are well.
+
+    Raises:
+        UserError: they are blank, not UTF-8, or hold a token that ends the turn.
+    """
+    if not text:
+        return
+    if not text.strip():
+        raise UserError(f"the start of the answer is {text!r}: give words, or leave it out")
+    require_words(text)
+    if any(token in text for token in _TURN_TOKENS):
+        raise UserError(f"the start of the answer {text!r} holds one of {', '.join(_TURN_TOKENS)}, which begin and end turns: leave them out")
 
 
 def to_square(reference: Reference, frames: int, height: int, width: int, side: int) -> SquareReference:
