@@ -33,9 +33,11 @@ MEDIA = 'a photo, a video file, a folder of frames, "-" for a picture on the sta
 
 def configure_segment(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of ``segment``."""
-    parser.description = "Segment what prompts ask for, in a photo or on every frame of a clip."
+    from unipixel_jax.infer.batch_cli import configure_many
+
+    parser.description = "Segment what prompts ask for, in a photo, on every frame of a clip, or in many of them."
     parser.add_argument("media", metavar="MEDIA", help=MEDIA)
-    _add_prompts(parser)
+    _add_prompts(parser, nargs="?")
     _add_model_options(parser)
     _add_source_options(parser)
     _add_results(parser)
@@ -45,7 +47,9 @@ def configure_segment(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", type=_formats, action="extend", default=[], metavar="NAME", help=formats)
     parser.add_argument("--only-sampled", action="store_true", help="segment only the frames that the language model looks at, as the reference's tool does")
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run with the same --json FILE.jsonl ended")
+    resume = "go on where an interrupted run with the same --json FILE.jsonl or --out DIR ended"
+    parser.add_argument("--resume", action="store_true", help=resume)
+    configure_many(parser)
     parser.set_defaults(run=_segment)
 
 
@@ -85,8 +89,8 @@ def configure_track(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_track)
 
 
-def _add_prompts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help='for example: "Please segment the dog."')
+def _add_prompts(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", nargs=nargs, help='for example: "Please segment the dog."')
     parser.add_argument("--prompt", action="append", dest="more_prompts", default=[], metavar="PROMPT", help="one more prompt about the same media, read once")
 
 
@@ -142,6 +146,8 @@ def _segment(args: argparse.Namespace) -> int:
     from unipixel_jax.infer.follow import Targets, follow
     from unipixel_jax.infer.progress import progress
 
+    if args.out is not None:
+        return _run_many(args)
     prompts = _prompts(args)
     _check_options(args)
     with _opened(args) as source:
@@ -151,6 +157,19 @@ def _segment(args: argparse.Namespace) -> int:
             steps.stage("reading the media and answering")
             header = {"prompts": prompts, "media": source.name, "model": str(args.model or "embedded")}
             return follow(lambda: _stream(args, model, source, prompts), targets, steps, header, resume=args.resume)
+
+
+_SINGLE = ("more_prompts", "frame", "start", "end", "crop", "json", "masks", "format", "only_sampled", "answer_start", "min_pixels", "max_pixels")
+"""The options of ``segment`` for one photo or clip, which a list of jobs does not take."""
+
+
+def _run_many(args: argparse.Namespace) -> int:
+    from unipixel_jax.infer.batch_cli import run_many
+
+    if given := [name for name in _SINGLE if getattr(args, name) not in (None, False, "", [])]:
+        option = "--prompt" if given[0] == "more_prompts" else f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} is for one photo or clip, and --out for many: leave one of them out")
+    return run_many(args)
 
 
 def _track(args: argparse.Namespace) -> int:
@@ -200,7 +219,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def _prompts(args: argparse.Namespace) -> list[str]:
     from unipixel_jax.processing.prompts import require_words
 
-    prompts = [args.prompt, *args.more_prompts]
+    prompts = [*([] if args.prompt is None else [args.prompt]), *args.more_prompts]
+    if not prompts:
+        raise UserError(f"there is no prompt about {args.media}: say what to look for, for example 'Please segment the dog.'")
     for words in prompts:
         require_words(words)
     return prompts
