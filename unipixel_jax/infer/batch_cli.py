@@ -14,7 +14,7 @@ from unipixel_jax.arguments import positive
 from unipixel_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from unipixel_jax.infer.many import Job
+    from unipixel_jax.infer.job_source import Job
 
 
 def configure_many(parser: argparse.ArgumentParser) -> None:
