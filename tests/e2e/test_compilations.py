@@ -6,12 +6,15 @@ import pytest
 from random_model import random_model
 
 from unipixel_jax import Box, Mask
-from unipixel_jax.infer import segmentation
+from unipixel_jax.core.programs import Programs
+from unipixel_jax.infer import segmentation, tracking
 from unipixel_jax.infer.generate import generate
 
 PHOTOS = ((250, 380), (380, 250), (120, 130), (400, 400), (90, 600))
 CLIPS = (2, 3, 5)
 OBJECTS = (1, 2, 3, 4, 5, 6)
+PROGRAMS = [generate, *(value for module in (segmentation, tracking) for value in vars(module).values() if isinstance(value, Programs))]
+"""All that the model runs to answer about a photo or a clip and to follow objects."""
 
 
 @pytest.fixture
@@ -64,7 +67,6 @@ def test_a_mixed_workload_compiles_nothing_after_warm_up(silent, compiled):
 def test_only_the_programs_of_the_models_are_compiled(silent, compiled):
     """Everything around them is numpy, for any length of answers, frames, references and masks, since a small program for each shape would add up too."""
     rng = np.random.default_rng(0)
-    functions = (generate, segmentation.track_clip, segmentation._encode, segmentation._join)
 
     def work(frames, height, new_tokens):
         clip = rng.integers(0, 256, (frames, height, 160, 3), dtype=np.uint8)
@@ -76,22 +78,21 @@ def test_only_the_programs_of_the_models_are_compiled(silent, compiled):
 
     work(2, 120, 3)
     compiled.clear()
-    before = sum(map(len, functions))
+    before = sum(map(len, PROGRAMS))
     for new_tokens, (frames, height) in enumerate(((10, 121), (9, 119), (3, 240)), start=4):
         work(frames, height, new_tokens)
-    assert len(compiled) == sum(map(len, functions)) - before > 0
+    assert len(compiled) == sum(map(len, PROGRAMS)) - before > 0
 
 
 def test_programs_beyond_the_limit_are_dropped_and_results_stay(silent, monkeypatch):
-    functions = (generate, segmentation.track_clip, segmentation._encode, segmentation._join)
-    for function in functions:
+    for function in PROGRAMS:
         monkeypatch.setattr(function, "limit", 2)
     rng = np.random.default_rng(0)
     media = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((250, 380, 3), (400, 400, 3), (90, 600, 3), (2, 120, 130, 3), (3, 250, 380, 3))]
 
     def masks(number):
         found = silent.segment(media[number], f"Find {'<|seg|>' * (number + 1)}", max_new_tokens=2)
-        assert all(len(function) <= 2 for function in functions)
+        assert all(len(function) <= 2 for function in PROGRAMS)
         return found.tokens, np.stack([item.masks for item in found.objects])
 
     first = [masks(number) for number in range(len(media))]

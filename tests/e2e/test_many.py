@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def jobs():
-    """Photos of two sizes, questions with answers of different lengths, a point, an object of the prompt, a clip, and two jobs that fail."""
+    """Photos of two sizes, questions with answers of different lengths, a point, an object of the prompt, clips, and two jobs that fail."""
     made = []
     for seed in range(6):
         scene = draw_scene(np.random.default_rng(seed))
@@ -37,6 +37,9 @@ def jobs():
     clip = draw_scene(np.random.default_rng(9), 2)
     made.append(Job("no/such/photo.png", "Segment the circle.", id="missing"))
     made.append(Job(clip.frames, f"Segment the {full_name(clip, 1)}.", id="clip"))
+    long = draw_scene(np.random.default_rng(5), 20)
+    made.append(Job(long.frames, f"Segment the {full_name(long, 0)}.", id="long clip", sample_frames=4))
+    made.append(Job(long.frames, "What is <region>?", [Point(40, 50)], id="words about a clip", sample_frames=4))
     made.append(Job(clip.frames[0], "Is this <|seg|> a circle? Segment the circle.", id="of the prompt"))
     made.append(Job(clip.frames[0], "What is <region>?", [Point(999, 5)], id="outside"))
     return made
@@ -44,7 +47,8 @@ def jobs():
 
 @pytest.fixture(scope="module")
 def alone(model, jobs):
-    return {job.id: model.segment(job.media, job.prompt, job.references, max_new_tokens=NEW) for job in jobs if job.id not in ("missing", "outside")}
+    sound = [job for job in jobs if job.id not in ("missing", "outside")]
+    return {job.id: model.segment(job.media, job.prompt, job.references, sample_frames=job.sample_frames, max_new_tokens=NEW) for job in sound}
 
 
 def compare(outcomes, jobs, alone):
@@ -63,8 +67,10 @@ def compare(outcomes, jobs, alone):
 
 
 def test_many_answers_and_masks_are_those_of_each_alone(model, jobs, alone):
-    """Four rows for twelve jobs: rows are refilled, the ring of slots comes round, and the cache grows for the clip."""
+    """Four rows for all jobs: rows are refilled, and the cache grows for the clips. A clip has masks on frames that the language model does not see."""
     assert len({len(item.tokens) for item in alone.values()}) > 1 and len(alone["of the prompt"].objects) > 1
+    (found,) = alone["long clip"].objects
+    assert found.masks.shape == (20, 128, 128) and all(found.areas) and not alone["words about a clip"].objects
     compare(list(model.segment_many(jobs, rows=4, max_new_tokens=NEW, devices=jax.devices()[:1])), jobs, alone)
 
 

@@ -14,7 +14,7 @@ from unipixel_jax.arguments import positive
 from unipixel_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from unipixel_jax.infer.many import Job
+    from unipixel_jax.infer.job_source import Job
 
 
 def configure_many(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,6 @@ def configure_many(parser: argparse.ArgumentParser) -> None:
     many = parser.add_argument_group("many photos and clips", "MEDIA is then a list of jobs in JSON Lines, or a folder of photos and videos (docs/batches.md)")
     many.add_argument("--out", type=Path, metavar="DIR", help="answer all jobs, and add a line for each to DIR/results.jsonl or DIR/failures.jsonl")
     many.add_argument("--prompts", type=Path, metavar="FILE", help="with a folder: ask the prompt in each line about every file")
-    many.add_argument("--resume", action="store_true", help="go on where an earlier run ended, and try again what failed")
     many.add_argument("--rows", type=positive, metavar="N", help="answers that are generated together on a device (default: 16)")
     many.add_argument("--devices", type=positive, metavar="N", help="devices that take jobs, each with a copy of the weights (default: all of this machine)")
     many.add_argument("--host", metavar="I/N", help="take every Nth job from the Ith on, counted from 0 (default: what Slurm or the TPU pod says)")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ class Answer:
 
     row: int
     tokens: NDArray[np.int32]
-    hidden: NDArray[np.generic]
+    hidden: NDArray[Any]
 
 
 class Engine:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.many import Job, Outcome
+from unipixel_jax.infer.job_source import Job, Outcome
 from unipixel_jax.processing.media import natural_order
 from unipixel_jax.processing.prompts import Box, Point, Reference, require_words
 

@@ -1,106 +1,40 @@
-"""Many jobs at once: media are read ahead on threads, answers are generated together, and photos' masks are decoded together.
+"""Many jobs at once: media are read ahead on threads, answers are generated together, and photos' masks are decoded together; clips are followed one by one.
 
 U photos, O objects, S side of SAM's square image, D language width.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.programs import Programs
-from unipixel_jax.errors import UserError, one_line
+from unipixel_jax.infer import prediction
 from unipixel_jax.infer.answers import segmented_objects, text_and_spans
 from unipixel_jax.infer.engine import Answer, Engine
 from unipixel_jax.infer.generate import Sampling
+from unipixel_jax.infer.job_source import ROWS, Job, Options, Outcome, Ready, Source, reason_of
 from unipixel_jax.infer.loading import LoadedModel
-from unipixel_jax.infer.prediction import Prediction
-from unipixel_jax.infer.segmentation import ClipMasks, clip_logits
+from unipixel_jax.infer.prediction import Collector, Prediction
+from unipixel_jax.infer.segmentation import ClipMasks
+from unipixel_jax.infer.stream import Stream
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
-from unipixel_jax.processing import batch
-from unipixel_jax.processing.media import Clip, Media, read_media
-from unipixel_jax.processing.prompts import Reference, name_regions
-from unipixel_jax.processing.tokenizer import REF_TOKEN
 
-ROWS = 16
-"""Answers that are generated together; half as many prompts are read together."""
+__all__ = ["ROWS", "Job", "Options", "Outcome", "on_device", "photo_masks", "run_jobs"]
+
 PHOTOS, OBJECTS = 8, 32
 """Photos, and objects in them, whose masks are decoded in one call; a single photo may have more objects."""
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One prompt about one photo or clip.
-
-    Attributes:
-        media: see ``UniPixel.segment``. Jobs that follow one another with the same path share what is read.
-        prompt: any words.
-        references: points and boxes for ``<region>`` in the prompt.
-        id: a name by which results are told apart.
-        sample_frames: how many frames of a clip to take at most.
-    """
-
-    media: Media
-    prompt: str
-    references: Sequence[Reference] = ()
-    id: str = ""
-    sample_frames: int = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What became of a job.
-
-    Attributes:
-        job: the job.
-        prediction: the answer, as ``UniPixel.segment`` gives it; None where the job failed.
-        reason: why it failed, in one line; empty where it did not.
-    """
-
-    job: Job
-    prediction: Prediction | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How jobs are run.
-
-    Attributes:
-        rows: answers that are generated together on a device.
-        max_new_tokens: where an answer is cut off.
-        threads: threads that read media and finish masks.
-        upright: see ``read_media``.
-    """
-
-    rows: int = ROWS
-    max_new_tokens: int = 512
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    upright: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "max_new_tokens", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
-
-    @property
-    def group(self) -> int:
-        """The number of prompts that are read together."""
-        return max(1, self.rows // 2)
 
 
 def run_jobs(
@@ -118,7 +52,7 @@ def run_jobs(
     """
     devices = list(jax.local_devices() if devices is None else devices)
     with ThreadPoolExecutor(options.threads) as pool:
-        source = _Source(loaded, jobs, options, pool, (2 * options.rows + options.group) * len(devices))
+        source = Source(loaded, jobs, options, pool, (2 * options.rows + options.group) * len(devices))
         try:
             if loaded.mesh is not None or len(devices) == 1:
                 yield from _Runner(loaded, sampling, seed, options, source).outcomes()
@@ -194,129 +128,24 @@ def photo_masks(model: UniPixelModel, frames: jax.Array, photo: jax.Array, hidde
     return out.low_res, out.decoded.object_score, jnp.max(out.decoded.iou, axis=-1)
 
 
-class _Shared:
-    """Media that several jobs ask about, read by the first of them."""
-
-    def __init__(self, job: Job, loaded: LoadedModel, upright: bool) -> None:
-        self._job, self._loaded, self._upright = job, loaded, upright
-        self._lock = threading.Lock()
-
-    def get(self) -> tuple[Clip, batch.PreparedMedia]:
-        with self._lock:
-            return self._read
-
-    @cached_property
-    def _read(self) -> tuple[Clip, batch.PreparedMedia]:
-        clip = read_media(self._job.media, self._job.sample_frames, upright=self._upright)
-        return clip, batch.prepare_media(clip, self._loaded.config, sample_frames=self._job.sample_frames)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    """A job whose media and prompt were prepared."""
-
-    job: Job
-    clip: Clip
-    media: batch.PreparedMedia
-    conversation: batch.Conversation
-
-
 @dataclass(frozen=True, eq=False)
 class _Answered:
     """A job whose answer is there and whose masks are not."""
 
-    ready: _Ready
+    ready: Ready
     answer: Answer
     text: str
     spans: list[tuple[int, int] | None]
 
 
-class _Source:
-    """Jobs that are prepared ahead on threads, for several runners.
-
-    Args:
-        loaded: the model.
-        jobs: the jobs.
-        options: how they are run.
-        pool: the threads.
-        ahead: how many jobs may be prepared and not yet taken.
-    """
-
-    def __init__(self, loaded: LoadedModel, jobs: Iterable[Job], options: Options, pool: ThreadPoolExecutor, ahead: int) -> None:
-        self._loaded, self._options, self.pool, self._ahead = loaded, options, pool, ahead
-        self._jobs = iter(jobs)
-        self._futures: deque[Future[_Ready | Outcome]] = deque()
-        self._shared: OrderedDict[Any, _Shared] = OrderedDict()
-        self._lock = threading.Lock()
-        self._exhausted = False
-
-    @property
-    def finished(self) -> bool:
-        """Whether all jobs were taken."""
-        with self._lock:
-            self._submit()
-            return self._exhausted and not self._futures
-
-    def take(self, most: int, wait: bool) -> list[_Ready | Outcome]:
-        """Return at most ``most`` jobs in their order. With ``wait`` none are returned only after the last; without, only such as are ready are."""
-        out: list[_Ready | Outcome] = []
-        while len(out) < most:
-            with self._lock:
-                self._submit()
-                if not self._futures or not (wait or self._futures[0].done()):
-                    break
-                future = self._futures.popleft()
-            out.append(future.result())
-        return out
-
-    def close(self) -> None:
-        """Give up what was not taken."""
-        with self._lock:
-            self._exhausted = True
-            for future in self._futures:
-                future.cancel()
-
-    def _submit(self) -> None:
-        while not self._exhausted and len(self._futures) < self._ahead:
-            job = next(self._jobs, None)
-            if job is None:
-                self._exhausted = True
-            else:
-                self._futures.append(self.pool.submit(self._prepare, job, self._media(job)))
-
-    def _media(self, job: Job) -> _Shared:
-        if not isinstance(job.media, str | Path):
-            return _Shared(job, self._loaded, self._options.upright)
-        key = (str(job.media), job.sample_frames)
-        shared = self._shared.pop(key, None) or _Shared(job, self._loaded, self._options.upright)
-        self._shared[key] = shared
-        while len(self._shared) > self._options.threads + 1:
-            self._shared.popitem(last=False)
-        return shared
-
-    def _prepare(self, job: Job, shared: _Shared) -> _Ready | Outcome:
-        try:
-            clip, media = shared.get()
-            text = name_regions(job.prompt, [REF_TOKEN] * len(job.references)) if job.references else job.prompt
-            turn = batch.user_turn(text)
-            return _Ready(job, clip, media, batch.prepare_conversation(turn, media, self._loaded.tokenizer, self._loaded.config, references=job.references))
-        except Exception as error:  # one job's failure, whatever it is, must not stop the others
-            return Outcome(job, reason=reason_of(error))
-
-
-def reason_of(error: Exception) -> str:
-    """Why a job failed, in one line."""
-    return one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-
-
 class _Runner:
     """Runs the jobs of a source on one device or mesh. The arguments are those of ``run_jobs``."""
 
-    def __init__(self, loaded: LoadedModel, sampling: Sampling, seed: int, options: Options, source: _Source) -> None:
+    def __init__(self, loaded: LoadedModel, sampling: Sampling, seed: int, options: Options, source: Source) -> None:
         self._loaded, self._options, self._source = loaded, options, source
         self._engine = Engine(loaded, sampling, seed, options.rows, options.group, options.max_new_tokens)
-        self._waiting: list[_Ready] = []
-        self._rows: dict[int, _Ready] = {}
+        self._waiting: list[Ready] = []
+        self._rows: dict[int, Ready] = {}
         self._photos: list[_Answered] = []
         self._done: deque[Future[Outcome]] = deque()
 
@@ -347,19 +176,19 @@ class _Runner:
         while (room := 2 * self._options.rows - len(self._waiting)) > 0:
             idle = not self._engine.busy and len(self._waiting) < self._options.group
             found = self._source.take(1 if idle else room, wait=idle)
-            self._waiting += [item for item in found if isinstance(item, _Ready)]
+            self._waiting += [item for item in found if isinstance(item, Ready)]
             yield from (item for item in found if isinstance(item, Outcome))
             if not found:
                 return
 
-    def _choose(self, count: int) -> list[_Ready]:
+    def _choose(self, count: int) -> list[Ready]:
         """The job that has waited longest, and those whose prompts are closest to its prompt in length, since they are padded to one length."""
         length = len(self._waiting[0].conversation.input_ids)
         chosen = sorted(self._waiting, key=lambda ready: abs(len(ready.conversation.input_ids) - length))[:count]
         self._waiting = [ready for ready in self._waiting if ready not in chosen]
         return chosen
 
-    def _admit(self, chosen: list[_Ready]) -> Iterator[Outcome]:
+    def _admit(self, chosen: list[Ready]) -> Iterator[Outcome]:
         """Read the prompts of a group; if that fails, one by one, to find out whose fault it is."""
         try:
             rows = self._engine.admit([ready.conversation for ready in chosen])
@@ -383,18 +212,15 @@ class _Runner:
         for answer in answers:
             yield from self._sort(self._rows.pop(answer.row), answer)
 
-    def _sort(self, ready: _Ready, answer: Answer) -> Iterator[Outcome]:
-        """Keep a photo with objects until others have come; track a clip's objects at once."""
+    def _sort(self, ready: Ready, answer: Answer) -> Iterator[Outcome]:
+        """Keep a photo with objects until others have come; follow a clip's objects at once."""
         try:
             text, spans = text_and_spans(answer.tokens, self._loaded.tokenizer, self._loaded.config.seg_token_id)
             answered = _Answered(ready, answer, text, [*[None] * (len(answer.hidden) - len(spans)), *spans])
-            assert ready.media.frames is not None, "media are prepared for masks"
-            if len(ready.media.frames) == 1 and len(answer.hidden):
+            if ready.media.frames is not None and answered.spans:
                 self._photos.append(answered)
-                return
-            with self._loaded.on_mesh():
-                found = clip_logits(self._loaded.model, ready.media.frames, answer.hidden, self._loaded.dtype)
-            self._done.append(self._source.pool.submit(_finish, answered, found))
+            else:
+                yield Outcome(ready.job, _follow(self._loaded, answered))
         except Exception as error:
             yield Outcome(ready.job, reason=reason_of(error))
 
@@ -437,11 +263,26 @@ class _Runner:
             wait = False
 
 
+def _follow(loaded: LoadedModel, answered: _Answered) -> Prediction:
+    """The objects of a clip on every frame, of which only a few are in memory at a time. If there are none, no frame is read."""
+    ready, answer, spans = answered.ready, answered.answer, answered.spans
+    tokens, collector = answer.tokens.tolist(), Collector()
+    stream = Stream(loaded, _no_words, ready.source, answered.text, tokens, answer.hidden, spans, ready.media.frame_size)
+    for result in stream if spans else ():
+        collector.add(result.to_json())
+    return collector.prediction(answered.text, tokens, spans, ready.media.frame_size)
+
+
+def _no_words(frame: NDArray[np.uint8], words: str) -> prediction.Answer:
+    """What a ``Stream`` asks when it is prompted on its way, as a job's never is."""
+    raise NotImplementedError("a job has one prompt")
+
+
 def _finish(answered: _Answered, found: ClipMasks) -> Outcome:
     ready = answered.ready
     try:
         objects = segmented_objects(found, ready.media.frame_size, answered.spans)
-        tokens = answered.answer.tokens.tolist()
-        return Outcome(ready.job, Prediction(answered.text, tokens, objects, ready.clip.indices.tolist(), ready.clip.frames.shape[1:3]))
+        frames = [ready.source.first]
+        return Outcome(ready.job, Prediction(answered.text, answered.answer.tokens.tolist(), objects, frames, ready.media.frame_size))
     except Exception as error:
         return Outcome(ready.job, reason=reason_of(error))

@@ -1,0 +1,205 @@
+"""Jobs, whose media and prompts are prepared ahead on threads, so that the device does not wait for files.
+
+S side of SAM's square image.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unipixel_jax.errors import UserError, one_line
+from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.prediction import Prediction
+from unipixel_jax.processing import batch
+from unipixel_jax.processing.frames import FrameSource, open_frames
+from unipixel_jax.processing.media import Media
+from unipixel_jax.processing.prompts import Reference, name_regions
+from unipixel_jax.processing.tokenizer import REF_TOKEN
+
+ROWS = 16
+"""Answers that are generated together; half as many prompts are read together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One prompt about one photo or clip.
+
+    Attributes:
+        media: see ``UniPixel.segment``. Jobs that follow one another with the same path share what is read.
+        prompt: any words.
+        references: points and boxes for ``<region>`` in the prompt.
+        id: a name by which results are told apart.
+        sample_frames: how many frames of a clip the language model looks at, spread evenly.
+    """
+
+    media: Media
+    prompt: str
+    references: Sequence[Reference] = ()
+    id: str = ""
+    sample_frames: int = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        job: the job.
+        prediction: the answer, as ``UniPixel.segment`` gives it; None where the job failed.
+        reason: why it failed, in one line; empty where it did not.
+    """
+
+    job: Job
+    prediction: Prediction | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How jobs are run.
+
+    Attributes:
+        rows: answers that are generated together on a device.
+        max_new_tokens: where an answer is cut off.
+        threads: threads that read media and finish masks.
+        upright: see ``read_media``.
+    """
+
+    rows: int = ROWS
+    max_new_tokens: int = 512
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    upright: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "max_new_tokens", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+    @property
+    def group(self) -> int:
+        """The number of prompts that are read together."""
+        return max(1, self.rows // 2)
+
+
+class Shared:
+    """Media that several jobs ask about, read by the first of them."""
+
+    def __init__(self, job: Job, loaded: LoadedModel, upright: bool) -> None:
+        self._job, self._loaded, self._upright = job, loaded, upright
+        self._lock = threading.Lock()
+
+    def get(self) -> tuple[FrameSource, batch.PreparedMedia]:
+        """The frames, and what the language model looks at; see ``Ready``."""
+        with self._lock:
+            return self._read
+
+    @cached_property
+    def _read(self) -> tuple[FrameSource, batch.PreparedMedia]:
+        most = self._job.sample_frames
+        if most < 1:
+            raise UserError(f"sample_frames is {most}, expected at least 1")
+        source = open_frames(self._job.media, upright=self._upright)
+        return source, batch.prepare_media(source.sample(most), self._loaded.config, sample_frames=most, segment=len(source) == 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A job whose media and prompt were prepared.
+
+    Attributes:
+        job: the job.
+        source: the frames that are segmented. Those of a file are not read before its answer is there, so that waiting clips take little memory.
+        media: what the language model looks at; with ``frames`` [1, S, S, 3] for SAM if it is a photo, whose masks are decoded with those of others.
+        conversation: the prompt.
+    """
+
+    job: Job
+    source: FrameSource
+    media: batch.PreparedMedia
+    conversation: batch.Conversation
+
+
+class Source:
+    """Jobs that are prepared ahead on threads, for several runners.
+
+    Args:
+        loaded: the model.
+        jobs: the jobs.
+        options: how they are run.
+        pool: the threads.
+        ahead: how many jobs may be prepared and not yet taken.
+    """
+
+    def __init__(self, loaded: LoadedModel, jobs: Iterable[Job], options: Options, pool: ThreadPoolExecutor, ahead: int) -> None:
+        self._loaded, self._options, self.pool, self._ahead = loaded, options, pool, ahead
+        self._jobs = iter(jobs)
+        self._futures: deque[Future[Ready | Outcome]] = deque()
+        self._shared: OrderedDict[Any, Shared] = OrderedDict()
+        self._lock = threading.Lock()
+        self._exhausted = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all jobs were taken."""
+        with self._lock:
+            self._submit()
+            return self._exhausted and not self._futures
+
+    def take(self, most: int, wait: bool) -> list[Ready | Outcome]:
+        """Return at most ``most`` jobs in their order. With ``wait`` none are returned only after the last; without, only such as are ready are."""
+        out: list[Ready | Outcome] = []
+        while len(out) < most:
+            with self._lock:
+                self._submit()
+                if not self._futures or not (wait or self._futures[0].done()):
+                    break
+                future = self._futures.popleft()
+            out.append(future.result())
+        return out
+
+    def close(self) -> None:
+        """Give up what was not taken."""
+        with self._lock:
+            self._exhausted = True
+            for future in self._futures:
+                future.cancel()
+
+    def _submit(self) -> None:
+        while not self._exhausted and len(self._futures) < self._ahead:
+            job = next(self._jobs, None)
+            if job is None:
+                self._exhausted = True
+            else:
+                self._futures.append(self.pool.submit(self._prepare, job, self._media(job)))
+
+    def _media(self, job: Job) -> Shared:
+        if not isinstance(job.media, str | Path):
+            return Shared(job, self._loaded, self._options.upright)
+        key = (str(job.media), job.sample_frames)
+        shared = self._shared.pop(key, None) or Shared(job, self._loaded, self._options.upright)
+        self._shared[key] = shared
+        while len(self._shared) > self._options.threads + 1:
+            self._shared.popitem(last=False)
+        return shared
+
+    def _prepare(self, job: Job, shared: Shared) -> Ready | Outcome:
+        try:
+            source, media = shared.get()
+            text = name_regions(job.prompt, [REF_TOKEN] * len(job.references)) if job.references else job.prompt
+            turn = batch.user_turn(text)
+            return Ready(job, source, media, batch.prepare_conversation(turn, media, self._loaded.tokenizer, self._loaded.config, references=job.references))
+        except Exception as error:  # one job's failure, whatever it is, must not stop the others
+            return Outcome(job, reason=reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """Why a job failed, in one line."""
+    return one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
