@@ -30,6 +30,7 @@ from unipixel_jax.infer.segmentation import ClipMasks
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
+from unipixel_jax.processing.media import sample_indices
 
 __all__ = ["ROWS", "Job", "Options", "Outcome", "on_device", "photo_masks", "run_jobs"]
 
@@ -267,10 +268,12 @@ def _follow(loaded: LoadedModel, answered: _Answered) -> Prediction:
     """The objects of a clip on every frame, of which only a few are in memory at a time. If there are none, no frame is read."""
     ready, answer, spans = answered.ready, answered.answer, answered.spans
     tokens, collector = answer.tokens.tolist(), Collector()
-    stream = Stream(loaded, _no_words, ready.source, answered.text, tokens, answer.hidden, spans, ready.media.frame_size)
+    prompts, owners, size = [ready.job.prompt], [0] * len(spans), ready.media.frame_size
+    sampled = (ready.source.first + sample_indices(len(ready.source), ready.job.sample_frames)).tolist()
+    stream = Stream(loaded, _no_words, ready.source, answered.text, tokens, answer.hidden, spans, size, prompts, owners, sampled)
     for result in stream if spans else ():
         collector.add(result.to_json())
-    return collector.prediction(answered.text, tokens, spans, ready.media.frame_size)
+    return collector.prediction(answered.text, tokens, spans, size, prompts, owners, sampled)
 
 
 def _no_words(frame: NDArray[np.uint8], words: str) -> prediction.Answer:
@@ -282,7 +285,7 @@ def _finish(answered: _Answered, found: ClipMasks) -> Outcome:
     ready = answered.ready
     try:
         objects = segmented_objects(found, ready.media.frame_size, answered.spans)
-        frames = [ready.source.first]
-        return Outcome(ready.job, Prediction(answered.text, answered.answer.tokens.tolist(), objects, frames, ready.media.frame_size))
+        tokens, frames = answered.answer.tokens.tolist(), [ready.source.first]
+        return Outcome(ready.job, Prediction(answered.text, tokens, objects, frames, ready.media.frame_size, [ready.job.prompt]))
     except Exception as error:
         return Outcome(ready.job, reason=reason_of(error))
