@@ -134,6 +134,7 @@ def command(*argv):
     for name, value in (("model", None), ("dtype", "float32"), ("tensor", 1), ("sample-frames", 16), ("max-new-tokens", NEW)):
         parser.add_argument(f"--{name}", default=value, type=type(value or ""))
     parser.add_argument("--as-stored", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     batch_cli.configure_many(parser)
     args = parser.parse_args([*map(str, argv), "--devices", "1", "--rows", "4"])
     return run_command(lambda: batch_cli.run_many(args), verbose=False)
