@@ -115,7 +115,7 @@ def save(model: Any, sizes: Mapping[str, Any], folder: Path) -> None:
 
 @dataclass
 class Decodings:
-    """What the mask decoder computed for each prompt while it was watched.
+    """The outputs of the mask decoder for each prompt, gathered while it was watched.
 
     Attributes:
         masks: [4, 4g, 4g] logits, those of the single mask first.

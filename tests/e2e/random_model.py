@@ -19,3 +19,11 @@ def random_model(seed: int) -> UniPixel:
     tokenizer = Tokenizer.from_directory(TOKENIZER)
     tokenizer.check(config)
     return UniPixel(LoadedModel(UniPixelModel(config, nnx.Rngs(seed)), config, tokenizer, (tokenizer.eos_id,)).for_inference())
+
+
+def silent_model(seed: int) -> UniPixel:
+    """A random model that never says <|seg|> itself, so the prompt alone decides how many objects there are."""
+    model = random_model(seed)
+    head = model.loaded.model.text.head.weight
+    head[...] = head[...].at[model.config.seg_token_id].set(0)
+    return model

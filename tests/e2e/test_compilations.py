@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from random_model import random_model
+from random_model import silent_model
 
 from unipixel_jax import Box, Mask
 from unipixel_jax.core.programs import Programs
@@ -18,26 +18,8 @@ PROGRAMS = [generate, *(value for module in (segmentation, tracking) for value i
 
 
 @pytest.fixture
-def compiled():
-    """How long each program took that was compiled, or read from the cache of compiled programs, since the list was last cleared."""
-    events = []
-
-    def listen(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            events.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
-@pytest.fixture
 def silent():
-    """A random model that never says <|seg|> itself, so the prompt alone decides how many objects there are."""
-    model = random_model(seed=1)
-    head = model.loaded.model.text.head.weight
-    head[...] = head[...].at[model.config.seg_token_id].set(0)
-    return model
+    return silent_model(seed=1)
 
 
 def test_a_mixed_workload_compiles_nothing_after_warm_up(silent, compiled):

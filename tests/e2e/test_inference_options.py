@@ -1,4 +1,4 @@
-"""What `segment`, `track`, `ask` and `describe` take and write, with the model that ships with the package."""
+"""The options and results of `segment`, `track`, `ask` and `describe`, with the model that ships with the package."""
 
 import contextlib
 import functools

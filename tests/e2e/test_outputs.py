@@ -1,4 +1,4 @@
-"""What the commands write: nothing of the user's is replaced, and whatever cannot be written is known before the work."""
+"""Commands replace no file of the user's, and find out before the work what cannot be written."""
 
 import json
 import os

@@ -3,10 +3,9 @@
 import argparse
 import json
 
-import jax
 import numpy as np
 import pytest
-from random_model import random_model
+from random_model import silent_model
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.follow import STOPPED, Targets, follow
@@ -29,11 +28,7 @@ def drawn(count):
 
 @pytest.fixture(scope="module")
 def model():
-    """A random model that never says <|seg|> itself, so the prompt alone decides how many objects there are."""
-    silent = random_model(seed=1)
-    head = silent.loaded.model.text.head.weight
-    head[...] = head[...].at[silent.config.seg_token_id].set(0)
-    return silent
+    return silent_model(seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +40,6 @@ def frames():
 def whole(model, frames):
     """The answer with two objects on all frames."""
     return model.segment(frames, "Find <|seg|> and <|seg|>.", sample_frames=4, **ONE)
-
-
-@pytest.fixture
-def compiled():
-    """How long each program took that was compiled, or read from the cache of compiled programs, since the list was last cleared."""
-    events = []
-
-    def listen(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            events.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_every_frame_is_segmented_while_the_language_model_sees_some(model, frames, whole):

@@ -75,7 +75,7 @@ class Case:
 
 
 def factors(seeds, rate, heads, queries, keys):
-    """What dropout multiplies each weight by [B, N, T, S], from 32-bit arithmetic as its documentation has it."""
+    """Return the factors by which dropout multiplies the weights [B, N, T, S], computed in 32-bit arithmetic as its documentation describes."""
 
     def mixed(x):
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -223,7 +223,7 @@ def test_every_kind_of_mask_over_several_blocks(backend, name, rng):
 
 
 def test_weights_are_dropped_at_the_rate_and_independently(rng):
-    """Of 2.6 million weights; no row, column or pair of heads is like another."""
+    """The share of dropped weights is right among 2.6 million, and no row, column or pair of heads is like another."""
     kept = factors(rng.integers(-(2**31), 2**31, (2, 2)), 0.1, 4, 400, 800) > 0
     assert abs(kept.mean() - 0.9) < 6 * 0.3 / np.sqrt(kept.size)
     flat = (kept - 0.9).reshape(8, 400, 800) / 0.3

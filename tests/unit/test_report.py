@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unipixel_jax.infer.prediction import Answer, Prediction, SegmentedObject, joined
+from unipixel_jax.infer.prediction import Answer, ClipAnswer, Prediction, SegmentedObject
 from unipixel_jax.infer.report import print_prediction
 
 
@@ -36,6 +36,6 @@ def test_a_photo_has_its_box_and_nothing_more(capsys):
 
 def test_answers_are_joined_with_their_spans():
     first, second = Answer("a <|seg|>", [1, 2], np.ones((2, 3)), [None, (2, 9)]), Answer("b", [3], np.ones((0, 3)), [])
-    whole, owners = joined([first, second, Answer("<|seg|>", [2], np.ones((1, 3)), [(0, 7)])])
-    assert whole.text == "a <|seg|>\nb\n<|seg|>" and whole.tokens == [1, 2, 3, 2] and whole.hidden.shape == (3, 3) and owners == [0, 0, 2]
+    whole = ClipAnswer.joined([first, second, Answer("<|seg|>", [2], np.ones((1, 3)), [(0, 7)])], ["a", "b", "c"], [0], (4, 6))
+    assert whole.text == "a <|seg|>\nb\n<|seg|>" and whole.tokens == [1, 2, 3, 2] and whole.hidden.shape == (3, 3) and whole.owners == [0, 0, 2]
     assert whole.spans[0] is None and [whole.text[slice(*span)] for span in whole.spans[1:]] == ["<|seg|>", "<|seg|>"]

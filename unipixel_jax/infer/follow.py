@@ -102,11 +102,12 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
         The exit status: 0, or ``STOPPED``.
     """
     stream = begin()
-    header |= {"text": stream.text, "tokens": list(stream.tokens), "size": list(stream.size)}
-    header |= {"objects": [{"prompt": owner, "span": span and list(span)} for owner, span in zip(stream.owners, stream.spans, strict=True)]}
+    answer = stream.answer
+    header |= {"text": answer.text, "tokens": list(answer.tokens), "size": list(answer.size)}
+    header |= {"objects": [{"prompt": owner, "span": span and list(span)} for owner, span in zip(answer.owners, answer.spans, strict=True)]}
     collector = Collector()
-    if not stream.spans:
-        prediction = _collected(collector, stream)
+    if not answer.spans:
+        prediction = collector.prediction(answer)
         if targets.lines is not None:
             targets.lines.start(header | {"found": False})
         _write(targets, prediction)
@@ -116,7 +117,7 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
     with ExitStack() as files:
         overlay = files.enter_context(open_overlay(targets.overlay, targets.source.rate or 10))
         for export in targets.exports:
-            export.start(labels_of(stream.prompts, stream.owners))
+            export.start(labels_of(answer.prompts, answer.owners))
             files.callback(export.finish)
         if targets.lines is not None:
             before = targets.lines.resume(header) if resume else None
@@ -145,7 +146,7 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
             targets.lines.save(saved)
         elif not interrupted.stopped:
             targets.lines.finish()
-    prediction = _collected(collector, stream)
+    prediction = collector.prediction(answer)
     _write(targets, prediction)
     print_prediction(prediction)
     for path in (targets.overlay, *(export.folder for export in targets.exports)):
@@ -162,11 +163,12 @@ def print_lines(stream: Stream, source: FrameSource, overlay: Path | None, most:
     Returns:
         The exit status: 0, also after Ctrl-C, by which live streams end, and where the answer segments nothing.
     """
-    objects = [{"prompt": owner} for owner in stream.owners]
-    first = {"text": stream.text, "size": list(stream.size), "prompts": list(stream.prompts), "objects": objects, "found": bool(objects)}
+    answer = stream.answer
+    objects = [{"prompt": owner} for owner in answer.owners]
+    first = {"text": answer.text, "size": list(answer.size), "prompts": list(answer.prompts), "objects": objects, "found": bool(objects)}
     print(json.dumps(first, ensure_ascii=False), flush=True)
-    for index, words in enumerate(stream.prompts):
-        if index not in stream.owners:
+    for index, words in enumerate(answer.prompts):
+        if index not in answer.owners:
             print(nothing_segmented(words), file=sys.stderr)
     if not objects:
         return 0
@@ -178,10 +180,6 @@ def print_lines(stream: Stream, source: FrameSource, overlay: Path | None, most:
                 drawn.add(result.pixels, result.masks, result.objects)
             steps.advance()
     return 0
-
-
-def _collected(collector: Collector, stream: Stream) -> Prediction:
-    return collector.prediction(stream.text, stream.tokens, stream.spans, stream.size, stream.prompts, stream.owners, stream.sampled)
 
 
 def _draw(result: FrameResult, overlay: Overlay, exports: Sequence[Export]) -> None:

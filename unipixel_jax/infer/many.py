@@ -266,14 +266,13 @@ class _Runner:
 
 def _follow(loaded: LoadedModel, answered: _Answered) -> Prediction:
     """The objects of a clip on every frame, of which only a few are in memory at a time. If there are none, no frame is read."""
-    ready, answer, spans = answered.ready, answered.answer, answered.spans
-    tokens, collector = answer.tokens.tolist(), Collector()
-    prompts, owners, size = [ready.job.prompt], [0] * len(spans), ready.media.frame_size
+    ready, spans, collector = answered.ready, answered.spans, Collector()
+    answer = prediction.Answer(answered.text, answered.answer.tokens.tolist(), answered.answer.hidden, spans)
     sampled = (ready.source.first + sample_indices(len(ready.source), ready.job.sample_frames)).tolist()
-    stream = Stream(loaded, _no_words, ready.source, answered.text, tokens, answer.hidden, spans, size, prompts, owners, sampled)
-    for result in stream if spans else ():
+    whole = prediction.ClipAnswer.joined([answer], [ready.job.prompt], sampled, ready.media.frame_size)
+    for result in Stream(loaded, _no_words, ready.source, whole) if spans else ():
         collector.add(result.to_json())
-    return collector.prediction(answered.text, tokens, spans, size, prompts, owners, sampled)
+    return collector.prediction(whole)
 
 
 def _no_words(frame: NDArray[np.uint8], words: str) -> prediction.Answer:

@@ -131,6 +131,35 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
+class ClipAnswer(Answer):
+    """The answers to all prompts about a clip, with each text on a line of its own.
+
+    Attributes:
+        prompts: what was asked.
+        owners: the index of each object's prompt [O].
+        sampled: the numbers of the frames that the language model looked at.
+        size: height and width of the frames in pixels.
+    """
+
+    prompts: Sequence[str]
+    owners: Sequence[int]
+    sampled: Sequence[int]
+    size: tuple[int, int]
+
+    @classmethod
+    def joined(cls, answers: Sequence[Answer], prompts: Sequence[str], sampled: Sequence[int], size: tuple[int, int]) -> ClipAnswer:
+        """Join the answers to several prompts, one for each; the other arguments are the attributes."""
+        spans: list[tuple[int, int] | None] = []
+        start = 0
+        for answer in answers:
+            spans += [span and (start + span[0], start + span[1]) for span in answer.spans]
+            start += len(answer.text) + 1
+        text, tokens = "\n".join(answer.text for answer in answers), [token for answer in answers for token in answer.tokens]
+        owners = [index for index, answer in enumerate(answers) for _ in answer.spans]
+        return cls(text, tokens, np.concatenate([answer.hidden for answer in answers]), spans, prompts, owners, sampled, size)
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """An answer.
 
@@ -227,38 +256,18 @@ class Collector:
         """Take the next frame's ``FrameResult.to_json``."""
         self.lines.append(line)
 
-    def prediction(
-        self,
-        text: str,
-        tokens: Sequence[int],
-        spans: Sequence[tuple[int, int] | None],
-        size: tuple[int, int],
-        prompts: Sequence[str],
-        owners: Sequence[int],
-        sampled: Sequence[int],
-    ) -> Prediction:
-        """The answer with these objects, whose numbers are 1 to the number of ``spans`` and of ``owners``, the indices of their prompts; see ``Prediction``
-        and ``SegmentedObject``. Where no frame has come, since the answer segments nothing, its frames are those ``sampled`` for the language model.
+    def prediction(self, answer: ClipAnswer) -> Prediction:
+        """The answer with its objects, whose numbers are 1 to O. Where no frame has come, since the answer segments nothing, its frames are those that the
+        language model looked at.
         """
         objects = []
-        for place, (span, owner) in enumerate(zip(spans, owners, strict=True)):
+        for place, (span, owner) in enumerate(zip(answer.spans, answer.owners, strict=True)):
             own = [line["objects"][place] for line in self.lines]
             scores, presence = (np.asarray([item[name] for item in own], np.float32) for name in ("score", "presence"))
             runs, areas, boxes = ([item[name] for item in own] for name in ("mask", "area", "box"))
             objects.append(SegmentedObject(runs, areas, boxes, scores, presence, span, owner))
-        return Prediction(text, tokens, objects, [line["frame"] for line in self.lines] or sampled, size, prompts)
-
-
-def joined(answers: Sequence[Answer]) -> tuple[Answer, list[int]]:
-    """The answers to several prompts as one, with each text on a line of its own, and the index of each object's prompt [O]."""
-    spans: list[tuple[int, int] | None] = []
-    start = 0
-    for answer in answers:
-        spans += [span and (start + span[0], start + span[1]) for span in answer.spans]
-        start += len(answer.text) + 1
-    tokens = [token for answer in answers for token in answer.tokens]
-    owners = [index for index, answer in enumerate(answers) for _ in answer.spans]
-    return Answer("\n".join(answer.text for answer in answers), tokens, np.concatenate([answer.hidden for answer in answers]), spans), owners
+        frames = [line["frame"] for line in self.lines] or answer.sampled
+        return Prediction(answer.text, answer.tokens, objects, frames, answer.size, answer.prompts)
 
 
 def box_of(mask: NDArray[np.bool_]) -> list[int] | None:

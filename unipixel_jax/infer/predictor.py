@@ -28,7 +28,7 @@ from unipixel_jax.infer.chat import MAX_SLOTS, Chat
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.many import ROWS, Job, Options, Outcome, run_jobs
-from unipixel_jax.infer.prediction import Answer, Collector, Prediction, SegmentedObject, joined
+from unipixel_jax.infer.prediction import Answer, ClipAnswer, Collector, Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing import batch
@@ -146,10 +146,10 @@ class UniPixel:
             answer_start=answer_start, min_pixels=min_pixels, max_pixels=max_pixels,
         )  # fmt: skip
         collector = Collector()
-        with _stage(f"segmenting {len(stream.spans)} objects"):
-            for result in stream if stream.spans else ():
+        with _stage(f"segmenting {len(stream.answer.spans)} objects"):
+            for result in stream if stream.answer.spans else ():
                 collector.add(result.to_json())
-        return collector.prediction(stream.text, stream.tokens, stream.spans, stream.size, stream.prompts, stream.owners, stream.sampled)
+        return collector.prediction(stream.answer)
 
     def track(
         self,
@@ -199,11 +199,8 @@ class UniPixel:
         for words in prompts:
             text = name_regions(words, [REF_TOKEN] * len(references)) if references else words
             answers.append(self._generate_answer(batch.user_turn(text), prepared, max_new_tokens, references=references, answer_start=answer_start))
-        answer, owners = joined(answers)
         ask = partial(self.answer, max_new_tokens=max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels)
-        size = clip.frames.shape[1:3]
-        sampled = clip.indices.tolist()
-        return Stream(self.loaded, ask, source, answer.text, answer.tokens, answer.hidden, answer.spans, size, prompts, owners, sampled)
+        return Stream(self.loaded, ask, source, ClipAnswer.joined(answers, prompts, clip.indices.tolist(), clip.frames.shape[1:3]))
 
     def answer(
         self, media: Media, prompt: str, *, max_new_tokens: int = MAX_NEW_TOKENS, min_pixels: int | None = None, max_pixels: int | None = None

@@ -22,14 +22,13 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.infer.sam2_loading import load_sam2
 from unipixel_jax.infer.sam2_session import Sam2Session
 from unipixel_jax.infer.segmentation import resize_masks
+from unipixel_jax.infer.tracking import LOGITS
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Prompt, Sam2
 from unipixel_jax.processing.media import Media, read_media
 from unipixel_jax.processing.square import square_frames
 
 POINTS = Buckets("points of a prompt", 4, 2.0, 1024)
-LARGEST_LOGIT = 32.0
-"""The size of the logits to which low-resolution masks are clipped, as the reference does before they are given back to it."""
 UNUSED = -2
 """The label of a place in the array of points where there is none."""
 
@@ -142,7 +141,7 @@ class Sam2Predictor:
         chosen = np.broadcast_to(np.arange(1, 4), (count, 3)) if multimask else answer[:, None]
         low_res = np.take_along_axis(low_res, chosen[..., None, None], axis=1)
         masks = resize_masks(low_res, seen.size) > 0
-        return ImageMasks(masks, np.take_along_axis(iou, chosen, axis=1), np.clip(low_res, -LARGEST_LOGIT, LARGEST_LOGIT), presence)
+        return ImageMasks(masks, np.take_along_axis(iou, chosen, axis=1), np.clip(low_res, -LOGITS, LOGITS), presence)
 
 
     def track(self, media: Media, *, non_overlapping: bool = False, fill_holes: int = 0) -> Sam2Session:

@@ -16,7 +16,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.infer.prediction import FrameResult
 from unipixel_jax.infer.segmentation import encoded
 from unipixel_jax.infer.stream import frame_result
-from unipixel_jax.infer.tracking import ObjectOutput, Tracker, box_points
+from unipixel_jax.infer.tracking import ObjectOutput, Tracker
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import BACKWARD, FORWARD
 from unipixel_jax.models.sam2.tracker import Sam2
@@ -86,19 +86,9 @@ class Sam2Session:
             UserError: no such frame or object, points outside the frame, a mask of another size, or nothing given.
         """
         shown = self._frame(frame)
-        size = shown.pixels.shape[:2]
-        if (mask is None) == (not len(points) and box is None):
-            raise UserError("give points, a box or both, or else a mask")
-        if mask is not None and (mask.shape != size or mask.dtype != np.bool_):
-            raise UserError(f"the mask is {mask.dtype} {list(mask.shape)}, expected bool {list(size)} as the frame has it")
         direction = FORWARD if number is None else self._tracked.get(number, {}).get(frame, FORWARD)
         self._go(frame, direction)
-        if mask is not None:
-            self._tracker.add_mask(mask, number)
-        else:
-            corners, marks = ([], []) if box is None else box_points(box)
-            kinds = [1] * len(points) if labels is None else list(labels)
-            self._tracker.add_points([*corners, *points], [*marks, *kinds], size, number)
+        self._tracker.add(shown.pixels.shape[:2], number, points=points, labels=labels, box=box, mask=mask)
         return self._result(shown)
 
     def propagate(self, start: int | None = None, *, backward: bool = False, frames: int | None = None) -> Iterator[FrameResult]:

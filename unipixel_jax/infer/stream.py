@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import LoadedModel
-from unipixel_jax.infer.prediction import Answer, FrameResult
+from unipixel_jax.infer.prediction import Answer, ClipAnswer, FrameResult
 from unipixel_jax.infer.segmentation import encoded, hidden_tokens, resize_masks, sigmoid
-from unipixel_jax.infer.tracking import Tracker, box_points
+from unipixel_jax.infer.tracking import Tracker
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import UNKNOWN_LENGTH
 from unipixel_jax.processing.frames import Frame, FrameSource
@@ -36,45 +36,24 @@ class Stream:
     whose result came last. What is kept has a fixed size, whatever the length of the clip.
 
     Attributes:
-        text: the answers to the prompts with which the stream began, on lines of their own, special tokens included.
-        tokens: its token ids.
-        spans: where each object's ``<|seg|>`` stands in the text, see ``SegmentedObject``.
-        size: height and width of the frames in pixels.
-        prompts: the words with which it began.
-        owners: the index of the prompt of each object that it began with.
-        sampled: the numbers of the frames that the language model looked at.
+        answer: the answer with which the stream began.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        ask: Callable[[NDArray[np.uint8], str], Answer],
-        source: FrameSource,
-        text: str,
-        tokens: Sequence[int],
-        hidden: NDArray[np.floating],
-        spans: Sequence[tuple[int, int] | None],
-        size: tuple[int, int],
-        prompts: Sequence[str],
-        owners: Sequence[int],
-        sampled: Sequence[int],
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, ask: Callable[[NDArray[np.uint8], str], Answer], source: FrameSource, answer: ClipAnswer) -> None:
         """Start before the first frame.
 
         Args:
             loaded: the model that tracks.
             ask: a function that answers a prompt about a frame [H, W, 3].
             source: the frames.
-            text, tokens, spans, size, prompts, owners, sampled: see the attributes.
-            hidden: the states that predicted the objects' ``<|seg|>`` [O, D].
+            answer: the answer whose objects are followed.
         """
-        self.text, self.tokens, self.spans, self.size = text, tokens, spans, size
-        self.prompts, self.owners, self.sampled = prompts, owners, sampled
+        self.answer = answer
         self._loaded, self._ask = loaded, ask
         length = UNKNOWN_LENGTH if source.count is None else len(source)
         alone = source.is_image or length == 1 or loaded.config.sam2_batch_mode
         self._tracker = Tracker(self._loaded.model.sam2, self._loaded.dtype, clip_length=length, alone=alone)
-        self._waiting: NDArray[np.floating] | None = hidden if len(hidden) else None
+        self._waiting: NDArray[np.floating] | None = answer.hidden if len(answer.hidden) else None
         self._source = source
         self._frames = _encoded(self._loaded, source)
         self._now: Frame | None = None
@@ -151,19 +130,8 @@ class Stream:
             UserError: no frame has come yet, no such object, points outside the frame, a mask of another size, or nothing given.
         """
         size = self._frame().pixels.shape[:2]
-        kinds = [1] * len(points) if labels is None else list(labels)
-        if mask is not None and (len(points) or box is not None):
-            raise UserError("a mask was given together with points or a box: give the mask, or points and a box")
-        if mask is None and not len(points) and box is None:
-            raise UserError("nothing to correct with: give points, a box or a mask")
         with self._loaded.on_mesh():
-            if mask is not None:
-                if mask.shape != size or mask.dtype != np.bool_:
-                    raise UserError(f"the mask is {mask.dtype} {list(mask.shape)}, expected bool {list(size)} as the frame has it")
-                self._tracker.add_mask(mask, number)
-            else:
-                corners, marks = ([], []) if box is None else box_points(box)
-                self._tracker.add_points([*corners, *points], [*marks, *kinds], size, number)
+            self._tracker.add(size, number, points=points, labels=labels, box=box, mask=mask)
         return self.result
 
     def remove(self, number: int) -> None:

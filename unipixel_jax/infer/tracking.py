@@ -152,6 +152,44 @@ class Tracker:
             self._prompt(number, _words(self._sam2, jnp.asarray(own[None])), exact=False)
         return numbers
 
+    def add(
+        self,
+        size: tuple[int, int],
+        number: int | None = None,
+        *,
+        points: Sequence[tuple[float, float]] = (),
+        labels: Sequence[int] | None = None,
+        box: Sequence[float] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> int:
+        """Find a new object on this frame by what a user gives, or correct one.
+
+        Args:
+            size: height and width of the media.
+            number: the object that is corrected, or prompted on a further frame; None for a new one.
+            points: (x, y) in pixels of the media; they replace earlier points on this frame.
+            labels: 1 for a point on the object, 0 for one beside it; None for all on it.
+            box: x0, y0, x1, y1 in pixels of the media.
+            mask: bool [H, W], taken as it is, in place of points and a box.
+
+        Returns:
+            The object's number.
+
+        Raises:
+            UserError: no such object, points outside the frame, a mask of another size, nothing given, or too many points or objects.
+        """
+        if mask is not None:
+            if len(points) or box is not None:
+                raise UserError("a mask was given together with points or a box: give the mask, or points and a box")
+            if mask.shape != size or mask.dtype != np.bool_:
+                raise UserError(f"the mask is {mask.dtype} {list(mask.shape)}, expected bool {list(size)} as the frame has it")
+            return self.add_mask(mask, number)
+        if not len(points) and box is None:
+            raise UserError("nothing to correct with, or to find an object by: give points, a box or a mask")
+        corners = [] if box is None else [(box[0], box[1]), (box[2], box[3])]
+        kinds = [1] * len(points) if labels is None else labels
+        return self.add_points([*corners, *points], [*(2, 3)[: len(corners)], *kinds], size, number)
+
     def add_points(self, points: ArrayLike, labels: ArrayLike, size: tuple[int, int], number: int | None = None) -> int:
         """Find a new object on this frame by points, or correct one.
 
@@ -192,8 +230,8 @@ class Tracker:
             number = self._new_object()
         self._require(number)
         side = self._sam2.config.image_size
-        square = _resized(mask.astype(np.float32), side) >= 0.5
-        low_res = _resized(square.astype(np.float32) * 20 - 10, side // 4)
+        square = resized(mask.astype(np.float32), side) >= 0.5
+        low_res = resized(square.astype(np.float32) * 20 - 10, side // 4)
         slot = self._slot(number)
         index, given = jnp.int32(self._rows[number]), jnp.asarray(square[None], jnp.float32)
         self._state, out = _prompt_mask(self._sam2, self._here(), index, self._seen(), given, jnp.asarray(low_res[None]), jnp.int32(slot))
@@ -333,14 +371,8 @@ class Tracker:
             raise UserError(f"there is no object {number} (known: {known})")
 
 
-def box_points(box: Sequence[float]) -> tuple[list[tuple[float, float]], list[int]]:
-    """A box (x0, y0, x1, y1) as the two points and labels that ``Tracker.add_points`` takes in front of others."""
-    x0, y0, x1, y1 = box
-    return [(x0, y0), (x1, y1)], [2, 3]
-
-
-def _resized(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """An image [h, w] as a square [side, side], bilinear with antialiasing."""
+def resized(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """An image [h, w] as a square [side, side], float32, bilinear with antialiasing."""
     if image.shape == (side, side):
         return image
     rows, columns = (bilinear_weights(length, side) for length in image.shape)

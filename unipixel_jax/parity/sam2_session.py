@@ -19,21 +19,19 @@ import numpy as np
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.segmentation import resize_masks
+from unipixel_jax.infer.tracking import LOGITS, resized
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import BACKWARD, FORWARD, TrackState
-from unipixel_jax.models.sam2.tracker import Prompt, Sam2, TrackOutput
+from unipixel_jax.models.sam2.tracker import NO_OBJECT, Prompt, Sam2, TrackOutput
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case
-from unipixel_jax.processing.resize import bilinear_weights
 from unipixel_jax.processing.square import square_frames
 
 MAX_FRAMES, MAX_ACTIONS = 64, 64
 """The most frames and actions of a recorded session that are accepted."""
 CONDITIONING = 4
 """The most conditioning frames of an object that are accepted."""
-NO_OBJECT, LARGEST_LOGIT = -1024.0, 32.0
-"""The logits of an object that has no output on a frame, and the size to which logits are clipped that are given back to the mask decoder."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,13 @@ class Session:
         state = one.state.at(frame, one.tracked.get(frame, FORWARD))
         if "mask" in prompt:
             side = self.sam2.config.image_size
-            square = _resized(prompt["mask"].astype(np.float32), side) >= 0.5
-            low_res = _resized(square.astype(np.float32) * 20 - 10, side // 4)
+            square = resized(prompt["mask"].astype(np.float32), side) >= 0.5
+            low_res = resized(square.astype(np.float32) * 20 - 10, side // 4)
             state, out = _mask(self.sam2, state, self.features(frame), *jax.device_put((square[None].astype(np.float32), low_res[None])))
         else:
             before = one.shown(frame, conditions)
             coords, labels = self._points(prompt)
-            given = np.zeros((self.sam2.config.low_res,) * 2, np.float32) if before is None else np.clip(before.low_res, -LARGEST_LOGIT, LARGEST_LOGIT)
+            given = np.zeros((self.sam2.config.low_res,) * 2, np.float32) if before is None else np.clip(before.low_res, -LOGITS, LOGITS)
             flags = np.asarray([before is not None]), np.asarray([(labels >= 0).sum() > 1]), np.asarray(corrected)
             state, out = _points(self.sam2, state, self.features(frame), *jax.device_put((coords, labels, given[None], *flags)))
         waiting[frame] = _stored(state, out, frame)
@@ -205,14 +203,6 @@ def _without(state: TrackState, frame: int) -> TrackState:
         kept[CONDITIONING:][kept[CONDITIONING:] == frame] = -1
         numbers[name] = jnp.asarray(kept)
     return replace(state, **numbers)
-
-
-def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    """Return an image [h, w] as a square [side, side], bilinear with antialiasing."""
-    if image.shape == (side, side):
-        return image
-    rows, columns = (bilinear_weights(length, side) for length in image.shape)
-    return np.asarray(rows @ image @ columns.T, np.float32)
 
 
 @Programs
