@@ -175,7 +175,7 @@ def test_a_run_goes_on_from_its_own_file_only(model, frames, tmp_path, monkeypat
     lines = LinesFile(tmp_path / "a.jsonl")
     lines.start({"prompt": "Another.", "text": ""})
     lines.save({"next_frame": np.asarray(3)})
-    with pytest.raises(UserError, match="was made with another prompt"):
+    with pytest.raises(UserError, match="was made with other prompt"):
         run(model, frames, tmp_path, resume=True)
     state = tmp_path / "a.jsonl.state.npz"
     lines.start({"prompt": "x"})
