@@ -40,7 +40,7 @@ COMMANDS = {
     "chat": Command("unipixel_jax.infer.chat_cli:configure_chat", "have a conversation about a photo or a clip", spins=False),
     "demo": Command("unipixel_jax.infer.cli:configure_demo", "run on a photo and a clip that ship with the package"),
     "parity": Command("unipixel_jax.parity.cli:configure", "replay a recording of the torch reference and compare"),
-    "eval": Command("unipixel_jax.synthetic.cli:configure", "measure the embedded model, or another, on scenes of shapes that it has never seen", spins=False),
+    "eval": Command("unipixel_jax.eval.cli:configure", "run benchmarks, score predictions, and report scores", spins=False),
     "convert": Command(
         "unipixel_jax.convert.cli:configure", "convert weights between torch and JAX, or say what a checkpoint holds", compiles=False, spins=False
     ),

@@ -13,7 +13,6 @@ from unipixel_jax.arguments import add_attention, add_model, count
 def configure(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of ``eval``."""
     parser.description = "Measure the embedded model, or another, on scenes of shapes that it has never seen."
-    parser.add_argument("benchmark", choices=("shapes",), help="what to measure on")
     add_model(parser)
     parser.add_argument("--pictures", type=count, default=500, metavar="N", help="images, with a question of every kind each (default: 500)")
     parser.add_argument("--clips", type=count, default=100, metavar="N", help="clips (default: 100)")

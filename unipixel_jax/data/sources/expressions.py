@@ -92,24 +92,24 @@ def _load_counted(source: str, splits: Mapping[str, tuple[str, str | None, str]]
     return found
 
 
-_MEVIS = {
+MEVIS = {
     "train": ("mevis/train/meta_expressions.json", "mevis/train/mask_dict.json", "mevis/train/JPEGImages"),
     "valid": ("mevis/valid/meta_expressions.json", None, "mevis/valid/JPEGImages"),
     "valid_u": ("mevis/valid_u/meta_expressions.json", "mevis/valid_u/mask_dict.json", "mevis/valid_u/JPEGImages"),
 }
 _LVVIS = {"train": ("lvvis/meta_expressions.json", "lvvis/mask_dict.json", "lvvis/train/JPEGImages")}
-_YOUTUBE = {
+YOUTUBE = {
     "train": ("ref_youtube_vos/meta_expressions/train/meta_expressions.json", "ref_youtube_vos/mask_dict.pkl", "ref_youtube_vos/train/JPEGImages"),
     "valid": ("ref_youtube_vos/meta_expressions/valid/meta_expressions.json", None, "ref_youtube_vos/valid/JPEGImages"),
 }
-_DAVIS = {
+DAVIS = {
     split: (f"ref_davis17/meta_expressions/{split}/meta_expressions.json", f"ref_davis17/{split}/mask_dict.pkl", "ref_davis17/DAVIS/JPEGImages/480p")
     for split in ("train", "valid")
 }
 
 LOADERS: dict[str, Loader] = {
-    "mevis": partial(_load_numbered, "mevis", _MEVIS),
+    "mevis": partial(_load_numbered, "mevis", MEVIS),
     "lvvis": partial(_load_numbered, "lvvis", _LVVIS),
-    "ref_youtube_vos": partial(_load_counted, "ref_youtube_vos", _YOUTUBE),
-    "ref_davis17": partial(_load_counted, "ref_davis17", _DAVIS),
+    "ref_youtube_vos": partial(_load_counted, "ref_youtube_vos", YOUTUBE),
+    "ref_davis17": partial(_load_counted, "ref_davis17", DAVIS),
 }

@@ -15,11 +15,11 @@ from unipixel_jax.data.sources.base import Filters, Loader, choose_split
 from unipixel_jax.data.sources.expressions import object_tracks, refuse_empty, video_annotation
 from unipixel_jax.errors import UserError
 
-_LISTS = {"train": "revos/meta_expressions_train_.json", "valid": "revos/meta_expressions_valid_.json"}
+LISTS = {"train": "revos/meta_expressions_train_.json", "valid": "revos/meta_expressions_valid_.json"}
 
 
 def _load(root: Path, split: str, filters: Filters) -> list[Annotation]:
-    videos = read_json(root / choose_split("revos", split, _LISTS))["videos"]
+    videos = read_json(root / choose_split("revos", split, LISTS))["videos"]
     masks = read_json(root / "revos/mask_dict.json")
     found = []
     for video, meta in videos.items():
