@@ -133,7 +133,8 @@ def draw_records(folder: Path, rng: np.random.Generator) -> None:
     for name in ("mvbench", "pixelqa_mix"):
         records: list[dict[str, Any]] = []
         for number in range(40):
-            record = {"task": tasks[number % 3], "options": ["x"] * int(rng.integers(2, 5)), "ans": "ABCD"[rng.integers(2)], "response": str(rng.choice(answers))}
+            record = {"task": tasks[number % 3], "options": ["x"] * int(rng.integers(2, 5)), "ans": "ABCD"[rng.integers(2)]}
+            record["response"] = str(rng.choice(answers))
             if name == "pixelqa_mix":
                 count = int(rng.integers(1, 4))
                 record |= {"j_values": rng.random(count).tolist(), "f_values": rng.random(count).tolist()}

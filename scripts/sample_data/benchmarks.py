@@ -1,4 +1,4 @@
-"""Small data of every benchmark in its own layout: coloured discs, named by their colours, with sizes and lengths that a seed decides."""
+"""Small data of every benchmark in its own layout: drawn scenes of shapes, as the small model knows them, with sizes and lengths that a seed decides."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .discs import COLOURS, draw_discs, run_length, write_folder, write_json, write_photo, write_video
-from .photos import octagon
+from unipixel_jax.data.synthetic.language import full_name
+from unipixel_jax.data.synthetic.scene import draw_scene
+
+from .discs import run_length, write_folder, write_json, write_photo, write_video
 
 VIDEOS = 3
 """Videos of a benchmark, or photos of a split."""
@@ -44,10 +46,24 @@ MVBENCH = (
 """The lists of questions and the folders of their videos."""
 
 
-def draw(rng: np.random.Generator, frames: int, objects: int = 3) -> tuple[list[Image.Image], NDArray[np.bool_]]:
-    """Draw a clip of discs of a random size; see ``draw_discs``."""
-    size = int(rng.integers(40, 70)) * 2, int(rng.integers(30, 50)) * 2
-    return draw_discs(frames, objects, size, int(rng.integers(8)))
+THINGS = 3
+"""Things of each scene that are asked about."""
+
+
+def draw(rng: np.random.Generator, frames: int) -> tuple[list[Image.Image], NDArray[np.bool_], list[str]]:
+    """Draw a clip, cut to a random size, that shows three things on all frames.
+
+    Returns:
+        The frames, the things' masks [O, F, H, W] bool, and their names.
+    """
+    while True:
+        scene = draw_scene(rng, frames)
+        side = scene.frames.shape[1]
+        height, width = (int(rng.integers(side * 3 // 8, side // 2 + 1)) * 2 for _ in range(2))  # videos have even sides
+        masks = scene.masks[:, :, :height, :width]
+        shown = np.flatnonzero(masks.any(axis=(2, 3)).all(axis=1))[:THINGS]
+        if len(shown) == THINGS:
+            return [Image.fromarray(frame[:height, :width]) for frame in scene.frames], masks[shown], [full_name(scene, int(i)) for i in shown]
 
 
 def write_videos(root: Path, seed: int) -> None:
@@ -58,7 +74,7 @@ def write_videos(root: Path, seed: int) -> None:
         write_json(root / f"mevis/{split}/meta_expressions.json", {"videos": videos})
         if split == "valid_u":
             write_json(root / f"mevis/{split}/mask_dict.json", masks)
-    videos, masks = _clips(root / "ref_sav/valid/videos", rng, text="A disc that is {} moves to the right.")
+    videos, masks = _clips(root / "ref_sav/valid/videos", rng, text="The {} moves.")
     write_json(root / "ref_sav/valid/meta_expressions_valid.json", {"videos": videos})
     write_json(root / "ref_sav/valid/mask_dict.json", masks)
     videos, masks = _clips(root / "ref_davis17/DAVIS/JPEGImages/480p", rng, names=("zebra", "bear", "camel"), several=False)
@@ -78,9 +94,10 @@ def write_groundmore(root: Path, seed: int) -> None:
     videos = {}
     for number in range(VIDEOS):
         name = f"video{number}_{10 + number:02d}05_{10 + number:02d}09"
+        frames, masks, names = draw(rng, int(rng.integers(15, 30)))
         questions = {
             str(i): {
-                "question": f"which disc is {COLOURS[i % 3]}" + "?" * (i % 2),
+                "question": f"where is the {names[i % 3]}" + "?" * (i % 2),
                 "answer": "that one",
                 "obj_id": str(i % 3 + 1),
                 "q_type": KINDS[(number + i) % 4],
@@ -90,7 +107,6 @@ def write_groundmore(root: Path, seed: int) -> None:
             for i in range(4)
         }
         videos[name] = {"questions": questions}
-        frames, masks = draw(rng, int(rng.integers(15, 30)))
         folder = root / "groundmore/annotations" / name
         pattern = "frame_{:06d}" if number % 2 == 0 else "{:07d}"
         write_folder(folder / "images", frames, pattern + ".jpg")
@@ -105,34 +121,34 @@ def write_photos(root: Path, seed: int) -> None:
     """Write RefCOCO, RefCOCO+, RefCOCOg and ReasonSeg, whose second photo has a part that is to be ignored."""
     rng = np.random.default_rng([seed, 3])
     for source, version in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
-        content: dict[str, list[dict[str, Any]]] = {"categories": [{"id": 1, "name": "disc"}], "images": [], "annotations": []}
+        content: dict[str, list[dict[str, Any]]] = {"categories": [{"id": 1, "name": "shape"}], "images": [], "annotations": []}
         refs: list[dict[str, Any]] = []
         for split in ("val", "test") if source == "refcocog" else ("val", "testA", "testB"):
             for _ in range(VIDEOS):
                 number = len(content["images"])
-                frames, masks = draw(rng, 1)
+                frames, masks, names = draw(rng, 1)
                 name = f"COCO_{source}_{number:04d}.jpg"
                 write_photo(root / "lisa/refer_seg/images/mscoco/images/train2014" / name, frames[0])
                 content["images"].append({"id": number, "file_name": name, "height": frames[0].height, "width": frames[0].width})
-                for disc in range(2):
-                    key, corners = 10 * number + disc, octagon(masks[disc, 0])
+                for thing in range(2):
+                    key, corners = 10 * number + thing, outline(masks[thing, 0])
                     left, top = (min(corner[axis] for corner in corners) for axis in (0, 1))
                     box = [left, top, *(max(corner[axis] for corner in corners) - start for axis, start in ((0, left), (1, top)))]
                     flat = [value for corner in corners for value in corner]
                     content["annotations"].append({"id": key, "image_id": number, "category_id": 1, "bbox": box, "segmentation": [flat]})
-                    sentences = [{"sent_id": 10 * key + i, "sent": text} for i, text in enumerate((f"{COLOURS[disc]} disc", f"the {COLOURS[disc]}"))]
+                    sentences = [{"sent_id": 10 * key + i, "sent": text} for i, text in enumerate((names[thing], f"the {names[thing]}"))]
                     refs.append({"ref_id": key, "ann_id": key, "image_id": number, "category_id": 1, "split": split, "sentences": sentences})
         folder = root / "lisa/refer_seg" / source
         write_json(folder / "instances.json", content)
         (folder / f"refs({version}).p").write_bytes(pickle.dumps(refs, protocol=2))
     for split in ("val", "test"):
         for number in range(VIDEOS):
-            frames, masks = draw(rng, 1)
+            frames, masks, names = draw(rng, 1)
             shape = {"image_name": f"photo_{number}.jpg", "shape_type": "polygon"}
-            shapes = [shape | {"label": "target", "points": octagon(masks[2, 0])}]
+            shapes = [shape | {"label": "target", "points": outline(masks[2, 0])}]
             if number == 1:
-                shapes.append(shape | {"label": "ignore", "points": octagon(masks[1, 0])})
-            texts = ["Which disc is at the bottom? It is blue."] if number else ["the blue disc"]
+                shapes.append(shape | {"label": "ignore", "points": outline(masks[1, 0])})
+            texts = [f"Where can I find the {names[2]}?"] if number else [f"the {names[2]}"]
             folder = root / "lisa/reason_seg/ReasonSeg" / split
             write_photo(folder / f"photo_{number}.jpg", frames[0])
             write_json(folder / f"photo_{number}.json", {"text": texts, "is_sentence": bool(number), "shapes": shapes})
@@ -144,18 +160,19 @@ def write_regions(root: Path, seed: int) -> None:
     folder = root / "videorefer/VideoRefer-Bench"
     questions, descriptions = [], []
     for number in range(VIDEOS):
-        frames, masks = draw(rng, 24)
+        frames, masks, names = draw(rng, 24)
         write_video(folder / f"videos/clip_{number}.mp4", frames)
         write_video(folder / f"videos/Panda-70M-part/clip_{number}.mp4", frames)
         every = range(0, len(frames), 1 + number)
-        marked = [{str(f): {"segmentation": run_length(masks[disc, f])} for f in every} for disc in range(2)]
+        marked = [{str(f): {"segmentation": run_length(masks[thing, f])} for f in every} for thing in range(2)]
         middle = str(list(every)[len(every) // 2])
         common = {"video": f"clip_{number}.mp4", "frame_idx": middle}
-        one = {"Question": "What colour has <object0><region>?", "options": ["(A) red", "(B) green", "(C) blue"], "Answer": "(A)"}
-        two = {"Question": "Is <object0><region> above <object1><region>?", "options": ["(A) yes", "(B) no"], "Answer": "(B)"}
+        options = [f"({letter}) a {name}" for letter, name in zip("ABC", names, strict=True)]
+        one = {"Question": "What is <object0><region>?", "options": options, "Answer": "(A)"}
+        two = {"Question": "Is <object0><region> larger than <object1><region>?", "options": ["(A) yes", "(B) no"], "Answer": "(B)"}
         questions.append({**common, **one, "annotation": marked[:1], "type": "Basic Questions"})
         questions.append({**common, **two, "annotation": marked, "type": "Relationship Questions"})
-        descriptions.append({**common, "caption": f"A {COLOURS[1]} disc moves to the right.", "annotation": marked[1:]})
+        descriptions.append({**common, "caption": f"A {names[1]} that moves.", "annotation": marked[1:]})
     write_json(folder / "VideoRefer-Bench-Q.json", questions)
     write_json(folder / "VideoRefer-Bench-D.json", descriptions)
 
@@ -164,14 +181,15 @@ def write_mvbench(root: Path, seed: int) -> None:
     """Write a question for each of MVBench's twenty tasks. One shows a folder of frames, the others a video."""
     rng = np.random.default_rng([seed, 5])
     for number, (task, place) in enumerate(MVBENCH):
-        frames, _ = draw(rng, 40 if number == 0 else 24)
+        frames, _, _ = draw(rng, 40 if number == 0 else 24)
         name = "show_clip" if number == 0 else f"{task}.mp4"
         if number == 0:
             for f, frame in enumerate(frames, start=1):
                 write_photo(root / "mvbench/video" / place / name / f"{f:05d}.jpg", frame)
         else:
             write_video(root / "mvbench/video" / place / name, frames)
-        question = {"video": name, "question": "what moves?", "candidates": ["a disc", "a dog", "nothing"], "answer": ("a disc", "a dog", "nothing")[number % 3]}
+        options = ["a shape", "a dog", "nothing"]
+        question = {"video": name, "question": "what moves?", "candidates": options, "answer": options[number % 3]}
         write_json(root / f"mvbench/json/{task}.json", [question])
 
 
@@ -183,11 +201,18 @@ def write_videomme(root: Path, seed: int) -> None:
     rng = np.random.default_rng([seed, 6])
     rows = []
     for number, duration in enumerate(("short", "medium", "long")):
-        frames, _ = draw(rng, 24)
+        frames, _, _ = draw(rng, 24)
         write_video(root / f"videomme/videos_3fps_480_noaudio/clip_{number}.mp4", frames)
-        options = [f"{letter}. {text}" for letter, text in zip("ABCD", ("A disc.", "A dog.", "A car.", "Nothing."), strict=True)]
+        options = [f"{letter}. {text}" for letter, text in zip("ABCD", ("A shape.", "A dog.", "A car.", "Nothing."), strict=True)]
         rows.append({"videoID": f"clip_{number}", "duration": duration, "question": "What moves?", "options": options, "answer": "ABC"[number]})
     parquet.write_table(pyarrow.Table.from_pylist(rows), root / "videomme/test-00000-of-00001.parquet")
+
+
+def outline(mask: NDArray[np.bool_]) -> list[list[float]]:
+    """The corners [x, y] of a polygon around a mask [H, W]: down along the first pixels of its rows, and up along the last ones."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    left, right = mask[rows].argmax(axis=1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
+    return [*zip(left.tolist(), rows.tolist(), strict=True), *zip(right[::-1].tolist(), rows[::-1].tolist(), strict=True)]
 
 
 def _write_revos(root: Path, rng: np.random.Generator) -> None:
@@ -206,22 +231,22 @@ def _write_revos(root: Path, rng: np.random.Generator) -> None:
 
 
 def _clips(
-    folder: Path, rng: np.random.Generator, *, names: tuple[str, ...] = ("one", "two", "three"), text: str = "the {} disc", several: bool = True
+    folder: Path, rng: np.random.Generator, *, names: tuple[str, ...] = ("one", "two", "three"), text: str = "the {}", several: bool = True
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Write clips of three discs, the last of which is hidden on the first frame; return their annotations and masks."""
+    """Write clips in which the truth lacks the last thing on the first frame; return their annotations and masks."""
     videos: dict[str, Any] = {}
     masks: dict[str, list[Any]] = {}
     for name in names:
-        frames, discs = draw(rng, int(rng.integers(2, 8)))
-        discs[2, 0] = False
+        frames, things, found = draw(rng, int(rng.integers(2, 8)))
+        things[2, 0] = False
         write_folder(folder / name, frames)
         expressions = {}
-        for disc in range(3):
+        for thing in range(THINGS):
             numbers = [len(masks)]
-            masks[str(len(masks))] = [run_length(mask) if mask.any() else None for mask in discs[disc]]
-            if several and disc == 1:
+            masks[str(len(masks))] = [run_length(mask) if mask.any() else None for mask in things[thing]]
+            if several and thing == 1:
                 numbers.append(int(numbers[0]) - 1)
-            expressions[str(disc)] = {"exp": text.format(COLOURS[disc]), "obj_id": list(range(len(numbers))), "anno_id": numbers}
+            expressions[str(thing)] = {"exp": text.format(found[thing]), "obj_id": list(range(len(numbers))), "anno_id": numbers}
         videos[name] = {"frames": [f"{f:05d}" for f in range(len(frames))], "expressions": expressions}
     return videos, masks
 

@@ -12,9 +12,10 @@ import pytest
 from toy_runs import RUN_INFO, ToyState, abstract, divided, flip, make_state, mesh_sharding, names, restored, same_bits, saved
 
 from unipixel_jax.core.fingerprint import fingerprints
+from unipixel_jax.core.stored import weights_digest
 from unipixel_jax.errors import UserError
 from unipixel_jax.train.checkpoints.manager import Best, Checkpoints
-from unipixel_jax.train.checkpoints.manifest import RunInfo, weights_digest
+from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.checkpoints.orbax_noise import silence
 from unipixel_jax.train.checkpoints.reader import named_leaves, read_arrays
 from unipixel_jax.train.export import export

@@ -158,6 +158,21 @@ def require_shallow(path: Path) -> None:
         raise UserError(f"{str(path)[:60]}... lies in {len(path.parents)} folders, expected at most {MAX_DEPTH}: choose another place")
 
 
+def drop_half_line(path: str | Path) -> None:
+    """Remove what follows the last end of a line of a file, which a process that was killed wrote in part."""
+    with open(path, "r+b") as file:
+        keep = file.seek(0, os.SEEK_END)
+        while keep:
+            start = max(keep - (1 << 16), 0)
+            file.seek(start)
+            found = file.read(keep - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            keep = start
+        file.truncate(0)
+
+
 def aside_of(target: Path) -> Path:
     """Return a path beside ``target`` that no other process uses. Its name tells ``remove_abandoned`` which process made it."""
     suffix = target.suffix if len(target.suffix) <= 16 and target.suffix.isascii() else ""

@@ -6,6 +6,7 @@ checkpoint reads the headers and compares them with the sizes of the files; an a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -230,3 +231,18 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     raw = np.empty(count + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def weights_digest(start: Path) -> str:
+    """A checksum over the checksums of a converted directory's tensors: the same for the same weights, wherever they lie.
+
+    Raises:
+        UserError: no converted directory.
+    """
+    expected = "expected a directory made by: unipixel-jax convert to-jax"
+    raw = read_json_object(start / "manifest.json", expected)
+    try:
+        named = {name: [entry["dtype"], entry["crc32"]] for name, entry in raw["tensors"].items()}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{start / 'manifest.json'} does not list tensors with their checksums ({error!r}): {expected}") from None

@@ -31,7 +31,7 @@ def run_many(args: argparse.Namespace) -> int:
     """Run the jobs; returns 0, or 1 where a job failed."""
     jobs = _read(args)
     with ExitStack() as stack:
-        share = _share(args.host, stack)
+        share = share_of(args.host, stack)
         return _run(args, jobs, share)
 
 
@@ -55,18 +55,27 @@ def _read(args: argparse.Namespace) -> list[Job]:
     return read_list(path, args.sample_frames)
 
 
-def _share(host: str | None, stack: ExitStack) -> tuple[int, int]:
-    """The number of this process and the number of all that share the jobs."""
-    if host is None:
+def share_of(text: str | None, stack: ExitStack, option: str = "--host") -> tuple[int, int]:
+    """The number of this process and the number of all that share the jobs.
+
+    Args:
+        text: "I/N" as the user gave it; None for what Slurm or the TPU pod says.
+        stack: closes the connection of the hosts.
+        option: the option's name, for messages.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    if text is None:
         import jax
 
         from unipixel_jax.core.distributed import HostsConfig, connected
 
         stack.enter_context(connected(HostsConfig()))
         return jax.process_index(), jax.process_count()
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", host)
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if found is None or int(found[1]) >= int(found[2]):
-        raise UserError(f"--host is {host!r}, expected I/N with I from 0 to N - 1, for example 0/4")
+        raise UserError(f"{option} is {text!r}, expected I/N with I from 0 to N - 1, for example 0/4")
     return int(found[1]), int(found[2])
 
 

@@ -165,8 +165,12 @@ class Engine:
         """Whether any row has an answer."""
         return bool(self._prompts)
 
-    def admit(self, conversations: Sequence[batch.Conversation]) -> list[int]:
+    def admit(self, conversations: Sequence[batch.Conversation], limits: Sequence[int | None] | None = None) -> list[int]:
         """Read at most G prompts, and return the rows that they get. There must be as many free rows.
+
+        Args:
+            conversations: the prompts.
+            limits: where each answer is cut off, if before ``max_new_tokens``.
 
         Raises:
             UserError: a size is beyond its buckets.
@@ -181,8 +185,10 @@ class Engine:
             answers = self._with_room(BUCKETS.tokens.size(length + self._new_tokens))
             places = np.full(padded, self._rows, np.int32)
             places[: len(rows)] = rows
-            limits = np.full(padded, self._limit, np.int32)
-            self._answers = admit(answers, prompts, jax.device_put(places), jax.device_put(limits), how=self._how)
+            most = np.full(padded, self._limit, np.int32)
+            for place, limit in enumerate(limits or ()):
+                most[place] = min(self._limit, self._limit if limit is None else limit)
+            self._answers = admit(answers, prompts, jax.device_put(places), jax.device_put(most), how=self._how)
         asked = (inputs.seg_positions < length).sum(axis=1)
         for place, row in enumerate(rows):
             self._prompts[row] = (prompts.prompt_hidden, place, int(asked[place]))

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unipixel_jax.errors import UserError, one_line
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.prediction import Prediction
 from unipixel_jax.processing import batch
+from unipixel_jax.processing.chat import seconds_per_grid
 from unipixel_jax.processing.frames import FrameSource, open_frames
 from unipixel_jax.processing.media import Media
-from unipixel_jax.processing.prompts import Reference, name_regions
+from unipixel_jax.processing.memory import memory_grid, memory_prefix
+from unipixel_jax.processing.prompts import Reference, SquareReference, name_regions
 from unipixel_jax.processing.tokenizer import REF_TOKEN
 
 ROWS = 16
@@ -33,18 +39,35 @@ class Job:
     """One prompt about one photo or clip.
 
     Attributes:
-        media: see ``UniPixel.segment``. Jobs that follow one another with the same path share what is read.
+        media: see ``UniPixel.segment``; or a function that opens it on one of the threads, when the job's turn comes. Jobs that follow one another with the
+            same path, source or function share what is read.
         prompt: any words.
         references: points and boxes for ``<region>`` in the prompt.
         id: a name by which results are told apart.
         sample_frames: how many frames of a clip the language model looks at, spread evenly.
+        answer_start: words with which the answer has to begin; they are part of its text.
+        given_answer: an answer that is given rather than generated, of which only what its ``<|seg|>`` stand for is wanted; "" for none.
+        remembered: a function from the frames' height and width to the masks [O, F, H, W], bool, of the objects that the prompt speaks of by ``ids``, on the
+            frames that the language model looks at; None for none.
+        ids: the numbers of those objects [O].
+        min_pixels, max_pixels: see ``UniPixel.segment``.
+        max_new_tokens: where the answer is cut off; None for where those of all jobs are.
+        max_objects: how many objects of the answer are segmented, the first ones; None for all.
     """
 
-    media: Media
+    media: Media | FrameSource | Callable[[], FrameSource]
     prompt: str
-    references: Sequence[Reference] = ()
+    references: Sequence[Reference | SquareReference] = ()
     id: str = ""
     sample_frames: int = 16
+    answer_start: str = ""
+    given_answer: str = ""
+    remembered: Callable[[tuple[int, int]], NDArray[np.bool_]] | None = None
+    ids: Sequence[int] = ()
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_new_tokens: int | None = None
+    max_objects: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +94,14 @@ class Options:
         max_new_tokens: where an answer is cut off.
         threads: threads that read media and finish masks.
         upright: see ``read_media``.
+        note_wait: called with the seconds that a device waited for media, each time it did.
     """
 
     rows: int = ROWS
     max_new_tokens: int = 512
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     upright: bool = True
+    note_wait: Callable[[float], None] = field(default=lambda seconds: None)
 
     def __post_init__(self) -> None:
         for name in ("rows", "max_new_tokens", "threads"):
@@ -106,8 +131,18 @@ class Shared:
         most = self._job.sample_frames
         if most < 1:
             raise UserError(f"sample_frames is {most}, expected at least 1")
-        source = open_frames(self._job.media, upright=self._upright)
-        return source, batch.prepare_media(source.sample(most), self._loaded.config, sample_frames=most, segment=len(source) == 1)
+        media, config = self._job.media, self._loaded.config
+        opened = media() if callable(media) else media
+        source = opened if isinstance(opened, FrameSource) else open_frames(opened, upright=self._upright)
+        prepared = batch.prepare_media(
+            source.sample(most),
+            config,
+            sample_frames=most,
+            segment=len(source) == 1 and self._job.max_objects != 0,
+            min_pixels=self._job.min_pixels,
+            max_pixels=self._job.max_pixels,
+        )
+        return source, replace(prepared, seconds_per_grid=seconds_per_grid(config.vision, 1 / source.seconds_per_frame))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +197,12 @@ class Source:
                 if not self._futures or not (wait or self._futures[0].done()):
                     break
                 future = self._futures.popleft()
-            out.append(future.result())
+            if future.done():
+                out.append(future.result())
+            else:
+                start = time.perf_counter()
+                out.append(future.result())
+                self._options.note_wait(time.perf_counter() - start)
         return out
 
     def close(self) -> None:
@@ -181,9 +221,10 @@ class Source:
                 self._futures.append(self.pool.submit(self._prepare, job, self._media(job)))
 
     def _media(self, job: Job) -> Shared:
-        if not isinstance(job.media, str | Path):
+        if not isinstance(job.media, str | Path | FrameSource) and not callable(job.media):
             return Shared(job, self._loaded, self._options.upright)
-        key = (str(job.media), job.sample_frames)
+        media = str(job.media) if isinstance(job.media, Path) else job.media
+        key = (media, job.sample_frames, job.min_pixels, job.max_pixels, job.max_objects == 0)
         shared = self._shared.pop(key, None) or Shared(job, self._loaded, self._options.upright)
         self._shared[key] = shared
         while len(self._shared) > self._options.threads + 1:
@@ -194,8 +235,23 @@ class Source:
         try:
             source, media = shared.get()
             text = name_regions(job.prompt, [REF_TOKEN] * len(job.references)) if job.references else job.prompt
-            turn = batch.user_turn(text)
-            return Ready(job, source, media, batch.prepare_conversation(turn, media, self._loaded.tokenizer, self._loaded.config, references=job.references))
+            memory = None
+            if job.remembered is not None:
+                memory = memory_grid(job.remembered(media.frame_size), media.grid_thw, self._loaded.config.vision, fill=False)
+                text = memory_prefix(memory, media.frame_count, job.ids) + text
+            messages = batch.user_turn(text)
+            if job.given_answer:
+                messages.append({"role": "assistant", "content": job.given_answer})
+            conversation = batch.prepare_conversation(
+                messages,
+                media,
+                self._loaded.tokenizer,
+                self._loaded.config,
+                references=job.references,
+                memory=memory,
+                answer_start=job.answer_start,
+            )
+            return Ready(job, source, media, conversation)
         except Exception as error:  # one job's failure, whatever it is, must not stop the others
             return Outcome(job, reason=reason_of(error))
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unipixel_jax.core.files import require_regular_file
+from unipixel_jax.core.files import drop_half_line, require_regular_file
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.job_source import Job, Outcome
 from unipixel_jax.processing.media import natural_order
@@ -85,8 +84,9 @@ class Results:
         self._files: list[BinaryIO] = []
 
     def __enter__(self) -> Results:
+        if self.results.exists():
+            drop_half_line(self.results)
         self._files = [open(self.results, "ab"), open(self.failures, "wb")]
-        _drop_half_line(self._files[0])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,22 +186,6 @@ def _known(folder: Path) -> dict[str, tuple[str, str]]:
                 except (ValueError, KeyError, TypeError, RecursionError):
                     raise UserError(f"{path}, line {number}: it is no result: choose another --out, or remove the line") from None
     return known
-
-
-def _drop_half_line(file: BinaryIO) -> None:
-    """Remove what follows the last end of a line, which a process that was killed wrote in part."""
-    end = file.seek(0, os.SEEK_END)
-    with open(file.name, "rb") as content:
-        keep = end
-        while keep:
-            start = max(keep - (1 << 16), 0)
-            content.seek(start)
-            found = content.read(keep - start).rfind(b"\n")
-            if found >= 0:
-                keep = start + found + 1
-                break
-            keep = start
-    file.truncate(keep)
 
 
 def _named(job: Job) -> dict[str, str]:

@@ -192,7 +192,7 @@ class _Runner:
     def _admit(self, chosen: list[Ready]) -> Iterator[Outcome]:
         """Read the prompts of a group; if that fails, one by one, to find out whose fault it is."""
         try:
-            rows = self._engine.admit([ready.conversation for ready in chosen])
+            rows = self._engine.admit([ready.conversation for ready in chosen], [_limit(ready.job) for ready in chosen])
         except Exception as error:
             if len(chosen) == 1:
                 yield Outcome(chosen[0].job, reason=reason_of(error))
@@ -216,8 +216,12 @@ class _Runner:
     def _sort(self, ready: Ready, answer: Answer) -> Iterator[Outcome]:
         """Keep a photo with objects until others have come; follow a clip's objects at once."""
         try:
-            text, spans = text_and_spans(answer.tokens, self._loaded.tokenizer, self._loaded.config.seg_token_id)
-            answered = _Answered(ready, answer, text, [*[None] * (len(answer.hidden) - len(spans)), *spans])
+            tokenizer = self._loaded.tokenizer
+            if ready.job.answer_start:
+                answer = replace(answer, tokens=np.concatenate([tokenizer.encode(ready.job.answer_start), answer.tokens]))
+            text, found = text_and_spans(answer.tokens, tokenizer, self._loaded.config.seg_token_id)
+            spans = [*[None] * (len(answer.hidden) - len(found)), *found][: ready.job.max_objects]
+            answered = _Answered(ready, replace(answer, hidden=answer.hidden[: len(spans)]), text, spans)
             if ready.media.frames is not None and answered.spans:
                 self._photos.append(answered)
             else:
@@ -262,6 +266,11 @@ class _Runner:
         while self._done and (wait or self._done[0].done()):
             yield self._done.popleft().result()
             wait = False
+
+
+def _limit(job: Job) -> int | None:
+    """Where a job's answer is cut off; None for where those of all jobs are. Of a given answer nothing more is wanted."""
+    return 1 if job.given_answer else job.max_new_tokens
 
 
 def _follow(loaded: LoadedModel, answered: _Answered) -> Prediction:

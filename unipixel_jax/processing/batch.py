@@ -117,7 +117,7 @@ def prepare_conversation(
     tokenizer: Tokenizer,
     config: UniPixelConfig,
     *,
-    references: Sequence[Reference] = (),
+    references: Sequence[Reference | SquareReference] = (),
     memory: NDArray[np.bool_] | None = None,
     answer_start: str = "",
 ) -> Conversation:
@@ -128,7 +128,7 @@ def prepare_conversation(
         media: the clip.
         tokenizer: the checkpoint's.
         config: the model's sizes and token ids.
-        references: points and boxes for the ``<|ref|>`` tokens of the text, in pixels of the media.
+        references: points and boxes for the ``<|ref|>`` tokens of the text, in pixels of the media, or already in those of SAM's square.
         memory: merged tokens of the objects for the ``<|mem|>`` tokens, bool [pairs of frames, objects, h, w], from ``memory_grid``.
         answer_start: words with which the answer has to begin.
 
@@ -142,7 +142,10 @@ def prepare_conversation(
         if text.count(token) != count:
             raise UserError(f"the prompt holds {text.count(token)} {token} for {count} {what}: expected one each")
     ids = tokenizer.encode(expand_image_tokens(text, [media.grid_thw], config.vision))
-    square = [to_square(reference, media.frame_count, *media.frame_size, config.sam2.image_size) for reference in references]
+    square = [
+        reference if isinstance(reference, SquareReference) else to_square(reference, media.frame_count, *media.frame_size, config.sam2.image_size)
+        for reference in references
+    ]
     return Conversation(ids, media, square, memory)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.errors import UserError
+from unipixel_jax.processing.chat import FRAMES_PER_SECOND
 from unipixel_jax.processing.images import NotAnImage, open_image
 from unipixel_jax.processing.media import ANIMATED, Clip, Media, count_animation, iterate_animation, list_frames, read_media, read_pixels, sample_indices
 
@@ -77,6 +78,8 @@ class FrameSource:
         pick: a function that reads frames by their numbers [N] without decoding all others; None where there is no such way.
         crop: the part of each frame that is looked at.
         first, stop: the numbers of the first frame and of the one after the last.
+        seconds_per_frame: what the language side is told of the time from one of the frames that it sees to the next; the reference tells it half a second
+            of all frames that are decoded before, whatever the clip's own rate.
     """
 
     name: str
@@ -88,6 +91,7 @@ class FrameSource:
     crop: Crop | None = None
     first: int = 0
     stop: int | None = None
+    seconds_per_frame: float = 1 / FRAMES_PER_SECOND
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames in order. One that cannot be read ends the clip with a warning, if there was one before it.
@@ -204,18 +208,48 @@ def open_frames(media: Media | Iterable[Any], *, upright: bool = True) -> FrameS
     if isinstance(media, str | Path) and not Path(media).is_dir() and not _is_photo(Path(media)):
         return _open_file(Path(media))
     if isinstance(media, str | Path) and Path(media).is_dir():
-        paths = list_frames(Path(media))
-        name = Path(media).resolve().name or "frames"
-
-        def pick(numbers: NDArray[np.int64]) -> list[Frame]:
-            clip = read_media([paths[number] for number in numbers], None, upright=upright)
-            return [frame._replace(number=int(number)) for number, frame in zip(numbers, _frames_of(clip), strict=True)]
-
-        return FrameSource(name, len(paths), None, False, lambda: _same_size(name, (read_pixels(path, upright) for path in paths)), pick)
+        return open_files(list_frames(Path(media)), Path(media).resolve().name or "frames", upright=upright)
     if isinstance(media, Iterator):
         return FrameSource("stream", None, None, False, lambda: _same_size("stream", (read_pixels(frame, upright) for frame in media)))
     clip = read_media(media, None, upright=upright)  # type: ignore[arg-type]
     return FrameSource(clip.name, len(clip.frames), None, clip.is_image, lambda: _frames_of(clip))
+
+
+def open_files(paths: Sequence[str | Path], name: str, *, upright: bool = True) -> FrameSource:
+    """Image files as the frames of a clip; each is read when its turn comes.
+
+    Args:
+        paths: the files in order; one may come several times.
+        name: the clip's name.
+        upright: see ``open_frames``.
+    """
+
+    def pick(numbers: NDArray[np.int64]) -> list[Frame]:
+        clip = read_media([paths[number] for number in numbers], None, upright=upright)
+        return [frame._replace(number=int(number)) for number, frame in zip(numbers, _frames_of(clip), strict=True)]
+
+    return FrameSource(name, len(paths), None, False, lambda: _same_size(name, (read_pixels(path, upright) for path in paths)), pick)
+
+
+def hold_frames(source: FrameSource, numbers: Sequence[int], seconds_per_frame: float | None = None) -> FrameSource:
+    """Some frames of a file or folder as a clip of their own, numbered from 0. They are decoded once and held, so they should be few.
+
+    Args:
+        source: a file or folder that was opened.
+        numbers: the frames' numbers in it, in order.
+        seconds_per_frame: see ``FrameSource``; None for the source's.
+
+    Raises:
+        UserError: it is a stream, or has no such frame.
+    """
+    if source.pick is None:
+        raise UserError(f"{source.name} can only be read in order: give a video file or a folder of frames")
+    if wrong := [number for number in numbers if not 0 <= number < len(source)]:
+        raise UserError(f"{source.name} has no frame {wrong[0]}: expected 0 to {len(source) - 1}")
+    clip = _clip(source.pick(np.asarray(numbers, np.int64)), source.name, is_image=False)
+    clip = replace(clip, indices=np.arange(len(numbers)))
+    seconds = source.seconds_per_frame if seconds_per_frame is None else seconds_per_frame
+    return FrameSource(source.name, len(numbers), None, False, lambda: _frames_of(clip), lambda places: _picked(clip, places), seconds_per_frame=seconds)
 
 
 def open_address(address: str) -> FrameSource:
@@ -284,6 +318,11 @@ def _clip(frames: Sequence[Frame], name: str, is_image: bool) -> Clip:
 def _frames_of(clip: Clip) -> Iterator[Frame]:
     over = itertools.repeat(None) if clip.over_white is None else clip.over_white
     return (Frame(int(number), None, pixels, white) for number, pixels, white in zip(clip.indices, clip.frames, over, strict=False))
+
+
+def _picked(clip: Clip, places: NDArray[np.int64]) -> list[Frame]:
+    frames = list(_frames_of(clip))
+    return [frames[place] for place in places]
 
 
 def _same_size(name: str, images: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]) -> Iterator[Frame]:

@@ -16,16 +16,16 @@ from unipixel_jax.processing.resize import bilinear_weights
 from unipixel_jax.processing.tokenizer import MEM_TOKEN
 
 
-def memory_grid(masks: NDArray[np.bool_], grid_thw: ArrayLike, config: VisionConfig) -> NDArray[np.bool_]:
+def memory_grid(masks: NDArray[np.bool_], grid_thw: ArrayLike, config: VisionConfig, *, fill: bool = True) -> NDArray[np.bool_]:
     """Find the merged tokens that each object touches.
 
-    A token counts where an antialiased resize of the mask to the tower's input is positive anywhere in it, in either frame of its pair. An object
-    that is on no frame counts as being everywhere, so that every object has a memory.
+    A token counts where an antialiased resize of the mask to the tower's input is positive anywhere in it, in either frame of its pair.
 
     Args:
         masks: bool [O, F, H, W].
         grid_thw: patches of the clip in time, height and width: T, h * merge, w * merge.
         config: the vision tower's sizes.
+        fill: an object that is on no frame counts as being everywhere, so that every object has a memory; False leaves it without one.
 
     Returns:
         bool [T, O, h, w].
@@ -40,7 +40,8 @@ def memory_grid(masks: NDArray[np.bool_], grid_thw: ArrayLike, config: VisionCon
     for t, o in np.ndindex(time, count):
         mask = masks[o, t * pair : (t + 1) * pair].any(axis=0)
         grid[t, o] = rows @ mask.astype(np.float32) @ columns.T > 0
-    grid[:, ~grid.any(axis=(0, 2, 3))] = True
+    if fill:
+        grid[:, ~grid.any(axis=(0, 2, 3))] = True
     return grid
 
 

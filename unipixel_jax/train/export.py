@@ -58,9 +58,9 @@ def export(
 
     # Imported here: the command line must not wait for jax.
     from unipixel_jax.convert import to_jax, to_torch, trained
+    from unipixel_jax.core.stored import weights_digest
     from unipixel_jax.core.trees import parse
     from unipixel_jax.train.checkpoints.manager import CHECKPOINTS, TRAINED
-    from unipixel_jax.train.checkpoints.manifest import weights_digest
     from unipixel_jax.train.checkpoints.reader import read_arrays
 
     manifest, arrays = read_arrays(run_dir / CHECKPOINTS, step, f"{TRAINED}/")

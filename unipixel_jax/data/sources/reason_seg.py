@@ -16,9 +16,9 @@ from unipixel_jax.data.sources.base import Filters, Loader, choose_split
 from unipixel_jax.errors import UserError
 
 _FOLDER = "lisa/reason_seg/ReasonSeg"
-_FOLDERS = {split: f"{_FOLDER}/{split}" for split in ("train", "val", "test")}
+FOLDERS = {split: f"{_FOLDER}/{split}" for split in ("train", "val", "test")}
 _LABELS = ("target", "ignore", "flag")
-_FALLBACK = "cp1252"
+FALLBACK = "cp1252"
 """The encoding of a few of the files, which were written on Windows; all other data sets must be in UTF-8."""
 
 
@@ -26,12 +26,12 @@ def _load(root: Path, split: str, filters: Filters) -> list[Annotation]:
     explained: dict[str, Any] = {}
     if split == "train":
         listed = root / _FOLDER / "explanatory/train.json"
-        explained = {Path(item["image"]).stem: item for item in read_json(listed, _FALLBACK)}
+        explained = {Path(item["image"]).stem: item for item in read_json(listed, FALLBACK)}
     found = []
-    for image in list_files(root / choose_split("reason_seg", split, _FOLDERS), ".jpg"):
+    for image in list_files(root / choose_split("reason_seg", split, FOLDERS), ".jpg"):
         path = image.with_suffix(".json")
-        content = read_json(path, _FALLBACK)
-        masks = _read_shapes(content, path, image)
+        content = read_json(path, FALLBACK)
+        masks = read_shapes(content, path, image)
         kind = "sentence" if content["is_sentence"] else "query"
         turns = [(str(i), Turn(kind, text, masks=masks)) for i, text in enumerate(content["text"])]
         if item := explained.pop(image.stem, None):
@@ -43,7 +43,17 @@ def _load(root: Path, split: str, filters: Filters) -> list[Annotation]:
     return found
 
 
-def _read_shapes(content: dict[str, Any], path: Path, image: Path) -> Shapes:
+def read_shapes(content: dict[str, Any], path: Path, image: Path) -> Shapes:
+    """The polygons of a photo: those to segment are targets, those to ignore are not.
+
+    Args:
+        content: of the photo's JSON file.
+        path: of that file.
+        image: path of the photo.
+
+    Raises:
+        UserError: there is something other than named polygons of this photo.
+    """
     shapes = []
     for shape in content["shapes"]:
         if shape["image_name"] != image.name or shape["shape_type"] != "polygon" or shape["label"] not in _LABELS:

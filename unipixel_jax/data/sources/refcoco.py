@@ -18,12 +18,11 @@ from unipixel_jax.data.masks import Tracks
 from unipixel_jax.data.sources.base import Filters, Loader, choose_split
 from unipixel_jax.errors import UserError
 
-_ROOT = "lisa/refer_seg"
-_COCO = f"{_ROOT}/images/mscoco/images/train2014"
-_CLEF = f"{_ROOT}/images/saiapr_tc-12"
+ROOT = "lisa/refer_seg"
+COCO = f"{ROOT}/images/mscoco/images/train2014"
+_CLEF = f"{ROOT}/images/saiapr_tc-12"
 
-# Some splits of the files carry the letters of several tests, "testAB" for example.
-_SPLITS: dict[str, Callable[[str], bool]] = {
+SPLITS: dict[str, Callable[[str], bool]] = {
     "train": lambda found: found == "train",
     "val": lambda found: found == "val",
     "test": lambda found: "test" in found,
@@ -31,11 +30,12 @@ _SPLITS: dict[str, Callable[[str], bool]] = {
     "testB": lambda found: "B" in found,
     "testC": lambda found: "C" in found,
 }
+"""Whether a sample whose split has a name in the files belongs to a split; some files carry the letters of several tests, "testAB" for example."""
 
 
 def _load(source: str, version: str, folder: str, root: Path, split: str, filters: Filters) -> list[Annotation]:
-    belongs = choose_split(source, split, _SPLITS)
-    listed, described = root / _ROOT / source / f"refs({version}).p", root / _ROOT / source / "instances.json"
+    belongs = choose_split(source, split, SPLITS)
+    listed, described = root / ROOT / source / f"refs({version}).p", root / ROOT / source / "instances.json"
     instances = read_json(described)
     images = {image["id"]: image for image in instances["images"]}
     objects = {item["id"]: item for item in instances["annotations"]}
@@ -46,7 +46,7 @@ def _load(source: str, version: str, folder: str, root: Path, split: str, filter
         image, item = images.get(ref["image_id"]), objects.get(ref["ann_id"])
         if image is None or item is None:
             raise UserError(f"{listed} speaks of photo {ref['image_id']} and object {ref['ann_id']}, expected both in {described}")
-        masks = _masks(item["segmentation"], (image["height"], image["width"]))
+        masks = region_tracks(item["segmentation"], (image["height"], image["width"]))
         turns.setdefault(ref["image_id"], []).extend(Turn("query", s["sent"], masks=masks) for s in ref["sentences"])
     found = []
     for number, asked in turns.items():
@@ -59,7 +59,7 @@ def _load(source: str, version: str, folder: str, root: Path, split: str, filter
     return [a for a in found if a.turns]
 
 
-def _masks(segmentation: list[Any], size: tuple[int, int]) -> Tracks:
+def region_tracks(segmentation: list[Any], size: tuple[int, int]) -> Tracks:
     """Polygons (RefCOCO) or several run lengths (RefCLEF), on the photo's only frame."""
     if segmentation and isinstance(segmentation[0], list):
         return Tracks((([segmentation],),), size)
@@ -67,8 +67,8 @@ def _masks(segmentation: list[Any], size: tuple[int, int]) -> Tracks:
 
 
 LOADERS: dict[str, Loader] = {
-    "refcoco": partial(_load, "refcoco", "unc", _COCO),
-    "refcoco+": partial(_load, "refcoco+", "unc", _COCO),
-    "refcocog": partial(_load, "refcocog", "umd", _COCO),
+    "refcoco": partial(_load, "refcoco", "unc", COCO),
+    "refcoco+": partial(_load, "refcoco+", "unc", COCO),
+    "refcocog": partial(_load, "refcocog", "umd", COCO),
     "refclef": partial(_load, "refclef", "unc", _CLEF),
 }

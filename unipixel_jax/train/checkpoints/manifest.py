@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unipixel_jax.config import UniPixelConfig
-from unipixel_jax.core.files import read_json_object
+from unipixel_jax.core.stored import weights_digest
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import LoraConfig
 
@@ -157,20 +157,6 @@ def _array_info(entry: Any) -> ArrayInfo:
 def _is_shallow(value: Any, room: int) -> bool:
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return room > 0 and all(_is_shallow(item, room - 1) for item in inner)
-
-
-def weights_digest(start: Path) -> str:
-    """A checksum over the checksums of a converted directory's tensors: the same for the same weights, wherever they lie.
-
-    Raises:
-        UserError: no converted directory.
-    """
-    expected = "expected a directory made by: unipixel-jax convert to-jax"
-    raw = read_json_object(start / "manifest.json", expected)
-    try:
-        return _digest({name: [entry["dtype"], entry["crc32"]] for name, entry in raw["tensors"].items()})
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{start / 'manifest.json'} does not list tensors with their checksums ({error!r}): {expected}") from None
 
 
 _ABSENT = object()
