@@ -225,7 +225,9 @@ def _run_one(
     new = len(own) - before
     print(f"{new} samples in {seconds:.1f} s, {before} were there; the device waited for media {sum(waits):.1f} s; {len(failures)} failed: {place.predictions}")
     if predict.all_done(place, share, header):
-        _conclude(args, model, benchmark, split, place, header, {"seconds": seconds, "samples": new, "waited_for_media": sum(waits)})
+        first = samples[0].job()
+        words = {"prompt": first.prompt, "answer_start": first.answer_start, "given_answer": first.given_answer}
+        _conclude(args, model, benchmark, split, place, header, words, {"seconds": seconds, "samples": new, "waited_for_media": sum(waits)})
     else:
         print(f"shard {share[0]} of {share[1]} is done; the last one to end scores all")
     return model
@@ -241,14 +243,21 @@ def _load(args: argparse.Namespace) -> UniPixel:
 
 
 def _conclude(
-    args: argparse.Namespace, model: UniPixel, benchmark: Benchmark, split: str, place: Place, header: Mapping[str, Any], run: Mapping[str, Any]
+    args: argparse.Namespace,
+    model: UniPixel,
+    benchmark: Benchmark,
+    split: str,
+    place: Place,
+    header: Mapping[str, Any],
+    words: Mapping[str, str],
+    run: Mapping[str, Any],
 ) -> None:
     """Score a run that is complete, and write its results; of a split without public truth, write what its server takes."""
     from unipixel_jax.core.files import replacing
     from unipixel_jax.eval import predict
     from unipixel_jax.eval.provenance import describe
 
-    results = {**header, **describe(model, str(args.model or "embedded")), "limit": args.limit, "run": run}
+    results = {**header, **describe(model, str(args.model or "embedded")), "limit": args.limit, "words": words, "run": run}
     results |= {"data": str(args.data.absolute()), "predictions": str(place.predictions.absolute())}
     if benchmark.scored is not None and split not in benchmark.scored:
         path = predict.write_submission(benchmark, place)

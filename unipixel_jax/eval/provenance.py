@@ -6,7 +6,6 @@ import datetime
 import importlib.metadata
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import jax
 
 from unipixel_jax.core.files import read_json_object
 from unipixel_jax.core.stored import weights_digest
-from unipixel_jax.errors import UserError
 from unipixel_jax.eval.benchmarks import Benchmark
 from unipixel_jax.eval.samples import Settings
 from unipixel_jax.infer.predictor import UniPixel
@@ -70,18 +68,6 @@ def project_revision() -> str | None:
         return found[1] if found else None
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def read_results(path: Path) -> Mapping[str, Any]:
-    """The content of a ``results.json``.
-
-    Raises:
-        UserError: it is missing, broken, or something else.
-    """
-    found = read_json_object(path, "expected what `unipixel-jax eval` wrote")
-    if not {"benchmark", "split", "scores"} <= found.keys():
-        raise UserError(f"{path} has no benchmark with scores: expected what `unipixel-jax eval` wrote")
-    return found
 
 
 def _directory(model: UniPixel) -> Path:
