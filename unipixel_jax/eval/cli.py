@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="the split (default: the benchmark's first)")
     parser.add_argument("--single-frame", action="store_true", help="VideoRefer-Bench: mark the objects on one frame only")
     parser.add_argument("--prompt-type", choices=PROMPT_TYPES, default=PROMPT_TYPES[0], help="PixelQA: how objects are pointed at (default: point)")
+    consistent = "videos: let SAM see only the frames that the language model sees, as in training, and say what changes: track, or frame by frame"
+    parser.add_argument("--consistent", choices=("track", "frame"), help=consistent)
     parser.add_argument("--limit", type=positive, metavar="N", help="run the first N samples only")
     parser.add_argument("--sample-frames", type=positive, default=16, metavar="N", help="frames of a clip that the language model looks at (default: 16)")
     parser.add_argument("--shard", metavar="I/N", help="run every Nth sample from the Ith on, counted from 0 (default: what Slurm or the TPU pod says)")
@@ -81,6 +84,7 @@ def configure_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="the split (default: the benchmark's first)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores, and those of each sample")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--shown", type=positive, metavar="N", help="videos: score N frames of each only, spread evenly, as the language model sees them")
     add_judge(parser)
     parser.set_defaults(run=_score)
 
@@ -121,7 +125,7 @@ def _score(args: argparse.Namespace) -> int:
     if args.json is not None:
         writable(args.json)
     _check_data(args.data)
-    found = _scored(args, benchmark, split, args.predictions, args.predictions.parent / f"{args.predictions.name}_results")
+    found = _scored(args, benchmark, split, args.predictions, args.predictions.parent / f"{args.predictions.name}_results", args.shown)
     print_summary(found)
     if args.json is not None:
         found.save_json(args.json)
@@ -133,12 +137,12 @@ def _check_data(root: Path | None) -> None:
         raise UserError(f"the data root {root} is not a folder: give the folder that holds the data sets")
 
 
-def _scored(args: argparse.Namespace, benchmark: Benchmark, split: str, predictions: Path, notes: Path) -> Scores:
-    """The scores of predictions; a judge's answers are kept in the folder of notes."""
+def _scored(args: argparse.Namespace, benchmark: Benchmark, split: str, predictions: Path, notes: Path, shown: int | None = None) -> Scores:
+    """The scores of predictions, on all frames or on ``shown`` of each clip; a judge's answers are kept in the folder of notes."""
     from unipixel_jax.eval.scoring import score
 
     if benchmark.name != "videorefer_d":
-        return score(benchmark, split, args.data, predictions, args.workers)
+        return score(benchmark, split, args.data, predictions, args.workers, shown)
     from unipixel_jax.eval.descriptions import score_marks
 
     if args.judge_url is None:
@@ -199,15 +203,19 @@ def _run_one(
     from unipixel_jax.eval.journal import Journal
     from unipixel_jax.eval.provenance import identity
     from unipixel_jax.eval.samples import Settings
+    from unipixel_jax.eval.scoring import VIDEO_SCORERS
     from unipixel_jax.infer.job_source import Options
     from unipixel_jax.infer.many import ROWS
 
+    if args.consistent and benchmark.name not in VIDEO_SCORERS:
+        raise UserError(f"--consistent is for clips whose masks are scored ({', '.join(VIDEO_SCORERS)}), not for {benchmark.title}")
     devices = jax.local_devices()
     if args.devices is not None and args.devices > len(devices):
         raise UserError(f"--devices is {args.devices}, and this machine has {len(devices)}")
-    place = predict.Place.below(args.out, benchmark.folder_of(split, single_frame, prompt_type))
+    folder = benchmark.folder_of(split, single_frame, prompt_type)
+    place = predict.Place.below(args.out, f"{folder}_{args.consistent}" if args.consistent else folder)
     model = model or _load(args)
-    settings = Settings(args.sample_frames, single_frame, prompt_type, model.config.sam2.image_size)
+    settings = Settings(args.sample_frames, single_frame, prompt_type, model.config.sam2.image_size, args.consistent or "")
     samples = predict.list_samples(benchmark, split, args.data, place, settings, args.limit)
     header = identity(benchmark, split, settings, model, len(samples))
     own = samples[share[0] :: share[1]]
@@ -239,7 +247,11 @@ def _load(args: argparse.Namespace) -> UniPixel:
     from unipixel_jax.infer.predictor import UniPixel
 
     mesh = None if args.tensor == 1 else MeshConfig("fsdp_tp", args.tensor)
-    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh, revision=args.revision)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh, revision=args.revision)
+    if args.consistent is None:
+        return model
+    config = replace(model.config, sam2_batch_mode=args.consistent == "frame")
+    return replace(model, loaded=replace(model.loaded, config=config))
 
 
 def _conclude(
@@ -267,11 +279,28 @@ def _conclude(
         print(f"give --judge-url, or: unipixel-jax eval score {benchmark.name} --predictions {place.predictions} --judge-url URL")
         results |= {"scores": None}
     else:
-        found = _scored(args, benchmark, split, place.predictions, place.notes)
+        found = _scored(args, benchmark, split, place.predictions, place.notes, args.sample_frames if args.consistent else None)
         print_summary(found)
         results |= found.to_json()
+        if args.consistent:
+            results["inconsistent"] = _compare(args, benchmark, split, found)
     with replacing(place.notes / "results.json") as aside:
         aside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _compare(args: argparse.Namespace, benchmark: Benchmark, split: str, found: Scores) -> dict[str, Any] | None:
+    """Print the scores, on the same frames, of the ordinary run in the same folder, and what changed; returns them, or None where there is no such run."""
+    predictions = args.out / benchmark.folder_of(split)
+    if not predictions.is_dir():
+        print(f"run the same without --consistent to compare with ({predictions} does not exist)")
+        return None
+    other = _scored(args, benchmark, split, predictions, predictions, args.sample_frames)
+    print("the ordinary run on the same frames, and the change:")
+    before = dict(_flat(other.scores))
+    for name, value in _flat(found.scores):
+        if value is not None and before[name] is not None:
+            print(f"{name:40} {before[name]:.4f} {value - before[name]:+.4f}")
+    return other.to_json()
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from unipixel_jax.data.files import list_files, note_files, read_json
 from unipixel_jax.data.sources.expressions import DAVIS, MEVIS, YOUTUBE
 from unipixel_jax.data.sources.revos import LISTS as REVOS
 from unipixel_jax.errors import UserError
+from unipixel_jax.processing.media import sample_indices
 
 REVOS_MASKS, REVOS_FOREGROUND = "revos/mask_dict.json", "revos/mask_dict_foreground.json"
 GROUNDMORE, GROUNDMORE_FOLDER = "groundmore/test_v2.json", "groundmore/annotations"
@@ -103,6 +104,11 @@ class Question:
     def name_of(self, index: int) -> str:
         """The name, without suffix, of the label image and of the prediction for the frame with a number."""
         return f"frame_{index:06d}" if self.frames[0].stem.startswith("frame_") else f"{index:07d}"
+
+    def shown(self, most: int) -> Question:
+        """The question about some of its frames, spread evenly."""
+        places = sample_indices(len(self.frames), most).tolist()
+        return replace(self, frames=tuple(self.frames[p] for p in places), indices=tuple(self.indices[p] for p in places))
 
 
 def list_questions(root: Path) -> list[Question]:

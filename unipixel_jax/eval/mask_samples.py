@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from unipixel_jax.infer.job_source import Job
 from unipixel_jax.infer.prediction import Prediction
 from unipixel_jax.processing.frames import FrameSource, open_files
 from unipixel_jax.processing.images import open_image
+from unipixel_jax.processing.media import sample_indices
+
+T = TypeVar("T")
 
 HIT = 0.5
 """The least overlap of two boxes that counts as a hit."""
@@ -41,10 +44,11 @@ def video_samples(benchmark: str, split: str, root: Path, out: Path, settings: S
     sources: dict[str, FrameSource] = {}
     found = []
     for item in list_expressions(root, benchmark, split):
+        names = _seen(item.frames, settings)
         if item.video not in sources:
-            sources[item.video] = open_files([folder / item.video / f"{name}.jpg" for name in item.frames], item.video, upright=False)
+            sources[item.video] = open_files([folder / item.video / f"{name}.jpg" for name in names], item.video, upright=False)
         kind = DESCRIPTION if benchmark == "ref_sav" else SENTENCE if benchmark == "revos" and item.text.endswith("?") else QUERY
-        found.append(_mask_sample(item.video, item.number, kind, item.text, sources[item.video], item.frames, out, settings))
+        found.append(_mask_sample(item.video, item.number, kind, item.text, sources[item.video], names, out, settings))
     return found
 
 
@@ -53,9 +57,10 @@ def groundmore_samples(benchmark: str, split: str, root: Path, out: Path, settin
     sources: dict[str, FrameSource] = {}
     found = []
     for item in list_questions(root):
+        frames = _seen(item.frames, settings)
         if item.video not in sources:
-            sources[item.video] = open_files(item.frames, item.video, upright=False)
-        names = [frame.stem for frame in item.frames]
+            sources[item.video] = open_files(frames, item.video, upright=False)
+        names = [frame.stem for frame in frames]
         found.append(_mask_sample(item.video, item.number, QUESTION, item.text, sources[item.video], names, out, settings))
     return found
 
@@ -109,6 +114,11 @@ class _Photo:
     masks: MaskReader
     ignored: MaskReader | None
     box: tuple[float, float, float, float] | None
+
+
+def _seen(frames: Sequence[T], settings: Settings) -> list[T]:
+    """The frames that SAM sees."""
+    return [frames[place] for place in sample_indices(len(frames), settings.sample_frames if settings.consistent else None)]
 
 
 def _mask_sample(video: str, number: str, kind: str, text: str, source: FrameSource, frames: Sequence[str], out: Path, settings: Settings) -> Sample:

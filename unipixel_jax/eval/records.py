@@ -51,7 +51,7 @@ def read_records(predictions: Path, keys: Sequence[str], benchmark: str) -> list
     return records
 
 
-def score_photos(benchmark: str, split: str, root: Path, predictions: Path, workers: int) -> Scores:
+def score_photos(benchmark: str, split: str, predictions: Path) -> Scores:
     """Score RefCOCO, RefCOCO+, RefCOCOg or ReasonSeg, in percent. Arguments and errors are those of ``scoring.score``."""
     records = read_records(predictions, ("vid", "qid", "inter", "union", "iou"), benchmark)
     for record in records:
@@ -66,14 +66,14 @@ def score_photos(benchmark: str, split: str, root: Path, predictions: Path, work
     return Scores(benchmark, split, scores, records, corrected, [IGNORED] if corrected else [])
 
 
-def score_choices(benchmark: str, split: str, root: Path, predictions: Path, workers: int) -> Scores:
+def score_choices(benchmark: str, split: str, predictions: Path) -> Scores:
     """Score answers to multiple-choice questions, in percent of each task and of all. Arguments and errors are those of ``scoring.score``."""
     records = read_records(predictions, ("options", "ans"), benchmark)
     scores, samples, failures, empty = _choices(records, benchmark, predictions)
     return Scores(benchmark, split, scores, samples, why=[UNANSWERED] if empty else [], failures=failures)
 
 
-def score_pixelqa(benchmark: str, split: str, root: Path, predictions: Path, workers: int) -> Scores:
+def score_pixelqa(benchmark: str, split: str, predictions: Path) -> Scores:
     """Score PixelQA, in percent: the answers as ``score_choices``, and J and F of the objects' masks as ``masks``.
 
     Arguments and errors are those of ``scoring.score``.

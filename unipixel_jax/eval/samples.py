@@ -28,12 +28,15 @@ class Settings:
         single_frame: objects of VideoRefer-Bench are marked on one frame only.
         prompt_type: how PixelQA's objects are pointed at: "point", "box", or "mix" for half of them each.
         image_size: side of SAM's square in pixels.
+        consistent: of a clip, SAM sees only the frames that the language model looks at, as in training, and tracks through them ("track") or segments each
+            by the prompt alone ("frame"); "" for all frames, as the reference's evaluation does.
     """
 
     sample_frames: int = 16
     single_frame: bool = False
     prompt_type: str = "point"
     image_size: int = 768
+    consistent: str = ""
 
 
 @dataclass(frozen=True, eq=False)

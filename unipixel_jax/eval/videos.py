@@ -20,6 +20,7 @@ from unipixel_jax.eval.layouts import LAYOUTS, REVOS_FOREGROUND, Expression, Que
 from unipixel_jax.eval.metrics import score_frame
 from unipixel_jax.eval.scores import Scores, map_samples, mean
 from unipixel_jax.processing.images import NotAnImage, open_image
+from unipixel_jax.processing.media import sample_indices
 from unipixel_jax.processing.rle import decode_mask
 
 MISSING = (
@@ -37,21 +38,23 @@ class Task:
     Attributes:
         folder: the folder of its predictions.
         frames: the names of the frames [F].
+        places: which of them count.
         tracks: the run lengths, or None, on each frame [F] of each track that it means.
         foreground: the run lengths of all objects on each frame [F], for ReVOS; None for the others.
     """
 
     folder: Path
     frames: Sequence[str]
+    places: Sequence[int]
     tracks: Sequence[Sequence[Any]]
     foreground: Sequence[Any] | None = None
 
 
-def score_expressions(benchmark: str, split: str, root: Path, predictions: Path, workers: int) -> Scores:
+def score_expressions(benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None) -> Scores:
     """Score MeViS, Ref-DAVIS17 or Ref-SAV, in percent. Arguments and errors are those of ``scoring.score``."""
     expressions = list_expressions(root, benchmark, split)
     require_videos(benchmark, predictions, [expression.video for expression in expressions])
-    found = _scored(expressions, _tracks(root, benchmark, split, expressions), None, predictions, workers)
+    found = _scored(expressions, _tracks(root, benchmark, split, expressions), None, predictions, workers, shown)
     _require_some(benchmark, found)
     present = [sample for sample in found if "reason" not in sample or sample["reason"] == NO_VIDEO]
     failures = [_failure(sample) for sample in found if "reason" in sample]
@@ -68,7 +71,7 @@ def score_expressions(benchmark: str, split: str, root: Path, predictions: Path,
     )
 
 
-def score_revos(benchmark: str, split: str, root: Path, predictions: Path, workers: int) -> Scores:
+def score_revos(benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None) -> Scores:
     """Score ReVOS, in percent: J, F, A (accuracy of the pixels) and R (robustness: no pixels beyond the object), rounded for each expression.
 
     A and R compare truth and prediction as booleans; the reference compares 1 with 255, so that its own A and R mean nothing. Arguments and errors are
@@ -77,9 +80,9 @@ def score_revos(benchmark: str, split: str, root: Path, predictions: Path, worke
     expressions = list_expressions(root, benchmark, split)
     require_videos(benchmark, predictions, [expression.video for expression in expressions])
     with naming_files(benchmark):
-        foreground = read_json(root / REVOS_FOREGROUND)
-        shown = [foreground[expression.video]["masks_rle"] for expression in expressions]
-    found = _scored(expressions, _tracks(root, benchmark, split, expressions), shown, predictions, workers)
+        masks = read_json(root / REVOS_FOREGROUND)
+        foreground = [masks[expression.video]["masks_rle"] for expression in expressions]
+    found = _scored(expressions, _tracks(root, benchmark, split, expressions), foreground, predictions, workers, shown)
     _require_some(benchmark, found)
     samples, groups = [], {}
     for expression, sample in zip(expressions, found, strict=True):
@@ -95,9 +98,11 @@ def score_revos(benchmark: str, split: str, root: Path, predictions: Path, worke
     return Scores(benchmark, split, groups, samples, failures=[_failure(sample) for sample in found if "reason" in sample])
 
 
-def score_groundmore(benchmark: str, split: str, root: Path, predictions: Path, workers: int) -> Scores:
+def score_groundmore(benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None) -> Scores:
     """Score GroundMoRe, in fractions: means over all questions, and over those of each kind. Arguments and errors are those of ``scoring.score``."""
     questions = list_questions(root)
+    if shown is not None:
+        questions = [question.shown(shown) for question in questions]
     require_videos(benchmark, predictions, [question.video for question in questions])
     found = list(map_samples(_score_question, [(question, predictions / question.video / question.number) for question in questions], workers))
     _require_some(benchmark, found)
@@ -170,13 +175,18 @@ def _tracks(root: Path, benchmark: str, split: str, expressions: Sequence[Expres
 
 
 def _scored(
-    expressions: Sequence[Expression], tracks: Sequence[Sequence[Any]], foreground: Sequence[Any] | None, predictions: Path, workers: int
+    expressions: Sequence[Expression],
+    tracks: Sequence[Sequence[Any]],
+    foreground: Sequence[Any] | None,
+    predictions: Path,
+    workers: int,
+    shown: int | None,
 ) -> list[dict[str, Any]]:
-    shown = foreground or [None] * len(expressions)
-    tasks = [
-        Task(predictions / expression.video / expression.number, expression.frames, own, fore)
-        for expression, own, fore in zip(expressions, tracks, shown, strict=True)
-    ]
+    """The scores of all expressions, on all frames or on ``shown`` of them, spread evenly."""
+    tasks = []
+    for expression, own, fore in zip(expressions, tracks, foreground or [None] * len(expressions), strict=True):
+        places = tuple(sample_indices(len(expression.frames), shown).tolist())
+        tasks.append(Task(predictions / expression.video / expression.number, expression.frames, places, own, fore))
     found = map_samples(_score_task, tasks, workers)
     return [{"vid": expression.video, "qid": expression.number, **sample} for expression, sample in zip(expressions, found, strict=True)]
 
@@ -187,14 +197,15 @@ def _score_task(task: Task) -> dict[str, Any]:
     if not task.folder.parent.is_dir():
         return {**dict.fromkeys(names, 0.0), "reason": NO_VIDEO}
     try:
-        rows = [_score_masks(task, place, frame) for place, frame in enumerate(task.frames)]
+        rows = [_score_masks(task, place) for place in task.places]
     except UserError as error:
         return {**dict.fromkeys(names, 0.0), "reason": str(error)}
     return {name: float(value) for name, value in zip(names, np.mean(rows, axis=0), strict=True)}
 
 
-def _score_masks(task: Task, place: int, frame: str) -> tuple[float, ...]:
-    found = read_prediction(task.folder / f"{frame}.png")
+def _score_masks(task: Task, place: int) -> tuple[float, ...]:
+    path = task.folder / f"{task.frames[place]}.png"
+    found = read_prediction(path)
     truth = np.zeros(found.shape, bool)
     for track in task.tracks:
         if len(track) <= place:
@@ -202,7 +213,6 @@ def _score_masks(task: Task, place: int, frame: str) -> tuple[float, ...]:
         if track[place]:
             mask = _decoded(track[place])
             if mask.shape != found.shape:
-                path = task.folder / f"{frame}.png"
                 raise UserError(f"{path} is {found.shape[1]}x{found.shape[0]} pixels, expected {mask.shape[1]}x{mask.shape[0]} as the video: write it again")
             truth |= mask
     j, f = score_frame(truth, found)
