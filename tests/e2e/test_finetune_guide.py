@@ -65,6 +65,7 @@ def checksums(directory):
     return {name: tensor["crc32"] for name, tensor in json.loads((directory / "manifest.json").read_text())["tensors"].items()}
 
 
+@pytest.mark.slow
 def test_the_guide(photos, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     check, train, export, segment = guide()

@@ -117,6 +117,7 @@ def test_the_code_stands_where_the_name_was_said():
     assert named >= 5
 
 
+@pytest.mark.slow
 def test_the_vision_tower_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "LOG_EVERY", 10)
     tables = vision_tables(SMALL)

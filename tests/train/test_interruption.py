@@ -21,7 +21,7 @@ def weights(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.trained)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_call_goes_on(tmp_path, monkeypatch, capfd, number):
     start = micro_start(tmp_path / "start")
     config = micro_config(start, steps=4, save_every=100)

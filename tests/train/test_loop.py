@@ -89,6 +89,7 @@ def test_going_on_with_half_of_the_devices(start, tmp_path):
     assert np.linalg.norm(halved - whole) <= 1e-6 * np.linalg.norm(whole)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_same_losses(start, straight, tmp_path):
     train(micro_config(start), tmp_path, start, jax.devices()[:2])
     losses = [[line["loss"] for line in numbers(run)] for run in (tmp_path, straight[0])]
