@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from unipixel_jax.errors import UserError
 if TYPE_CHECKING:
     from unipixel_jax.eval.benchmarks import Benchmark
     from unipixel_jax.eval.predict import Place
+    from unipixel_jax.eval.samples import Sample
     from unipixel_jax.eval.scores import Scores
     from unipixel_jax.infer.predictor import UniPixel
 
@@ -137,12 +138,20 @@ def _check_data(root: Path | None) -> None:
         raise UserError(f"the data root {root} is not a folder: give the folder that holds the data sets")
 
 
-def _scored(args: argparse.Namespace, benchmark: Benchmark, split: str, predictions: Path, notes: Path, shown: int | None = None) -> Scores:
-    """The scores of predictions, on all frames or on ``shown`` of each clip; a judge's answers are kept in the folder of notes."""
+def _scored(
+    args: argparse.Namespace,
+    benchmark: Benchmark,
+    split: str,
+    predictions: Path,
+    notes: Path,
+    shown: int | None = None,
+    names: Collection[str] | None = None,
+) -> Scores:
+    """The scores of predictions, see ``scoring.score``; a judge's answers are kept in the folder of notes."""
     from unipixel_jax.eval.scoring import score
 
     if benchmark.name != "videorefer_d":
-        return score(benchmark, split, args.data, predictions, args.workers, shown)
+        return score(benchmark, split, args.data, predictions, args.workers, shown, names)
     from unipixel_jax.eval.descriptions import score_marks
 
     if args.judge_url is None:
@@ -233,9 +242,7 @@ def _run_one(
     new = len(own) - before
     print(f"{new} samples in {seconds:.1f} s, {before} were there; the device waited for media {sum(waits):.1f} s; {len(failures)} failed: {place.predictions}")
     if predict.all_done(place, share, header):
-        first = samples[0].job()
-        words = {"prompt": first.prompt, "answer_start": first.answer_start, "given_answer": first.given_answer}
-        _conclude(args, model, benchmark, split, place, header, words, {"seconds": seconds, "samples": new, "waited_for_media": sum(waits)})
+        _conclude(args, model, benchmark, split, place, header, samples, {"seconds": seconds, "samples": new, "waited_for_media": sum(waits)})
     else:
         print(f"shard {share[0]} of {share[1]} is done; the last one to end scores all")
     return model
@@ -261,7 +268,7 @@ def _conclude(
     split: str,
     place: Place,
     header: Mapping[str, Any],
-    words: Mapping[str, str],
+    samples: Sequence[Sample],
     run: Mapping[str, Any],
 ) -> None:
     """Score a run that is complete, and write its results; of a split without public truth, write what its server takes."""
@@ -269,7 +276,7 @@ def _conclude(
     from unipixel_jax.eval import predict
     from unipixel_jax.eval.provenance import describe
 
-    results = {**header, **describe(model, str(args.model or "embedded")), "limit": args.limit, "words": words, "run": run}
+    results = {**header, **describe(model, str(args.model or "embedded")), "limit": args.limit, "words": predict.words_of(samples), "run": run}
     results |= {"data": str(args.data.absolute()), "predictions": str(place.predictions.absolute())}
     if benchmark.scored is not None and split not in benchmark.scored:
         path = predict.write_submission(benchmark, place)
@@ -279,22 +286,24 @@ def _conclude(
         print(f"give --judge-url, or: unipixel-jax eval score {benchmark.name} --predictions {place.predictions} --judge-url URL")
         results |= {"scores": None}
     else:
-        found = _scored(args, benchmark, split, place.predictions, place.notes, args.sample_frames if args.consistent else None)
+        names = {sample.name for sample in samples}
+        shown = args.sample_frames if args.consistent else None
+        found = _scored(args, benchmark, split, place.predictions, place.notes, shown, names)
         print_summary(found)
         results |= found.to_json()
         if args.consistent:
-            results["inconsistent"] = _compare(args, benchmark, split, found)
+            results["inconsistent"] = _compare(args, benchmark, split, found, names)
     with replacing(place.notes / "results.json") as aside:
         aside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _compare(args: argparse.Namespace, benchmark: Benchmark, split: str, found: Scores) -> dict[str, Any] | None:
+def _compare(args: argparse.Namespace, benchmark: Benchmark, split: str, found: Scores, names: Collection[str]) -> dict[str, Any] | None:
     """Print the scores, on the same frames, of the ordinary run in the same folder, and what changed; returns them, or None where there is no such run."""
     predictions = args.out / benchmark.folder_of(split)
     if not predictions.is_dir():
         print(f"run the same without --consistent to compare with ({predictions} does not exist)")
         return None
-    other = _scored(args, benchmark, split, predictions, predictions, args.sample_frames)
+    other = _scored(args, benchmark, split, predictions, predictions, args.sample_frames, names)
     print("the ordinary run on the same frames, and the change:")
     before = dict(_flat(other.scores))
     for name, value in _flat(found.scores):

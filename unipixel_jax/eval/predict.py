@@ -63,6 +63,17 @@ def list_samples(benchmark: Benchmark, split: str, root: Path, place: Place, set
     return found
 
 
+def words_of(samples: Sequence[Sample]) -> dict[str, str]:
+    """What the model is asked in the first sound sample, as an example of the words: the prompt, and how its answer is begun or given."""
+    for sample in samples:
+        try:
+            job = sample.job()
+        except UserError:
+            continue
+        return {"prompt": job.prompt, "answer_start": job.answer_start, "given_answer": job.given_answer}
+    return {}
+
+
 def run(
     model: UniPixel,
     samples: Sequence[Sample],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from unipixel_jax.errors import UserError
@@ -26,7 +26,15 @@ RECORD_SCORERS: Mapping[str, Callable[[str, str, Path], Scores]] = {
 """By benchmark, those whose records hold all that counts. VideoRefer-Bench-D is marked by a judge instead (judge.py)."""
 
 
-def score(benchmark: Benchmark, split: str, root: Path | None, predictions: Path, workers: int = 1, shown: int | None = None) -> Scores:
+def score(
+    benchmark: Benchmark,
+    split: str,
+    root: Path | None,
+    predictions: Path,
+    workers: int = 1,
+    shown: int | None = None,
+    names: Collection[str] | None = None,
+) -> Scores:
     """Score the predictions of one benchmark.
 
     Args:
@@ -36,6 +44,7 @@ def score(benchmark: Benchmark, split: str, root: Path | None, predictions: Path
         predictions: the folder of this benchmark's predictions, in the reference's layout.
         workers: processes that score masks.
         shown: score only so many frames of each clip, spread evenly, which are those that the language model looks at; None for all.
+        names: of the videos' expressions, as ``video/expression``, that a run was limited to; None for all.
 
     Raises:
         UserError: the truth of the split is not public, the data or the predictions are missing, broken or of another benchmark.
@@ -48,4 +57,4 @@ def score(benchmark: Benchmark, split: str, root: Path | None, predictions: Path
         return RECORD_SCORERS[benchmark.name](benchmark.name, split, predictions)
     if root is None:
         raise UserError(f"{benchmark.title} is scored against its data set: give --data ROOT, the folder that holds {benchmark.name}")
-    return VIDEO_SCORERS[benchmark.name](benchmark.name, split, root, predictions, workers, shown)
+    return VIDEO_SCORERS[benchmark.name](benchmark.name, split, root, predictions, workers, shown, names)

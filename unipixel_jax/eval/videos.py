@@ -6,7 +6,7 @@ F frames, H height, W width. Sources: ``eval_seg.py``, ``eval_revos.py`` and ``e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,13 @@ class Task:
     foreground: Sequence[Any] | None = None
 
 
-def score_expressions(benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None) -> Scores:
+def score_expressions(
+    benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None, names: Collection[str] | None = None
+) -> Scores:
     """Score MeViS, Ref-DAVIS17 or Ref-SAV, in percent. Arguments and errors are those of ``scoring.score``."""
-    expressions = list_expressions(root, benchmark, split)
-    require_videos(benchmark, predictions, [expression.video for expression in expressions])
-    found = _scored(expressions, _tracks(root, benchmark, split, expressions), None, predictions, workers, shown)
+    chosen = _list(root, benchmark, split, names)
+    require_videos(benchmark, predictions, [expression.video for expression, _ in chosen])
+    found = _scored(chosen, None, predictions, workers, shown)
     _require_some(benchmark, found)
     present = [sample for sample in found if "reason" not in sample or sample["reason"] == NO_VIDEO]
     failures = [_failure(sample) for sample in found if "reason" in sample]
@@ -71,21 +73,23 @@ def score_expressions(benchmark: str, split: str, root: Path, predictions: Path,
     )
 
 
-def score_revos(benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None) -> Scores:
+def score_revos(
+    benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None, names: Collection[str] | None = None
+) -> Scores:
     """Score ReVOS, in percent: J, F, A (accuracy of the pixels) and R (robustness: no pixels beyond the object), rounded for each expression.
 
     A and R compare truth and prediction as booleans; the reference compares 1 with 255, so that its own A and R mean nothing. Arguments and errors are
     those of ``scoring.score``.
     """
-    expressions = list_expressions(root, benchmark, split)
-    require_videos(benchmark, predictions, [expression.video for expression in expressions])
+    chosen = _list(root, benchmark, split, names)
+    require_videos(benchmark, predictions, [expression.video for expression, _ in chosen])
     with naming_files(benchmark):
         masks = read_json(root / REVOS_FOREGROUND)
-        foreground = [masks[expression.video]["masks_rle"] for expression in expressions]
-    found = _scored(expressions, _tracks(root, benchmark, split, expressions), foreground, predictions, workers, shown)
+        foreground = [masks[expression.video]["masks_rle"] for expression, _ in chosen]
+    found = _scored(chosen, foreground, predictions, workers, shown)
     _require_some(benchmark, found)
     samples, groups = [], {}
-    for expression, sample in zip(expressions, found, strict=True):
+    for (expression, _), sample in zip(chosen, found, strict=True):
         rounded = {name: float(np.round(100 * np.float64(sample[name]), 2)) for name in ("J", "F", "A", "R")}
         both = float(np.round(100 * np.float64(sample["J"] + sample["F"]) / 2, 2))
         samples.append({**sample, **rounded, "JF": both, "type_id": expression.item.get("type_id")})
@@ -98,9 +102,11 @@ def score_revos(benchmark: str, split: str, root: Path, predictions: Path, worke
     return Scores(benchmark, split, groups, samples, failures=[_failure(sample) for sample in found if "reason" in sample])
 
 
-def score_groundmore(benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None) -> Scores:
+def score_groundmore(
+    benchmark: str, split: str, root: Path, predictions: Path, workers: int, shown: int | None = None, names: Collection[str] | None = None
+) -> Scores:
     """Score GroundMoRe, in fractions: means over all questions, and over those of each kind. Arguments and errors are those of ``scoring.score``."""
-    questions = list_questions(root)
+    questions = [question for question in list_questions(root) if names is None or f"{question.video}/{question.number}" in names]
     if shown is not None:
         questions = [question.shown(shown) for question in questions]
     require_videos(benchmark, predictions, [question.video for question in questions])
@@ -158,6 +164,13 @@ def read_prediction(path: Path) -> NDArray[np.bool_]:
 NO_VIDEO = "there is no folder for the video"
 
 
+def _list(root: Path, benchmark: str, split: str, names: Collection[str] | None) -> list[tuple[Expression, list[Sequence[Any]]]]:
+    """The expressions, all or those with the names, with the tracks that each means."""
+    expressions = list_expressions(root, benchmark, split)
+    pairs = zip(expressions, _tracks(root, benchmark, split, expressions), strict=True)
+    return [pair for pair in pairs if names is None or f"{pair[0].video}/{pair[0].number}" in names]
+
+
 def _tracks(root: Path, benchmark: str, split: str, expressions: Sequence[Expression]) -> list[list[Sequence[Any]]]:
     """The tracks that each expression means. Ref-DAVIS17 numbers its expressions in the order of sorted names, the others name their tracks."""
     masked = LAYOUTS[benchmark, split][1]
@@ -175,20 +188,15 @@ def _tracks(root: Path, benchmark: str, split: str, expressions: Sequence[Expres
 
 
 def _scored(
-    expressions: Sequence[Expression],
-    tracks: Sequence[Sequence[Any]],
-    foreground: Sequence[Any] | None,
-    predictions: Path,
-    workers: int,
-    shown: int | None,
+    chosen: Sequence[tuple[Expression, Sequence[Sequence[Any]]]], foreground: Sequence[Any] | None, predictions: Path, workers: int, shown: int | None
 ) -> list[dict[str, Any]]:
     """The scores of all expressions, on all frames or on ``shown`` of them, spread evenly."""
     tasks = []
-    for expression, own, fore in zip(expressions, tracks, foreground or [None] * len(expressions), strict=True):
+    for (expression, own), fore in zip(chosen, foreground or [None] * len(chosen), strict=True):
         places = tuple(sample_indices(len(expression.frames), shown).tolist())
         tasks.append(Task(predictions / expression.video / expression.number, expression.frames, places, own, fore))
     found = map_samples(_score_task, tasks, workers)
-    return [{"vid": expression.video, "qid": expression.number, **sample} for expression, sample in zip(expressions, found, strict=True)]
+    return [{"vid": expression.video, "qid": expression.number, **sample} for (expression, _), sample in zip(chosen, found, strict=True)]
 
 
 def _score_task(task: Task) -> dict[str, Any]:
