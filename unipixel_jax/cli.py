@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from unipixel_jax.arguments import CommandParser
-from unipixel_jax.core.cache import cache_folder
+from unipixel_jax.core.cache import cache_programs
 from unipixel_jax.errors import UserError, run_command
 
 
@@ -40,7 +40,7 @@ COMMANDS = {
     "chat": Command("unipixel_jax.infer.chat_cli:configure_chat", "have a conversation about a photo or a clip", spins=False),
     "demo": Command("unipixel_jax.infer.cli:configure_demo", "run on a photo and a clip that ship with the package"),
     "parity": Command("unipixel_jax.parity.cli:configure", "replay a recording of the torch reference and compare"),
-    "eval": Command("unipixel_jax.eval.cli:configure", "run benchmarks, score predictions, and report scores", spins=False),
+    "eval": Command("unipixel_jax.eval.cli:configure", "run benchmarks, score predictions, and report scores", compiles=False, spins=False),
     "convert": Command(
         "unipixel_jax.convert.cli:configure", "convert weights between torch and JAX, or say what a checkpoint holds", compiles=False, spins=False
     ),
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         _show_progress(args.verbose, command.spins, stack)
         if command.compiles:
-            _cache_programs()
+            cache_programs()
         if getattr(args, "attention", None) is not None:
             _use_attention(args.attention, stack)
         return int(args.run(args))
@@ -172,17 +172,6 @@ def _use_attention(name: str, stack: ExitStack) -> None:
     if name not in BACKENDS:
         raise UserError(f"--attention is {name!r}, expected one of {', '.join(BACKENDS)}")
     stack.enter_context(use_attention(name))
-
-
-def _cache_programs() -> None:
-    """Cache compiled programs on disk, so that the second run starts fast, unless the cache is off (core/cache.py)."""
-    folder = cache_folder()
-    if folder is None:
-        return
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 if __name__ == "__main__":

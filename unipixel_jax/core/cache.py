@@ -15,3 +15,14 @@ def cache_folder() -> Path | None:
     if named == "":
         return None
     return Path(os.path.abspath(named)) if named else Path.home() / ".cache" / "unipixel_jax"
+
+
+def cache_programs() -> None:
+    """Cache the programs that this process compiles on disk, so that the second run starts fast, unless the cache is off."""
+    folder = cache_folder()
+    if folder is None:
+        return
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

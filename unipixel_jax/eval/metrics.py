@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 BOUNDARY_TOLERANCE = 0.008
 """How far apart two boundaries may be and still match, as a share of the image's diagonal."""
@@ -60,6 +59,8 @@ def box_of_parts(mask: NDArray[np.bool_], smallest: int = SMALLEST_PART) -> tupl
         mask: bool [H, W].
         smallest: 8-connected parts of fewer pixels do not count.
     """
+    from scipy import ndimage  # slow to import, and needed by photos only
+
     labels, count = ndimage.label(mask, np.ones((3, 3), bool))
     if not count:
         return None
