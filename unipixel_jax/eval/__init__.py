@@ -1,0 +1,1 @@
+"""Benchmarks: predictions in the reference's layouts, scores, and their report."""
