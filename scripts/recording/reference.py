@@ -104,7 +104,7 @@ def prepare_device(device: str) -> None:
             raise RecordingError(f"--device npu needs the package torch_npu: {error}") from error
     if device != "cpu" and not getattr(torch, device).is_available():
         raise RecordingError(f"--device {device}: torch {torch.__version__} finds no such device; use --device cpu or install the matching torch")
-    if device == "npu":  # torch_npu begins to use the device with the first of these
+    if device == "npu":  # after the question above: in some versions of torch_npu settings fail without a device, and do not say why
         torch.npu.matmul.allow_hf32 = False
         torch.npu.conv.allow_hf32 = False
     if device == "cuda":
