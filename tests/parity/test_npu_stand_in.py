@@ -170,12 +170,11 @@ def test_recordings_are_replayed_on_the_device(environment, log, name):
 
 
 @recording
-@pytest.mark.parametrize(("dtype", "cases"), [("float32", 25), ("bfloat16", 21)])
-def test_a_recording_made_on_the_device_passes_here(environment, log, tmp_path, dtype, cases):
+def test_a_recording_made_on_the_device_passes_here(environment, log, tmp_path):
     folder = tmp_path / "nano_a"
-    recorder(environment, "--tiny", "nano_a", "--seed", 3, "--out", folder, "--device", "npu", "--dtype", dtype)
+    recorder(environment, "--tiny", "nano_a", "--seed", 3, "--out", folder, "--device", "npu")
     export = json.loads((folder / "export.json").read_text())
-    assert (export["device"], export["dtype"], len(export["cases"])) == ("npu", dtype, cases)
+    assert (export["device"], len(export["cases"])) == ("npu", 25)
     assert int(log.read_text().split()[-1]) > 100_000
     found = subprocess.run([sys.executable, "-m", "unipixel_jax.cli", "parity", str(folder)], capture_output=True, text=True)
-    assert found.returncode == 0 and f"{cases} cases, all passed" in found.stdout, found.stdout[-4000:] + found.stderr
+    assert found.returncode == 0 and "25 cases, all passed" in found.stdout, found.stdout[-4000:] + found.stderr
