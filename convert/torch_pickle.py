@@ -173,6 +173,7 @@ class _TensorUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): tensor,
             ("torch._utils", "_rebuild_tensor"): tensor,
             ("torch_npu.utils.storage", "_rebuild_npu_tensor"): tensor,
+            ("torch_npu.npu._format", "Format"): _Callable(self._layout),
             ("torch._utils", "_rebuild_parameter"): parameter,
             ("torch._utils", "_rebuild_parameter_with_state"): parameter,
             ("torch", "Size"): _Callable(self._whole_numbers),
@@ -208,8 +209,18 @@ class _TensorUnpickler(pickle.Unpickler):
             raise UserError(f"{self._path} has a tensor whose shape and strides are not up to {MAX_AXES} whole numbers: it is damaged, copy it again")
         return tuple(items)
 
+    def _layout(self, number: Any) -> int:
+        """Return the number of one of the NPU's layouts, which torch_npu gives as a number or as a member of its enumeration."""
+        if type(number) is not int:
+            raise UserError(f"{self._path} has a tensor whose NPU layout is no whole number: it is damaged, copy it again")
+        return number
+
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-        """Return the tensor that `_rebuild_tensor_v2` or the NPU's `_rebuild_npu_tensor` describes; `rest` (gradients, hooks, NPU layouts) is not needed."""
+        """Return the tensor that `_rebuild_tensor_v2` or the NPU's `_rebuild_npu_tensor` describes; `rest` (gradients, hooks, NPU layouts) is not needed.
+
+        Whatever layout a tensor has on an NPU, torch_npu saves a copy in plain order and names the layout to which loading may return
+        (torch_npu/utils/storage.py, `_reduce_ex`).
+        """
         shape, strides, (start,) = self._whole_numbers(size), self._whole_numbers(stride), self._whole_numbers([offset])
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise UserError(f"{self._path} has a tensor without a storage, or with other strides than axes: it is damaged, copy it again")

@@ -41,7 +41,7 @@ def use_clone(clone: Path) -> None:
     try:
         module = importlib.import_module("unipixel.model.qwen2_5_vl")
     except ImportError as error:
-        raise RecordingError(f"the reference does not import: {error}; see docs/recording.md for what it needs") from error
+        raise RecordingError(f"the reference does not import: {_first_cause(error)}; see docs/recording.md for what it needs") from error
     compose = module.compose
 
     def compose_sized(config_name: str, overrides: list[str]) -> Any:
@@ -50,6 +50,13 @@ def use_clone(clone: Path) -> None:
         return compose(config_name=BASE_SAM2, overrides=sam2_overrides(_sizes[config_name]) + overrides)
 
     module.compose = compose_sized
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error from which others were raised: transformers names the class that it cannot import, and only this one the package that is missing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def register_sam2(name: str, sizes: Mapping[str, Any]) -> None:
@@ -95,13 +102,14 @@ def prepare_device(device: str) -> None:
             importlib.import_module("torch_npu")
         except ImportError as error:
             raise RecordingError(f"--device npu needs the package torch_npu: {error}") from error
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise RecordingError(f"--device {device}: torch {torch.__version__} finds no such device; use --device cpu or install the matching torch")
+    if device == "npu":  # after the question above: in some versions of torch_npu settings fail without a device, and do not say why
         torch.npu.matmul.allow_hf32 = False
         torch.npu.conv.allow_hf32 = False
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-    if device != "cpu" and not getattr(torch, device).is_available():
-        raise RecordingError(f"--device {device}: torch {torch.__version__} finds no such device; use --device cpu or install the matching torch")
 
 
 @contextlib.contextmanager

@@ -105,10 +105,11 @@ def calibrate(session: Session, prompts: list[dict[str, Any]], clips: list[dict[
         step = 1 + place % 2
         ids = model.generate(**prompt, do_sample=False, max_new_tokens=step)
         out = model(**prompt | {"input_ids": ids}, output_hidden_states=True)
-        states.append(out.hidden_states[-1][0, -12:].float())
-        heights.append(torch.zeros(12, device=ids.device))
+        states.append(out.hidden_states[-1][0, -12:].float().cpu())
+        heights.append(torch.zeros(12))
         heights[-1][-1] = 1.1 * out.logits[0, -1].float().max() + 0.5
-    # the smallest row with the highest logit at the last position, and a logit of zero at the eleven positions before it
+    # the smallest row with the highest logit at the last position, and a logit of zero at the eleven positions before it; on the CPU, since the
+    # inverse takes operations that NPUs lack, some of them in float64
     row.copy_(torch.linalg.pinv(torch.cat(states)) @ torch.cat(heights))
 
     bias = model.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias

@@ -100,7 +100,8 @@ def train_steps(session: Session, inputs: Tensors, batch: dict[str, Any], case: 
     return {
         "losses": torch.tensor(losses, dtype=torch.float64).float(),
         **{f"grad.{names[name]}": grad for name, grad in first.items()},
-        "change_norms": torch.stack([change.double().norm().float() for change in changes.values()]),
+        # on the CPU, since NPUs have few operations in float64
+        "change_norms": torch.stack([change.cpu().double().norm().float() for change in changes.values()]),
         **{f"change.{name}": change.flatten()[:: -(-change.numel() // CHANGES)] for name, change in changes.items() if change.numel()},
     }
 

@@ -63,6 +63,65 @@ def test_parameters_and_attributes_of_the_dictionary(tmp_path, fake):
     np.testing.assert_array_equal(found["weight"].load(), ARRAYS["float"])
 
 
+@pytest.mark.parametrize("layout", [2, 29, -1, False], ids=str)
+@pytest.mark.parametrize("enumeration", [False, True])
+@pytest.mark.parametrize("location", ["cpu", "npu:0", "npu:7"])
+def test_every_way_in_which_torch_npu_saves_a_tensor(tmp_path, fake, layout, enumeration, location):
+    """Its versions name the layout on the NPU by a number, by a truth value or by a member of an enumeration, and the values are always in plain order."""
+    base = np.arange(24, dtype=np.float32).reshape(4, 6)
+    storage = Storage("FloatStorage", base.tobytes(), location)
+    info = Call(fake.npu_layout, int(layout)) if enumeration else layout
+    state = {
+        "whole": Call(fake.rebuild_npu, storage, 0, (4, 6), (6, 1), True, OrderedDict(), info),
+        "transposed": Call(fake.rebuild_npu, storage, 0, (6, 4), (1, 6), False, OrderedDict(), info),
+        "parameter": Call(fake.parameter, Call(fake.rebuild_npu, storage, 6, (2, 3), (6, 1), False, OrderedDict(), info), True, OrderedDict()),
+        "plain": Call(fake.rebuild, storage, 0, (24,), (1,), False, OrderedDict()),
+    }
+    found = read_torch(write_torch(tmp_path / "x.pt", state, fake))
+    for name, expected in {"whole": base, "transposed": base.T, "parameter": base[1:3, :3], "plain": base.ravel()}.items():
+        np.testing.assert_array_equal(found[name].load(), expected)
+
+
+def test_a_view_of_which_an_old_torch_npu_saved_a_part_is_refused(tmp_path, fake):
+    """It copied the view's values alone, and described them by the place that they had among the others."""
+    base = np.arange(24, dtype=np.float32).reshape(4, 6)
+    for view, offset, stride in [(base[1:], 6, (6, 1)), (base[:, :2], 0, (6, 1)), (base[::2], 0, (12, 1))]:
+        storage = Storage("FloatStorage", np.ascontiguousarray(view).tobytes())
+        path = write_torch(tmp_path / "x.pt", {"a": Call(fake.rebuild_npu, storage, offset, view.shape, stride, False, OrderedDict(), 2)}, fake)
+        with pytest.raises(UserError, match="lies outside its storage of"):
+            read_torch(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch_npu.utils.storage", "_rebuild_tensor"),
+        ("torch_npu.utils.storage", "_reduce_ex"),
+        ("torch_npu.utils.serialization", "load"),
+        ("torch_npu.multiprocessing.reductions", "rebuild_npu_tensor"),
+        ("torch_npu.npu", "set_option"),
+        ("torch_npu.npu", "FloatStorage"),
+        ("torch_npu", "npu_format_cast"),
+        ("torch_npu._C", "_npu_setOption"),
+        ("torch._tensor", "_rebuild_from_type_v2"),
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"),
+    ],
+)
+def test_other_functions_of_torch_npu_are_refused_by_name(tmp_path, fake, module, name):
+    tensor = torch_tensor(fake, ARRAYS["float"], "npu:0", npu=True)
+    path = write_torch(tmp_path / "x.pt", {"a": tensor, "b": Call(fake.function(module, name), tensor)}, fake)
+    with pytest.raises(UserError, match=rf"asks for {module}\.{name}, which is no part of a tensor: refused, nothing in the file was run"):
+        read_torch(path)
+
+
+@pytest.mark.parametrize("number", ["2", 2.0, None, (2,), {}], ids=repr)
+def test_a_layout_that_is_no_number(tmp_path, fake, number):
+    storage = Storage("FloatStorage", bytes(16), "npu:0")
+    state = {"a": Call(fake.rebuild_npu, storage, 0, (4,), (1,), False, OrderedDict(), Call(fake.npu_layout, number))}
+    with pytest.raises(UserError, match="NPU layout is no whole number"):
+        read_torch(write_torch(tmp_path / "x.pt", state, fake))
+
+
 def touch(path):
     return Call(os.system, f"touch {path}")
 

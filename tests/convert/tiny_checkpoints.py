@@ -124,24 +124,35 @@ class FakeTorch:
     """Stands in for torch while a file is pickled, so that the pickle names torch's own functions."""
 
     def __init__(self) -> None:
-        self.modules = {name: types.ModuleType(name) for name in ("torch", "torch._utils", "torch_npu", "torch_npu.utils", "torch_npu.utils.storage")}
-        self.rebuild = self._function("torch._utils", "_rebuild_tensor_v2")
-        self.rebuild_npu = self._function("torch_npu.utils.storage", "_rebuild_npu_tensor")
-        self.parameter = self._function("torch._utils", "_rebuild_parameter")
+        self.modules: dict[str, types.ModuleType] = {}
+        self.rebuild = self.function("torch._utils", "_rebuild_tensor_v2")
+        self.rebuild_npu = self.function("torch_npu.utils.storage", "_rebuild_npu_tensor")
+        self.npu_layout = self.function("torch_npu.npu._format", "Format")
+        self.parameter = self.function("torch._utils", "_rebuild_parameter")
         self.storages = {name: self._class("torch", name) for name in ("FloatStorage", "HalfStorage", "BFloat16Storage", "LongStorage", "BoolStorage")}
 
-    def _function(self, module: str, name: str) -> Any:
+    def function(self, module: str, name: str) -> Any:
+        """A function of torch's or torch_npu's, by its name."""
+
         def function(*args: Any) -> None:
             raise AssertionError("only its name is pickled")
 
         function.__module__, function.__qualname__, function.__name__ = module, name, name
-        setattr(self.modules[module], name, function)
+        self._module(module, **{name: function})
         return function
 
     def _class(self, module: str, name: str) -> type:
         made = type(name, (), {"__module__": module})
-        setattr(self.modules[module], name, made)
+        self._module(module, **{name: made})
         return made
+
+    def _module(self, path: str, **attributes: Any) -> None:
+        """Put attributes into a module, which is made with the packages around it; pickle imports those first."""
+        parts = path.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            self.modules.setdefault(name, types.ModuleType(name))
+        vars(self.modules[path]).update(attributes)
 
     @contextmanager
     def installed(self) -> Any:
@@ -182,7 +193,7 @@ def torch_tensor(fake: FakeTorch, array: np.ndarray, location: str = "cpu", npu:
     storage = Storage(STORAGE_OF[array.dtype.name], array.tobytes(), location)
     strides = tuple(step // array.itemsize for step in np.ascontiguousarray(array).strides) if array.ndim else ()
     if npu:
-        return Call(fake.rebuild_npu, storage, 0, array.shape, strides, False, OrderedDict(), [2, array.shape])
+        return Call(fake.rebuild_npu, storage, 0, array.shape, strides, False, OrderedDict(), Call(fake.npu_layout, 2))
     return Call(fake.rebuild, storage, 0, array.shape, strides, False, OrderedDict())
 
 

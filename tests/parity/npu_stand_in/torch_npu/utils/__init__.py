@@ -1,0 +1,1 @@
+"""How tensors of the stand-in are saved."""
