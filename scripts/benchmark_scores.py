@@ -50,7 +50,8 @@ def main() -> int:
                 seconds[name].append(spent() - start)
                 print(f"{name}: {seconds[name][-1]:.2f} s  {' '.join(done.stdout.split()[:12])}")
     best = {name: min(values) for name, values in seconds.items()}
-    print(f"{args.videos} videos, {args.frames} frames of {args.size}: {best['reference']:.2f} s and {best['ours']:.2f} s, {best['reference'] / best['ours']:.1f} times")
+    ratio = best["reference"] / best["ours"]
+    print(f"{args.videos} videos, {args.frames} frames of {args.size}: {best['reference']:.2f} s and {best['ours']:.2f} s, {ratio:.1f} times")
     return 0
 
 

@@ -1,9 +1,11 @@
 """Scores equal those that the reference's own scorers computed, and predictions that do not fit are refused or counted."""
 
+import http.server
 import json
 import pickle
 import shutil
 import sys
+import threading
 from decimal import Decimal
 from pathlib import Path
 
@@ -239,3 +241,35 @@ def test_a_mask_that_is_no_image_is_a_failure(case_b, tmp_path):
 def test_broken_records_are_refused(tmp_path, content):
     (tmp_path / "output_0.json").write_text(content)
     assert "output" in refused("refcoco", tmp_path) or "expected a number" in refused("refcoco", tmp_path)
+
+
+def test_descriptions_are_marked_by_a_judge(tmp_path, capsys, monkeypatch):
+    replies = iter(("1. Subject Correspondence: 4\n2. Appearance Description: 3\n3. Temporal Description: 2\n4. Hallucination Detection: 1", "no idea"))
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert asked["model"] == "a-judge" and "##Correct answer: a dog\n##Predicted answer: " in json.dumps(asked).replace("\\n", "\n")
+            body = json.dumps({"choices": [{"message": {"content": next(replies)}}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    folder = tmp_path / "videorefer_bench_d"
+    folder.mkdir()
+    (folder / "output.json").write_text(json.dumps([{"vid": "a", "caption": "a dog", "pred": "a cat"}, {"vid": "b", "caption": "a dog"}]))
+    command = ["eval", "score", "videorefer_d", "--predictions", str(folder), "--json", str(tmp_path / "scores.json")]
+    assert main(command) == 1 and "give --judge-url" in capsys.readouterr().err
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for _ in range(2):  # the second time nothing is asked
+            assert main([*command, "--judge-url", f"http://127.0.0.1:{server.server_port}/v1", "--judge-model", "a-judge"]) == 0
+        server.shutdown()
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["scores"]["All"] == {"score": 2.5} and found["scores"]["Subject Correspondence"] == {"count": 1, "score": 4.0}
+    assert found["failures"] == [{"sample": "b", "reason": "there is no description"}]
+    assert next(replies) == "no idea"

@@ -26,7 +26,6 @@ ROOMS = {
     "ops": {"core", *BASE},
     "models": {"ops", "core", *INPUTS},
     "losses": {"ops", "core", *CONFIG},
-    "eval": {"core.files", *BASE},
     "processing": {"core.buckets", "core.files", *INPUTS},
     "data": {*ARGUMENTS, "processing", "core.allocator", "core.buckets", "core.files", "core.pickles", *INPUTS},
     "train": {"models", "losses", "data", "processing", "ops", "core", *INPUTS},

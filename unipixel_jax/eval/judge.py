@@ -26,8 +26,7 @@ from urllib.parse import urlsplit
 
 from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.errors import UserError, one_line
-
-from .replies import KeptReplies
+from unipixel_jax.eval.replies import KeptReplies
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ at whole frames: beyond the box around both masks nothing is a boundary.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ BOUNDARY_TOLERANCE = 0.008
 
 SMALLEST_PART = 10
 """Pixels of the smallest part of a mask that its box is drawn around."""
+
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""The first column and row, and the ones after the last, as Pillow has them."""
 
 
 class FrameScore(NamedTuple):
@@ -34,13 +38,46 @@ class FrameScore(NamedTuple):
 
 def score_frame(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> FrameScore:
     """Compare the masks of a frame, bool [H, W] both."""
-    box = _box(truth, found)
-    if box is None:
-        return FrameScore(1.0, 1.0)
-    radius = int(np.ceil(BOUNDARY_TOLERANCE * np.linalg.norm(truth.shape)))
-    truth, found = truth[box], found[box]
+    box = joint_box(box_of(truth), box_of(found), truth.shape)
+    return FrameScore(1.0, 1.0) if box is None else score_part(truth[box], found[box], truth.shape)
+
+
+def score_part(truth: NDArray[np.bool_], found: NDArray[np.bool_], size: tuple[int, ...]) -> FrameScore:
+    """Compare the masks of a frame, cut to the box around both.
+
+    Args:
+        truth: bool [h, w].
+        found: bool [h, w].
+        size: height and width of the frame.
+    """
+    truth, found = np.ascontiguousarray(truth), np.ascontiguousarray(found)  # run lengths give columns, images rows
+    radius = int(np.ceil(BOUNDARY_TOLERANCE * np.linalg.norm(size)))
     both, either = np.count_nonzero(truth & found), np.count_nonzero(truth | found)
     return FrameScore(both / either, _boundary_f(boundary(truth), boundary(found), radius))
+
+
+def box_of(mask: NDArray[np.bool_]) -> Box | None:
+    """The box around a mask [H, W]; None where it is empty."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def joint_box(one: Box | None, other: Box | None, size: tuple[int, ...]) -> tuple[slice, slice] | None:
+    """The rows and columns of the box around both boxes with a margin of a pixel, beyond which nothing is a boundary; None where there are none.
+
+    Args:
+        one: the box around a mask; None for an empty one.
+        other: the box around another.
+        size: height and width of the frame.
+    """
+    boxes = [box for box in (one, other) if box is not None]
+    if not boxes:
+        return None
+    x0, y0, x1, y1 = (pick(sides) for pick, sides in zip((min, min, max, max), zip(*boxes, strict=True), strict=True))
+    return slice(max(y0 - 1, 0), min(y1 + 1, size[0])), slice(max(x0 - 1, 0), min(x1 + 1, size[1]))
 
 
 def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -95,16 +132,6 @@ def score_volume(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[fl
     j = both / (both + only_found + only_truth + small)
     precision, recall = both / (both + only_found + small), both / (both + only_truth + small)
     return float(j), float(2 * precision * recall / (precision + recall + small))
-
-
-def _box(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[slice, slice] | None:
-    """The box around both masks with a margin of a pixel, beyond which nothing is a boundary; None where both are empty."""
-    taken = np.flatnonzero(truth.any(axis=1) | found.any(axis=1))
-    if not len(taken):
-        return None
-    rows = slice(max(taken[0] - 1, 0), taken[-1] + 2)
-    taken = np.flatnonzero(truth[rows].any(axis=0) | found[rows].any(axis=0))
-    return rows, slice(max(taken[0] - 1, 0), taken[-1] + 2)
 
 
 def _boundary_f(truth: NDArray[np.bool_], found: NDArray[np.bool_], radius: int) -> float:

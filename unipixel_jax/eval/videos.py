@@ -6,18 +6,20 @@ F frames, H height, W width. Sources: ``eval_seg.py``, ``eval_revos.py`` and ``e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from unipixel_jax.data.files import list_files, read_json, read_labels, read_pickle
 from unipixel_jax.errors import UserError
 from unipixel_jax.eval.layouts import LAYOUTS, REVOS_FOREGROUND, Expression, Question, list_expressions, list_questions, naming_files, number_in
-from unipixel_jax.eval.metrics import score_frame
+from unipixel_jax.eval.metrics import box_of, joint_box, score_frame, score_part
 from unipixel_jax.eval.scores import Scores, map_samples, mean
 from unipixel_jax.processing.images import NotAnImage, open_image
 from unipixel_jax.processing.media import sample_indices
@@ -153,10 +155,16 @@ def read_prediction(path: Path) -> NDArray[np.bool_]:
     Raises:
         UserError: the file is missing or broken.
     """
+    with _open_prediction(path) as image:
+        return np.asarray(image).astype(bool)
+
+
+@contextlib.contextmanager
+def _open_prediction(path: Path) -> Iterator[Image.Image]:
+    """Open the mask of a frame as an image with one channel. Errors are those of ``read_prediction``."""
     try:
         with open_image(path, ("PNG",)) as image:
-            grey = image if image.mode in ("1", "L", "I;16", "I") else image.convert("L")
-            return np.asarray(grey).astype(bool)
+            yield image if image.mode in ("1", "L", "I;16", "I") else image.convert("L")
     except NotAnImage:
         raise UserError(f"{path} is not a PNG image: write it again") from None
 
@@ -212,27 +220,39 @@ def _score_task(task: Task) -> dict[str, Any]:
 
 
 def _score_masks(task: Task, place: int) -> tuple[float, ...]:
+    """J and F of a frame, for ReVOS A and R as well. Only the box around truth and prediction is looked at, since that of most objects is small."""
     path = task.folder / f"{task.frames[place]}.png"
-    found = read_prediction(path)
-    truth = np.zeros(found.shape, bool)
-    for track in task.tracks:
-        if len(track) <= place:
-            raise UserError(f"a track has {len(track)} frames, expected {len(task.frames)}: the files of masks and expressions are of different versions")
-        if track[place]:
-            mask = _decoded(track[place])
-            if mask.shape != found.shape:
-                raise UserError(f"{path} is {found.shape[1]}x{found.shape[0]} pixels, expected {mask.shape[1]}x{mask.shape[0]} as the video: write it again")
-            truth |= mask
-    j, f = score_frame(truth, found)
+    with _open_prediction(path) as image:
+        size = image.height, image.width
+        truth = np.zeros(size, bool)
+        for number, track in enumerate(task.tracks):
+            mask = _track_mask(track, place, size, path)
+            truth = mask if number == 0 else truth | mask
+        box = joint_box(box_of(truth), image.getbbox(), size)
+        if box is None:
+            return (1.0, 1.0) if task.foreground is None else (1.0, 1.0, 1.0, 1.0)
+        rows, columns = box
+        found = np.asarray(image.crop((columns.start, rows.start, columns.stop, rows.stop))).astype(bool)
+    truth = truth[box]
+    j, f = score_part(truth, found, size)
     if task.foreground is None:
         return j, f
-    return j, f, np.count_nonzero(truth == found) / truth.size, _robustness(truth, found, task.foreground[place])
+    wrong, beyond = np.count_nonzero(truth != found), np.count_nonzero(found & ~truth)
+    regions = task.foreground[place] if isinstance(task.foreground[place], list) else [task.foreground[place]]
+    shown = sum(int(np.count_nonzero(_decoded(region))) for region in regions)
+    return j, f, 1 - wrong / (size[0] * size[1]), max(1 - beyond / (shown + 1e-6), 0.0)
 
 
-def _robustness(truth: NDArray[np.bool_], found: NDArray[np.bool_], foreground: Any) -> float:
-    """One minus the pixels beyond the object over those of all objects, at least 0."""
-    shown = sum(int(np.count_nonzero(_decoded(region))) for region in (foreground if isinstance(foreground, list) else [foreground]))
-    return max(1 - np.count_nonzero(found & ~truth) / (shown + 1e-6), 0.0)
+def _track_mask(track: Sequence[Any], place: int, size: tuple[int, int], path: Path) -> NDArray[np.bool_]:
+    """The mask of a track on a frame, bool [H, W]; empty where it is not visible."""
+    if len(track) <= place:
+        raise UserError(f"a track has {len(track)} frames, expected more than {place}: the files of masks and expressions are of different versions")
+    if not track[place]:
+        return np.zeros(size, bool)
+    mask = _decoded(track[place])
+    if mask.shape != size:
+        raise UserError(f"{path} is {size[1]}x{size[0]} pixels, expected {mask.shape[1]}x{mask.shape[0]} as the video: write it again")
+    return mask
 
 
 def _decoded(region: Any) -> NDArray[np.bool_]:
