@@ -60,6 +60,7 @@ class DataConfig:
         validation_batches: how many batches of validation data are measured.
         filters: which samples to leave out.
         draw: how samples are drawn; its ``image_size`` is set to the model's.
+        templates: a JSON file of the sentences with which samples ask and answer (data/templates.py); None for the project's own.
         max_tokens: the largest number of tokens of a conversation; longer ones are replaced by others. None for no limit.
         loader: how batches are made in the background.
         buckets: the padded sizes of batches; every combination that occurs compiles a program.
@@ -72,6 +73,7 @@ class DataConfig:
     validation_batches: int = 8
     filters: Filters = field(default_factory=Filters)
     draw: DrawOptions = field(default_factory=DrawOptions)
+    templates: str | None = None
     max_tokens: int | None = None
     loader: LoaderOptions = field(default_factory=LoaderOptions)
     buckets: BucketTable = BUCKETS

@@ -26,7 +26,7 @@ from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import to_devices
 from unipixel_jax.train.flops import row_flops
 from unipixel_jax.train.interruption import Interruption
-from unipixel_jax.train.loaders import batch_share, resume, run_loader, training_mixture, validation_mixture
+from unipixel_jax.train.loaders import batch_share, resume, run_loader, run_templates, training_mixture, validation_mixture
 from unipixel_jax.train.meter import Meter
 from unipixel_jax.train.metrics import Unwatched, Watch
 from unipixel_jax.train.non_finite import FiniteCheck
@@ -62,6 +62,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     tokenizer = Tokenizer.from_directory(start)
     model_config = UniPixelConfig.from_directory(start)
     tokenizer.check(model_config)
+    templates = run_templates(config)
     mixture, held_out = training_mixture(config), validation_mixture(config)
     total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
     layout = lay_out(config, model_config, total, devices or jax.devices())
@@ -69,7 +70,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
         Checkpoints(run_dir / CHECKPOINTS, run_info, config.keep, BEST if held_out else None) as checkpoints,
-        run_loader(config, layout, mixture, tokenizer) as loader,
+        run_loader(config, layout, mixture, tokenizer, templates) as loader,
     ):
         restored = checkpoints.restore(layout.state)
         if restored is not None:
@@ -80,7 +81,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             with replacing(run_dir / CONFIG) as aside:
                 aside.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
         finite = FiniteCheck(layout, run_info, run_dir, total, start)
-        validation = Validation(setup, held_out, tokenizer) if held_out else None
+        validation = Validation(setup, held_out, tokenizer, templates) if held_out else None
         with Watch(run_dir, config.to_json(), total, first) if writes else Unwatched() as watch, Interruption() as interruption:
             watch.say(report(mixture))
             own, everything = setup.count()

@@ -12,15 +12,15 @@ import numpy as np
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
 from unipixel_jax.data.frames import square_masks
-from unipixel_jax.data.prompts_regions import LOCATE_PROMPTS
 from unipixel_jax.data.tasks.conversation import choose_turns, conversation
 from unipixel_jax.data.tasks.marks import visible_frame
 from unipixel_jax.data.tasks.objects import read_clip, read_objects
 from unipixel_jax.data.tasks.referring import mark
+from unipixel_jax.data.templates import Templates, pick
 from unipixel_jax.errors import UserError
 
 
-def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
+def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator, templates: Templates) -> Example:
     """Draw frames, turns, words, and a point or box for each object; all their masks are to be segmented.
 
     Raises:
@@ -28,7 +28,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     """
     clip, indices = read_clip(annotation, options, rng)
     turns = choose_turns(annotation.turns, options.max_turns, rng)
-    pairs = [(LOCATE_PROMPTS[rng.integers(len(LOCATE_PROMPTS))].format(turn.text), turn.answer) for turn in turns]
+    pairs = [(pick(templates.locate, rng).format(turn.text), turn.answer) for turn in turns]
     masks = square_masks(read_objects(turns, clip, indices, annotation.name), options.image_size)
     if options.max_objects is not None and len(masks) > options.max_objects:
         raise UserError(f"{annotation.name} has {len(masks)} objects, expected at most max_objects={options.max_objects}")
