@@ -31,6 +31,8 @@ def test_the_reference_s_stages():
     stages = [load_config(path, []) for path in CONFIGS if "unipixel_3b" in path.stem]
     assert [config.batch_size * config.accumulation for config in stages] == [256, 256, 32]
     assert [config.optim.learning_rate for config in stages] == [1e-3, 1e-3, 2e-5]
+    assert [config.optim.clip_norm for config in stages] == [None] * 3, "DeepSpeed's files set no clipping"
+    assert load_config(CONFIGS[0].with_name("unipixel_3b_stage1.py"), ["--optim.clip-norm", "1.0"]).optim.clip_norm == 1.0
     assert [config.trained for config in stages[:2]] == [("ref",), ("seg",)]
     assert stages[2].optim.sam_encoder_lr == stages[2].optim.sam_decoder_lr == 5e-6
     assert (stages[2].lora.rank, stages[2].lora.alpha, stages[2].lora.dropout) == (128, 256, 0.1)

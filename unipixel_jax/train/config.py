@@ -90,12 +90,12 @@ class TrainConfig:
         run_dir: the directory for checkpoints, metrics and the configuration; None for runs/ followed by the name.
         trained: the parts of the model that are trained, by the names in train/trainable.py.
         lora: sizes of the adapters; None for no adapters.
-        optim: learning rates, decay, clipping.
+        optim: the optimizer, learning rates, their schedule, decay, clipping.
         losses: weights of the mask losses.
         mesh: how the devices of all hosts are arranged.
         hosts: which processes train together.
         batch_size: the number of samples that run together, over all hosts and devices.
-        accumulation: the number of batches whose mean gradient makes one step.
+        accumulation: the number of batches whose mean gradient makes one step; the last step of an epoch has what is left of it.
         steps: the number of optimisation steps; None goes by ``epochs``.
         epochs: the number of passes over the data, where ``steps`` is None.
         dtype: the compute dtype; trained weights are stored in float32, frozen ones in this dtype.

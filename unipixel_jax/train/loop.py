@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     tokenizer.check(model_config)
     templates = run_templates(config)
     mixture, held_out = training_mixture(config), validation_mixture(config)
-    total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
+    total = total_steps(config, mixture.steps_per_epoch)
     layout = lay_out(config, model_config, total, devices or jax.devices())
     run_info = RunInfo.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,16 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} parameters are trained, {total} steps{f', from step {first} on' if first else ''}")
             return _Run(setup, run_dir, total, loader, checkpoints, finite, validation, watch, interruption).steps(first)
+
+
+def total_steps(config: TrainConfig, batches: int) -> int:
+    """Return the number of steps of a training, rounded as in transformers' ``Trainer`` (4.53.3, ``set_initial_training_values``).
+
+    Args:
+        config: the run's configuration.
+        batches: the number of batches of an epoch, of which the last step takes what is left.
+    """
+    return config.steps or max(1, math.ceil(config.epochs * math.ceil(batches / config.accumulation)))
 
 
 @dataclass
@@ -155,12 +166,17 @@ class _Run:
         return state
 
     def _gradients(self, step: int, state: TrainState) -> tuple[nnx.State, list[LossParts], list[TrainBatch]]:
-        """Compute the mean gradients over the batches of a step; returns them with the losses and arrays of each batch."""
+        """Compute the mean gradients over the batches of a step; returns them with the losses and arrays of each batch.
+
+        The last step of an epoch has the batches that are left of it. Each counts as much as in other steps, as in the reference, whose trainer divides every
+        loss by the accumulation (transformers' ``Trainer.training_step``).
+        """
         config, setup = self.setup.config, self.setup
         total: Any = None
         losses: list[LossParts] = []
         batches: list[TrainBatch] = []
-        for number in range(config.accumulation):
+        left = self.loader.mixture.steps_per_epoch - self.loader.step % self.loader.mixture.steps_per_epoch
+        for number in range(min(config.accumulation, left)):
             arrays = self._next_batch()
             key = step_key(config.seed, step, number)
             gradients, parts = self._gradients_of(state.trained, setup.frozen, to_devices(arrays, setup.mesh), key)
