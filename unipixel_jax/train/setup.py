@@ -126,7 +126,8 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
     everywhere = NamedSharding(mesh, PartitionSpec())
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda a, weight: a if _is_masked(a) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding),
+        # rows and columns that stand for a matrix (Adafactor) are small, and on every device
+        lambda a, weight: a if _is_masked(a) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding if a.shape == weight.shape else everywhere),
         jax.eval_shape(optimizer.init, own),
         own,
         transform_non_params=lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
