@@ -24,7 +24,7 @@ from unipixel_jax.core.files import PARAMS
 from unipixel_jax.core.mesh import data_shards, make_mesh
 from unipixel_jax.core.params import abstract
 from unipixel_jax.errors import UserError
-from unipixel_jax.models.lora import add_lora
+from unipixel_jax.models.lora import add_lora, trained_biases
 from unipixel_jax.models.partition import partitioned
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 from unipixel_jax.train.config import TrainConfig
@@ -119,7 +119,9 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
         model = abstract_model(model_config)
         return model if config.lora is None else add_lora(model, config.lora, rngs)
 
-    parts: tuple[Any, ...] = nnx.split(partitioned(abstract(make), model_config, mesh), trained(config.trained), ...)
+    model = partitioned(abstract(make), model_config, mesh)
+    biases = set() if config.lora is None else trained_biases(model, config.lora)
+    parts: tuple[Any, ...] = nnx.split(model, trained(config.trained, biases), ...)
     graph, own, rest = parts
     rest = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, config.dtype, sharding=a.sharding), rest)
     optimizer = make_optimizer(config.optim, groups(own), total_steps)
