@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, FrameFiles, Turn, VideoFrames
-from unipixel_jax.data.frames import read_frames, square_masks
+from unipixel_jax.data.frames import read_tracked, square_masks
 from unipixel_jax.data.masks import LabelClasses
 from unipixel_jax.data.tasks.conversation import choose_turns, conversation
 from unipixel_jax.data.templates import Templates, pick
@@ -39,7 +39,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator,
         templates: the sentences to draw from.
 
     Returns:
-        One mask [F, S, S] for each turn. A mask may be empty, where no drawn frame shows the object.
+        One mask [F, S, S] for each turn. A mask may be empty, where none of SAM's frames shows the object.
 
     Raises:
         UserError: a file is missing or broken, a turn has no masks or no words, or there are more objects than allowed.
@@ -47,7 +47,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator,
     if not isinstance(annotation.media, FrameFiles | VideoFrames):
         raise UserError(f"{annotation.name} has nothing to segment in: expected frames or a video")
     turns = choose_turns(_present(annotation), options.max_turns, rng)
-    clip, indices = read_frames(annotation.media, options, rng)
+    clip, tracked, indices = read_tracked(annotation.media, options, rng)
     pairs = [_word(turn, annotation, rng, templates) for turn in turns]
     height, width = clip.frames.shape[1:3]
     masks = []
@@ -58,7 +58,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator,
     stacked = np.concatenate(masks)
     if options.max_objects is not None and len(stacked) > options.max_objects:
         raise UserError(f"{annotation.name} has {len(stacked)} objects, expected at most {options.max_objects}")
-    return Example(annotation, conversation(pairs), clip, stacked, sample_frames=options.sample_frames[1])
+    return Example(annotation, conversation(pairs), clip, stacked, tracked, sample_frames=options.sample_frames[1])
 
 
 def _present(annotation: Annotation) -> list[Turn]:
