@@ -100,6 +100,8 @@ class TrainConfig:
         epochs: the number of passes over the data, where ``steps`` is None.
         dtype: the compute dtype; trained weights are stored in float32, frozen ones in this dtype.
         remat: what the backward pass computes again (core/stacking.py).
+        offload_optimizer: whether the optimizer's state lies in the hosts' memory between updates, which saves the devices that memory while they compute
+            gradients, and takes the time of moving it twice a step.
         dropout: whether dropout and stochastic depth of SAM 2's training, and the dropout of the adapters, are applied.
         sample_objects: the largest number of objects of a sample that are trained; None for all.
         sam2_batch_mode: whether every frame is segmented by itself, without tracking.
@@ -126,6 +128,7 @@ class TrainConfig:
     epochs: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Remat = "full"
+    offload_optimizer: bool = False
     dropout: bool = True
     sample_objects: int | None = None
     sam2_batch_mode: bool = False
