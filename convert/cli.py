@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from unipixel_jax.arguments import REVISION_HELP
+from unipixel_jax.arguments import REVISION_HELP, positive
 from unipixel_jax.config import SAM2_SIZES
 from unipixel_jax.errors import UserError
 
@@ -44,6 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sizes = ", ".join(SAM2_SIZES)
     to_jax.add_argument("--sam2-size", metavar="SIZE", help=f"{sizes}, or a JSON file with the fields of Sam2Config (default: seen from the weights)")
     to_jax.add_argument("--image-size", type=int, default=768, metavar="PIXELS", help="side of SAM 2's square input, for a fresh start (default: 768)")
+    hidden = "tokens with which each <|seg|> prompts SAM 2, for a fresh start (default: 2)"
+    to_jax.add_argument("--hidden-tokens", type=positive, default=2, metavar="N", help=hidden)
     to_jax.add_argument("--seed", type=int, default=0, help="seed of the random weights of a fresh start (default: 0)")
     to_jax.add_argument("--dry-run", action="store_true", help="check names, shapes and dtypes, write nothing")
     to_jax.set_defaults(run=_to_jax)
@@ -68,7 +70,7 @@ def _to_jax(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     source, target = _places(args)
     if source is None:
-        opened = sources.with_partials(sources.open_fresh(args.qwen, args.sam2, args.sam2_size, args.image_size, args.seed), args.partial)
+        opened = sources.with_partials(sources.open_fresh(args.qwen, args.sam2, args.sam2_size, args.image_size, args.seed, args.hidden_tokens), args.partial)
     else:
         from unipixel_jax.hub.resolve import checkpoint, is_local
 

@@ -168,7 +168,7 @@ def with_partials(source: Source, paths: Sequence[Path]) -> Source:
     return replace(source, tensors=tensors, inputs=(*source.inputs, *paths), description=description)
 
 
-def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: int) -> Source:
+def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: int, hidden_tokens: int = 2) -> Source:
     """Open a fresh UniPixel from a Qwen2.5-VL directory and an official SAM 2.1 file (see `fresh.assemble`).
 
     Args:
@@ -177,6 +177,7 @@ def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: 
         size: one of the published sizes, or a JSON file with the fields of Sam2Config; None to see it from the weights.
         image_size: side of SAM 2's square input in pixels.
         seed: seed of the new layers' random weights.
+        hidden_tokens: the number of prompt tokens that the segmentation head makes for each `<|seg|>`.
 
     Raises:
         UserError: the directory is another model's, files are damaged, or SAM 2's size cannot be seen.
@@ -189,7 +190,7 @@ def open_fresh(qwen: Path, sam2: Path, size: str | None, image_size: int, seed: 
     ids, count = tokens.token_ids(qwen)
     new = [token for token in tokens.NEW_TOKENS if token not in ids]
     ids |= {token: max(ids.values()) + 1 + i for i, token in enumerate(new)}
-    config, raw_config = _fresh_config(raw, sizes, ids, count + len(new))
+    config, raw_config = _fresh_config(raw, sizes, ids, count + len(new), hidden_tokens)
     base = renamed(read_weights(qwen).tensors, qwen)
     base, _ = _without_tied_head(base, config, qwen)
     tensors = fresh.assemble(base, memory, config, len(new), seed)
@@ -269,7 +270,7 @@ def _digest(tensor: Tensor) -> bytes:
     return digest.digest()
 
 
-def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int], count: int) -> tuple[UniPixelConfig, bytes]:
+def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int], count: int, hidden_tokens: int) -> tuple[UniPixelConfig, bytes]:
     """Return the configuration that the reference's training would write. The vocabulary grows only if the tokenizer has more tokens."""
     vision, text = read_qwen(raw)
     named: dict[str, Any] = {f"{key}_token_id": ids[f"<|{key}|>"] for key in ("ref", "seg", "mem")}
@@ -279,6 +280,7 @@ def _fresh_config(raw: dict[str, Any], sizes: Sam2Config, ids: Mapping[str, int]
         text=replace(text, vocab_size=max(text.vocab_size, count)),
         sam2=sizes,
         sam2_config=fresh.sam2_config_name(sizes),
+        sam2_hidden_tokens=hidden_tokens,
         dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16",
         **named,
     )

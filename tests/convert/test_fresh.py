@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -132,6 +133,21 @@ def test_the_command_writes_tokens_ids_and_a_whole_directory(tmp_path, sizes, ca
     assert "to assemble a fresh one" in capsys.readouterr().err
     assert main(["to-jax", "--qwen", str(tmp_path / "torch"), "--sam2", str(sam2), str(tmp_path / "x")]) == 1
     assert "expected a plain Qwen2.5-VL" in capsys.readouterr().err
+
+
+def test_hidden_tokens_and_image_size_are_chosen_at_the_start(tmp_path, sizes):
+    """They give the head its width, and are in the configuration that every stage after it reads."""
+    arrays = random_arrays()
+    qwen = write_qwen(tmp_path / "qwen", arrays, TINY, 500)
+    sam2 = write_sam2(tmp_path / "sam2.pt", arrays)
+    base = json.loads(Path(sizes).read_text())
+    Path(sizes).write_text(json.dumps(base | {"image_size": 160}))
+    source = sources.open_fresh(qwen, sam2, sizes, 768, 0, hidden_tokens=3)
+    assert (source.config.sam2_hidden_tokens, source.config.sam2.image_size) == (3, 160)
+    assert (json.loads(source.config_json)["sam2_hidden_tokens"], json.loads(source.config_json)["sam2_image_size"]) == (3, 160)
+    assert source.tensors["seg_head.3.weight"].shape[0] == 3 * source.config.sam2.d_model
+    with pytest.raises(SystemExit):
+        main(["to-jax", "--qwen", str(qwen), "--sam2", str(sam2), "--hidden-tokens", "0", str(tmp_path / "other")])
 
 
 def test_sam2_files_of_another_version_are_listed(tmp_path, sizes):

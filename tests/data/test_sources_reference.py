@@ -14,7 +14,7 @@ from unipixel_jax.data.annotation import DrawOptions, FrameFiles
 from unipixel_jax.data.draw import draw
 from unipixel_jax.data.sources import class_names, marked, open_source, videorefer
 from unipixel_jax.data.sources.base import Filters
-from unipixel_jax.data.tasks import memory, referring, region, segmentation
+from unipixel_jax.data.templates import Templates
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.resize import language_frames
 
@@ -42,6 +42,21 @@ REASONS = {
 """The messages for annotations that both refuse."""
 
 
+MARKERS = Templates(
+    image_query=("IMAGE {}",),
+    video_query=("VIDEO {}",),
+    sentence=("SENTENCE {}",),
+    question=("QUESTION {}",),
+    explanatory=("EXPLAIN {}",),
+    description=("DESCRIPTION {}",),
+    answer=("ANSWER <|seg|>",),
+    caption=("CAPTION {}",),
+    describe=("DESCRIBE {}",),
+    locate=("LOCATE {}",),
+)
+"""The markers that the recording has for drawn sentences."""
+
+
 class NoChance:
     """Stands for a random generator: the first choice, the lowest number, a given chance, and the middle of a range."""
 
@@ -65,15 +80,8 @@ class NoChance:
 
 
 @pytest.fixture(autouse=True)
-def markers(monkeypatch):
-    """The markers that the recording has for drawn sentences, and the first choice where names decide."""
-    monkeypatch.setattr(referring, "CAPTION_PROMPTS", ("CAPTION {}",))
-    monkeypatch.setattr(region, "DESCRIBE_PROMPTS", ("DESCRIBE {}",))
-    monkeypatch.setattr(memory, "LOCATE_PROMPTS", ("LOCATE {}",))
-    for kind, marker in {"IMAGE_QUERIES": "IMAGE {}", "VIDEO_QUERIES": "VIDEO {}", "ANSWERS": "ANSWER <|seg|>"}.items():
-        monkeypatch.setattr(segmentation, kind, (marker,))
-    asked = {"sentence": "SENTENCE {}", "question": "QUESTION {}", "explanatory": "EXPLAIN {}", "description": "DESCRIPTION {}"}
-    monkeypatch.setattr(segmentation, "_ASKED", {kind: (marker,) for kind, marker in asked.items()})
+def first_choice(monkeypatch):
+    """The first choice where names decide."""
     for module in (marked, videorefer):
         monkeypatch.setattr(module, "choose_stable", lambda choices, name: choices[0])
 
@@ -130,14 +138,14 @@ def assert_same_samples(root, name, samples, settings, refusal="cannot be traine
         chance = NoChance(settings["chance"])
         if annotation.name.endswith("broken"):  # the reference refuses it later, when it makes the labels
             with pytest.raises(UserError, match="do not alternate"):
-                draw(annotation, options, chance)
+                draw(annotation, options, chance, MARKERS)
         elif name == "revos:valid" and annotation.turns[0].masks.objects == ((),):  # nothing is to be found, on which the reference fails
-            assert "refused" in sample and not draw(annotation, options, chance).masks.any()
+            assert "refused" in sample and not draw(annotation, options, chance, MARKERS).masks.any()
         elif "refused" in sample:
             with pytest.raises(UserError, match=refusal):
-                draw(annotation, options, chance)
+                draw(annotation, options, chance, MARKERS)
         else:
-            assert described(draw(annotation, options, chance), root) == sample
+            assert described(draw(annotation, options, chance, MARKERS), root) == sample
 
 
 @pytest.mark.parametrize("number", range(len(RECORDED["passes"])))
@@ -174,7 +182,7 @@ def test_edited_annotations_are_taken_or_refused_as_by_the_reference(name, edit,
     edit(tmp_path)
     if edit is write_on_windows:  # such files are read here
         assert recorded["refused"] == "UnicodeDecodeError"
-        assert described(draw(open_source(name, tmp_path)[0], DrawOptions(), NoChance(0)), tmp_path)["words"][0] == "IMAGE caf\u00e9"
+        assert described(draw(open_source(name, tmp_path)[0], DrawOptions(), NoChance(0), MARKERS), tmp_path)["words"][0] == "IMAGE caf\u00e9"
     elif edit is add_stray:  # the reference does not look at such parts
         assert recorded["samples"] == RECORDED["passes"][1]["sources"][name]
         with pytest.raises(UserError, match="photo 99"):

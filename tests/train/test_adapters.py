@@ -15,8 +15,9 @@ from unipixel_jax.core.dropout import with_keys
 from unipixel_jax.core.params import abstract
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.layers import Linear
-from unipixel_jax.models.lora import LoraConfig, LoraLinear, add_lora, merge_lora
+from unipixel_jax.models.lora import LoraConfig, LoraLinear, add_lora, merge_lora, trained_biases
 from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.train.trainable import group_of, trained
 
 CONFIG = LoraConfig(rank=4, alpha=8, dropout=0.5)
 
@@ -52,6 +53,49 @@ def test_adapters_lie_on_the_attention_projections(part, places):
     found = {".".join(path) for path, m in nnx.iter_modules(model) if isinstance(m, LoraLinear)}
     assert found == {name for place in places for name in expected[place]}
     assert not adapters(micro_model())
+
+
+LINEAR = {
+    "llm": [
+        *(f"text.blocks.attn.{name}" for name in "qkvo"),
+        *(f"text.blocks.mlp.{name}" for name in ("gate", "up", "down")),
+        *("seg_head.mlp.fc1", "seg_head.mlp.fc2", "msk_proj.fc1", "msk_proj.fc2", "ref_proj_single", "ref_proj_double", "ref_proj", "tem_proj"),
+    ],
+    "visual": [
+        *(f"vision.blocks.{name}" for name in ("attn.qkv", "attn.proj", "mlp.gate", "mlp.up", "mlp.down")),
+        *("vision.merger.mlp.fc1", "vision.merger.mlp.fc2"),
+    ],
+}
+"""The modules that are nn.Linear in the reference (get_target_modules), but for lm_head."""
+
+
+@pytest.mark.parametrize(("part", "places"), [("llm", ["llm"]), ("visual", ["visual"]), ("all", ["llm", "visual"])])
+def test_adapters_lie_on_all_linear_layers(part, places):
+    config = dataclasses.replace(CONFIG, part=part, layers="linear")
+    model = adapted(config=config)
+    assert {".".join(path) for path, m in nnx.iter_modules(model) if isinstance(m, LoraLinear)} == {name for place in places for name in LINEAR[place]}
+    plain = merge_lora(model)
+    assert not adapters(plain) and jax.tree.structure(plain) == jax.tree.structure(micro_model())
+    changed = not np.array_equal(plain.text.blocks.mlp.up.weight[...], micro_model().text.blocks.mlp.up.weight[...])
+    assert changed == (part != "visual")
+    with pytest.raises(UserError, match="has LoRA adapters already"):
+        add_lora(model, CONFIG, nnx.Rngs(0))
+
+
+def test_biases_that_are_trained_with_the_adapters():
+    """As peft marks them: none, those of adapted layers, or all that are named bias."""
+    model = add_lora(micro_model(), CONFIG, nnx.Rngs(0))
+
+    def names(bias, config=CONFIG):
+        return {".".join(map(str, path)) for path in trained_biases(model, dataclasses.replace(config, bias=bias))}
+
+    assert names("none") == set()
+    assert names("lora_only") == {*(f"text.blocks.attn.{name}.bias" for name in "qkv"), "vision.blocks.attn.qkv.bias", "vision.blocks.attn.proj.bias"}
+    every = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model)) if path[-1] == "bias"}
+    assert names("all") == every and {"vision.merger.mlp.fc1.bias", "seg_head.mlp.fc1.bias", "sam2.neck.convs.0.bias"} & every
+    own = nnx.state(model, trained(("lora",), trained_biases(model, dataclasses.replace(CONFIG, bias="lora_only"))))
+    assert {path[-1] for path, _ in nnx.to_flat_state(own)} == {"lora_a", "lora_b", "bias"}
+    assert {group_of(path).rate for path, _ in nnx.to_flat_state(own) if path[-1] == "bias"} == {"rest"}
 
 
 def test_matrices_start_as_in_peft():
@@ -146,8 +190,14 @@ class Holder(nnx.Module):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"part": "vision"}, "did you mean 'visual'"), ({"rank": 0}, "at least 1"), ({"dropout": 1.0}, "below 1")],
-)  # fmt: skip
+    [
+        ({"part": "vision"}, "did you mean 'visual'"),
+        ({"layers": "lineer"}, "did you mean 'linear'"),
+        ({"bias": "non"}, "did you mean 'none'"),
+        ({"rank": 0}, "at least 1"),
+        ({"dropout": 1.0}, "below 1"),
+    ],
+)
 def test_wrong_configurations_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         add_lora(micro_model(), dataclasses.replace(CONFIG, **change), nnx.Rngs(0))

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from micro_run import micro_config
 
+from unipixel_jax.data.templates import Templates
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLossWeights
 from unipixel_jax.models.lora import LoraConfig
 from unipixel_jax.train.config import DataConfig, load_config
+from unipixel_jax.train.loaders import run_templates
 from unipixel_jax.train.recipes import finetune
 from unipixel_jax.train.trainable import trained
 
@@ -29,6 +31,8 @@ def test_the_reference_s_stages():
     stages = [load_config(path, []) for path in CONFIGS if "unipixel_3b" in path.stem]
     assert [config.batch_size * config.accumulation for config in stages] == [256, 256, 32]
     assert [config.optim.learning_rate for config in stages] == [1e-3, 1e-3, 2e-5]
+    assert [config.optim.clip_norm for config in stages] == [None] * 3, "DeepSpeed's files set no clipping"
+    assert load_config(CONFIGS[0].with_name("unipixel_3b_stage1.py"), ["--optim.clip-norm", "1.0"]).optim.clip_norm == 1.0
     assert [config.trained for config in stages[:2]] == [("ref",), ("seg",)]
     assert stages[2].optim.sam_encoder_lr == stages[2].optim.sam_decoder_lr == 5e-6
     assert (stages[2].lora.rank, stages[2].lora.alpha, stages[2].lora.dropout) == (128, 256, 0.1)
@@ -44,6 +48,17 @@ def test_fields_from_the_command_line():
 def test_fields_of_adapters_from_the_command_line():
     config = load_config(CONFIGS[0].with_name("finetune_tiny.py"), ["--lora.rank", "4", "--steps", "2"])
     assert (config.lora.rank, config.lora.alpha, config.steps) == (4, 32, 2)
+
+
+def test_sentences_from_the_command_line(tmp_path):
+    assert run_templates(load_config(CONFIGS[0], [])) == Templates()
+    path = tmp_path / "words.json"
+    path.write_text('{"locate": ["{} Where?"]}')
+    config = load_config(CONFIGS[0], ["--data.templates", str(path)])
+    assert run_templates(config) == Templates(locate=("{} Where?",)) and config.to_json()["data"]["templates"] == str(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"words.json does not exist: expected a JSON object with lists of sentences"):
+        run_templates(config)
 
 
 def documented():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
 from unipixel_jax.train.saved_step import read_saved_step
 from unipixel_jax.train.setup import lay_out, set_up
-from unipixel_jax.train.step import make_gradients, step_key
+from unipixel_jax.train.step import make_gradients, scale, step_key
 from unipixel_jax.train.validation import Validation
 
 
@@ -107,6 +108,33 @@ def test_accumulated_batches_are_averaged(start, tmp_path, monkeypatch):
         np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-6)
     for a, b in zip(weights(once), weights(twice), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "accumulation", "steps"),
+    [(1.0, 8, 4, 2), (1.0, 9, 4, 3), (2.0, 9, 4, 6), (0.5, 9, 4, 2), (1.0, 3, 4, 1), (0.01, 8, 4, 1), (1.0, 7, 1, 7)],
+)
+def test_steps_of_epochs_are_rounded_up(epochs, batches, accumulation, steps):
+    """As transformers 4.53.3 counts them: every epoch is rounded up to whole steps, and then the product with a fraction of epochs."""
+    config = micro_config(Path("start"), steps=None, epochs=epochs, accumulation=accumulation)
+    assert loop.total_steps(config, batches) == steps
+    assert loop.total_steps(replace(config, steps=5), batches) == 5
+
+
+def test_the_last_step_of_an_epoch_has_what_is_left(start, tmp_path, monkeypatch):
+    """Three batches an epoch, two a step: the second step has one batch, whose gradient counts half, as in the reference."""
+    real, kept, scaled = loop.run_loader, [], []
+
+    def shortened(*args):
+        loader = real(*args)
+        loader.mixture.steps_per_epoch = 3
+        return loader
+
+    monkeypatch.setattr(loop, "run_loader", shortened)
+    monkeypatch.setattr(loop, "step_key", lambda seed, step, batch: (kept.append((step, batch)), step_key(seed, step, batch))[1])
+    monkeypatch.setattr(loop, "scale", lambda grads, share: (scaled.append(float(share)), scale(grads, share))[1])
+    train(micro_config(start, batch_size=4, steps=4, accumulation=2), tmp_path, start, jax.devices()[:1])
+    assert kept == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (3, 0)] and scaled == [0.5] * 4
 
 
 def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):

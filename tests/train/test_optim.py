@@ -102,6 +102,50 @@ def test_there_is_one_state(weights):
     assert len(jax.tree.leaves(state)) == 2 * len(GROUPS) + 2
 
 
+HUGGING_FACE = {
+    "linear": lambda step, total, warmup: max(0.0, (total - step) / max(1, total - warmup)),
+    "constant": lambda step, total, warmup: 1.0,
+    "inverse_sqrt": lambda step, total, warmup: 1 / math.sqrt((step + (warmup or 10_000) - warmup) / (warmup or 10_000)),
+}
+"""transformers 4.53's optimization.py after the warm-up: get_linear_, get_constant_ and get_inverse_sqrt_schedule_with_warmup."""
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+@pytest.mark.parametrize(("total", "ratio"), [(20, 0.25), (7, 0.0), (1000, 0.03)])
+def test_other_schedules(name, total, ratio):
+    rate = schedule(OptimConfig(learning_rate=2e-5, warmup_ratio=ratio, schedule=name), total)
+    warmup = math.ceil(total * ratio)
+    for step in range(0, total + 1, max(1, total // 50)):
+        share = step / warmup if step < warmup else HUGGING_FACE[name](step, total, warmup)
+        assert float(rate(step)) == pytest.approx(2e-5 * share, rel=1e-4, abs=1e-12)
+
+
+OPTAX = {
+    "nadamw": lambda decay, mask: optax.nadamw(1.0, weight_decay=decay, mask=mask),
+    "amsgrad": lambda decay, mask: optax.chain(optax.amsgrad(1.0), optax.add_decayed_weights(-decay, mask)),
+    "adabelief": lambda decay, mask: optax.chain(optax.adabelief(1.0, eps=1e-8), optax.add_decayed_weights(-decay, mask)),
+    "adafactor": lambda decay, mask: optax.adafactor(1.0, multiply_by_parameter_scale=False, weight_decay_rate=decay, weight_decay_mask=mask),
+    "lion": lambda decay, mask: optax.lion(1.0, b2=0.999, weight_decay=decay, mask=mask),
+    "sgd": lambda decay, mask: optax.chain(optax.sgd(1.0, momentum=0.9), optax.add_decayed_weights(-decay, mask)),
+}
+
+
+@pytest.mark.parametrize("name", OPTAX)
+def test_other_optimizers_are_those_of_optax(rng, name):
+    """Three steps at constant rates: the change of every group is optax's own, times the group's rate."""
+    weights = {k: rng.normal(size=(128, 130)).astype(np.float32) for k in GROUPS}  # large enough for Adafactor to take rows and columns
+    config = OptimConfig(**(CONFIG.__dict__ | {"optimizer": name, "schedule": "constant", "warmup_ratio": 0.0, "clip_norm": None}))
+    theirs, ours = OPTAX[name](config.weight_decay, {k: group.decays for k, group in GROUPS.items()}), make_optimizer(config, GROUPS, 3)
+    states = [optimizer.init(weights) for optimizer in (theirs, ours)]
+    for _ in range(3):
+        grads = {k: rng.normal(size=(128, 130)).astype(np.float32) for k in GROUPS}
+        with jax.numpy_dtype_promotion("standard"):
+            wanted, states[0] = theirs.update(grads, states[0], weights)
+        found, states[1] = ours.update(grads, states[1], weights)
+        for k in GROUPS:
+            np.testing.assert_allclose(found[k], wanted[k] * RATES[k], rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize(("total", "ratio"), [(20, 0.03), (20, 0.25), (7, 0.0), (1, 0.5), (1000, 0.03)])
 def test_the_schedule(total, ratio):
     rate = schedule(OptimConfig(learning_rate=2e-5, warmup_ratio=ratio), total)
@@ -128,7 +172,8 @@ def test_rates_fall_back_to_the_learning_rate():
         {"eps": 0.0},
         {"clip_norm": 0.0},
         {"warmup_ratio": 1.5},
-        {"matrices": "shampoo"},
+        {"optimizer": "shampoo"},
+        {"schedule": "sine"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -157,8 +202,8 @@ def test_muon_turns_every_matrix_and_nothing_else(rng):
     grads = jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), MODEL, is_leaf=lambda a: isinstance(a, tuple))
     weights = jax.tree.map(jnp.zeros_like, grads)
     changes = {}
-    for kind in ("adam", "muon"):
-        optimizer = make_optimizer(OptimConfig(learning_rate=1.0, warmup_ratio=0.0, clip_norm=None, matrices=kind), groups(weights), 8)
+    for kind in ("adamw", "muon"):
+        optimizer = make_optimizer(OptimConfig(learning_rate=1.0, warmup_ratio=0.0, clip_norm=None, optimizer=kind), groups(weights), 8)
         changes[kind], _ = jax.jit(optimizer.update)(grads, optimizer.init(weights), weights)
     turned = {"q": changes["muon"]["text"]["blocks"]["q"]["weight"], "conv": changes["muon"]["sam2"]["neck"]["conv"]["weight"].reshape(1, 8, 36)}
     for matrices in turned.values():
@@ -166,7 +211,7 @@ def test_muon_turns_every_matrix_and_nothing_else(rng):
             values = np.linalg.svd(matrix, compute_uv=False) / (MUON_RMS * math.sqrt(max(matrix.shape)))
             assert values.min() > 0.6 and values.max() < 1.3
     for path in (("text", "embed", "weight"), ("text", "blocks", "q", "bias"), ("sam2", "neck", "dwconv", "weight"), ("sam2", "neck", "bias")):
-        ours, adams = changes["muon"], changes["adam"]
+        ours, adams = changes["muon"], changes["adamw"]
         for part in path:
             ours, adams = ours[part], adams[part]
         np.testing.assert_array_equal(ours, adams)

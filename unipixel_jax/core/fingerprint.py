@@ -46,6 +46,7 @@ def _on_device(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _sum(array: jax.Array) -> jax.Array:
+    array = jax.device_put(array, jax.memory.Space.Device)  # it may lie in the host's memory, where nothing is computed
     unsigned = UNSIGNED[array.dtype.itemsize]
     bits = array.astype(unsigned) if array.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(array, unsigned)
     index, stride = jnp.zeros(array.shape, jnp.uint32), 1

@@ -19,6 +19,9 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from unipixel_jax.core.axes import HEADS, IMAGES, LAYERS, SEQUENCE, Axes
 from unipixel_jax.core.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR, devices_along
 
+HOST_MEMORY = "pinned_host"
+"""JAX's name of the memory of the hosts from which devices can copy. Arrays in it are moved to the devices before anything is computed of them."""
+
 R = TypeVar("R")
 M = TypeVar("M")
 

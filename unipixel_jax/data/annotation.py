@@ -143,6 +143,7 @@ class DrawOptions:
         max_turns: turns of a conversation at most (``max_conv_turns``).
         max_objects: objects of a sample at most, None for no limit (``max_num_objects``); a sample with more is refused.
         image_size: S, in pixels.
+        sample_for_llm_only: whether the language model alone sees the sampled frames, while SAM sees, and learns on, every frame of the clip that counts.
     """
 
     sample_frames: tuple[int, int] = (8, 8)
@@ -150,6 +151,7 @@ class DrawOptions:
     max_turns: int = 3
     max_objects: int | None = None
     image_size: int = 768
+    sample_for_llm_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class Example:
         messages: the conversation, with ``{"type": "video"}`` (or ``{"type": "image"}`` for a ``Photo``) where the media stands.
         clip: the chosen frames; None for words alone.
         masks: the masks of the objects to segment, in the order of the ``<|seg|>`` tokens: bool [O, F, S, S]; None where SAM has nothing to do.
+        tracked: the F frames that SAM sees, where they are not those of ``clip``.
         references: points and boxes in the order of the ``<|ref|>`` tokens.
         memory: the masks of the objects that the prompt lists with ``<|mem|>`` tokens: bool [O, F, H, W]; None for none.
         seconds_per_frame: seconds between two frames of a clip, as the rotary positions take them.
@@ -171,6 +174,7 @@ class Example:
     messages: tuple[Message, ...]
     clip: Clip | None
     masks: NDArray[np.bool_] | None = None
+    tracked: Clip | None = None
     references: tuple[SquareReference, ...] = ()
     memory: NDArray[np.bool_] | None = None
     seconds_per_frame: float = 0.5

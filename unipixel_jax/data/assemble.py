@@ -16,6 +16,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.processing.batch import Conversation, PreparedMedia, prepare_media
 from unipixel_jax.processing.chat import chatml_labels, expand_image_tokens
 from unipixel_jax.processing.memory import memory_grid
+from unipixel_jax.processing.square import square_frames
 from unipixel_jax.processing.tokenizer import MEM_TOKEN, REF_TOKEN, SEG_TOKEN, Tokenizer
 
 
@@ -93,6 +94,9 @@ def prepare(
 def _media(example: Example, config: UniPixelConfig, dtype: DTypeLike) -> PreparedMedia | None:
     if example.clip is None:
         return None
-    media = prepare_media(example.clip, config, sample_frames=example.sample_frames, segment=example.masks is not None, dtype=dtype)
+    own = example.masks is not None and example.tracked is None
+    media = prepare_media(example.clip, config, sample_frames=example.sample_frames, segment=own, dtype=dtype)
+    if example.tracked is not None:
+        media = replace(media, frames=square_frames(example.tracked.frames, config.sam2.image_size, dtype))
     seconds = example.seconds_per_frame * config.vision.temporal_patch_size
     return replace(media, seconds_per_grid=seconds, is_still=isinstance(example.annotation.media, Photo))

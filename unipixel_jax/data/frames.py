@@ -7,6 +7,7 @@ N frames of the media that count, F chosen ones, O objects, H and W in pixels, S
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,9 @@ from unipixel_jax.data.annotation import DrawOptions, FrameFiles, VideoFrames
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.media import Clip, Content, list_frames, read_media, sample_indices
 from unipixel_jax.processing.resize import bilinear_weights
+
+_ALL = 1 << 30
+"""More frames than any clip has."""
 
 
 def choose_frames(count: int, options: DrawOptions, rng: np.random.Generator, anchor: int | None = None) -> NDArray[np.int64]:
@@ -94,6 +98,24 @@ def read_frames(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.r
 
     frames, _ = read_video(path, choose)
     return Clip(frames, chosen, False, path.stem), tuple(chosen.tolist())
+
+
+def read_tracked(media: FrameFiles | VideoFrames, options: DrawOptions, rng: np.random.Generator) -> tuple[Clip, Clip | None, tuple[int, ...]]:
+    """Choose frames of a clip as ``read_frames`` does, and read all of them for SAM where ``options.sample_for_llm_only``.
+
+    Returns:
+        The chosen frames; the frames that SAM sees, None where they are the same; and the numbers of SAM's frames among those of the media that count.
+
+    Raises:
+        UserError: as in ``read_frames``.
+    """
+    if not options.sample_for_llm_only or (isinstance(media, FrameFiles) and media.take_all):
+        clip, indices = read_frames(media, options, rng)
+        return clip, None, indices
+    whole, indices = read_frames(media, replace(options, sample_frames=(_ALL, _ALL)), rng)
+    chosen = choose_frames(len(indices), options, rng, media.anchor if isinstance(media, VideoFrames) else None)
+    over_white = None if whole.over_white is None else whole.over_white[chosen]
+    return replace(whole, frames=whole.frames[chosen], indices=chosen, over_white=over_white), whole, indices
 
 
 def resize_masks(masks: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:

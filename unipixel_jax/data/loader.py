@@ -164,6 +164,7 @@ class Loader(Generic[S, A]):
         host: int = 0,
         hosts: int = 1,
         collate_here: bool = False,
+        settings: Mapping[str, str] = {},
     ) -> None:
         """Nothing is drawn before the first batch is asked for.
 
@@ -175,6 +176,7 @@ class Loader(Generic[S, A]):
             host: this host's number.
             hosts: hosts that share every global batch.
             collate_here: collate in the thread that asks for a batch, where ``collate`` talks to other hosts, rather than in the background.
+            settings: of the drawing, by name, without which a step is another one; a position of a loader with others is refused.
 
         Raises:
             UserError: the batch size is no multiple of the number of hosts, or ``host`` is none of them.
@@ -186,6 +188,7 @@ class Loader(Generic[S, A]):
         self.mixture = mixture
         self.failures = Failures()
         self.step = 0
+        self.settings = dict(settings)
         """The number of the next batch."""
         count = mixture.batch_size // hosts
         self._rows = _Rows(mixture, draw, None if collate_here else collate, host * count, count, options.max_retries)
@@ -212,8 +215,8 @@ class Loader(Generic[S, A]):
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The loader's position as values for JSON: the number of the next step, and the fingerprint of the mixture that it is a step of."""
-        return {"step": self.step, "mixture": self.mixture.fingerprint()}
+        """The loader's position as values for JSON: the number of the next step, the fingerprint of the mixture that it is a step of, and the settings."""
+        return {"step": self.step, "mixture": self.mixture.fingerprint(), "settings": self.settings}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to the position that a loader had, on any number of hosts.
@@ -222,9 +225,11 @@ class Loader(Generic[S, A]):
             state: what ``state`` returned there.
 
         Raises:
-            UserError: the state belongs to another mixture, in which its step means something else.
+            UserError: the state belongs to another mixture or other settings, in which its step means something else.
         """
-        if changes := self.mixture.changes(state["mixture"]):
+        before = state.get("settings", {})  # older checkpoints do not tell the settings
+        changes = [f"{name}: {before[name]} before, {now} now" for name, now in self.settings.items() if before.get(name, now) != now]
+        if changes := self.mixture.changes(state["mixture"]) + changes:
             raise UserError(f"the data has changed since the checkpoint ({'; '.join(changes)}): go on with the same, or start a new run from its weights")
         self.close()
         self.step = int(state["step"])

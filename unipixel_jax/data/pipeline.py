@@ -21,6 +21,7 @@ from unipixel_jax.data.mixture import Mixture, Part, parse
 from unipixel_jax.data.sequence_packing import choose_rows
 from unipixel_jax.data.sources import open_source
 from unipixel_jax.data.sources.base import Filters
+from unipixel_jax.data.templates import OWN, Templates
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import Tokenizer
 
@@ -52,6 +53,7 @@ class DrawSample:
         options: how samples are drawn.
         max_tokens: longer conversations are refused (the reference's ``max_num_tokens``); None for no limit.
         pixel_dtype: dtype of images. "bfloat16" halves what is copied and held, and loses nothing where the model computes in it and rounds them anyway.
+        templates: the sentences with which samples ask and answer.
     """
 
     tokenizer: Tokenizer
@@ -59,6 +61,7 @@ class DrawSample:
     options: DrawOptions
     max_tokens: int | None = None
     pixel_dtype: str = "float32"
+    templates: Templates = OWN
 
     def __call__(self, annotation: Annotation, rng: np.random.Generator) -> Sample:
         """Draw one sample.
@@ -66,7 +69,7 @@ class DrawSample:
         Raises:
             UserError: the sample cannot be read, is not one to learn from, or is too long.
         """
-        sample = prepare(draw(annotation, self.options, rng), self.tokenizer, self.config, rng, np.dtype(self.pixel_dtype))
+        sample = prepare(draw(annotation, self.options, rng, self.templates), self.tokenizer, self.config, rng, np.dtype(self.pixel_dtype))
         if self.max_tokens is not None and sample.tokens > self.max_tokens:
             raise UserError(f"{annotation.source}, {annotation.name} has {sample.tokens} tokens, expected at most {self.max_tokens}")
         return sample
@@ -107,7 +110,8 @@ def open_loader(
     if hosts > 1 and agree is None:
         raise UserError(f"{hosts} hosts share a batch, so they have to agree on its sizes: pass agree, which gives the largest of all hosts")
     make = _Collate(draw_sample.config, draw_sample.tokenizer.pad_id, mixture.batch_size, buckets, packed, agree, parts)
-    return Loader(mixture, draw_sample, make, options, host, hosts, collate_here=agree is not None)
+    settings = {"checksum of data.templates": draw_sample.templates.digest()}
+    return Loader(mixture, draw_sample, make, options, host, hosts, collate_here=agree is not None, settings=settings)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Questions about marked objects, of which each sample draws one. They were written for this project and are as varied as the reference's.
+"""Questions about marked objects, of which each sample draws one. They were written for this project and are as varied as the reference's; the first of those
+that ask for a long description, and of those that locate, are the ones with which its benchmarks ask (VideoRefer-Bench-D and PixelQA), which is a protocol.
 
 Source of the lists' tasks: ``unipixel/dataset/sub_classes/{referring,region,memory}.py``.
 """
@@ -35,6 +36,7 @@ CAPTION_PROMPTS = (
 """Ask for a short description; ``{}`` is the marked object's token."""
 
 DESCRIBE_PROMPTS = (
+    "Please give a detailed description of the highlighted object {} in the video.",
     "Describe {} thoroughly.",
     "Tell me everything you can see about {}.",
     "Write a detailed account of {}.",

@@ -1,10 +1,15 @@
-"""Sentences that ask for a segmentation and that answer. ``{}`` stands for the words of the turn; a draw picks one sentence of a list."""
+"""Sentences that ask for a segmentation and that answer. ``{}`` stands for the words of the turn; a draw picks one sentence of a list.
+
+The first question of each list is the one with which the reference's benchmarks ask (``unipixel/eval/infer_seg.py``), which is a protocol: a score with other
+words is another score. The others were written for this project.
+"""
 
 from __future__ import annotations
 
 from unipixel_jax.processing.tokenizer import SEG_TOKEN
 
 IMAGE_QUERIES = (
+    "Please segment the {} in this image.",
     "Segment the {} in this picture.",
     "Could you outline the {} in this image?",
     "Mark every pixel of the {} in the photo.",
@@ -17,6 +22,7 @@ IMAGE_QUERIES = (
 """Ask for something named in a photo."""
 
 VIDEO_QUERIES = (
+    "Please segment the {} in this video.",
     "Segment the {} in this clip.",
     "Could you outline the {} throughout the video?",
     "Mark every pixel of the {} in each frame of the video.",
@@ -29,6 +35,7 @@ VIDEO_QUERIES = (
 """Ask for something named in a clip."""
 
 SENTENCES = (
+    "{} Please provide the segmentation mask.",
     "{} Answer with a mask.",
     "{} Mark what is meant.",
     "{} Please outline it with a segmentation mask.",
@@ -39,6 +46,7 @@ SENTENCES = (
 """Add the wish for a mask to a whole sentence or question."""
 
 QUESTIONS = (
+    "{} Please answer the question and provide the segmentation mask.",
     "{} Answer briefly and mark what you speak of.",
     "{} Please reply, and add the mask of the object in your answer.",
     "{} Tell me, and outline it.",
@@ -49,6 +57,7 @@ QUESTIONS = (
 """Ask for a short answer and the mask of what it names."""
 
 EXPLANATIONS = (
+    "{} Please provide the segmentation mask and explain why.",
     "{} Segment it, then explain your choice.",
     "{} Give the mask and say why it is this one.",
     "{} Mark what is meant and tell me the reason.",
@@ -59,6 +68,7 @@ EXPLANATIONS = (
 """Ask for a mask first and the reason for it after."""
 
 DESCRIPTIONS = (
+    "Please segment the object according to the description: {}",
     "Find what is described here and segment it: {}",
     "Somebody described an object like this: {} Mark it in the video.",
     "Read this description and outline the object that fits it: {}",

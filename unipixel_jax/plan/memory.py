@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from unipixel_jax.core.accelerators import Chip
+from unipixel_jax.core.sharding import HOST_MEMORY
 
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -55,8 +56,9 @@ def usable(chip: Chip) -> float:
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Return the bytes that each chip holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Return the bytes that each chip holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings. What lies in the hosts' memory is not counted."""
+    held = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST_MEMORY]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
 
 
 def read_memory(compiled: jax.stages.Compiled, named: Mapping[str, float], chip: Chip) -> Memory:

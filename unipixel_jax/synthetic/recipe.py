@@ -37,7 +37,7 @@ LOSSES = MaskLossWeights(mask=5.0, dice=5.0, iou=1.0, object=1.0, every_candidat
 
 def from_scratch(learning_rate: float) -> OptimConfig:
     """The optimizer of the stages and of the run after them, which differ in the rate at the end of the warm-up."""
-    return OptimConfig(learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, matrices="muon")
+    return OptimConfig(learning_rate, weight_decay=0.01, b2=0.98, warmup_ratio=0.04, optimizer="muon")
 
 
 CURRICULUM = Curriculum(

@@ -60,6 +60,7 @@ class DataConfig:
         validation_batches: how many batches of validation data are measured.
         filters: which samples to leave out.
         draw: how samples are drawn; its ``image_size`` is set to the model's.
+        templates: a JSON file of the sentences with which samples ask and answer (data/templates.py); None for the project's own.
         max_tokens: the largest number of tokens of a conversation; longer ones are replaced by others. None for no limit.
         loader: how batches are made in the background.
         buckets: the padded sizes of batches; every combination that occurs compiles a program.
@@ -72,6 +73,7 @@ class DataConfig:
     validation_batches: int = 8
     filters: Filters = field(default_factory=Filters)
     draw: DrawOptions = field(default_factory=DrawOptions)
+    templates: str | None = None
     max_tokens: int | None = None
     loader: LoaderOptions = field(default_factory=LoaderOptions)
     buckets: BucketTable = BUCKETS
@@ -88,16 +90,18 @@ class TrainConfig:
         run_dir: the directory for checkpoints, metrics and the configuration; None for runs/ followed by the name.
         trained: the parts of the model that are trained, by the names in train/trainable.py.
         lora: sizes of the adapters; None for no adapters.
-        optim: learning rates, decay, clipping.
+        optim: the optimizer, learning rates, their schedule, decay, clipping.
         losses: weights of the mask losses.
         mesh: how the devices of all hosts are arranged.
         hosts: which processes train together.
         batch_size: the number of samples that run together, over all hosts and devices.
-        accumulation: the number of batches whose mean gradient makes one step.
+        accumulation: the number of batches whose mean gradient makes one step; the last step of an epoch has what is left of it.
         steps: the number of optimisation steps; None goes by ``epochs``.
         epochs: the number of passes over the data, where ``steps`` is None.
         dtype: the compute dtype; trained weights are stored in float32, frozen ones in this dtype.
         remat: what the backward pass computes again (core/stacking.py).
+        offload_optimizer: whether the optimizer's state lies in the hosts' memory between updates, which saves the devices that memory while they compute
+            gradients, and takes the time of moving it twice a step.
         dropout: whether dropout and stochastic depth of SAM 2's training, and the dropout of the adapters, are applied.
         sample_objects: the largest number of objects of a sample that are trained; None for all.
         sam2_batch_mode: whether every frame is segmented by itself, without tracking.
@@ -124,6 +128,7 @@ class TrainConfig:
     epochs: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Remat = "full"
+    offload_optimizer: bool = False
     dropout: bool = True
     sample_objects: int | None = None
     sam2_batch_mode: bool = False

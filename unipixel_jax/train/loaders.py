@@ -17,6 +17,7 @@ from unipixel_jax.core.sharding import batch_spec
 from unipixel_jax.data.loader import Loader
 from unipixel_jax.data.mixture import Mixture
 from unipixel_jax.data.pipeline import DrawSample, open_loader, open_mixture
+from unipixel_jax.data.templates import OWN, Templates, read_templates
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.config import TrainConfig
@@ -44,10 +45,19 @@ def validation_mixture(config: TrainConfig) -> Mixture | None:
     return open_mixture(data.validation, data.root, config.batch_size, config.seed + VALIDATION_SEED, data.validation_split, data.filters)
 
 
-def run_loader(config: TrainConfig, layout: Layout, mixture: Mixture, tokenizer: Tokenizer) -> Loader[Any, TrainBatch]:
+def run_templates(config: TrainConfig) -> Templates:
+    """Return the sentences with which samples ask and answer.
+
+    Raises:
+        UserError: their file cannot be read, or holds others than expected.
+    """
+    return OWN if config.data.templates is None else read_templates(config.data.templates)
+
+
+def run_loader(config: TrainConfig, layout: Layout, mixture: Mixture, tokenizer: Tokenizer, templates: Templates) -> Loader[Any, TrainBatch]:
     """Return a loader of this process's rows of every batch of a mixture."""
     options = replace(config.data.draw, image_size=layout.model_config.sam2.image_size)
-    draw = DrawSample(tokenizer, layout.model_config, options, config.data.max_tokens, config.dtype)
+    draw = DrawSample(tokenizer, layout.model_config, options, config.data.max_tokens, config.dtype, templates)
     host, hosts = batch_share(layout)
     # The buckets are every number of rows that is a multiple of this host's shards, so that a batch of one sample a row needs no padding rows.
     shards = data_shards(layout.mesh) // hosts

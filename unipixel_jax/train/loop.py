@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import to_devices
 from unipixel_jax.train.flops import row_flops
 from unipixel_jax.train.interruption import Interruption
-from unipixel_jax.train.loaders import batch_share, resume, run_loader, training_mixture, validation_mixture
+from unipixel_jax.train.loaders import batch_share, resume, run_loader, run_templates, training_mixture, validation_mixture
 from unipixel_jax.train.meter import Meter
 from unipixel_jax.train.metrics import Unwatched, Watch
 from unipixel_jax.train.non_finite import FiniteCheck
@@ -62,14 +63,15 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
     tokenizer = Tokenizer.from_directory(start)
     model_config = UniPixelConfig.from_directory(start)
     tokenizer.check(model_config)
+    templates = run_templates(config)
     mixture, held_out = training_mixture(config), validation_mixture(config)
-    total = config.steps or max(1, int(config.epochs * mixture.steps_per_epoch / config.accumulation))
+    total = total_steps(config, mixture.steps_per_epoch)
     layout = lay_out(config, model_config, total, devices or jax.devices())
     run_info = RunInfo.of(config.to_json(), layout.model_config, config.trained, config.lora, start)
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
         Checkpoints(run_dir / CHECKPOINTS, run_info, config.keep, BEST if held_out else None) as checkpoints,
-        run_loader(config, layout, mixture, tokenizer) as loader,
+        run_loader(config, layout, mixture, tokenizer, templates) as loader,
     ):
         restored = checkpoints.restore(layout.state)
         if restored is not None:
@@ -80,12 +82,22 @@ def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax
             with replacing(run_dir / CONFIG) as aside:
                 aside.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
         finite = FiniteCheck(layout, run_info, run_dir, total, start)
-        validation = Validation(setup, held_out, tokenizer) if held_out else None
+        validation = Validation(setup, held_out, tokenizer, templates) if held_out else None
         with Watch(run_dir, config.to_json(), total, first) if writes else Unwatched() as watch, Interruption() as interruption:
             watch.say(report(mixture))
             own, everything = setup.count()
             watch.say(f"{config.name}: {own:,} of {everything:,} parameters are trained, {total} steps{f', from step {first} on' if first else ''}")
             return _Run(setup, run_dir, total, loader, checkpoints, finite, validation, watch, interruption).steps(first)
+
+
+def total_steps(config: TrainConfig, batches: int) -> int:
+    """Return the number of steps of a training, rounded as in transformers' ``Trainer`` (4.53.3, ``set_initial_training_values``).
+
+    Args:
+        config: the run's configuration.
+        batches: the number of batches of an epoch, of which the last step takes what is left.
+    """
+    return config.steps or max(1, math.ceil(config.epochs * math.ceil(batches / config.accumulation)))
 
 
 @dataclass
@@ -154,12 +166,17 @@ class _Run:
         return state
 
     def _gradients(self, step: int, state: TrainState) -> tuple[nnx.State, list[LossParts], list[TrainBatch]]:
-        """Compute the mean gradients over the batches of a step; returns them with the losses and arrays of each batch."""
+        """Compute the mean gradients over the batches of a step; returns them with the losses and arrays of each batch.
+
+        The last step of an epoch has the batches that are left of it. Each counts as much as in other steps, as in the reference, whose trainer divides every
+        loss by the accumulation (transformers' ``Trainer.training_step``).
+        """
         config, setup = self.setup.config, self.setup
         total: Any = None
         losses: list[LossParts] = []
         batches: list[TrainBatch] = []
-        for number in range(config.accumulation):
+        left = self.loader.mixture.steps_per_epoch - self.loader.step % self.loader.mixture.steps_per_epoch
+        for number in range(min(config.accumulation, left)):
             arrays = self._next_batch()
             key = step_key(config.seed, step, number)
             gradients, parts = self._gradients_of(state.trained, setup.frozen, to_devices(arrays, setup.mesh), key)

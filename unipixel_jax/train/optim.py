@@ -1,15 +1,14 @@
-"""The optimizer: torch's AdamW with the clipping, schedule and learning rates of the reference's trainer, or Muon for training from random weights.
+"""The optimizer: torch's AdamW with the clipping, schedule and learning rates of the reference's trainer, or another of optax.
 
-Sources: torch.optim.AdamW; torch.nn.utils.clip_grad_norm_; transformers' get_cosine_schedule_with_warmup; unipixel/train/custom_trainer.py; for Muon,
-arXiv 2502.16982.
+Sources: torch.optim.AdamW; torch.nn.utils.clip_grad_norm_; transformers' optimization.py; unipixel/train/custom_trainer.py; for Muon, arXiv 2502.16982.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +22,31 @@ MUON_RMS = 0.2
 """The root mean square of a matrix's update before the learning rate. It is about that of Adam, so that the same rates and decay can be used (arXiv 2502.16982,
 section 2.2)."""
 
+Optimizer = Literal["adamw", "nadamw", "amsgrad", "adabelief", "adafactor", "lion", "sgd", "muon"]
+Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
+
+_INVERSE_STEPS = 10_000
+"""The steps in which "inverse_sqrt" falls to a share of 0.71 where there is no warm-up, as in transformers."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer's settings that the reference's command line has, with the same defaults, and ``matrices``.
+    """The optimizer's settings that the reference's command line has, with the same defaults.
 
     Attributes:
         learning_rate: the rate at the end of the warm-up, for all weights whose group has no rate of its own.
         lora_lr, sam_encoder_lr, sam_decoder_lr: the rates of the adapters, of SAM 2's image encoder and of the rest of SAM 2; None means ``learning_rate``.
         weight_decay: decoupled weight decay; each step subtracts this share of a weight times the learning rate.
-        b1, b2, eps: the constants of Adam.
+        b1, b2, eps: the constants of Adam and its kin.
         clip_norm: the largest norm of all gradients together; None does not clip.
         warmup_ratio: the share of all steps in which the rate rises from 0, rounded up to whole steps.
-        matrices: "adam", as in the reference, updates all weights by Adam. "muon" replaces the momentum of every matrix (train/trainable.py, ``matrices``)
-            by the nearest orthogonal matrix, which leaves plateaus of training from random weights sooner; all other weights keep Adam.
+        schedule: how the rate goes on after the warm-up: "cosine" and "linear" fall to 0 in the last step, "constant" stays, "inverse_sqrt" falls with the root
+            of the number of steps.
+        optimizer: how gradients become updates; all have the same clipping, learning rates, schedule and decoupled weight decay. "adamw" is the reference's.
+            "nadamw", "amsgrad", "adabelief" and "lion" are optax's of these names; "sgd" has the momentum ``b1``. "adafactor" keeps sums of rows and columns
+            in the place of second moments, and no first ones, as transformers sets it up (no relative steps). "muon" replaces the momentum of every matrix
+            (train/trainable.py, ``matrices``) by the nearest orthogonal matrix, which leaves plateaus of training from random weights sooner; all other
+            weights have Adam.
     """
 
     learning_rate: float = 2e-5
@@ -49,7 +59,8 @@ class OptimConfig:
     eps: float = 1e-8
     clip_norm: float | None = 1.0
     warmup_ratio: float = 0.03
-    matrices: Literal["adam", "muon"] = "adam"
+    schedule: Schedule = "cosine"
+    optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
         rates = (self.learning_rate, self.lora_lr, self.sam_encoder_lr, self.sam_decoder_lr)
@@ -60,7 +71,8 @@ class OptimConfig:
             "eps": (self.eps > 0, "above 0"),
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "above 0, or None for no clipping"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "within [0, 1]"),
-            "matrices": (self.matrices in ("adam", "muon"), "adam or muon"),
+            "optimizer": (self.optimizer in get_args(Optimizer), f"one of {', '.join(get_args(Optimizer))}"),
+            "schedule": (self.schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
         }
         for what, (right, expected) in checks.items():
             if not right:
@@ -78,7 +90,7 @@ def make_optimizer(config: OptimConfig, owners: Any, total_steps: int) -> optax.
     Args:
         config: the settings.
         owners: a tree like the trained weights, with a ``Group`` for each array (train/trainable.py, ``groups``).
-        total_steps: the number of steps, after which the learning rate is 0.
+        total_steps: the number of steps of the whole training.
 
     Raises:
         UserError: ``total_steps`` is below 1.
@@ -99,10 +111,10 @@ def make_optimizer(config: OptimConfig, owners: Any, total_steps: int) -> optax.
 
 
 def schedule(config: OptimConfig, total_steps: int) -> Callable[[jax.Array | int], jax.Array]:
-    """Return the learning rate by step: it rises linearly from 0 during the warm-up, and then falls to 0 along half a cosine. Step 0 of a warm-up has rate 0.
+    """Return the learning rate by step: it rises linearly from 0 during the warm-up, and goes on by ``config.schedule``. Step 0 of a warm-up has rate 0.
 
     Args:
-        config: the settings, of which the rate and the share of warm-up steps are used.
+        config: the settings, of which the rate, the schedule and the share of warm-up steps are used.
         total_steps: the number of steps of the whole training.
 
     Returns:
@@ -122,17 +134,34 @@ def _factor(config: OptimConfig, total_steps: int) -> Callable[[jax.Array | int]
 
     def factor(step: jax.Array | int) -> jax.Array:
         at = jnp.asarray(step, jnp.float32)
-        progress = (at - warmup) / max(1, total_steps - warmup)
-        return jnp.where(at < warmup, at / max(1, warmup), jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress))))
+        past = at - warmup
+        progress = past / max(1, total_steps - warmup)
+        after = {
+            "cosine": lambda: jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress))),
+            "linear": lambda: jnp.maximum(0.0, 1 - progress),
+            "constant": lambda: jnp.ones_like(at),
+            "inverse_sqrt": lambda: jax.lax.rsqrt(1 + jnp.maximum(0.0, past) / (warmup or _INVERSE_STEPS)),
+        }[config.schedule]()
+        return jnp.where(at < warmup, at / max(1, warmup), after)
 
     return factor
 
 
 def _direction(config: OptimConfig) -> optax.GradientTransformation:
     """Return the transformation of gradients to updates of unit learning rate. optax's Adam adds epsilon where torch's does."""
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
-    if config.matrices == "adam":
-        return _plain_promotion(adam)
+    b1, b2, eps = config.b1, config.b2, config.eps
+    adam = optax.scale_by_adam(b1, b2, eps)
+    others: Mapping[str, Callable[[], Any]] = {
+        "adamw": lambda: adam,
+        "nadamw": lambda: optax.scale_by_adam(b1, b2, eps, nesterov=True),
+        "amsgrad": lambda: optax.scale_by_amsgrad(b1, b2, eps),
+        "adabelief": lambda: optax.scale_by_belief(b1, b2, eps),
+        "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+        "lion": lambda: optax.scale_by_lion(b1, b2),
+        "sgd": lambda: optax.trace(b1),
+    }
+    if config.optimizer != "muon":
+        return _plain_promotion(others[config.optimizer]())
     muon = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices), optax.stateless(_alike))
 
     def which(params: Any) -> Any:

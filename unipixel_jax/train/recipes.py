@@ -2,6 +2,9 @@
 
 The number of samples of a step is ``batch_size * accumulation``: 256, 256 and 32. Set ``batch_size`` to as many as run at once on your devices, and change
 ``accumulation`` so that the product stays the same.
+
+The stages do not clip gradients. The reference's scripts train under DeepSpeed, which clips only if its configuration says so; theirs (scripts/zero2.json,
+zero2_offload.json) does not, and transformers fills in the trainer's ``max_grad_norm`` only where it says "auto" (4.53.3, integrations/deepspeed.py).
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def stage1(name: str, checkpoint: str, size: str) -> TrainConfig:
         StartConfig(checkpoint, size=size),
         DATA,
         trained=("ref",),
-        optim=OptimConfig(learning_rate=1e-3),
+        optim=OptimConfig(learning_rate=1e-3, clip_norm=None),
         batch_size=8,
         accumulation=32,
         save_every=500,
@@ -60,7 +63,7 @@ def stage3(name: str, checkpoint: str, size: str) -> TrainConfig:
         replace(DATA, datasets=STAGE3_DATA, filters=filters, max_tokens=40960),
         trained=("lora", "embedding", "ref", "ref_enc", "msk", "seg", "sam2"),
         lora=LoraConfig(rank=128, alpha=256, dropout=0.1),
-        optim=OptimConfig(learning_rate=2e-5, sam_encoder_lr=5e-6, sam_decoder_lr=5e-6),
+        optim=OptimConfig(learning_rate=2e-5, sam_encoder_lr=5e-6, sam_decoder_lr=5e-6, clip_norm=None),
         batch_size=8,
         accumulation=4,
         sample_objects=5,

@@ -23,8 +23,9 @@ from unipixel_jax.core.checkpoint import restore_leaves
 from unipixel_jax.core.files import PARAMS
 from unipixel_jax.core.mesh import data_shards, make_mesh
 from unipixel_jax.core.params import abstract
+from unipixel_jax.core.sharding import HOST_MEMORY
 from unipixel_jax.errors import UserError
-from unipixel_jax.models.lora import add_lora
+from unipixel_jax.models.lora import add_lora, trained_biases
 from unipixel_jax.models.partition import partitioned
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 from unipixel_jax.train.config import TrainConfig
@@ -119,14 +120,21 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
         model = abstract_model(model_config)
         return model if config.lora is None else add_lora(model, config.lora, rngs)
 
-    parts: tuple[Any, ...] = nnx.split(partitioned(abstract(make), model_config, mesh), trained(config.trained), ...)
+    model = partitioned(abstract(make), model_config, mesh)
+    biases = set() if config.lora is None else trained_biases(model, config.lora)
+    parts: tuple[Any, ...] = nnx.split(model, trained(config.trained, biases), ...)
     graph, own, rest = parts
     rest = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, config.dtype, sharding=a.sharding), rest)
     optimizer = make_optimizer(config.optim, groups(own), total_steps)
     everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(weight: Any) -> NamedSharding:
+        return weight.sharding.with_memory_kind(HOST_MEMORY) if config.offload_optimizer else weight.sharding
+
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda a, weight: a if _is_masked(a) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=weight.sharding),
+        # rows and columns that stand for a matrix (Adafactor) are small, and on every device
+        lambda a, weight: a if _is_masked(a) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(weight) if a.shape == weight.shape else everywhere),
         jax.eval_shape(optimizer.init, own),
         own,
         transform_non_params=lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
@@ -146,8 +154,10 @@ def set_up(layout: Layout, start: Path, state: TrainState | None = None) -> Setu
         state: the state from a checkpoint with which the run continues. Only frozen weights are then read, so that no weight is in memory twice.
 
     Raises:
-        UserError: the directory does not hold the weights of that model.
+        UserError: the directory does not hold the weights of that model, or the devices have no access to the hosts' memory that the optimizer is to use.
     """
+    if layout.config.offload_optimizer:
+        _require_host_memory(layout.mesh.local_devices[0])
     if state is None:
         own, rest = _filled(layout, start, layout.state.trained, layout.frozen, unread=nnx.State({}))
         where = shardings((layout.state.step, layout.state.opt_state))
@@ -157,6 +167,13 @@ def set_up(layout: Layout, start: Path, state: TrainState | None = None) -> Setu
         (rest,) = _filled(layout, start, layout.frozen, unread=layout.state.trained)
     fields = {field.name: getattr(layout, field.name) for field in dataclasses.fields(Layout)}
     return Setup(**fields | {"state": state, "frozen": rest})
+
+
+def _require_host_memory(device: jax.Device) -> None:
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST_MEMORY not in kinds:
+        found = f"{device.device_kind} has {', '.join(kinds)}"
+        raise UserError(f"offload_optimizer needs the memory {HOST_MEMORY!r}, and {found}: train with --no-offload-optimizer")
 
 
 def _filled(layout: Layout, start: Path, *states: nnx.State, unread: nnx.State) -> list[nnx.State]:

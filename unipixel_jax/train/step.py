@@ -71,6 +71,7 @@ def make_update(setup: Layout) -> OnMesh:
     The state is donated. Where the loss or a gradient is not finite, weights and moments stay unchanged, and only the step's number grows.
     """
     owners = groups(setup.state.trained)
+    offloaded = setup.config.offload_optimizer
 
     def update(state: TrainState, grads: nnx.State, loss: jax.Array) -> tuple[TrainState, StepMetrics]:
         squares: dict[str, jax.Array] = {}
@@ -79,11 +80,13 @@ def make_update(setup: Layout) -> OnMesh:
         norm = jnp.sqrt(sum(squares.values(), jnp.zeros((), jnp.float32)))
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
 
+        before = jax.device_put(state.opt_state, jax.memory.Space.Device) if offloaded else state.opt_state
+
         def apply() -> tuple[nnx.State, optax.OptState]:
-            changes, opt_state = setup.optimizer.update(grads, state.opt_state, state.trained)
+            changes, opt_state = setup.optimizer.update(grads, before, state.trained)
             return optax.apply_updates(state.trained, changes), opt_state
 
-        own, opt_state = jax.lax.cond(finite, apply, lambda: (state.trained, state.opt_state))
+        own, opt_state = jax.lax.cond(finite, apply, lambda: (state.trained, before))
         return TrainState(state.step + 1, own, opt_state), StepMetrics(norm, jax.tree.map(jnp.sqrt, squares), finite)
 
     out = (shardings(setup.state), NamedSharding(setup.mesh, PartitionSpec()))

@@ -6,7 +6,7 @@ Reference: unipixel/train/train.py and custom_trainer.py, create_optimizer.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,12 @@ Predicate = Callable[[tuple[Any, ...], Any], bool]
 """A condition on the path of a weight and the weight."""
 
 
-def trained(names: Sequence[str]) -> Predicate:
+def trained(names: Sequence[str], others: Collection[KeyPath] = ()) -> Predicate:
     """Return a predicate for ``nnx.split`` and ``nnx.state`` that says whether a weight is trained.
 
     Args:
         names: keys of ``PARTS``, which are named as the reference's tuning modules; "lora" for adapters, "all" (alone) for everything.
+        others: the paths of single weights that are trained besides.
 
     Raises:
         UserError: a name is unknown, there is none, or "all" stands beside others.
@@ -82,7 +83,7 @@ def trained(names: Sequence[str]) -> Predicate:
     def predicate(path: KeyPath, value: Any) -> bool:
         if path[-1] in ADAPTERS:
             return adapters
-        return path[-1] not in CONSTANTS and _below(path, prefixes)
+        return path[-1] not in CONSTANTS and (_below(path, prefixes) or path in others)
 
     return predicate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unipixel_jax.data.mixture import Mixture
+from unipixel_jax.data.templates import Templates
 from unipixel_jax.processing.tokenizer import Tokenizer
 from unipixel_jax.train.feed import to_devices
 from unipixel_jax.train.loaders import run_loader
@@ -14,15 +15,15 @@ from unipixel_jax.train.step import make_loss
 class Validation:
     """Measures the losses on the same batches of a mixture in every evaluation."""
 
-    def __init__(self, setup: Setup, mixture: Mixture, tokenizer: Tokenizer) -> None:
-        self._setup, self._mixture, self._tokenizer = setup, mixture, tokenizer
+    def __init__(self, setup: Setup, mixture: Mixture, tokenizer: Tokenizer, templates: Templates) -> None:
+        self._setup, self._mixture, self._tokenizer, self._templates = setup, mixture, tokenizer, templates
         self._loss = make_loss(setup)
 
     def measure(self, state: TrainState) -> dict[str, float]:
         """Return the mean losses over the validation batches, by name. All processes must call it."""
         setup, config = self._setup, self._setup.config
         found = []
-        with run_loader(config, setup, self._mixture, self._tokenizer) as loader:
+        with run_loader(config, setup, self._mixture, self._tokenizer, self._templates) as loader:
             for _ in range(config.data.validation_batches):
                 found.append(self._loss(state.trained, setup.frozen, to_devices(next(loader).arrays, setup.mesh)))
         return {f"validation_{name}": value for name, value in mean_losses(found).items()}

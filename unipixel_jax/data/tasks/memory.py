@@ -11,29 +11,30 @@ from __future__ import annotations
 import numpy as np
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example
-from unipixel_jax.data.frames import square_masks
-from unipixel_jax.data.prompts_regions import LOCATE_PROMPTS
+from unipixel_jax.data.frames import read_tracked, square_masks
 from unipixel_jax.data.tasks.conversation import choose_turns, conversation
 from unipixel_jax.data.tasks.marks import visible_frame
-from unipixel_jax.data.tasks.objects import read_clip, read_objects
+from unipixel_jax.data.tasks.objects import frames_of, read_objects
 from unipixel_jax.data.tasks.referring import mark
+from unipixel_jax.data.templates import Templates, pick
 from unipixel_jax.errors import UserError
 
 
-def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
+def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator, templates: Templates) -> Example:
     """Draw frames, turns, words, and a point or box for each object; all their masks are to be segmented.
 
     Raises:
         UserError: an object that is on no drawn frame, more objects than ``max_objects``, or a file that cannot be read.
     """
-    clip, indices = read_clip(annotation, options, rng)
+    clip, tracked, indices = read_tracked(frames_of(annotation), options, rng)
     turns = choose_turns(annotation.turns, options.max_turns, rng)
-    pairs = [(LOCATE_PROMPTS[rng.integers(len(LOCATE_PROMPTS))].format(turn.text), turn.answer) for turn in turns]
+    pairs = [(pick(templates.locate, rng).format(turn.text), turn.answer) for turn in turns]
     masks = square_masks(read_objects(turns, clip, indices, annotation.name), options.image_size)
     if options.max_objects is not None and len(masks) > options.max_objects:
         raise UserError(f"{annotation.name} has {len(masks)} objects, expected at most max_objects={options.max_objects}")
     references = []
-    for mask in masks:
+    # points and boxes lie on frames that the language model sees
+    for mask in masks if tracked is None else masks[:, clip.indices]:
         frame = visible_frame(mask, annotation.name, rng)
         references.append(mark(annotation, mask[frame], frame, rng))
-    return Example(annotation, conversation(pairs), clip, masks, tuple(references), sample_frames=options.sample_frames[1])
+    return Example(annotation, conversation(pairs), clip, masks, tracked, tuple(references), sample_frames=options.sample_frames[1])

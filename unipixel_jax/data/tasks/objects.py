@@ -22,9 +22,18 @@ def read_clip(annotation: Annotation, options: DrawOptions, rng: np.random.Gener
     Raises:
         UserError: the sample has no frames to draw from, or a file cannot be read.
     """
+    return read_frames(frames_of(annotation), options, rng)
+
+
+def frames_of(annotation: Annotation) -> FrameFiles | VideoFrames:
+    """Return the media of a sample.
+
+    Raises:
+        UserError: the sample has no frames to draw from.
+    """
     if not isinstance(annotation.media, FrameFiles | VideoFrames):
         raise UserError(f"{annotation.name} has the media {annotation.media}, expected FrameFiles or VideoFrames for the task {annotation.task}")
-    return read_frames(annotation.media, options, rng)
+    return annotation.media
 
 
 def read_objects(turns: Sequence[Turn], clip: Clip, indices: Sequence[int], name: str) -> NDArray[np.bool_]:

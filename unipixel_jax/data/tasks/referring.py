@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Turn
 from unipixel_jax.data.frames import square_masks
-from unipixel_jax.data.prompts_regions import CAPTION_PROMPTS
 from unipixel_jax.data.tasks.conversation import choose_turns, conversation
 from unipixel_jax.data.tasks.marks import draw_box, draw_point, visible_frame
 from unipixel_jax.data.tasks.objects import read_clip, read_objects
+from unipixel_jax.data.templates import Templates, pick
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.tokenizer import REF_TOKEN
 
 
-def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
+def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator, templates: Templates) -> Example:
     """Draw frames, turns, words, and a point or box for each object.
 
     Raises:
@@ -35,7 +35,8 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
         frame = visible_frame(mask, annotation.name, rng)
         square = square_masks(mask[None, frame : frame + 1], options.image_size)[0, 0]
         references.append(mark(annotation, square, frame, rng))
-    return Example(annotation, conversation([_words(turn, rng) for turn in turns]), clip, references=tuple(references), sample_frames=options.sample_frames[1])
+    pairs = [_words(turn, rng, templates) for turn in turns]
+    return Example(annotation, conversation(pairs), clip, references=tuple(references), sample_frames=options.sample_frames[1])
 
 
 def mark(annotation: Annotation, mask: NDArray[np.bool_], frame: int, rng: np.random.Generator) -> SquareReference:
@@ -43,7 +44,7 @@ def mark(annotation: Annotation, mask: NDArray[np.bool_], frame: int, rng: np.ra
     return draw_point(mask, frame, rng) if "point" in annotation.data_type else draw_box(mask, frame, rng)
 
 
-def _words(turn: Turn, rng: np.random.Generator) -> tuple[str, str]:
+def _words(turn: Turn, rng: np.random.Generator, templates: Templates) -> tuple[str, str]:
     if turn.kind == "caption":
-        return CAPTION_PROMPTS[rng.integers(len(CAPTION_PROMPTS))].format(REF_TOKEN), turn.answer
+        return pick(templates.caption, rng).format(REF_TOKEN), turn.answer
     return turn.text, turn.answer

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, Turn
-from unipixel_jax.data.prompts_regions import DESCRIBE_PROMPTS
 from unipixel_jax.data.tasks.conversation import conversation
 from unipixel_jax.data.tasks.objects import read_clip, read_objects
+from unipixel_jax.data.templates import Templates, pick
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.memory import memory_prefix
 from unipixel_jax.processing.prompts import REGION
@@ -27,7 +27,7 @@ _NUMBERS = 16
 """The number of a single object is drawn below this."""
 
 
-def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
+def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator, templates: Templates) -> Example:
     """Draw frames, words and numbers; all turns are taken, since later ones may build on earlier ones.
 
     Raises:
@@ -41,7 +41,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     seen = _pairs(masks)
     if not seen.any(axis=0).all():
         raise UserError(f"{annotation.name}: an object's mask is empty on all {len(clip.frames)} frames that were drawn; expected at least one pixel")
-    pairs = [_words(turn, ids[0], rng) for turn in annotation.turns]
+    pairs = [_words(turn, ids[0], rng, templates) for turn in annotation.turns]
     pairs[0] = memory_prefix(seen[..., None, None], len(clip.frames), ids) + pairs[0][0], pairs[0][1]
     return Example(annotation, conversation(pairs), clip, memory=masks, sample_frames=options.sample_frames[1])
 
@@ -65,7 +65,7 @@ def _pairs(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return (visible[:, ::2] | visible[:, 1::2]).T
 
 
-def _words(turn: Turn, drawn: int, rng: np.random.Generator) -> tuple[str, str]:
+def _words(turn: Turn, drawn: int, rng: np.random.Generator, templates: Templates) -> tuple[str, str]:
     if turn.kind == "describe":
-        return DESCRIBE_PROMPTS[rng.integers(len(DESCRIBE_PROMPTS))].format(turn.text), turn.answer
+        return pick(templates.describe, rng).format(turn.text), turn.answer
     return turn.text.replace(REGION, f"[{drawn}]"), turn.answer

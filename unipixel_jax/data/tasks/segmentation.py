@@ -15,31 +15,31 @@ O objects, F frames, S side of SAM's square. Source: ``SegmentationDataset`` in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, FrameFiles, Turn, VideoFrames
-from unipixel_jax.data.frames import read_frames, square_masks
+from unipixel_jax.data.frames import read_tracked, square_masks
 from unipixel_jax.data.masks import LabelClasses
-from unipixel_jax.data.prompts_segmentation import ANSWERS, DESCRIPTIONS, EXPLANATIONS, IMAGE_QUERIES, QUESTIONS, SENTENCES, VIDEO_QUERIES
 from unipixel_jax.data.tasks.conversation import choose_turns, conversation
+from unipixel_jax.data.templates import Templates, pick
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.tokenizer import SEG_TOKEN
 
-_ASKED: Mapping[str, Sequence[str]] = {"sentence": SENTENCES, "question": QUESTIONS, "explanatory": EXPLANATIONS, "description": DESCRIPTIONS}
+_ASKED = ("sentence", "question", "explanatory", "description")
+"""The kinds of turns whose lists of templates have their names."""
 
 
-def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator) -> Example:
+def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator, templates: Templates) -> Example:
     """Choose frames and turns, word them, and read the masks at SAM's size.
 
     Args:
         annotation: with the task "segmentation".
         options: how to draw.
         rng: random numbers.
+        templates: the sentences to draw from.
 
     Returns:
-        One mask [F, S, S] for each turn. A mask may be empty, where no drawn frame shows the object.
+        One mask [F, S, S] for each turn. A mask may be empty, where none of SAM's frames shows the object.
 
     Raises:
         UserError: a file is missing or broken, a turn has no masks or no words, or there are more objects than allowed.
@@ -47,8 +47,8 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     if not isinstance(annotation.media, FrameFiles | VideoFrames):
         raise UserError(f"{annotation.name} has nothing to segment in: expected frames or a video")
     turns = choose_turns(_present(annotation), options.max_turns, rng)
-    clip, indices = read_frames(annotation.media, options, rng)
-    pairs = [_word(turn, annotation, rng) for turn in turns]
+    clip, tracked, indices = read_tracked(annotation.media, options, rng)
+    pairs = [_word(turn, annotation, rng, templates) for turn in turns]
     height, width = clip.frames.shape[1:3]
     masks = []
     for turn in turns:
@@ -58,7 +58,7 @@ def draw(annotation: Annotation, options: DrawOptions, rng: np.random.Generator)
     stacked = np.concatenate(masks)
     if options.max_objects is not None and len(stacked) > options.max_objects:
         raise UserError(f"{annotation.name} has {len(stacked)} objects, expected at most {options.max_objects}")
-    return Example(annotation, conversation(pairs), clip, stacked, sample_frames=options.sample_frames[1])
+    return Example(annotation, conversation(pairs), clip, stacked, tracked, sample_frames=options.sample_frames[1])
 
 
 def _present(annotation: Annotation) -> list[Turn]:
@@ -69,19 +69,19 @@ def _present(annotation: Annotation) -> list[Turn]:
     return turns
 
 
-def _word(turn: Turn, annotation: Annotation, rng: np.random.Generator) -> tuple[str, str]:
+def _word(turn: Turn, annotation: Annotation, rng: np.random.Generator, templates: Templates) -> tuple[str, str]:
     """The question and the answer of a turn."""
     if turn.kind in ("query", "part"):
-        templates = IMAGE_QUERIES if "image" in annotation.data_type else VIDEO_QUERIES
-        question = _pick(templates, rng).format(_name(turn, annotation, rng))
+        queries = templates.image_query if "image" in annotation.data_type else templates.video_query
+        question = pick(queries, rng).format(_name(turn, annotation, rng))
     elif turn.kind in _ASKED:
-        question = _pick(_ASKED[turn.kind], rng).format(turn.text)
+        question = pick(getattr(templates, turn.kind), rng).format(turn.text)
     else:
         known = ", ".join(("query", "part", *_ASKED, "classes"))
         raise UserError(f"{annotation.name} has a turn of kind {turn.kind!r}, expected one of {known}")
     if turn.kind == "question":
         return question, f"{turn.answer} {SEG_TOKEN}."
-    answer = _pick(ANSWERS, rng)
+    answer = pick(templates.answer, rng)
     return question, f"{answer} {turn.answer}" if turn.kind == "explanatory" else answer
 
 
@@ -97,7 +97,3 @@ def _name(turn: Turn, annotation: Annotation, rng: np.random.Generator) -> str:
     for article in ("the ", "an ", "a "):
         name = name.removeprefix(article)
     return name
-
-
-def _pick(sentences: Sequence[str], rng: np.random.Generator) -> str:
-    return sentences[int(rng.integers(len(sentences)))]
