@@ -79,8 +79,10 @@ def record(args: argparse.Namespace) -> int:
         session = Session(folder, args.device, args.dtype, args.attention)
         draw(folder / "media", plan.photo_size, plan.media, args.seed)
         if spec:
-            save_checkpoint(folder / "checkpoint", spec, Path(args.tiny).stem, args.dtype, args.seed)
-            calibrate(session, *examples(session, plan, args.seed))
+            # calibrated on the CPU in float32, whatever is recorded, so that the weights are the same for every device and dtype
+            draft = Session(folder, "cpu", "float32", "sdpa")
+            save_checkpoint(folder / "checkpoint", spec, Path(args.tiny).stem, "float32", args.seed)
+            calibrate(draft, args.dtype, *examples(draft, plan, args.seed))
         else:
             if not (args.checkpoint / "config.json").is_file():
                 raise RecordingError(f"--checkpoint {args.checkpoint} has no config.json: expected the directory of a UniPixel checkpoint")

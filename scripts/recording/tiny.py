@@ -85,14 +85,15 @@ def randomise(model: Any, seed: int) -> None:
 
 
 @torch.no_grad()
-def calibrate(session: Session, prompts: list[dict[str, Any]], clips: list[dict[str, torch.Tensor]]) -> None:
-    """Change the random model so that its recording covers segmentation and absent objects, and save it again.
+def calibrate(session: Session, dtype: str, prompts: list[dict[str, Any]], clips: list[dict[str, torch.Tensor]]) -> None:
+    """Change the random model so that its recording covers segmentation and absent objects, and save it again in ``dtype``.
 
     A random model hardly ever generates ``<|seg|>``, and finds an object in all frames or in none. So the head's row for ``<|seg|>`` is chosen to have the
     highest logit at one position of each prompt, and the object score's last bias so that the object is found in some of the clips' frames only.
 
     Args:
-        session: the recording's models; its checkpoint is changed.
+        session: a float32 session; its checkpoint is changed.
+        dtype: the dtype in which the checkpoint is saved.
         prompts: arguments for the model's ``generate``; none may hold ``<|seg|>``.
         clips: ``frames``, ``hidden`` and ``frame_size`` of tracked clips.
     """
@@ -123,7 +124,7 @@ def calibrate(session: Session, prompts: list[dict[str, Any]], clips: list[dict[
         if margin > best[0]:
             best = (margin, bias.clone())
     bias.copy_(best[1])
-    save(session.folder / "checkpoint", model, processor, model.config.sam2_model)
+    save(session.folder / "checkpoint", model.to(getattr(torch, dtype)), processor, model.config.sam2_model)
 
 
 def save_adapter(session: Session, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""``unipixel-jax parity``: replay a recording of the torch reference, and report how close our outputs are."""
+"""``unipixel-jax parity``: replay a recording of the torch reference, and report how close our outputs are; or compare two recordings with each other."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unipixel_jax.arguments import add_attention
 from unipixel_jax.errors import needing
+
+if TYPE_CHECKING:
+    from unipixel_jax.parity.recording import Recording
 
 SMALL_WEIGHTS = 200e6
 """The bytes of a recording's weights below which its programs are compiled without optimisation."""
@@ -18,8 +22,11 @@ SMALL_WEIGHTS = 200e6
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of ``parity``."""
-    parser.description = "Replay a recording of the torch reference and compare. The exit status is 1 where something differs."
+    parser.description = (
+        "Replay a recording of the torch reference and compare, or compare it with another recording. The exit status is 1 where something differs."
+    )
     parser.add_argument("recording", type=Path, metavar="RECORDING", help="a folder made by scripts/record_reference.py")
+    parser.add_argument("--against", type=Path, metavar="OTHER", help="replay nothing; compare what RECORDING and this other one hold for the cases in both")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     add_attention(parser)
     parser.set_defaults(run=_run)
@@ -31,6 +38,7 @@ def _run(args: argparse.Namespace) -> int:
     from unipixel_jax.core.files import replacing, writable
 
     with needing("train", "replaying a recording"):
+        from unipixel_jax.parity.against import compare_recordings
         from unipixel_jax.parity.recording import open_recording
         from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
 
@@ -39,8 +47,9 @@ def _run(args: argparse.Namespace) -> int:
         writable(args.json)
     log = logging.getLogger("unipixel_jax.parity")
     recording = open_recording(args.recording)
+    other = None if args.against is None else open_recording(args.against)
     results: list[CaseResult] = []
-    for result in replay(recording):
+    for result in replay(recording) if other is None else compare_recordings(recording, other):
         log.debug("case %d of %d, %s done", len(results) + 1, len(recording.cases), result.name)
         results.append(result)
     report = to_json(results)
@@ -48,9 +57,19 @@ def _run(args: argparse.Namespace) -> int:
     if args.json is not None:
         with replacing(args.json) as aside:
             aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if other is not None:
+        _print_pair(recording, other)
     failed = [case["name"] for case in report["cases"] if not case["passed"]]
     print(f"{len(results)} cases, all passed" if report["passed"] else f"{len(failed)} of {len(results)} cases FAILED: {', '.join(failed)}")
     return 0 if report["passed"] else 1
+
+
+def _print_pair(recording: Recording, other: Recording) -> None:
+    """Say of each of two recordings what it was made with, and which cases it alone has."""
+    names = [[case.name for case in one.cases] for one in (recording, other)]
+    for one, own, others in zip((recording, other), names, reversed(names), strict=True):
+        alone = ", ".join(name for name in own if name not in others)
+        print(f"{one.root}: {one.made_with}{alone and f'; it alone has {alone}'}")
 
 
 def _skip_optimisation(recording: Path) -> None:

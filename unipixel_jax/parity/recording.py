@@ -147,6 +147,12 @@ class Recording:
     cases: tuple[Case, ...]
     description: Mapping[str, Any]
 
+    @property
+    def made_with(self) -> str:
+        """Device, dtype and version of torch, in words: "cuda, bfloat16, torch 2.7.1"."""
+        device, torch = (str(self.description.get(key, "unknown"))[:40] for key in ("device", "torch"))
+        return f"{device}, {self.dtype}, torch {torch}"
+
 
 def open_recording(root: Path) -> Recording:
     """Read a recording's description; tensors are read when they are asked for.

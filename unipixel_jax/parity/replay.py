@@ -75,10 +75,8 @@ class Context:
 def vision(case: Case, context: Context) -> list[Check]:
     """Compare the vision tower: its tokens, and the merger's input in raster order and in window order."""
     config = context.loaded.config
-    patches, grid = case.input("pixel_values"), case.grid("grid_thw")
-    tables, places = build_vision_index(grid, config.vision)
-    padded = np.zeros((len(tables.rope), patches.shape[1]), np.float32)
-    place_patches([patches], places, padded)
+    grid = case.grid("grid_thw")
+    padded, tables, places = vision_inputs(case, context)
     tokens, merger_input = (np.asarray(a)[places] for a in _vision(context.loaded.model, padded, jax.device_put(tables)))
     ours = {"embeds": tokens, "merger_input": merger_input, "merger_input_window_order": merger_input[reference_order(grid, config.vision)]}
     return [compare.close(name, ours[name], value, context.hidden) for name, value in case.outputs.items()]
@@ -96,7 +94,7 @@ def text(case: Case, context: Context) -> list[Check]:
 
 def multimodal(case: Case, context: Context) -> list[Check]:
     """Compare one forward pass on a prompt with vision tokens, references or memory features."""
-    inputs = _collate(case, context)
+    inputs = model_inputs(case, context)
     length = case.input("input_ids").shape[1]
     names = ("hidden_before_norm", "logits", "seg_tokens")
     placed = jax.device_put(inputs)
@@ -132,7 +130,7 @@ def rope(case: Case, context: Context) -> list[Check]:
 def sam2_image(case: Case, context: Context) -> list[Check]:
     """Compare SAM 2's image encoder and its position encodings."""
     sizes = context.loaded.config.sam2
-    features = _encode(context.loaded.model, _channels_last(case.input("frames")))
+    features = _encode(context.loaded.model, channels_last(case.input("frames")))
     ours = {f"fpn.{i}": np.asarray(a).transpose(0, 3, 1, 2) for i, a in enumerate((features.high0, features.high1, features.low))}
     ours |= {f"pos.{i}": sine_grid(sizes.grid * 4 // 2**i, sizes.d_model).transpose(2, 0, 1)[None] for i in range(3)}
     return [compare.close(name, ours[name], value, context.sam) for name, value in case.outputs.items()]
@@ -140,22 +138,11 @@ def sam2_image(case: Case, context: Context) -> list[Check]:
 
 def sam2_video(case: Case, context: Context) -> list[Check]:
     """Compare tracking from recorded hidden tokens, frame by frame as a stream of known length."""
-    frames, hidden = _channels_last(case.input("frames")), jnp.asarray(case.input("hidden"))
-    size = case.frame_size()
-    model = context.loaded.model
-    state = model.sam2.start(1, F32, len(frames))
-    rows = []
-    for number, frame in enumerate(frames):
-        state, out = _step(model, state, _encode(model, frame[None]), hidden)
-        rows.append((out.low_res[0], out.pointer[0], out.decoded.object_score, _memory_of(state, number, model.sam2)))
-    low_res, pointer, score, memory = (np.stack([np.asarray(row[i]) for row in rows]) for i in range(4))
-    theirs = case.outputs
-    ours = {
-        "low_res_masks": low_res,
-        "obj_ptr": pointer,
-        "object_score_logits": score,
-        "memory_features": memory[: len(theirs["memory_features"])],
-    }
+    size, model, theirs = case.frame_size(), context.loaded.model, case.outputs
+    frames, hidden = _clip(case)
+    ours = track(case, model)
+    low_res, score = ours["low_res_masks"], ours["object_score_logits"]
+    ours["memory_features"] = ours["memory_features"][: len(theirs["memory_features"])]
     masks = np.asarray(resize_masks(low_res, size) > 0)
     theirs = theirs | {"low_res_masks": theirs["low_res_masks"][0]}
     if not context.reduced:
@@ -174,6 +161,23 @@ def sam2_video(case: Case, context: Context) -> list[Check]:
     # Rounding decides the sign of a score near zero, so such scores are not compared.
     decided = np.abs(theirs["object_score_logits"]) > 2 * context.sam
     return [*checks, compare.exact("object present", (score > 0)[decided], (theirs["object_score_logits"] > 0)[decided])]
+
+
+def track(case: Case, model: UniPixelModel) -> dict[str, np.ndarray]:
+    """Return what our model computes, in float32, of each frame of a case of the kind ``sam2_video``.
+
+    Returns:
+        Under the names of the recorded outputs, F frames first: low_res_masks [F, 4g, 4g], obj_ptr [F, D], object_score_logits [F, 1] and memory_features
+        [F, channels, g, g], for SAM's grid of g by g.
+    """
+    frames, hidden = _clip(case)
+    state = model.sam2.start(1, F32, len(frames))
+    rows = []
+    for number, frame in enumerate(frames):
+        state, out = _step(model, state, _encode(model, frame[None]), hidden)
+        rows.append((out.low_res[0], out.pointer[0], out.decoded.object_score, _memory_of(state, number, model.sam2)))
+    names = ("low_res_masks", "obj_ptr", "object_score_logits", "memory_features")
+    return {name: np.stack([np.asarray(row[i]) for row in rows]) for i, name in enumerate(names)}
 
 
 def generated(case: Case, context: Context) -> list[Check]:
@@ -195,7 +199,7 @@ def generated(case: Case, context: Context) -> list[Check]:
     )
     tokens = np.asarray(answer.tokens[0, : int(answer.count[0])])
     hidden = _seg_hidden(answer, inputs, tokens, loaded.config.seg_token_id)
-    logits = clip_logits(loaded.model, _channels_last(case.input("frames")), hidden, F32).low_res
+    logits = clip_logits(loaded.model, channels_last(case.input("frames")), hidden, F32).low_res
     masks = np.asarray(resize_masks(np.asarray(logits).swapaxes(0, 1), size) > 0)
     return [compare.exact("tokens", tokens, theirs["tokens"]), compare.same_masks("masks", masks, theirs["masks"])]
 
@@ -260,12 +264,12 @@ def labels(case: Case, context: Context) -> list[Check]:
 
 def train_loss(case: Case, context: Context) -> list[Check]:
     """Compare losses, and the gradient of every trained tensor under its torch name."""
-    return compare_gradients(case, context.loaded, _collate(case, context))
+    return compare_gradients(case, context.loaded, model_inputs(case, context))
 
 
 def train_steps(case: Case, context: Context) -> list[Check]:
     """Compare some steps of training: their losses, and the change of every trained tensor."""
-    return compare_steps(case, context.loaded, _collate(case, context))
+    return compare_steps(case, context.loaded, model_inputs(case, context))
 
 
 KINDS: Mapping[str, Callable[[Case, Context], list[Check]]] = {
@@ -312,8 +316,14 @@ def _step(model: UniPixelModel, state: TrackState, features: FrameFeatures, hidd
     return model.sam2.step(state, features, hidden)
 
 
-def _channels_last(frames: np.ndarray) -> np.ndarray:
+def channels_last(frames: np.ndarray) -> np.ndarray:
+    """Return recorded frames [F, 3, S, S] of any dtype as our model takes them: [F, S, S, 3], float32."""
     return np.ascontiguousarray(frames.astype(np.float32).transpose(0, 2, 3, 1))
+
+
+def _clip(case: Case) -> tuple[np.ndarray, jax.Array]:
+    """Return the frames [F, S, S, 3] and the object's hidden tokens [1, H, D] of a recorded clip."""
+    return channels_last(case.input("frames")), jnp.asarray(case.input("hidden"))
 
 
 def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
@@ -342,7 +352,17 @@ def _conversation(case: Case) -> batch.Conversation:
     return batch.Conversation(ids, media, references, memory)
 
 
-def _collate(case: Case, context: Context) -> ModelInputs:
+def vision_inputs(case: Case, context: Context) -> tuple[np.ndarray, VisionTables, np.ndarray]:
+    """Return the patches [P, patch_dim] of a case of the kind ``vision`` in our order and padded, their index tables, and the place of each recorded token."""
+    patches = case.input("pixel_values")
+    tables, places = build_vision_index(case.grid("grid_thw"), context.loaded.config.vision)
+    padded = np.zeros((len(tables.rope), patches.shape[1]), np.float32)
+    place_patches([patches], places, padded)
+    return padded, tables, places
+
+
+def model_inputs(case: Case, context: Context) -> ModelInputs:
+    """Return the recorded inputs of a case as a batch of one row."""
     return batch.collate([_conversation(case)], context.loaded.config, context.loaded.tokenizer.pad_id)
 
 

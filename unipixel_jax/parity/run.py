@@ -43,7 +43,7 @@ def replay(recording: Recording) -> Iterator[CaseResult]:
     if all(case.kind in sam2.KINDS for case in recording.cases):
         predictor = Sam2Predictor.from_pretrained(recording.root / "checkpoint")
         for case in recording.cases:
-            with _readable(case):
+            with readable(case):
                 checks = sam2.KINDS[case.kind](case, predictor)
             yield CaseResult(case.name, case.kind, tuple(checks))
         return
@@ -88,7 +88,7 @@ def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[C
     if case.kind not in KINDS:
         return []
     adapter = case.options.get("adapter")
-    with _readable(case):
+    with readable(case):
         if adapter is None:
             return _checks(case, recording, plain)
         with _converted(inside(recording.root, adapter)) as adapted:
@@ -96,7 +96,7 @@ def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[C
 
 
 @contextmanager
-def _readable(case: Case) -> Iterator[None]:
+def readable(case: Case) -> Iterator[None]:
     """Turn what arrays whose shapes or dtypes do not fit together raise into an error about the case."""
     try:
         yield
