@@ -64,7 +64,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help="see answering.py:Answerer")
     args, others = parser.parse_known_args()
     options = vars(args)
-    run, name = options.pop("run"), Path(args.pretrained).name
+    run, name = options.pop("run"), Path(args.pretrained).resolve().name
+    if not run.is_file():
+        parser.error(f"{run} is no file, expected run.py of a checkout of VLMEvalKit")
     supported_VLM[name] = partial(UniPixelJax, **options)
     sys.argv = [str(run), "--model", name, *others]
     sys.path[0] = str(run.parent)

@@ -221,7 +221,7 @@ def test_answers_of_vlmevalkit_are_those_of_the_model(model, vlm, photos, clip):
     for photo, words in photos[:2]:
         message = [{"type": "image", "value": photo}, {"type": "text", "value": "Look."}, {"type": "text", "value": words}]
         assert vlm.generate(message, dataset="MMBench") == model.answer(photo, f"Look.\n{words}", max_new_tokens=NEW).text
-    words = "Segment the leftmost object."
+    words = "Segment the rightmost object."
     video = [{"type": "video", "value": clip}, {"type": "text", "value": words}]
     assert vlm.VIDEO_LLM and vlm.nframe == 4
     few, many = (model.track(clip, words, sample_frames=count, max_new_tokens=NEW).answer.text for count in (1, 4))
@@ -250,6 +250,10 @@ def test_vlmevalkit_is_started_with_the_model(adapters, model, photos, tmp_path,
     argv, answer = json.loads(capsys.readouterr().out)
     assert argv == [str(run), "--model", "shapes_tiny", "--data", "MMBench"]
     assert answer == model.answer(*photos[0], max_new_tokens=3).text
+    monkeypatch.setattr(sys, "argv", ["adapter", "no/run.py", "--data", "MMBench"])
+    with pytest.raises(SystemExit):
+        adapters.vlmevalkit_adapter.main()
+    assert "no/run.py is no file" in capsys.readouterr().err
 
 
 def test_lmms_eval_is_started_with_the_model(adapters, monkeypatch):
