@@ -24,6 +24,7 @@ import numpy as np
 
 from unipixel_jax import UniPixel
 from unipixel_jax.demo import ASSETS
+from unipixel_jax.infer.prediction import Collector
 from unipixel_jax.processing.media import read_media
 
 WARM = 50
@@ -45,15 +46,17 @@ def write_clip(path: Path, frames: int) -> None:
 
 
 def track(path: Path) -> dict[str, float]:
-    """Track one object through a clip as ``unipixel-jax segment`` does, keeping run lengths only."""
+    """Segment one object in a clip, and keep its masks as ``segment`` does."""
     model = UniPixel.from_pretrained(dtype="float32")
-    lines, start = [], 0.0
-    for result in model.track(path, PROMPT, max_new_tokens=24):
-        lines.append(json.dumps(result.to_json()))
-        if len(lines) == WARM:
+    stream, collector, start = model.track(path, PROMPT, max_new_tokens=24), Collector(), 0.0
+    for result in stream:
+        collector.add(result.to_json())
+        if len(collector.frames) == WARM:
             start = time.perf_counter()
-    rate = (len(lines) - WARM) / (time.perf_counter() - start)
-    return {"frames": len(lines), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "frames_per_second": rate}
+    rate = (len(collector.frames) - WARM) / (time.perf_counter() - start)
+    found = collector.prediction(stream.answer)
+    assert found.found, "the small model finds the object"
+    return {"frames": len(found.frames), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "frames_per_second": rate}
 
 
 def main() -> None:

@@ -136,7 +136,7 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
                 if targets.lines is not None:
                     targets.lines.add(result)
                     saved = stream.save()
-                    if len(collector.lines) % SAVE_EVERY == 0:
+                    if len(collector.frames) % SAVE_EVERY == 0:
                         targets.lines.save(saved)
                 if targets.folder is not None:
                     targets.folder.add(result)
@@ -153,7 +153,7 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
         print(path)
     if interrupted.stopped:
         more = "; go on with --resume" if targets.lines is not None else ""
-        print(f"stopped after {len(collector.lines)} frames, whose results are written{more}", file=sys.stderr)
+        print(f"stopped after {len(collector.frames)} frames, whose results are written{more}", file=sys.stderr)
     return STOPPED if interrupted.stopped else 0
 
 

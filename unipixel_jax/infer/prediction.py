@@ -6,11 +6,12 @@ F frames, O objects, H height, W width of the media.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,32 +243,88 @@ class Prediction:
             np.savez_compressed(file, masks=masks, scores=scores, frames=np.asarray(self.frames))
 
 
-@dataclass
-class Collector:
-    """Gathers the results of frames into a ``Prediction``, without their pixels.
+class RunLengths(Sequence[Mapping[str, Any]]):
+    """The run lengths of an object's masks, which are all of one size: of each, only the text of the runs is held.
 
-    Attributes:
-        lines: what ``FrameResult.to_json`` said of each frame.
+    Args:
+        size: height and width of the masks.
     """
 
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, size: Sequence[int]) -> None:
+        self._size = list(size)
+        self._counts: list[bytes] = []
 
-    def add(self, line: dict[str, Any]) -> None:
+    def append(self, encoded: Mapping[str, Any]) -> None:
+        """Add a mask, as ``processing/rle.py:encode_mask`` made it."""
+        self._counts.append(encoded["counts"].encode("ascii"))
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Mapping[str, Any]]: ...
+
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
+        """A mask, or several, as ``encode_mask`` made them."""
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        return {"size": list(self._size), "counts": self._counts[place].decode("ascii")}
+
+
+class Collector:
+    """Gathers the results of frames into a ``Prediction``, without their pixels and in little memory, since a clip may have any length.
+
+    Attributes:
+        frames: the numbers of the frames whose results have come.
+    """
+
+    def __init__(self) -> None:
+        self.frames = array("q")
+        self._objects: list[_Collected] = []
+
+    def add(self, line: Mapping[str, Any]) -> None:
         """Take the next frame's ``FrameResult.to_json``."""
-        self.lines.append(line)
+        self.frames.append(line["frame"])
+        if not self._objects:
+            self._objects = [_Collected(RunLengths(item["mask"]["size"])) for item in line["objects"]]
+        for own, item in zip(self._objects, line["objects"], strict=True):
+            own.add(item)
 
     def prediction(self, answer: ClipAnswer) -> Prediction:
         """The answer with its objects, whose numbers are 1 to O. Where no frame has come, since the answer segments nothing, its frames are those that the
         language model looked at.
         """
-        objects = []
-        for place, (span, owner) in enumerate(zip(answer.spans, answer.owners, strict=True)):
-            own = [line["objects"][place] for line in self.lines]
-            scores, presence = (np.asarray([item[name] for item in own], np.float32) for name in ("score", "presence"))
-            runs, areas, boxes = ([item[name] for item in own] for name in ("mask", "area", "box"))
-            objects.append(SegmentedObject(runs, areas, boxes, scores, presence, span, owner))
-        frames = [line["frame"] for line in self.lines] or answer.sampled
-        return Prediction(answer.text, answer.tokens, objects, frames, answer.size, answer.prompts)
+        found = self._objects or [_Collected(RunLengths(answer.size)) for _ in answer.spans]
+        objects = [own.object(span, owner) for own, span, owner in zip(found, answer.spans, answer.owners, strict=True)]
+        return Prediction(answer.text, answer.tokens, objects, self.frames.tolist() or answer.sampled, answer.size, answer.prompts)
+
+
+@dataclass
+class _Collected:
+    """What has come of one object; the boxes stand in one row, four numbers each, all -1 where the mask is empty."""
+
+    runs: RunLengths
+    areas: array[int] = field(default_factory=lambda: array("q"))
+    boxes: array[int] = field(default_factory=lambda: array("q"))
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    presence: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Take the object's entry of ``FrameResult.to_json``."""
+        self.runs.append(item["mask"])
+        self.areas.append(item["area"])
+        self.boxes.extend(item["box"] or (-1,) * 4)
+        self.scores.append(item["score"])
+        self.presence.append(item["presence"])
+
+    def object(self, span: tuple[int, int] | None, owner: int) -> SegmentedObject:
+        """The object with its masks; the arguments are the attributes ``span`` and ``prompt``."""
+        boxes = [None if self.boxes[start] < 0 else self.boxes[start : start + 4].tolist() for start in range(0, len(self.boxes), 4)]
+        scores, presence = (np.asarray(values, np.float32) for values in (self.scores, self.presence))
+        return SegmentedObject(self.runs, self.areas.tolist(), boxes, scores, presence, span, owner)
 
 
 def box_of(mask: NDArray[np.bool_]) -> list[int] | None:
