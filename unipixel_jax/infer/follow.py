@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from unipixel_jax.infer.progress import Steps
     from unipixel_jax.infer.stream import Stream
     from unipixel_jax.processing.frames import FrameSource
+
+log = logging.getLogger(__name__)
 
 STOPPED = 130
 """The exit status of a command that Ctrl-C ended."""
@@ -129,8 +133,11 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
                     _draw(result, overlay, targets.exports)
                 stream.resume(before)
         steps.stage("tracking" if len(targets.source) > 1 else "segmenting", len(targets.source))
+        began = time.perf_counter()
         with Interrupted() as interrupted:
             for result in stream:
+                if not collector.frames:
+                    log.info("masks of the first frame: %.2f s", time.perf_counter() - began)
                 collector.add(result.to_json())
                 _draw(result, overlay, targets.exports)
                 if targets.lines is not None:
