@@ -4,6 +4,7 @@ import http.server
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 import threading
 from decimal import Decimal
@@ -273,3 +274,10 @@ def test_descriptions_are_marked_by_a_judge(tmp_path, capsys, monkeypatch):
     assert found["scores"]["All"] == {"score": 2.5} and found["scores"]["Subject Correspondence"] == {"count": 1, "score": 4.0}
     assert found["failures"] == [{"sample": "b", "reason": "there is no description"}]
     assert next(replies) == "no idea"
+
+
+def test_scoring_imports_no_jax():
+    arguments = ["eval", "score", "mvbench", "--predictions", str(CASE_A / "predictions/mvbench")]
+    program = f"import sys; from unipixel_jax.cli import main; assert main({arguments!r}) == 0; print(sorted({{'jax', 'flax', 'torch'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

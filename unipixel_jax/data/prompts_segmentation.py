@@ -87,3 +87,11 @@ ANSWERS = (
     f"I found it at {SEG_TOKEN}.",
 )
 """Give the mask and say nothing else."""
+
+
+def bare_name(name: str) -> str:
+    """A name, which is not empty, without a capital at its start and without its article, as the sentences take it."""
+    name = name[0].lower() + name[1:]
+    for article in ("the ", "an ", "a "):
+        name = name.removeprefix(article)
+    return name

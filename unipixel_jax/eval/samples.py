@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.data.prompts_segmentation import DESCRIPTIONS, IMAGE_QUERIES, QUESTIONS, SENTENCES, VIDEO_QUERIES, bare_name
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.job_source import Job
 from unipixel_jax.infer.prediction import Prediction
@@ -62,15 +63,11 @@ ListSamples = Callable[[str, str, Path, Path, Settings], Sequence[Sample]]
 
 SENTENCE, QUERY, QUESTION, DESCRIPTION = "sentence", "query", "question", "description"
 
-_WORDS: Mapping[str, str] = {
-    SENTENCE: "{} Please provide the segmentation mask.",
-    QUESTION: "{} Please answer the question and provide the segmentation mask.",
-    DESCRIPTION: "Please segment the object according to the description: {}",
-}
+_WORDS: Mapping[str, str] = {SENTENCE: SENTENCES[0], QUESTION: QUESTIONS[0], DESCRIPTION: DESCRIPTIONS[0]}
 
 
 def segmentation_prompt(kind: str, text: str, media: str) -> str:
-    """The words that ask for a mask.
+    """The words that ask for a mask: the first of each list with which training asks, since that is the benchmarks'.
 
     Args:
         kind: "query" for a name, or "sentence", "question" or "description".
@@ -85,10 +82,7 @@ def segmentation_prompt(kind: str, text: str, media: str) -> str:
     name = text.strip(".")
     if not name:
         raise UserError(f"the expression {text!r} names nothing: leave it out of the list")
-    name = name[0].lower() + name[1:]
-    for article in ("the ", "an ", "a "):
-        name = name.removeprefix(article)
-    return f"Please segment the {name} in this {media}."
+    return (IMAGE_QUERIES if media == "image" else VIDEO_QUERIES)[0].format(bare_name(name))
 
 
 def choice_prompt(question: str, options: Sequence[str]) -> str:

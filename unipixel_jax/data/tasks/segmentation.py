@@ -20,6 +20,7 @@ import numpy as np
 from unipixel_jax.data.annotation import Annotation, DrawOptions, Example, FrameFiles, Turn, VideoFrames
 from unipixel_jax.data.frames import read_tracked, square_masks
 from unipixel_jax.data.masks import LabelClasses
+from unipixel_jax.data.prompts_segmentation import bare_name
 from unipixel_jax.data.tasks.conversation import choose_turns, conversation
 from unipixel_jax.data.templates import Templates, pick
 from unipixel_jax.errors import UserError
@@ -93,7 +94,4 @@ def _name(turn: Turn, annotation: Annotation, rng: np.random.Generator) -> str:
         name = f"{thing} {part}" if rng.random() < 0.5 else f"{part} of the {thing}"
     if not name:
         raise UserError(f"{annotation.name} asks for {turn.text!r}, expected a name")
-    name = name[0].lower() + name[1:]
-    for article in ("the ", "an ", "a "):
-        name = name.removeprefix(article)
-    return name
+    return bare_name(name)
