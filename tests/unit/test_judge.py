@@ -379,7 +379,8 @@ def test_a_killed_process_leaves_what_it_was_told(server, tmp_path):
 
 def test_an_interrupted_command_does_not_wait_for_replies(server, tmp_path):
     program = (
-        "import sys; from unipixel_jax.eval.judge import *; from unipixel_jax.errors import run_command\n"
+        "import signal, sys; from unipixel_jax.eval.judge import *; from unipixel_jax.errors import run_command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a process that is started in the background ignores it
         "sys.exit(run_command(lambda: score_descriptions(ChatJudge(sys.argv[1], 'm'), [('a', 'b'), ('c', 'd')], workers=2), False))"
     )
     server.delay = 5.0

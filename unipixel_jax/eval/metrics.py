@@ -150,7 +150,9 @@ def _dilated(edge: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     Whole rows are shifted as one flat array, which is fast; ``radius`` empty columns at their ends keep a row's pixels out of the next.
     """
     height, width = edge.shape
-    flat = np.pad(edge, ((0, 0), (0, radius))).ravel()
+    wide = np.zeros((height, width + radius), bool)
+    wide[:, :width] = edge
+    flat = wide.ravel()
     grown, reach = flat.copy(), 0
     out = np.zeros((height, width), bool)
     for down in range(radius, -1, -1):
