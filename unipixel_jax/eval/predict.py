@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from unipixel_jax.eval import mask_samples, question_samples
 from unipixel_jax.eval.benchmarks import Benchmark
 from unipixel_jax.eval.journal import Journal, read_journal
 from unipixel_jax.eval.samples import Sample, Settings
-from unipixel_jax.infer.job_source import Job, Options, Outcome, reason_of
+from unipixel_jax.infer.job_source import Job, Options, reason_of
 from unipixel_jax.infer.many import run_jobs
 from unipixel_jax.infer.prediction import Prediction
 from unipixel_jax.infer.predictor import UniPixel
@@ -92,39 +93,22 @@ def run(
         devices: the devices that take samples.
         progress: called after each sample.
     """
-    def outcomes(pairs: Iterator[tuple[Sample, Callable[[], Job]]]) -> Iterator[tuple[Sample, Outcome]]:
-        running: dict[str, Sample] = {}
-        failed: list[tuple[Sample, Outcome]] = []
-
-        def jobs() -> Iterator[Job]:
-            for sample, make in pairs:
-                try:
-                    job = make()
-                except UserError as error:
-                    failed.append((sample, Outcome(Job("", ""), reason=str(error))))
-                    continue
-                running[job.id] = sample
-                yield job
-
-        for outcome in run_jobs(model.loaded, model.sampling, model.seed, jobs(), options, devices):
-            yield running.pop(outcome.job.id), outcome
-        yield from failed
-
+    ask = partial(_outcomes, model, options, devices)
     left = [sample for sample in samples if sample.name not in journal.done]
-    for sample, outcome in outcomes((sample, sample.job) for sample in left if sample.then is None):
-        _note(sample, outcome.prediction, outcome.reason, journal)
+    for sample, prediction, reason in ask((sample, sample.job) for sample in left if sample.then is None):
+        _note(sample, prediction, reason, journal)
         progress()
     twice = [sample for sample in left if sample.then is not None]
     for group in (twice[start : start + TOGETHER] for start in range(0, len(twice), TOGETHER)):
         first: list[tuple[Sample, Prediction]] = []
-        for sample, outcome in outcomes((sample, sample.job) for sample in group):
-            if outcome.prediction is not None:
-                first.append((sample, outcome.prediction))
+        for sample, prediction, reason in ask((sample, sample.job) for sample in group):
+            if prediction is not None:
+                first.append((sample, prediction))
             else:
-                _note(sample, None, outcome.reason, journal)
+                _note(sample, None, reason, journal)
                 progress()
-        for sample, outcome in outcomes((sample, _then(sample, prediction)) for sample, prediction in first):
-            _note(sample, outcome.prediction, outcome.reason, journal)
+        for sample, prediction, reason in ask((sample, _then(sample, prediction)) for sample, prediction in first):
+            _note(sample, prediction, reason, journal)
             progress()
 
 
@@ -171,6 +155,28 @@ def write_submission(benchmark: Benchmark, place: Place) -> Path:
             entry = zipfile.ZipInfo(str(inside / mask.relative_to(place.predictions)))
             archive.writestr(entry, mask.read_bytes())
     return path
+
+
+def _outcomes(
+    model: UniPixel, options: Options, devices: Sequence[jax.Device], pairs: Iterator[tuple[Sample, Callable[[], Job]]]
+) -> Iterator[tuple[Sample, Prediction | None, str]]:
+    """Run the jobs that belong to samples; yields each sample with its prediction, or with None and the reason why there is none, in any order."""
+    running: dict[str, Sample] = {}
+    failed: list[tuple[Sample, None, str]] = []
+
+    def jobs() -> Iterator[Job]:
+        for sample, make in pairs:
+            try:
+                job = make()
+            except UserError as error:
+                failed.append((sample, None, str(error)))
+                continue
+            running[job.id] = sample
+            yield job
+
+    for outcome in run_jobs(model.loaded, model.sampling, model.seed, jobs(), options, devices):
+        yield running.pop(outcome.job.id), outcome.prediction, outcome.reason
+    yield from failed
 
 
 def _then(sample: Sample, prediction: Prediction) -> Callable[[], Job]:
