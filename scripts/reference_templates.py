@@ -36,7 +36,7 @@ LISTS = {
     "unipixel/dataset/sub_classes/region.py": {"REG_DETAILED_PROMPTS": "describe"},
     "unipixel/dataset/sub_classes/memory.py": {"SEG_MEMORY_PROMPTS": "locate"},
 }
-"""Where the reference keeps each list, and its name here."""
+"""The file and the name of each list in the reference, and its name here."""
 
 
 def read_lists(clone: Path) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What the adapters of other harnesses share: each of a harness's requests becomes one ``Job``, and its answer comes back in the order of the requests."""
+"""The adapters of other harnesses share this: each of a harness's requests becomes one ``Job``, and its answer comes back in the order of the requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a harness asks.
+    """A request of a harness.
 
     Attributes:
         parts: its message in order.

@@ -13,6 +13,7 @@ from PIL import Image
 
 from unipixel_jax.data.synthetic.language import full_name
 from unipixel_jax.data.synthetic.scene import draw_scene
+from unipixel_jax.eval.layouts import MVBENCH
 
 from .discs import run_length, write_folder, write_json, write_photo, write_video
 
@@ -20,31 +21,6 @@ VIDEOS = 3
 """Videos of a benchmark, or photos of a split."""
 
 KINDS = ("Causal", "Sequential", "Counterfactual", "Descriptive")
-
-MVBENCH = (
-    ("episodic_reasoning", "tvqa/frames_fps3_hq"),
-    ("action_sequence", "star/Charades_v1_480"),
-    ("action_prediction", "star/Charades_v1_480"),
-    ("action_antonym", "ssv2_video"),
-    ("fine_grained_action", "Moments_in_Time_Raw/videos"),
-    ("unexpected_action", "FunQA_test/test"),
-    ("object_existence", "clevrer/video_validation"),
-    ("object_interaction", "star/Charades_v1_480"),
-    ("object_shuffle", "perception/videos"),
-    ("moving_direction", "clevrer/video_validation"),
-    ("action_localization", "sta/sta_video"),
-    ("scene_transition", "scene_qa/video"),
-    ("action_count", "perception/videos"),
-    ("moving_count", "clevrer/video_validation"),
-    ("moving_attribute", "clevrer/video_validation"),
-    ("state_change", "perception/videos"),
-    ("fine_grained_pose", "nturgbd"),
-    ("character_order", "perception/videos"),
-    ("egocentric_navigation", "vlnqa"),
-    ("counterfactual_inference", "clevrer/video_validation"),
-)
-"""The lists of questions and the folders of their videos."""
-
 
 THINGS = 3
 """Things of each scene that are asked about."""
@@ -180,7 +156,7 @@ def write_regions(root: Path, seed: int) -> None:
 def write_mvbench(root: Path, seed: int) -> None:
     """Write a question for each of MVBench's twenty tasks. One shows a folder of frames, the others a video."""
     rng = np.random.default_rng([seed, 5])
-    for number, (task, place) in enumerate(MVBENCH):
+    for number, (task, place) in enumerate(MVBENCH.values()):
         frames, _, _ = draw(rng, 40 if number == 0 else 24)
         name = "show_clip" if number == 0 else f"{task}.mp4"
         if number == 0:

@@ -173,6 +173,15 @@ def drop_half_line(path: str | Path) -> None:
         file.truncate(0)
 
 
+def whole_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file with their numbers from 1, without a last one that was not written to its end."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            yield number, line
+
+
 def aside_of(target: Path) -> Path:
     """Return a path beside ``target`` that no other process uses. Its name tells ``remove_abandoned`` which process made it."""
     suffix = target.suffix if len(target.suffix) <= 16 and target.suffix.isascii() else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from unipixel_jax.core.files import drop_half_line, replacing
+from unipixel_jax.core.files import drop_half_line, replacing, whole_lines
 from unipixel_jax.errors import UserError
 
 
@@ -64,16 +64,13 @@ def read_journal(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]
     """
     header: dict[str, Any] = {}
     done = {}
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                entry = json.loads(line)
-                if number == 1:
-                    header = dict(entry)
-                else:
-                    done[str(entry["sample"])] = entry
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(f"{path}, line {number}: it is no line of a journal: remove the folder to start anew") from None
+    for number, line in whole_lines(path):
+        try:
+            entry = json.loads(line)
+            if number == 1:
+                header = dict(entry)
+            else:
+                done[str(entry["sample"])] = entry
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path}, line {number}: it is no line of a journal: remove the folder to start anew") from None
     return header, done

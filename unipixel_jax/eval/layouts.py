@@ -1,4 +1,4 @@
-"""Where the video benchmarks' files lie below the data root, and what stands in them.
+"""Where the benchmarks' files lie below the data root, and what stands in them.
 
 Source: the data sets' classes in UniPixel's ``unipixel/dataset/sub_classes/segmentation.py`` and ``.../evaluation/ref_sav.py``, and its scorers.
 """
@@ -36,6 +36,31 @@ LAYOUTS: Mapping[tuple[str, str], tuple[str, str | None, str]] = {
 """By benchmark and split, below the data root: the list of videos and expressions, the masks by number (None where they are not public), and the folder of
 the videos.
 """
+
+
+MVBENCH: Mapping[str, tuple[str, str]] = {
+    "Episodic Reasoning": ("episodic_reasoning", "tvqa/frames_fps3_hq"),
+    "Action Sequence": ("action_sequence", "star/Charades_v1_480"),
+    "Action Prediction": ("action_prediction", "star/Charades_v1_480"),
+    "Action Antonym": ("action_antonym", "ssv2_video"),
+    "Fine-grained Action": ("fine_grained_action", "Moments_in_Time_Raw/videos"),
+    "Unexpected Action": ("unexpected_action", "FunQA_test/test"),
+    "Object Existence": ("object_existence", "clevrer/video_validation"),
+    "Object Interaction": ("object_interaction", "star/Charades_v1_480"),
+    "Object Shuffle": ("object_shuffle", "perception/videos"),
+    "Moving Direction": ("moving_direction", "clevrer/video_validation"),
+    "Action Localization": ("action_localization", "sta/sta_video"),
+    "Scene Transition": ("scene_transition", "scene_qa/video"),
+    "Action Count": ("action_count", "perception/videos"),
+    "Moving Count": ("moving_count", "clevrer/video_validation"),
+    "Moving Attribute": ("moving_attribute", "clevrer/video_validation"),
+    "State Change": ("state_change", "perception/videos"),
+    "Fine-grained Pose": ("fine_grained_pose", "nturgbd"),
+    "Character Order": ("character_order", "perception/videos"),
+    "Egocentric Navigation": ("egocentric_navigation", "vlnqa"),
+    "Counterfactual Inference": ("counterfactual_inference", "clevrer/video_validation"),
+}
+"""MVBench's tasks, each with the name of its list of questions and the folder of its videos. Those of the first are folders of frames."""
 
 
 @dataclass(frozen=True)

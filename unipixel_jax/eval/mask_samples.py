@@ -6,7 +6,7 @@ H height, W width. Sources: UniPixel's ``unipixel/eval/infer_seg.py``, and its d
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from unipixel_jax.data.sources.base import choose_split
 from unipixel_jax.errors import UserError
 from unipixel_jax.eval.layouts import LAYOUTS, list_expressions, list_questions, naming_files
 from unipixel_jax.eval.metrics import box_iou, box_of_parts
-from unipixel_jax.eval.samples import DESCRIPTION, QUERY, QUESTION, SENTENCE, Sample, Settings, first_masks, segmentation_prompt, why_no_masks
+from unipixel_jax.eval.samples import DESCRIPTION, QUERY, QUESTION, SENTENCE, ListSamples, Sample, Settings, first_masks, segmentation_prompt, why_no_masks
 from unipixel_jax.infer.job_source import Job
 from unipixel_jax.infer.prediction import Prediction
 from unipixel_jax.processing.frames import FrameSource, open_files
@@ -192,7 +192,10 @@ def _size_of(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-SAMPLES: Mapping[str, Callable[[str, str, Path, Path, Settings], list[Sample]]] = {
+PHOTOS = ("refcoco", "refcoco+", "refcocog", "reason_seg")
+"""The benchmarks of photos, whose predictions are records of overlaps instead of masks."""
+
+SAMPLES: Mapping[str, ListSamples] = {
     **dict.fromkeys(("revos", "mevis", "ref_youtube_vos", "ref_davis17", "ref_sav"), video_samples),
     "groundmore": groundmore_samples,
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), refcoco_samples),

@@ -122,7 +122,7 @@ def finish(benchmark: Benchmark, samples: Sequence[Sample], place: Place, share:
     entries = [done[sample.name] for sample in samples]
     failures = [{"sample": entry["sample"], "reason": entry["reason"]} for entry in entries if "reason" in entry]
     place.predictions.mkdir(parents=True, exist_ok=True)
-    is_photos = benchmark.name in ("refcoco", "refcoco+", "refcocog", "reason_seg")
+    is_photos = benchmark.name in mask_samples.PHOTOS
     if is_photos or benchmark.name in question_samples.SAMPLES:
         name = "output.json" if share[1] == 1 and not is_photos else f"output_{share[0]}.json"
         _write_json(place.predictions / name, [entry["record"] for entry in entries])

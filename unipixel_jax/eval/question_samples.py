@@ -23,9 +23,9 @@ from unipixel_jax.data.frames import choose_frames, square_masks
 from unipixel_jax.data.regions import decode_regions
 from unipixel_jax.data.tasks.multimodal import spread_frames
 from unipixel_jax.errors import UserError, needing
-from unipixel_jax.eval.layouts import naming_files
+from unipixel_jax.eval.layouts import MVBENCH, naming_files
 from unipixel_jax.eval.metrics import score_volume
-from unipixel_jax.eval.samples import Sample, Settings, choice_prompt, require_file, spoken
+from unipixel_jax.eval.samples import ListSamples, Sample, Settings, choice_prompt, require_file, spoken
 from unipixel_jax.infer.job_source import Job
 from unipixel_jax.infer.prediction import Prediction
 from unipixel_jax.processing.frames import FrameSource, hold_frames, open_files, open_frames
@@ -38,32 +38,8 @@ DESCRIBE = "Please give a detailed description of the highlighted object [0] in 
 REGION_START, CHOICE_START = "The best option is (", "Best Option: ("
 CHOICE_TOKENS = 256
 
-MVBENCH: Mapping[str, tuple[str, str]] = {
-    "Episodic Reasoning": ("episodic_reasoning", "tvqa/frames_fps3_hq"),
-    "Action Sequence": ("action_sequence", "star/Charades_v1_480"),
-    "Action Prediction": ("action_prediction", "star/Charades_v1_480"),
-    "Action Antonym": ("action_antonym", "ssv2_video"),
-    "Fine-grained Action": ("fine_grained_action", "Moments_in_Time_Raw/videos"),
-    "Unexpected Action": ("unexpected_action", "FunQA_test/test"),
-    "Object Existence": ("object_existence", "clevrer/video_validation"),
-    "Object Interaction": ("object_interaction", "star/Charades_v1_480"),
-    "Object Shuffle": ("object_shuffle", "perception/videos"),
-    "Moving Direction": ("moving_direction", "clevrer/video_validation"),
-    "Action Localization": ("action_localization", "sta/sta_video"),
-    "Scene Transition": ("scene_transition", "scene_qa/video"),
-    "Action Count": ("action_count", "perception/videos"),
-    "Moving Count": ("moving_count", "clevrer/video_validation"),
-    "Moving Attribute": ("moving_attribute", "clevrer/video_validation"),
-    "State Change": ("state_change", "perception/videos"),
-    "Fine-grained Pose": ("fine_grained_pose", "nturgbd"),
-    "Character Order": ("character_order", "perception/videos"),
-    "Egocentric Navigation": ("egocentric_navigation", "vlnqa"),
-    "Counterfactual Inference": ("counterfactual_inference", "clevrer/video_validation"),
-}
-"""MVBench's tasks, each with the name of its list of questions and the folder of its videos. Those of the first are folders of frames."""
-
 STILLS = 32
-"""Frames that are taken of such a folder."""
+"""Frames that are taken of a clip of MVBench that is a folder of frames."""
 
 _OBJECT, _LISTED = re.compile(r"<object(\d+)>"), re.compile(r"<object(\d+)><region>")
 
@@ -341,7 +317,7 @@ def _open_stills(folder: Path, settings: Settings) -> FrameSource:
     return open_files([folder / f"{number:05d}.jpg" for number in range(1, count + 1, step)][:STILLS], folder.name, upright=False)
 
 
-SAMPLES: Mapping[str, Callable[[str, str, Path, Path, Settings], list[Sample]]] = {
+SAMPLES: Mapping[str, ListSamples] = {
     "videorefer_q": question_samples,
     "videorefer_d": description_samples,
     "pixelqa": pixelqa_samples,

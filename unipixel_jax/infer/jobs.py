@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unipixel_jax.core.files import drop_half_line, require_regular_file
+from unipixel_jax.core.files import drop_half_line, require_regular_file, whole_lines
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.job_source import Job, Outcome
 from unipixel_jax.processing.media import natural_order
@@ -176,15 +176,12 @@ def _known(folder: Path) -> dict[str, tuple[str, str]]:
     """What the results in a folder answer: media and prompt by the job's id. A line that was not written to its end counts for nothing."""
     known = {}
     for path in folder.glob("results*.jsonl"):
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    entry = json.loads(line)
-                    known[entry["id"]] = (entry["media"], entry["prompt"])
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    raise UserError(f"{path}, line {number}: it is no result: choose another --out, or remove the line") from None
+        for number, line in whole_lines(path):
+            try:
+                entry = json.loads(line)
+                known[entry["id"]] = (entry["media"], entry["prompt"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise UserError(f"{path}, line {number}: it is no result: choose another --out, or remove the line") from None
     return known
 
 
