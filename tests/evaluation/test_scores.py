@@ -281,3 +281,10 @@ def test_scoring_imports_no_jax():
     program = f"import sys; from unipixel_jax.cli import main; assert main({arguments!r}) == 0; print(sorted({{'jax', 'flax', 'torch'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_missing_package_is_named_with_its_extra():
+    arguments = ["eval", "score", "mvbench", "--predictions", str(CASE_A / "predictions/mvbench")]
+    program = f"import sys; sys.modules['pycocotools'] = None; from unipixel_jax.cli import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: `unipixel-jax eval` needs pycocotools: run pip install 'unipixel-jax[eval]'\n"

@@ -7,14 +7,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unipixel_jax.arguments import CommandParser, add_attention, add_model, positive
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
     from unipixel_jax.eval.benchmarks import Benchmark
@@ -64,7 +65,7 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes that score (default: one for each core)")
     add_judge(parser)
     add_attention(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=partial(_with_extra, _run))
 
 
 def add_judge(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +88,7 @@ def configure_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--shown", type=positive, metavar="N", help="videos: score N frames of each only, spread evenly, as the language model sees them")
     add_judge(parser)
-    parser.set_defaults(run=_score)
+    parser.set_defaults(run=partial(_with_extra, _score))
 
 
 def configure_report(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +96,13 @@ def configure_report(parser: argparse.ArgumentParser) -> None:
     parser.description = "Print the scores of runs beside the published ones, and write them as Markdown, a plot and a page with the worst cases."
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of --out, or of a benchmark's results")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.png and report.html")
-    parser.set_defaults(run=_report)
+    parser.set_defaults(run=partial(_with_extra, _report))
+
+
+def _with_extra(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command; a package that is missing is one of the extra."""
+    with needing("eval", "`unipixel-jax eval`"):
+        return run(args)
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:
