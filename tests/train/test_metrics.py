@@ -5,16 +5,59 @@ import io
 import json
 import struct
 import sys
+import time
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from unipixel_jax.core import distributed
 from unipixel_jax.errors import UserError
+from unipixel_jax.losses.mask import MaskLosses
+from unipixel_jax.train.meter import Meter
 from unipixel_jax.train.metrics import Watch
+from unipixel_jax.train.objective import LossParts
+from unipixel_jax.train.step import StepMetrics
 
 VALUES = {f"number_{i}": float(i) for i in range(40)}
+
+
+def batch():
+    """What a meter reads of a batch of one sample with five tokens."""
+    return SimpleNamespace(samples=("one",), inputs=SimpleNamespace(segments=np.array([[1, 1, 1, 1, 1, 0]])))
+
+
+def losses(total):
+    zero = np.float32(0)
+    return LossParts(np.float32(total), np.float32(total), zero, MaskLosses(zero, zero, zero, zero), zero, zero, zero)
+
+
+def test_what_the_processes_wait_for(monkeypatch):
+    """Of three processes the one that waits least for the others is the slowest, and the data of the slowest reader keep all of them."""
+    others = [[1, 5, 1e9, 0, 0.5, 4.0], [1, 5, 1e9, 0, 3.0, 0.25]]
+    monkeypatch.setattr(distributed, "gather", lambda name, own: [own, *map(json.dumps, others)])
+    meter = Meter(wait=1.0, ahead=3.0, saving=2.0, since=time.perf_counter() - 10)
+    meter.count(batch(), losses(2.0), 1e9)
+    meter.updates.append(StepMetrics(np.float32(1), {}, np.bool_(True)))
+    values = meter.values(1e-4, 1, 0)
+    seconds = 4.0 / values["process_wait"]
+    assert 10 <= seconds < 60
+    assert {name: round(values[name] * seconds, 6) for name in ("host_wait", "save_wait", "samples_per_second")} == {
+        "host_wait": 3.0, "save_wait": 2.0, "samples_per_second": 3.0,
+    }  # fmt: skip
+    assert values["slowest_process"] == 2
+
+
+def test_a_single_process_waits_for_no_other():
+    meter = Meter()
+    with meter.counting("saving"):
+        time.sleep(0.01)
+    meter.count(batch(), losses(2.0), 1e9)
+    meter.updates.append(StepMetrics(np.float32(1), {}, np.bool_(True)))
+    values = meter.values(1e-4, 1, 0)
+    assert 0 < values["save_wait"] <= 1 and "slowest_process" not in values
 
 
 def steps(run):

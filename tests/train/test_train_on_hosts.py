@@ -16,12 +16,19 @@ from unipixel_jax.core.distributed import LOST
 STEPS, EVERY, LOST_SECONDS = 16, 4, 30
 CONFIG = """
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from micro_run import micro_config
 
 def get_config():
     return micro_config(Path({start!r}), steps={steps}, log_every=1, save_every={every})
+"""
+SLOW = """
+if sys.argv[-1] == "1":  # the process's number
+    from unipixel_jax.train import loop
+    real = loop.to_devices
+    loop.to_devices = lambda *arguments: (time.sleep(2), real(*arguments))[1]
 """
 
 
@@ -113,3 +120,15 @@ def test_goes_on_in_one_process(config, undisturbed, tmp_path):
         processes.started[0].send_signal(signal.SIGTERM)
         assert [one.status for one in processes.ended()] == [0, 0]
     np.testing.assert_allclose(gone_on(tmp_path, config, count=1), undisturbed, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_slowest_process_is_named(config, tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(config.read_text() + SLOW)
+    with training(tmp_path, slow) as processes:
+        first, second = processes.ended()
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[2:]]
+    assert all(line["slowest_process"] == 1 and line["process_wait"] > 0.3 for line in lines)
+    assert re.search(r"process 1 \(.*\) is the slowest: another process waited for it for \d+% of the time", first.err)

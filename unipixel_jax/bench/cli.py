@@ -21,7 +21,7 @@ from unipixel_jax.bench import attention
 from unipixel_jax.bench.workloads import PARTS, Sizes
 from unipixel_jax.core.accelerators import CHIPS
 from unipixel_jax.core.files import replacing, writable
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import UserError, needing
 from unipixel_jax.ops.attention import BACKENDS
 
 Report = dict[str, dict[str, float]]
@@ -53,8 +53,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument("--plot", type=Path, metavar="FILE.png", help="draw times and memory as an image")
     kernels.set_defaults(run=_run, measure=_attention)
 
-    for command in (models, kernels):
+    training = commands.add_parser("train", help="a run's waiting for data and for checkpoints", allow_abbrev=False)
+    training.description = "Train for a while in a temporary directory. Fields of the configuration follow as with unipixel-jax train."
+    training.add_argument("config", metavar="CONFIG", help="a Python file like those in configs/")
+    training.add_argument("--steps-per-part", type=positive, default=10, help="steps between two lines of the log")
+    training.add_argument("--parts", type=positive, default=3, help="parts that are measured with saving, and without")
+    training.set_defaults(run=_run, measure=_training, fields=[])
+
+    step = commands.add_parser("step", help="a training step with made-up weights, on the devices that are here", allow_abbrev=False)
+    step.description = "Time the gradients of a batch and the update, as unipixel-jax plan foretells them. Fields of the configuration follow as there."
+    step.add_argument("config", metavar="CONFIG", help="a Python file like those in configs/")
+    step.add_argument("--model", metavar="SIZE", help="3b, 7b or tiny, or a converted directory (default: what the configuration says)")
+    for name, default in (("frames", 8), ("tokens", 2048), ("objects", 5)):
+        step.add_argument(f"--{name}", type=positive, default=default, help=f"{name} of every sample (default: {default})")
+    step.set_defaults(run=_run, measure=_step, fields=[])
+
+    for command in (models, kernels, step):
         command.add_argument("--repeats", type=positive, default=2, help="timed runs of each measurement")
+    for command in (models, kernels, training, step):
         command.add_argument("--json", type=Path, metavar="FILE", help='write the figures as JSON; "-" for standard output')
 
 
@@ -89,6 +105,31 @@ def _attention(args: argparse.Namespace) -> tuple[Table, list[dict[str, object]]
     if args.plot is not None:
         attention.plot(results, args.plot)
     return table, [{**dataclasses.asdict(r), "efficiency": r.efficiency} for r in results]
+
+
+def _training(args: argparse.Namespace) -> tuple[Table, dict[str, float]]:
+    with needing("train", "training"):
+        from unipixel_jax.bench.training import measure
+        from unipixel_jax.train.config import load_config
+    costs = measure(load_config(args.config, args.fields), args.steps_per_part, args.parts)
+    table = Table("samples/s", "while a checkpoint is written", "share", "waiting for data", "kept by saving", title=f"on {jax.devices()[0]}")
+    rates = f"{costs.samples_per_second:.2f}", f"{costs.samples_per_second_saving:.2f}"
+    table.add_row(*rates, *(f"{share:.1%}" for share in (costs.overlapped, costs.host_wait, costs.save_wait)))
+    return table, costs.to_json()
+
+
+def _step(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    with needing("train", "training"):
+        from unipixel_jax.bench.step import measure
+        from unipixel_jax.plan.cli import sizes
+        from unipixel_jax.plan.programs import Workload
+        from unipixel_jax.train.config import load_config
+    config = load_config(args.config, args.fields)
+    times = measure(config, sizes(args.model, config), Workload(args.frames, args.tokens, args.objects), args.repeats)
+    table = Table("program", "shortest, s", "median, s", "MFU", title=f"{config.name} on {times.devices} x {jax.devices()[0].device_kind}")
+    for name, own, share in (("gradients", times.gradients, times.mfu), ("update", times.update, None)):
+        table.add_row(name, f"{min(own):.3f}", f"{statistics.median(own):.3f}", "" if share is None else f"{share:.1%}")
+    return table, {**dataclasses.asdict(times), "mfu": times.mfu, "batch_size": config.batch_size}
 
 
 def _measure(args: argparse.Namespace) -> Report:

@@ -274,8 +274,8 @@ def _missing(client: Any, count: int, name: str, folder: str, seconds: float, er
         here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(folder)}
         told = _ended(client)
     except jax.errors.JaxRuntimeError:
-        return LostError(f"waiting for {name!r}: {_name(0)}, which coordinates the others, does not answer; look at its log")
-    missing = [_name(process) for process in range(count) if process not in here]
+        return LostError(f"waiting for {name!r}: {process_name(0)}, which coordinates the others, does not answer; look at its log")
+    missing = [process_name(process) for process in range(count) if process not in here]
     if told is not None:
         return told
     if missing:
@@ -292,7 +292,8 @@ def _ended(client: Any) -> UserError | None:
     return LostError(line) if all(status == LOST for _, status in told) else UserError(line)
 
 
-def _name(process: int) -> str:
+def process_name(process: int) -> str:
+    """Return what messages call a process: its number and, once the processes have met, its host."""
     return _run.names[process] if process < len(_run.names) else f"process {process}"
 
 
@@ -324,7 +325,7 @@ def _end(error: UserError) -> NoReturn:
     print(f"error: {line}", file=sys.stderr, flush=True)
     if client is not None and count == len(_run.names):
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            said = line if line.startswith("process ") else f"{_name(own)} has ended: {line}"
+            said = line if line.startswith("process ") else f"{process_name(own)} has ended: {line}"
             client.key_value_set(f"ended/{own}", json.dumps([said, status]))
         time.sleep(2 * PERIOD)
     sys.stdout.flush()

@@ -66,11 +66,16 @@ def _train(args: argparse.Namespace) -> int:
 
         config = load_config(args.config, args.fields)
         with connected(config.hosts):
-            _train_together(config)
+            train_together(config)
     return 0
 
 
-def _train_together(config: TrainConfig) -> None:
+def train_together(config: TrainConfig) -> None:
+    """Train as a configuration says, in all processes that are connected; the first of them makes random weights where the configuration asks for such.
+
+    Raises:
+        UserError: there are no weights to start from, or one of the errors of ``train``.
+    """
     import jax
 
     from unipixel_jax.core.distributed import barrier

@@ -40,6 +40,8 @@ CONFIG = "config.json"
 """Where a run's directory keeps its configuration."""
 BEST = Best("validation_loss", larger=False)
 """The metric whose best checkpoint is kept besides the newest ones."""
+SLOWEST_SHOWN = 0.05
+"""The share of the time that a process may wait for another before a line names the one that it waits for."""
 
 
 def train(config: TrainConfig, run_dir: Path, start: Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
@@ -138,7 +140,9 @@ class _Run:
         config, state = self.setup.config, self.setup.state
         for step in range(first, self.total):
             distributed.reach(f"step {step}")
-            if distributed.any_process("interruption", self.interruption.signal is not None):
+            with self.meter.counting("ahead"):
+                interrupted = distributed.any_process("interruption", self.interruption.signal is not None)
+            if interrupted:
                 self._save(step, state)
                 self._finish(f"stopped by a signal; step {step} of {self.total} is saved. Start the same command again to go on")
                 return state
@@ -189,7 +193,7 @@ class _Run:
         return mean, losses, batches
 
     def _next_batch(self) -> TrainBatch:
-        with self.meter.waiting():
+        with self.meter.counting("wait"):
             return next(self.loader).arrays
 
     def _due(self, done: int, every: int) -> bool:
@@ -199,7 +203,11 @@ class _Run:
     def _log(self, done: int) -> None:
         """Write the metrics of the steps since the last line of the log."""
         learning_rate, replaced = float(self.setup.rate(done - 1)), self.loader.failures.counts.total()
-        self.watch.write(done, self.meter.values(learning_rate, self._readers, replaced))
+        values = self.meter.values(learning_rate, self._readers, replaced)
+        self.watch.write(done, values)
+        if values.get("process_wait", 0.0) > SLOWEST_SHOWN:
+            slowest = distributed.process_name(int(values["slowest_process"]))
+            self.watch.say(f"{slowest} is the slowest: another process waited for it for {values['process_wait']:.0%} of the time")
         self.meter = Meter()
 
     def _validate(self, validation: Validation, done: int, state: TrainState) -> dict[str, float]:
@@ -214,7 +222,8 @@ class _Run:
         """Start to save a state, once its last step is known to have been finite."""
         self.finite.require(state, self.loader)
         distributed.reach(f"the save of step {done}")
-        self.checkpoints.save(done, state, self.loader.state(), measured or None)
+        with self.meter.counting("saving"):
+            self.checkpoints.save(done, state, self.loader.state(), measured or None)
 
     def _finish(self, ended: str) -> None:
         """Wait for the last save, and print how the run ended."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 import jax
 import numpy as np
@@ -31,6 +32,8 @@ class Meter:
         tokens: the number of their tokens, without padding.
         flops: the floating-point operations that the model needs for them.
         wait: the time that the devices may have waited for batches of the host, in seconds.
+        saving: the time that saving a checkpoint has kept the loop, in seconds; what is written meanwhile by other threads is not in it.
+        ahead: the time that this process has waited for the others at the beginning of steps, in seconds.
         since: when the meter was made, on the clock of ``time.perf_counter``.
     """
 
@@ -40,14 +43,16 @@ class Meter:
     tokens: int = 0
     flops: float = 0.0
     wait: float = 0.0
+    saving: float = 0.0
+    ahead: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside the context as waiting for a batch."""
+    def counting(self, kind: Literal["wait", "saving", "ahead"]) -> Iterator[None]:
+        """Add the time inside the context to one of the meter's times."""
         begin = time.perf_counter()
         yield
-        self.wait += time.perf_counter() - begin
+        setattr(self, kind, getattr(self, kind) + time.perf_counter() - begin)
 
     def count(self, arrays: TrainBatch, losses: LossParts, flops: float) -> None:
         """Add a batch that was trained on."""
@@ -59,13 +64,18 @@ class Meter:
     def values(self, learning_rate: float, readers: int, replaced: int) -> dict[str, float]:
         """Return means over the steps, and rates of all processes together, by name. All processes must call it.
 
+        All processes begin a step together, so the one that waits least for the others is the slowest: ``slowest_process`` is its number, and
+        ``process_wait`` the share of the time that another has waited for it. ``host_wait`` is the share of the time that the process with the slowest data
+        has waited for them.
+
         Args:
             learning_rate: the learning rate of the last step.
             readers: the number of processes that read each sample.
             replaced: the number of samples that this process has replaced since the start.
         """
-        counts = [json.loads(own) for own in distributed.gather("counts", json.dumps([self.samples, self.tokens, self.flops, replaced]))]
-        samples, tokens, flops, replaced_by_all = (sum(every) / readers for every in zip(*counts, strict=True))
+        own = [self.samples, self.tokens, self.flops, replaced, self.wait, self.ahead]
+        *counts, waits, aheads = zip(*(json.loads(one) for one in distributed.gather("counts", json.dumps(own))), strict=True)
+        samples, tokens, flops, replaced_by_all = (sum(every) / readers for every in counts)
         steps = jax.tree.map(lambda *a: float(np.mean(np.stack(jax.device_get(a)))), *self.updates)
         seconds = time.perf_counter() - self.since
         peak = peak_flops()
@@ -76,7 +86,9 @@ class Meter:
             "learning_rate": learning_rate,
             "samples_per_second": samples / seconds,
             "tokens_per_second": tokens / seconds,
-            "host_wait": self.wait / seconds,
+            "host_wait": max(waits) / seconds,
+            "save_wait": self.saving / seconds,
+            **({} if len(aheads) == 1 else {"process_wait": max(aheads) / seconds, "slowest_process": float(np.argmin(aheads))}),
             "model_flops_per_second": flops / seconds,
             **({} if peak is None else {"mfu": flops / seconds / (peak * jax.process_count())}),
             **({"replaced": replaced_by_all} if replaced_by_all else {}),

@@ -21,7 +21,6 @@ from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput
 from unipixel_jax.models.unipixel import UniPixelModel
-from unipixel_jax.ops.resize import resize_bilinear
 from unipixel_jax.ops.take import sharded_embedding_lookup
 
 WEIGHTS = MaskLossWeights()
@@ -155,10 +154,10 @@ def _sum_over_frames(out: TrackOutput, count: jax.Array, masks: jax.Array, valid
 
     def frame(total: MaskLosses, one: tuple[TrackOutput, jax.Array, jax.Array]) -> tuple[MaskLosses, None]:
         seen, target, number = one
-        logits = resize_bilinear(seen.decoded.masks, (target.shape[-2], target.shape[-1]))
-        losses = mask_losses(logits, seen.decoded.iou, seen.decoded.object_score, target, valid & (number < count), weights)
+        decoded = seen.decoded
+        losses = mask_losses(decoded.masks, decoded.iou, decoded.object_score, target, valid & (number < count), weights)
         return jax.tree.map(jnp.add, total, losses), None
 
     zero = jnp.zeros((), jnp.float32)
     numbers = jnp.arange(masks.shape[0])
-    return jax.lax.scan(jax.checkpoint(frame), MaskLosses(zero, zero, zero, zero), (out, masks, numbers))[0]
+    return jax.lax.scan(frame, MaskLosses(zero, zero, zero, zero), (out, masks, numbers))[0]
