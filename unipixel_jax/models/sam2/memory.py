@@ -20,7 +20,7 @@ from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.models.layers import Dropout, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
-from unipixel_jax.ops.attention import AttnMask, WeightDropout, attention
+from unipixel_jax.ops.attention import AttnMask, Keys, WeightDropout, joint_attention
 from unipixel_jax.ops.conv import conv, depthwise
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import axial_rope, rotate_half
@@ -118,9 +118,9 @@ class RopeAttention(nnx.Module):
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, rope: Rope, off_grid: int, mask: AttnMask) -> jax.Array:
         """Attend to keys and values, with two peculiarities.
 
-        With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``. The values are therefore weighted before they are projected, which
-        saves three eighths of the products where the memory is 64 wide and the model 256. Weights that were partly dropped do not add up to 1, so with
-        dropout the values are projected first.
+        With one head, ``softmax(s) (m W + b) = (softmax(s) m) W + b``. Where the memory is narrower than the model (64 and 256), the values are therefore
+        weighted before they are projected, which saves three eighths of the products and a projection of the whole memory. Weights that were partly dropped
+        do not add up to 1, so with dropout a column of ones beside the values finds their sum, by which the bias is multiplied.
 
         No gradient flows through rotated queries and keys. The reference applies its rope under ``torch.no_grad`` (sam2/modeling/position_encoding.py,
         apply_rotary_enc), so UniPixel was trained with scores that are constant except for the keys off the grid, and a port that trains must do the same.
@@ -135,19 +135,36 @@ class RopeAttention(nnx.Module):
         Returns:
             [O, g * g, D] in x's dtype.
         """
-        q, k = (_halves_apart(layer, a) for layer, a in ((self.q, x), (self.k, keys)))
+        narrow = values.shape[-1] < x.shape[-1]
+        dropped = self.dropout.key is not None
+        if narrow and dropped:
+            values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
+        elif dropped:
+            values = self.v(values)
         cos, sin = rope
-        q = jax.lax.stop_gradient(rotate_half(q[:, :, None], cos[None], sin[None]))
-        s = k.shape[1] - off_grid
-        grids = rearrange(k[:, :s], "o (grids at) d -> o grids at 1 d", at=cos.shape[0])
-        on_grid = rearrange(rotate_half(grids, cos[None, None], sin[None, None]), "o grids at 1 d -> o (grids at) d")
-        k = jnp.concatenate([jax.lax.stop_gradient(on_grid), k[:, s:]], axis=1)
-        k = k[:, :, None]
-        axes = IMAGES, None, None
-        if self.dropout.key is None:
-            return self.o(self.v(attention(q, k, values[:, :, None], mask, axes=axes)[:, :, 0]))
-        dropout = WeightDropout.draw(self.dropout.key[...], k.shape[0], 1, self.dropout.rate)
-        return self.o(attention(q, k, self.v(values)[:, :, None], mask, axes=axes, dropout=dropout)[:, :, 0])
+        q = jax.lax.stop_gradient(rotate_half(_halves_apart(self.q, x)[:, :, None], cos[None], sin[None]))
+        s = keys.shape[1] - off_grid
+        on_grid = rearrange(_halves_apart(self.k, keys[:, :s]), "o (grids at) d -> o grids at 1 d", at=cos.shape[0])
+        on_grid = rearrange(rotate_half(on_grid, cos[None, None], sin[None, None]), "o grids at 1 d -> o (grids at) 1 d")
+        sets = [self._set(jax.lax.stop_gradient(on_grid), values[:, :s], mask, slice(0, s))]
+        if off_grid:
+            sets.append(self._set(_halves_apart(self.k, keys[:, s:])[:, :, None], values[:, s:], mask, slice(s, None)))
+        out = joint_attention(q, sets, axes=(IMAGES, None, None))[:, :, 0]
+        if not dropped:
+            return self.o(self.v(out))
+        if not narrow:
+            return self.o(out)
+        weight, bias = self.v.weight[...], self.v.bias
+        assert bias is not None, "the projection is made with a bias"
+        return self.o(dense(out, jnp.concatenate([weight, bias[...][:, None]], axis=1)))
+
+    def _set(self, k: jax.Array, values: jax.Array, mask: AttnMask, which: slice) -> Keys:
+        """Return keys [O, S, 1, D] and values [O, S, V] as a set of their own; ``which`` of all keys they are."""
+        kv_segments = None if mask.kv_segments is None else mask.kv_segments[:, which]
+        dropout = None
+        if self.dropout.key is not None:
+            dropout = WeightDropout.draw(jax.random.fold_in(self.dropout.key[...], which.start), k.shape[0], 1, self.dropout.rate)
+        return Keys(k, values[:, :, None], AttnMask(mask.causal, mask.q_segments, kv_segments), dropout)
 
 
 def _halves_apart(layer: Linear, x: jax.Array) -> jax.Array:

@@ -29,6 +29,8 @@ def why_not(spec: Spec) -> str | None:
         return f"cudnn takes head sizes that are multiples of 8 up to {HEAD_SIZE_LIMIT}, got {spec.head_size}"
     if spec.dropout:
         return "cudnn drops other weights than the kernels here would, and does not say which"
+    if spec.joined:
+        return "cudnn does not give the log-sum-exp by which parts over different keys are joined"
     if spec.value_size != spec.head_size:
         return f"cudnn takes values as wide as the heads, got head size {spec.head_size} and value size {spec.value_size}"
     if spec.segmented and (spec.queries % 2 or spec.keys % 2):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.ops.dropout import mixed
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -42,13 +44,6 @@ def thinned(weights: jax.Array, rate: float, seed: jax.Array, rows: jax.Array, c
 
     The hash is computed by 32-bit integer operations that TPUs and GPUs have for whole vectors; most of it on single rows and columns.
     """
-    drawn = _mixed(_mixed(rows + seed) + _mixed(columns))
+    drawn = mixed(mixed(rows + seed) + mixed(columns))
     kept = jax.lax.shift_right_logical(drawn, 8) >= round(rate * 2**24)
     return jnp.where(kept, weights * (1 / (1 - rate)), 0.0)
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    """A permutation of int32 whose every output bit hangs on every input bit (C. Wellons' ``lowbias32``, nullprogram.com/blog/2018/07/31)."""
-    x = (x ^ jax.lax.shift_right_logical(x, 16)) * 0x7FEB352D
-    x = (x ^ jax.lax.shift_right_logical(x, 15)) * (0x846CA68B - 2**32)
-    return x ^ jax.lax.shift_right_logical(x, 16)

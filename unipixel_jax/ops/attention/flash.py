@@ -1,7 +1,8 @@
-"""What the kernels for TPUs and GPUs share: flash attention's value and gradient in three kernels, and the sizes that each is compiled for.
+"""What the kernels for TPUs and GPUs share: flash attention's value and gradient in four kernels, and the sizes that each is compiled for.
 
-FlashAttention-2 (arXiv 2307.08691): the forward pass saves the log-sum-exp of each row, from which the two backward kernels compute the weights again, one for
-the gradient of the queries (dq) and one for those of keys and values (dkv).
+FlashAttention-2 (arXiv 2307.08691): the forward pass saves the log-sum-exp of each row, from which the backward kernels compute the weights again, one for
+the gradient of the queries (dq) and one for those of keys and values (dkv). Where queries or keys are constants, as in SAM 2's memory attention, their
+gradients are not computed: that of the values alone (dv) takes half of the products.
 
 B batch, K key heads, G queries per key head, T query length, S key length, H head size, V value size; tq and tk queries and keys per block.
 """
@@ -16,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental import pallas as pl
 
 from unipixel_jax.ops.attention.dropout import WeightDropout
@@ -24,8 +26,7 @@ from unipixel_jax.ops.attention.mask import AttnMask
 LOG2E = math.log2(math.e)
 """Kernels keep scores in base 2, where the exponential is one instruction of the hardware and needs no factor of its own."""
 
-Kernel = Literal["forward", "dq", "dkv"]
-BACKWARD: tuple[Kernel, ...] = ("dq", "dkv")
+Kernel = Literal["forward", "dq", "dkv", "dv"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Job:
     """The static description for which a kernel is compiled.
 
     Attributes:
-        kernel: which of the three. A program of dkv stays at a block of keys and visits blocks of queries, the others the other way round.
+        kernel: which of the four. A program of dkv and dv stays at a block of keys and visits blocks of queries, the others the other way round.
         sizes: of each letter of a layout such as "bkgth", before lengths are padded: b, k, g, t, s, h, v and 1.
         tq: queries per block.
         tk: keys per block.
@@ -53,7 +54,7 @@ class Job:
     @property
     def by_keys(self) -> bool:
         """Whether a program stays at a block of keys."""
-        return self.kernel == "dkv"
+        return self.kernel in ("dkv", "dv")
 
     @property
     def query_blocks(self) -> int:
@@ -69,18 +70,35 @@ class Job:
     def products(self) -> int:
         """Numbers that are multiplied per score: the inner and outer widths of the matrix products added up."""
         h, v = self.sizes["h"], self.sizes["v"]
-        return {"forward": h + v, "dq": 2 * h + v, "dkv": 2 * h + 2 * v}[self.kernel]
+        return {"forward": h + v, "dq": 2 * h + v, "dkv": 2 * h + 2 * v, "dv": h + v}[self.kernel]
 
 
 class Launch(Protocol):
     """Runs a kernel of one backend."""
 
     def __call__(
-        self, kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, *rows: jax.Array
+        self,
+        kernel: Kernel,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: AttnMask,
+        dropout: WeightDropout | None,
+        scale: float,
+        rows: tuple[jax.Array, ...] = (),
     ) -> tuple[jax.Array, ...]:
         """Arguments as of ``attend`` in xla.py, and for backward kernels ``rows``: the result's cotangent [B, K, G, T, V], the log-sum-exp and delta
-        [B, K, G, T] float32. The forward kernel gives the result and the log-sum-exp, dq the gradient of q, dkv those of k and v.
+        [B, K, G, T] float32. The forward kernel gives the result and the log-sum-exp, dq the gradient of q, dkv those of k and v, dv that of v.
         """
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("queries", "keys"))
+@dataclass(frozen=True)
+class _Constant:
+    """Whether queries and keys are constants, of which no gradient is wanted."""
+
+    queries: bool
+    keys: bool
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 6))
@@ -91,22 +109,26 @@ def flash(
     return launch("forward", q, k, v, mask, dropout, scale)
 
 
-def _forward(
-    launch: Launch, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float
-) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
+def _forward(launch: Launch, q: Any, k: Any, v: Any, mask: Any, dropout: Any, scale: float) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
+    """Arguments come with the knowledge of whether they depend on what is differentiated (``symbolic_zeros``)."""
+    constant = _Constant(not q.perturbed, not k.perturbed)
+    q, k, v, mask, dropout = jax.tree.map(lambda a: a.value, (q, k, v, mask, dropout))
     out, lse = launch("forward", q, k, v, mask, dropout, scale)
-    return (out, lse), (q, k, v, mask, dropout, out, lse)
+    return (out, lse), (constant, q, k, v, mask, dropout, out, lse)
 
 
-def _backward(launch: Launch, scale: float, saved: tuple[Any, ...], cotangents: tuple[jax.Array, ...]) -> tuple[Any, ...]:
-    (q, k, v, mask, dropout, out, lse), (d_out, d_lse) = saved, cotangents
+def _backward(launch: Launch, scale: float, saved: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+    constant, q, k, v, mask, dropout, out, lse = saved
+    d_out, d_lse = (jnp.zeros(d.shape, d.dtype) if isinstance(d, SymbolicZero) else d for d in cotangents)
     # a score moves its row's log-sum-exp by its weight, as it moves the result by that times (v - result)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
-    d_q, d_k, d_v = (d for kernel in BACKWARD for d in launch(kernel, q, k, v, mask, dropout, scale, d_out, lse, delta))
+    run = partial(launch, q=q, k=k, v=v, mask=mask, dropout=dropout, scale=scale)
+    d_q = None if constant.queries else run("dq", rows=(d_out, lse, delta))[0]
+    d_k, d_v = (None, *run("dv", rows=(d_out, lse, delta))) if constant.keys else run("dkv", rows=(d_out, lse, delta))
     return d_q, d_k, d_v, None, None
 
 
-flash.defvjp(_forward, _backward)
+flash.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def job_of(

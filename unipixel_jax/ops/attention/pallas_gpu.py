@@ -23,7 +23,7 @@ from jax.experimental.pallas import triton as plgpu
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.flash import Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.pallas_gpu_kernels import Segments, attention_dkv, attention_dq, attention_forward
+from unipixel_jax.ops.attention.pallas_gpu_kernels import Segments, attention_dkv, attention_dq, attention_dv, attention_forward
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.platform import device_kind
 
@@ -41,7 +41,7 @@ def why_not(spec: Spec) -> str | None:
     return None
 
 
-BODIES: Mapping[Kernel, Callable[..., None]] = {"forward": attention_forward, "dq": attention_dq, "dkv": attention_dkv}
+BODIES: Mapping[Kernel, Callable[..., None]] = {"forward": attention_forward, "dq": attention_dq, "dkv": attention_dkv, "dv": attention_dv}
 
 
 class Blocks(NamedTuple):
@@ -54,7 +54,7 @@ class Blocks(NamedTuple):
 
 
 class BlockSizes(NamedTuple):
-    """The blocks of the three kernels."""
+    """The blocks of the kernels; those of dkv are also dv's, which needs less."""
 
     forward: Blocks
     dq: Blocks
@@ -104,11 +104,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
 
 
 def _launch(
-    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, *rows: jax.Array
+    kernel: Kernel,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: AttnMask,
+    dropout: WeightDropout | None,
+    scale: float,
+    rows: tuple[jax.Array, ...] = (),
 ) -> tuple[jax.Array, ...]:
-    """One of the three kernels, see ``flash.Launch``: compiled where the program is lowered for CUDA, interpreted where it is lowered for a CPU."""
+    """One of the four kernels, see ``flash.Launch``: compiled where the program is lowered for CUDA, interpreted where it is lowered for a CPU."""
     (b, kh, g, t, h), (s, w) = q.shape, v.shape[2:]
-    block = getattr(block_sizes(device_kind(), h, w, t, s, q.dtype), kernel)
+    block = getattr(block_sizes(device_kind(), h, w, t, s, q.dtype), "dkv" if kernel == "dv" else kernel)
     job = job_of(kernel, q, k, v, mask, dropout, scale, block.queries, block.keys)
     seeds = None if dropout is None else dropout.seeds[:, :, None]
     segments = _segments(job, mask)
@@ -123,6 +130,7 @@ def _launch(
         "forward": ((of_queries(w), (b, kh, g, t, w), q.dtype), (of_queries(), (b, kh, g, t), jnp.float32)),
         "dq": ((of_queries(h), q.shape, q.dtype),),
         "dkv": ((of_keys(h), k.shape, k.dtype), (of_keys(w), v.shape, v.dtype)),
+        "dv": ((of_keys(w), v.shape, v.dtype),),
     }[kernel]
     varying = jax.typeof(q).manual_axis_type
     out_shape = tuple(jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying) for _, shape, dtype in outputs)

@@ -122,6 +122,29 @@ def attention_dkv(
     _store(d_v_ref.at[here], d_v, exists, job.sizes["v"])
 
 
+def attention_dv(
+    q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | None, seed: Any, d_out_ref: Any, lse_ref: Any, delta_ref: Any, d_v_ref: Any, *, job: Job
+) -> None:
+    """A program has one block of keys, as in ``attention_dkv``; the values and delta are not read."""
+    j = pl.program_id(2)
+    cols, here, exists = _block(j, job.tk, job.sizes["s"])
+    k = _load(k_ref.at[here], exists, job.sizes["h"])
+
+    def visit(g: Any, masked: bool, step: Any, d_v: jax.Array) -> jax.Array:
+        rows, there, inside = _block(segments.order[j, step] if segments else step, job.tq, job.sizes["t"])
+        q, d_out = _load(q_ref.at[g, there], inside, job.sizes["h"]), _load(d_out_ref.at[g, there], inside, job.sizes["v"])
+        scores = _dot(k, q.T) * (job.scale * LOG2E)
+        if masked:
+            scores = _hide(scores, job, segments, rows[None], there, cols[:, None], here)
+        weights = jnp.exp2(scores - _load(lse_ref.at[g, there], inside)[None] * LOG2E)
+        return d_v + _dot(_thinned(weights, job, seed, g, rows[None], cols[:, None]).astype(q.dtype), d_out)
+
+    runs = _query_runs(job, j, segments)
+    start = jnp.zeros((job.tk, d_v_ref.shape[-1]), jnp.float32)
+    d_v = lax.fori_loop(0, q_ref.shape[0], lambda g, state: _walk(runs, partial(visit, g), state), start)
+    _store(d_v_ref.at[here], d_v, exists, job.sizes["v"])
+
+
 def _block(index: Any, size: int, length: int) -> tuple[jax.Array, Any, jax.Array]:
     """The positions in a block, the slice that holds them, and whether each lies within the array."""
     at = index * size + jnp.arange(size)

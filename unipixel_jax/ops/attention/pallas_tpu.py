@@ -29,7 +29,7 @@ from jax.experimental.pallas import tpu as pltpu
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.flash import LOG2E, Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
-from unipixel_jax.ops.attention.pallas_tpu_kernels import FIRST, LAST, LIVE, MASKED, Step, attention_dkv, attention_dq, attention_forward
+from unipixel_jax.ops.attention.pallas_tpu_kernels import FIRST, LAST, LIVE, MASKED, Step, attention_dkv, attention_dq, attention_dv, attention_forward
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.platform import device_kind
 
@@ -43,6 +43,9 @@ than 512 x 512 (v5e), and there are a quarter of the steps; untimed on hardware.
 
 VMEM_BUDGET = 15 * 2**20
 """Of the 16 MiB that a kernel gets where the program does not ask for more."""
+
+FEWEST = 256
+"""Keys of a block below which the matrix units would be fed too slowly for all queries to be one block."""
 
 LONGEST_LIST, MOST_BLOCKS = 2**17, 2**13 - 1
 """Entries of four bytes in the list of blocks, which has to fit 1 MiB of scalar memory; and blocks along one side, by the bits of an entry."""
@@ -105,12 +108,18 @@ def why_not(spec: Spec) -> str | None:
 def block_sizes(device_kind: str, head_size: int, queries: int, keys: int, dtype: Any) -> BlockSizes:
     """Block lengths for a device (`jax.Device.device_kind`) and a shape; `head_size` is the larger of H and V.
 
-    From the largest that the table allows, halved until the kernels fit VMEM, evened out over the length.
+    From the largest that the table allows, halved until the kernels fit VMEM, evened out over the length. Where all queries fit VMEM beside blocks of no fewer
+    than ``FEWEST`` keys, they are one block: keys and values are then read once, and not again for each block of queries. SAM 2's 2,304 queries are such.
     """
     largest = LARGEST.get(device_kind, DEFAULT_LARGEST) // (jnp.dtype(dtype).itemsize // 2)
     while vmem(largest, largest, head_size, dtype) > VMEM_BUDGET:
         largest //= 2
     q, kv = _even(queries, largest), _even(keys, largest)
+    whole = _even(queries, queries)
+    if whole > q:
+        shorter = (_even(keys, length) for length in (largest, largest // 2, largest // 4) if length >= FEWEST)
+        fitting = next((length for length in shorter if vmem(whole, length, head_size, dtype) <= VMEM_BUDGET), None)
+        q, kv = (q, kv) if fitting is None else (whole, fitting)
     return BlockSizes(q, kv, q, kv)
 
 
@@ -182,9 +191,16 @@ def _bounds(segments: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.
 
 
 def _launch(
-    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, *rows: jax.Array
+    kernel: Kernel,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: AttnMask,
+    dropout: WeightDropout | None,
+    scale: float,
+    rows: tuple[jax.Array, ...] = (),
 ) -> tuple[jax.Array, ...]:
-    """One of the three kernels, see ``flash.Launch``."""
+    """One of the four kernels, see ``flash.Launch``."""
     blocks = block_sizes(device_kind(), max(q.shape[-1], v.shape[-1]), q.shape[3], k.shape[2], q.dtype)
     tq, tk = (blocks.q, blocks.kv) if kernel == "forward" else (blocks.q_back, blocks.kv_back)
     job = job_of(kernel, q, k, v, mask, dropout, scale, tq, tk)
@@ -199,6 +215,9 @@ def _launch(
     if kernel == "dq":
         inputs = [("bkgth", q), ("bksh", k), ("bkhs", k.swapaxes(2, 3)), ("bksv", v), *given]
         return call(attention_dq, inputs=inputs, outputs=[("bkgth", q.dtype)], scratch=["ht"])
+    if kernel == "dv":
+        inputs = [("bkgth", q), ("bksh", k), *given[:2]]
+        return call(attention_dv, inputs=inputs, outputs=[("bksv", v.dtype)], scratch=["sv"])
     inputs = [("bkgth", q), ("bksh", k), ("bksv", v), *given]
     return call(attention_dkv, inputs=inputs, outputs=[("bksh", k.dtype), ("bksv", v.dtype)], scratch=["sh", "sv"])
 

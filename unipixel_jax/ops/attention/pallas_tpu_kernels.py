@@ -142,3 +142,22 @@ def attention_dkv(job: Job, step: Step, *refs: Any) -> None:
     def _() -> None:
         d_k[...] = (acc_k[...] * job.scale).astype(d_k.dtype)
         d_v[...] = acc_v[...].astype(d_v.dtype)
+
+
+def attention_dv(job: Job, step: Step, *refs: Any) -> None:
+    """The gradient of a block of values, over the queries of all heads of the group."""
+    q_segments, kv_segments, seed, q, k, d_out, lse, d_v, acc = refs
+
+    @pl.when(step.flags & FIRST != 0)
+    def _() -> None:
+        acc[...] = jnp.zeros(acc.shape, jnp.float32)
+
+    def visit(masked: bool) -> None:
+        p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
+        acc[...] += _dot(_thinned(job, step, seed, p).astype(d_out.dtype), d_out[...], NN)
+
+    _visit(job, step.flags, q_segments, visit)
+
+    @pl.when(step.flags & LAST != 0)
+    def _() -> None:
+        d_v[...] = acc[...].astype(d_v.dtype)

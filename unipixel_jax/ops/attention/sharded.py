@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from unipixel_jax.errors import UserError
+from unipixel_jax.core.sharding import BATCH
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.xla import FLOOR
@@ -24,8 +24,10 @@ from unipixel_jax.ops.platform import platform
 Attend = Callable[[jax.Array, jax.Array, AttnMask], tuple[jax.Array, jax.Array]]
 """Keys [b, k, s, H], values [b, k, s, V] and a mask to a device's result [b, k, g, t, V] and its log-sum-exp [b, k, g, t]."""
 Segments = tuple[jax.Array, jax.Array]
-Local = Callable[[jax.Array, jax.Array, jax.Array, Segments | None, WeightDropout | None], jax.Array]
-"""One device's share: queries [b, t, n, H], keys [b, s, k, H], values [b, s, k, V], segments and dropout to [b, t, n, V]."""
+Local = Callable[
+    [jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...], tuple[Segments | None, ...], tuple[WeightDropout | None, ...]], jax.Array
+]
+"""One device's share: queries [b, t, n, H] and, for each set of keys, keys [b, s, k, H], values [b, s, k, V], segments and dropout, to [b, t, n, V]."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,12 @@ class AttentionSharding:
 
 def on_every_device(local: Local, sharding: AttentionSharding) -> Local:
     """``local`` for whole arrays, each device with its share."""
-    rows = PartitionSpec(sharding.batch, sharding.sequence)
-    data = PartitionSpec(sharding.batch, sharding.sequence, sharding.heads)
-    seeds = PartitionSpec(sharding.batch, sharding.heads)
+    # Gradients are summed over the axes that a specification leaves out, which copies them even where there is one device along these axes.
+    alone = tuple(axis for axis, size in sharding.mesh.shape.items() if size == 1 and axis not in (*BATCH, *sharding.heads, sharding.sequence, *sharding.batch))
+    batch = (*sharding.batch, *alone)
+    rows = PartitionSpec(batch, sharding.sequence)
+    data = PartitionSpec(batch, sharding.sequence, sharding.heads)
+    seeds = PartitionSpec(batch, sharding.heads)
     # the kernels do not say which of their results vary along which axis, so that cannot be checked
     return jax.shard_map(local, mesh=sharding.mesh, in_specs=(data, data, data, rows, seeds), out_specs=data, check_vma=False)
 
@@ -70,7 +75,7 @@ def over_all_keys(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments
 
     assert sharding.sequence is not None, "the sequence is sharded"
     others = _ring if sharding.keys == "ring" else _gathered
-    return _join(precise(k, v, AttnMask(causal, *segments)), others(precise, k, v, segments, causal, sharding.sequence))[0]
+    return join(precise(k, v, AttnMask(causal, *segments)), others(precise, k, v, segments, causal, sharding.sequence))[0]
 
 
 def _ring(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal: bool, axis: str) -> tuple[jax.Array, jax.Array]:
@@ -83,7 +88,7 @@ def _ring(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, causal
         blocks = jax.tree.map(lambda a: jax.lax.ppermute(a, axis, onward), blocks)
         k, v, kv_segments = blocks
         seen = distance <= own if causal else jnp.bool_(True)
-        return (blocks, _join(sum_so_far, attend(k, v, AttnMask(False, segments[0], jnp.where(seen, kv_segments, 0))))), None
+        return (blocks, join(sum_so_far, attend(k, v, AttnMask(False, segments[0], jnp.where(seen, kv_segments, 0))))), None
 
     out, lse = jax.eval_shape(attend, k, v, AttnMask(False, *segments))
     start = (jnp.zeros(out.shape, out.dtype), jnp.full(lse.shape, FLOOR, lse.dtype))
@@ -101,20 +106,17 @@ def _gathered(attend: Attend, k: jax.Array, v: jax.Array, segments: Segments, ca
     return attend(k, v, AttnMask(False, segments[0], jnp.where(seen[None], kv_segments, 0)))
 
 
-def _join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Attention over the keys of both parts, from what each gives alone."""
+def join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Attention over the keys of both parts, from what each gives alone: results [..., V] float32 and log-sum-exps [...]."""
     lse = jnp.logaddexp(a[1], b[1])
     return a[0] * jnp.exp(a[1] - lse)[..., None] + b[0] * jnp.exp(b[1] - lse)[..., None], lse
 
 
-def check_sharding(
-    q: jax.Array, k: jax.Array, sharding: AttentionSharding, causal: bool, dropout: WeightDropout | None, implementation: str | None
-) -> None:
+def check_sharding(q: jax.Array, k: jax.Array, sharding: AttentionSharding, causal: bool, dropout: WeightDropout | None) -> None:
     """Check that the arrays of a call of ``attention`` can be sharded so.
 
     Raises:
         ValueError: a length that its mesh axes do not divide, or, where the sequence is sharded, dropout or a causal mask over other queries than keys.
-        UserError: cuDNN where the sequence is sharded.
     """
     size = sharding.mesh.shape
     batch, heads = (math.prod(size[axis] for axis in axes) for axes in (sharding.batch, sharding.heads))
@@ -130,7 +132,5 @@ def check_sharding(
             raise ValueError(f"the {name} is {length}, which the {parts} devices of mesh axes {axes} do not divide: pad it, or shard along fewer axes")
     if causal and sequence > 1 and q.shape[1] != k.shape[1]:
         raise ValueError(f"a causal mask over a sharded sequence needs as many queries as keys, got q {q.shape} and k {k.shape}")
-    if sharding.sequence is not None and implementation == "cudnn":
-        raise UserError("cudnn does not give the log-sum-exp by which parts of a sharded sequence are joined: take pallas_gpu")
     if sharding.sequence is not None and dropout is not None:
         raise ValueError(f"weights are dropped by their place in the whole row, which mesh axis {sharding.sequence!r} shards: shard along other axes")

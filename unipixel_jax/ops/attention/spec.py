@@ -18,6 +18,7 @@ class Spec:
     dtype: of queries, keys, values and result.
     causal, segmented: what the mask has.
     dropout: whether weights are dropped.
+    joined: whether the log-sum-exp is needed, by which parts over different keys are joined.
     platform: "cpu", "gpu" or "tpu".
     """
 
@@ -33,12 +34,16 @@ class Spec:
     segmented: bool
     platform: str
     dropout: bool = False
+    joined: bool = False
 
     @staticmethod
-    def of(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, platform: str) -> Spec:
+    def of(
+        q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, platform: str, joined: bool = False
+    ) -> Spec:
         """The specification of a backend's call: q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, V]."""
         (b, kh, g, t, h), s = q.shape, k.shape[2]
-        return Spec(b, t, s, kh * g, kh, h, v.shape[-1], jnp.dtype(q.dtype), mask.causal, mask.segments is not None, platform, dropout is not None)
+        sizes = b, t, s, kh * g, kh, h, v.shape[-1]
+        return Spec(*sizes, jnp.dtype(q.dtype), mask.causal, mask.segments is not None, platform, dropout is not None, joined)
 
     @property
     def scores(self) -> int:
