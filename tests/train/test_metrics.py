@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 import time
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from unipixel_jax.config import preset
 from unipixel_jax.core import distributed
 from unipixel_jax.errors import UserError
 from unipixel_jax.losses.mask import MaskLosses
+from unipixel_jax.train.flops import Flops, constant_flops, object_flops
 from unipixel_jax.train.meter import Meter
 from unipixel_jax.train.metrics import Watch
 from unipixel_jax.train.objective import LossParts
@@ -170,3 +173,16 @@ def test_damaged_lines_of_a_log_are_dropped(tmp_path):
     with Watch(tmp_path, {}, 4, 2) as watch:
         watch.write(3, {})
     assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_constant_scores_have_no_backward_pass():
+    """They count forward only; of the products of weights and values one of two gradients counts."""
+    sam = replace(preset("tiny").sam2, memory_attention_layers=1)
+    plain = Flops(language=5.0, sam=100.0).training(("all",))
+    assert (plain.language, plain.sam) == (15.0, 300.0)
+    assert Flops(language=5.0, sam=100.0, constant=30.0).training(("all",)).sam == 240.0
+    cells, d, m = sam.grid**2, sam.d_model, sam.mem_dim
+    products = {"own": cells * d, "own projection": d * d, "scores": 7 * cells * d, "values": 7 * cells * m, "keys": 7 * m * d}
+    still = 2 * products["own projection"] + 1.5 * products["own"] + products["own projection"] + products["keys"] + products["scores"] + products["values"] / 2
+    assert constant_flops(sam) == 2 * cells * still
+    assert constant_flops(sam) < object_flops(sam, 1)

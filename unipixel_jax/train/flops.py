@@ -1,7 +1,8 @@
 """FLOPs that the model needs, for the model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B).
 
 The counts are those of matrix products with weights and of attention, two for a multiply-add, that the samples need; padding and recomputation do not count.
-The backward pass to the activations counts as much as the forward pass, and the gradients of trained weights as much again.
+The backward pass to the activations counts as much as the forward pass, and the gradients of trained weights as much again. SAM's memory attention, through
+whose scores no gradient passes (docs/architecture.md), has a backward pass of the values alone.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ class Flops:
         sam: FLOPs of SAM 2 on all frames and objects.
         token: FLOPs of one more token of an answer; 0 for a step with gradients.
         frame: FLOPs of tracking one frame; 0 for a step with gradients.
+        constant: those FLOPs in ``sam`` that have no backward pass; 0 for a step with gradients.
     """
 
     language: float
     sam: float
     token: float = 0.0
     frame: float = 0.0
+    constant: float = 0.0
 
     @property
     def total(self) -> float:
@@ -41,7 +44,8 @@ class Flops:
     def training(self, trained: Sequence[str]) -> Flops:
         """Return the FLOPs of forward and backward pass where the parts named ``trained`` are trained (train/trainable.py), without those of adapters."""
         everything = "all" in trained
-        return Flops((3 if everything else 2) * self.language, (3 if everything or "sam2" in trained else 2) * self.sam)
+        sam = 3 if everything or "sam2" in trained else 2
+        return Flops((3 if everything else 2) * self.language, sam * self.sam - (sam - 1) * self.constant)
 
 
 def row_flops(config: UniPixelConfig, arrays: TrainBatch) -> Flops:
@@ -64,7 +68,7 @@ def row_flops(config: UniPixelConfig, arrays: TrainBatch) -> Flops:
     whole = len(vision.fullatt_block_indexes)
     seen += 4 * vision.hidden_size * ((vision.depth - whole) * float(np.sum(in_windows)) + whole * float(np.sum(in_frames**2)))
 
-    sam, frame = 0.0, 0.0
+    sam, frame, constant = 0.0, 0.0, 0.0
     if arrays.clips is not None:
         counts = np.asarray(arrays.clips.counts, np.float64).reshape(-1)
         objects = arrays.clips.valid.reshape(len(counts), -1).sum(axis=-1)
@@ -73,8 +77,9 @@ def row_flops(config: UniPixelConfig, arrays: TrainBatch) -> Flops:
         first = encode_flops(config.sam2) + objects * object_flops(config.sam2, 0)
         later = encode_flops(config.sam2) + objects * object_flops(config.sam2, remembering)
         sam = float(np.sum(first + later * (counts - 1)))
+        constant = remembering * float(np.sum(objects * (counts - 1))) * constant_flops(config.sam2)
     token = 2 * weights + 4 * text.num_hidden_layers * text.hidden_size * float(np.mean(lengths))
-    return Flops(2 * weights * tokens + 2 * causal + seen, sam, token, frame)
+    return Flops(2 * weights * tokens + 2 * causal + seen, sam, token, frame, constant)
 
 
 def encode_flops(sam: Sam2Config) -> float:
@@ -97,6 +102,19 @@ def object_flops(sam: Sam2Config, remembering: int) -> float:
     masks = sum(9 * (wide // 4) * wide * 4**level for level, wide in ((3, 4), (2, 16), (1, 64), (0, 256)))
     write = masks + 256 * d + d * d + sam.fuser_layers * (8 * d * d + 49 * d) + d * m
     return 2.0 * cells * (remembering * read + decode + write)
+
+
+def constant_flops(sam: Sam2Config) -> float:
+    """Return those FLOPs of reading the memory, for one object on one frame, that have no backward pass.
+
+    They are the projections of queries and keys, the scores, and half of the products of weights and values: of these, as of scores elsewhere, the gradients of
+    both factors would be counted, and only that of the values is needed.
+    """
+    cells, d, m = sam.grid**2, sam.d_model, sam.mem_dim
+    memories = sam.num_maskmem * cells
+    own = 2 * d * d + cells * d + cells * d / 2
+    cross = d * d + sam.num_maskmem * m * d + memories * d + memories * m / 2
+    return 2.0 * cells * sam.memory_attention_layers * (own + cross)
 
 
 def peak_flops() -> float | None:
