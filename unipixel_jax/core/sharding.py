@@ -89,6 +89,12 @@ def mesh_axes(name: str | None, length: int) -> tuple[str, ...]:
     return axes if mesh is not None and length % devices_along(mesh, axes) == 0 else ()
 
 
+def devices_of(name: str) -> int:
+    """Return the number of devices of the mesh that is set over which an activation's logical axis may be sharded; 1 without a mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else devices_along(mesh, ACTIVATIONS[name])
+
+
 def constrain(x: R, *names: str | None) -> R:
     """Shard arrays by the logical names of their leading dimensions. Other dimensions, and those whose length does not divide, are replicated.
 
