@@ -7,11 +7,11 @@ import sys
 import pytest
 from rich.console import Console
 
-from unipixel_jax.core.accelerators import CHIPS
+from unipixel_jax.core.accelerators import CHIPS, usable
 from unipixel_jax.errors import UserError
 from unipixel_jax.plan.hlo import Costs, Operation
 from unipixel_jax.plan.hlo_collectives import Collective
-from unipixel_jax.plan.memory import GIB, NEEDED, Memory, refused_for_memory, usable
+from unipixel_jax.plan.memory import GIB, NEEDED, Memory, refused_for_memory
 from unipixel_jax.plan.report import MARKDOWN, PlanReport, ProgramReport, plot
 from unipixel_jax.plan.roofline import Roofline
 from unipixel_jax.plan.topology import ACCELERATOR_TYPES, SHAPES, Topology, _split, open_topology

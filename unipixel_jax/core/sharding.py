@@ -5,6 +5,7 @@ Nothing here knows a model. Without a mesh (``jax.set_mesh``), arrays stay as th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -174,6 +175,12 @@ def _gather_backward(whole: PartitionSpec, sharded: PartitionSpec, saved: None, 
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Return the bytes that each device holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings, without what lies in the hosts' memory."""
+    held = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST_MEMORY]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
 
 
 def batch_spec(rank: int) -> PartitionSpec:
