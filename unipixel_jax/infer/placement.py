@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_SHARE = 0.8
 """The share of a device's memory that weights may take: the rest is for the cache, activations and programs."""
+MOST_SHARE = 0.95
+"""The share beyond which nothing could run beside the weights, so that they are refused."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,11 @@ def inference_mesh(config: UniPixelConfig, dtype: Any, devices: Sequence[jax.Dev
         UserError: the weights do not fit these devices together.
     """
     chosen = choose_placement(config, dtype, len(devices), usable_memory(devices[0]))
-    if chosen.memory is not None and chosen.weights > chosen.memory:
+    if chosen.memory is not None and chosen.weights > MOST_SHARE * chosen.memory:
+        needed, there = chosen.weights / 1e9, chosen.memory / 1e9
         raise UserError(
-            f"the weights take {chosen.weights / 1e9:.1f} GB on each device, divided among {chosen.tensor}, and a device has {chosen.memory / 1e9:.1f} GB: use "
-            "more devices, --dtype bfloat16 or a smaller model"
+            f"the weights would take {needed:.1f} GB on each device, divided among {chosen.tensor}, and a device has {there:.1f} GB: use more devices, "
+            "--dtype bfloat16 or a smaller model"
         )
     alone = placement(config, dtype, len(devices), chosen.memory, 1)
     why = "they fit" if chosen.tensor == 1 else f"whole ones would take {alone.weights / 1e9:.2f} GB, more than {WEIGHTS_SHARE:.0%} of a device's memory"

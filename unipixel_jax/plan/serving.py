@@ -86,7 +86,8 @@ class Server:
         """The weights, in the form that inference takes on these chips."""
         model = partitioned(abstract_model(self.config), self.config, self.mesh, self.dtype)
         if self.mesh.devices.flat[0].platform == "gpu":
-            model.text.blocks = _unstacked(model.text.blocks, self.mesh)
+            text: Any = model.text
+            text.blocks = _unstacked(text.blocks, self.mesh)
         return model
 
     @property
@@ -97,7 +98,8 @@ class Server:
     @property
     def filled_blocks(self) -> int:
         """Blocks of slots that hold tokens when the prompts were just read: those that a step of generation reads."""
-        return -(-self.workload.tokens // block_slots(self.slots))
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return -(-self.workload.tokens // block_slots(self.slots))
 
     @property
     def read_together(self) -> int:

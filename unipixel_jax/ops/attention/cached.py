@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
+from unipixel_jax.ops.platform import platform
 
 BLOCK = 256
 """Slots of a block: few enough that a short conversation reads little of what it does not have, and many enough that the steps of the loop cost little beside
@@ -48,8 +49,10 @@ class LiveBlocks:
 
 
 def block_slots(slots: int) -> int:
-    """Return the length of a block of a cache with so many slots."""
-    return min(BLOCK, slots)
+    """Return the length of a block of a cache with so many slots: all of them on a GPU, where XLA has the host decide after each step of a loop whose length
+    the data give whether another one follows. That would be hundreds of waits for a token.
+    """
+    return slots if platform() == "gpu" else min(BLOCK, slots)
 
 
 def attend_to_cache(
@@ -93,6 +96,7 @@ def attend_to_cache(
 
     shape = grouped.shape[:-1]
     start = jnp.full((*shape, 1), FLOOR, jnp.float32), jnp.zeros((*shape, 1), jnp.float32), jnp.zeros((*shape, h), jnp.float32)
-    _, total, out = jax.lax.fori_loop(0, live.count, visit, start)
+    whole = block == slots
+    _, total, out = visit(jnp.int32(0), start) if whole else jax.lax.fori_loop(0, live.count, visit, start)
     out = (out / jnp.where(total == 0, 1.0, total)).astype(q.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
