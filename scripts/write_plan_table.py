@@ -27,7 +27,7 @@ def batch(at_once: int, samples: int = 32) -> list[str]:
 
 
 ROWS = {
-    "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *batch(16)],
+    "7b_v5e-16": [SEVEN, "--topology", "v5e-16", "--programs", "gradients", "update", *batch(16)],
     "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
     "7b_v5e-64_context": [SEVEN, "--topology", "v5e-64", *STEP, *batch(32), "--mesh.context", "2"],
     "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(16), *DOTS],

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unipixel_jax.core.mesh import MeshConfig, OnMesh, make_mesh
 from unipixel_jax.ops.attention import AttnMask, attention
-from unipixel_jax.ops.attention.cached import BLOCK, LiveBlocks, attend_to_cache
+from unipixel_jax.ops.attention.cached import BLOCK, LiveBlocks, _on_every_device, attend_to_cache
+from unipixel_jax.ops.attention.cached_gpu import SPLIT, attend_to_seen
 
 LAYERS, LAYER = 3, 1
 CLOSE = {"float32": 1e-6, "bfloat16": 1e-2}
@@ -73,3 +75,25 @@ def test_blocks_that_hold_nothing_are_not_read(rng):
     held[0, 3 * BLOCK] = 1
     assert np.isnan(np.asarray(program(jnp.asarray(held), q, k, v))).any()
     assert program._cache_size() == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("slots", [40, SPLIT + 19])
+def test_the_kernel_for_gpus(rng, dtype, slots):
+    """Interpreted: rows of different lengths, one without a token; what lies in hidden slots is not read."""
+    q, k, v = drawn(rng, 1, slots, dtype)
+    held = np.zeros((3, slots), np.int32)
+    held[0, : slots - 3], held[1, -5:], held[2, :9] = 1, 1, 1
+    segments = jnp.asarray([[1], [1], [0]], jnp.int32)
+    spoilt = [jnp.where(jnp.asarray(held)[None, :, None, :, None] == 0, jnp.nan, a) for a in (k, v)]
+    out = attend_to_seen(q.reshape(3, 2, 2, 16), *spoilt, LAYER, segments[:, 0], jnp.asarray(held)).reshape(q.shape)
+    np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (out, dense(q, k, v, segments, held, [0]))), atol=CLOSE[dtype])
+    assert not np.asarray(out[2]).any()
+
+
+def test_the_kernel_with_sharded_heads(rng):
+    q, k, v = drawn(rng, 1, 40, "float32")
+    held, segments, mesh = jnp.ones((3, 40), jnp.int32), jnp.ones((3,), jnp.int32), make_mesh(MeshConfig("fsdp_tp", tensor=2), jax.devices()[:2])
+    run = OnMesh(mesh, jax.jit(lambda *arguments: _on_every_device(attend_to_seen, *arguments)))
+    found = run(q.reshape(3, 2, 2, 16), k, v, LAYER, segments, held)
+    np.testing.assert_allclose(found.reshape(q.shape), dense(q, k, v, segments[:, None], held, [0]), atol=CLOSE["float32"])

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-METHOD = "@"
+METHOD = "method_"
 """What the name of a method begins with in an ``op_name``, unless it is ``__call__``."""
 
 
 @contextmanager
 def module_scopes(model: nnx.Module) -> Iterator[None]:
-    """Name the operations that are traced while this lasts by the modules of a model, such as "text/@extend/blocks/mlp/down". It is for one thread at a time.
+    """Name the operations that are traced while this lasts by the modules of a model, such as "text/method_extend/blocks/mlp/down"; for one thread at a time.
 
     Args:
         model: a model of the classes whose methods are traced; its own arrays need not be those that are traced.

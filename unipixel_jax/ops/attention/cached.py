@@ -8,11 +8,16 @@ L layers, B batch, T new tokens, S slots, N query heads, K key heads, G = N / K 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from unipixel_jax.core.axes import HEADS
+from unipixel_jax.core.sharding import current_mesh, mesh_axes
+from unipixel_jax.ops.attention.cached_gpu import attend_to_seen
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
 from unipixel_jax.ops.platform import platform
 
@@ -49,9 +54,7 @@ class LiveBlocks:
 
 
 def block_slots(slots: int) -> int:
-    """Return the length of a block of a cache with so many slots: all of them on a GPU, where XLA has the host decide after each step of a loop whose length
-    the data give whether another one follows. That would be hundreds of waits for a token.
-    """
+    """Return the length of a block of a cache with so many slots: all of them on a GPU, where a loop would wait for the host (cached_gpu.py)."""
     return slots if platform() == "gpu" else min(BLOCK, slots)
 
 
@@ -74,6 +77,8 @@ def attend_to_cache(
         [B, T, N, H] in q's dtype.
     """
     (b, t, n, h), (kh, slots) = q.shape, k.shape[2:4]
+    if t == 1 and platform() == "gpu":
+        return _on_every_device(attend_to_seen, q.reshape(b, kh, n // kh, h), k, v, layer, segments[:, 0], held).reshape(q.shape)
     block = block_slots(slots)
     grouped = q.reshape(b, t, kh, n // kh, h).transpose(0, 2, 3, 1, 4)
 
@@ -100,3 +105,16 @@ def attend_to_cache(
     _, total, out = visit(jnp.int32(0), start) if whole else jax.lax.fori_loop(0, live.count, visit, start)
     out = (out / jnp.where(total == 0, 1.0, total)).astype(q.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+def _on_every_device(
+    attend: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | int, segments: jax.Array, held: jax.Array
+) -> jax.Array:
+    """Run a kernel, which XLA cannot divide, on each device of the mesh that is set with its own heads; arguments as of ``attend_to_seen``."""
+    mesh, layer = current_mesh(), jnp.asarray(layer, jnp.int32)
+    if mesh is None:
+        return attend(q, k, v, layer, segments, held)
+    heads = mesh_axes(HEADS, q.shape[1])
+    own, cache, all_of_it = PartitionSpec(None, heads), PartitionSpec(None, None, heads), PartitionSpec()
+    in_specs = (own, cache, cache, all_of_it, all_of_it, all_of_it)
+    return jax.shard_map(attend, mesh=mesh, in_specs=in_specs, out_specs=own, check_vma=False)(q, k, v, layer, segments, held)
