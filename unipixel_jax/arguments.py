@@ -51,6 +51,11 @@ def positive(text: str) -> int:
     return _at_least(1, text)
 
 
+def positive_or_all(text: str) -> int | None:
+    """Parse a whole number from 1 on, or "all", which is None, as an argparse type."""
+    return None if text == "all" else positive(text)
+
+
 def count(text: str) -> int:
     """Parse a whole number from 0 on, as an argparse type."""
     return _at_least(0, text)
@@ -67,6 +72,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add ``--model`` and ``--revision``: the arguments ``model`` and ``revision`` of ``UniPixel.from_pretrained``."""
     parser.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--revision", metavar="NAME", help=REVISION_HELP)
+
+
+def add_tensor(parser: argparse.ArgumentParser) -> None:
+    """Add ``--tensor``, the argument of ``infer.placement.shared_by``."""
+    fewest = "the fewest that hold the weights; --verbose shows"
+    parser.add_argument("--tensor", type=positive, metavar="N", help=f"devices of this machine that share a copy of the weights (default: {fewest})")
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:

@@ -50,4 +50,4 @@ def test_heads_that_do_not_divide():
 
 def test_command_names_devices_that_do_not_divide(tmp_path, capsys):
     assert main(["segment", str(ASSETS / "photo.png"), "Segment the circle.", "--tensor", "3", "--output-dir", str(tmp_path)]) == 1
-    assert "a mesh of tensor 3 does not divide 8 devices" in capsys.readouterr().err
+    assert "mesh.tensor is 3, which does not divide 4 query heads and 4 key heads: choose one of" in capsys.readouterr().err

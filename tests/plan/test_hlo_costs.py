@@ -393,3 +393,12 @@ def test_types_and_literals():
 def test_what_is_no_module():
     with pytest.raises(UserError, match="no ENTRY computation"):
         read_costs("hello", [0])
+
+
+def test_a_kernel_for_gpus_says_its_costs_in_its_metadata():
+    told = r'serialized_metadata = "{\22flops\22: \22343932928\22, \22bytes_accessed\22: \2221495808\22}"'
+    call = 'ROOT %k = f32[4]{0} custom-call(%p), custom_call_target="__gpu$xla.gpu.triton"'
+    text = module("%p = f32[4]{0} parameter(0)", f"{call}, backend_config={{grid_x = 8 : i32, {told}}}")
+    operation = only(text)
+    assert (operation.flops, operation.bytes, operation.told) == (343932928, 21495808, True)
+    assert not only(text.replace(told, "num_warps = 4 : i32")).told

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from unipixel_jax.cli import main
+from unipixel_jax.plan import plan
 
 CONFIG = """
 from dataclasses import replace
@@ -59,3 +60,35 @@ def test_full_effort_keeps_arrays_near_the_units(config, tmp_path):
     least, full = (report["programs"][0]["costs"] for report in found)
     assert [report["full_effort"] for report in found] == [False, True]
     assert full["bytes"] < 0.7 * least["bytes"]
+
+
+@pytest.mark.chips
+def test_a_search_compiles_in_other_processes(config, capsys, monkeypatch):
+    """Nothing but the plan that is found is compiled here."""
+    here = []
+    monkeypatch.setattr("unipixel_jax.plan.plan._compiled", lambda *arguments, compiled=plan._compiled: here.append(arguments) or compiled(*arguments))
+    arguments = ["--topology", "v5e:2x2", "--tokens", "512", "--frames", "2", "--programs", "gradients", "--dtype", "bfloat16", "--fit"]
+    assert main(["plan", config, *arguments]) == 0
+    assert len(here) == 1 and capsys.readouterr().out.count("tried small on v5e:2x2") > 1
+
+
+@pytest.mark.chips
+def test_serving_of_a_small_model(config, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    arguments = ["--tokens", "512", "--frames", "2", "--programs", "prefill", "decode", "track", "--prompts", "2", "8", "--json", str(out)]
+    assert main(["plan", config, "--topology", "v5e-1", "--topology", "v6e-1", "--topology", "h100:1", *arguments]) == 0
+    reports = json.loads(out.read_text())
+    assert [(r["topology"], r["batch_size"], len(r["programs"])) for r in reports] == [
+        (name, together, count) for name in ("v5e-1", "v6e-1", "h100:1") for together, count in ((2, 3), (8, 2))
+    ]
+    for report in reports:
+        programs = {program["name"]: program for program in report["programs"]}
+        served = programs["decode"]["serving"]
+        assert served["tensor"] == served["copies"] == 1 and served["times_reading"] > 1 and served["tokens_per_second"] > 0
+        assert all(1 <= len(program["movers"]) <= 5 for program in report["programs"])
+        assert any(mover["place"].startswith("text.blocks.mlp") for mover in programs["decode"]["movers"])
+    assert "decode moves: text.blocks.mlp" in capsys.readouterr().out
+    assert main(["plan", config, "--topology", "v5e-4", *arguments, "--tensor", "2"]) == 0
+    shared = {program["name"]: program for program in json.loads(out.read_text())[0]["programs"]}["decode"]
+    assert (shared["serving"]["tensor"], shared["serving"]["copies"]) == (2, 2)
+    assert {c["kind"] for c in shared["costs"]["collectives"]} >= {"all-reduce"}

@@ -7,10 +7,11 @@ from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 from plan_programs import BF16, Small, mesh_of, mlp, product, single, train_step
 
-from unipixel_jax.core.accelerators import CHIPS, compile_mesh
+from unipixel_jax.core.accelerators import CHIPS, compile_mesh, usable
 from unipixel_jax.core.mesh import MeshConfig, compiler_options, make_mesh
+from unipixel_jax.core.sharding import bytes_per_device
 from unipixel_jax.plan.hlo import read_costs
-from unipixel_jax.plan.memory import ARGUMENTS, NEEDED, RESULTS, bytes_per_chip, read_memory, refused_for_memory, usable
+from unipixel_jax.plan.memory import ARGUMENTS, NEEDED, RESULTS, read_memory, refused_for_memory
 from unipixel_jax.plan.topology import SHAPES, open_topology
 
 pytestmark = pytest.mark.chips
@@ -170,7 +171,7 @@ def test_the_compiler_knows_every_shape(chip):
 def test_memory(name):
     topology = open_topology(name)
     compiled, params = train_step(mesh_of(topology.devices, fsdp=4), SMALL)
-    held = bytes_per_chip(params)
+    held = bytes_per_device(params)
     assert held == SMALL.layers * SMALL.weights * BF16 / 4
     memory = read_memory(compiled, {"parameters": held}, topology.chip)
     assert memory.parts["parameters"] == held and memory.fits

@@ -7,12 +7,13 @@ import sys
 import pytest
 from rich.console import Console
 
-from unipixel_jax.core.accelerators import CHIPS
+from unipixel_jax.core.accelerators import CHIPS, usable
 from unipixel_jax.errors import UserError
 from unipixel_jax.plan.hlo import Costs, Operation
 from unipixel_jax.plan.hlo_collectives import Collective
-from unipixel_jax.plan.memory import GIB, NEEDED, Memory, refused_for_memory, usable
-from unipixel_jax.plan.report import MARKDOWN, PlanReport, ProgramReport, plot
+from unipixel_jax.plan.memory import GIB, NEEDED, Memory, refused_for_memory
+from unipixel_jax.plan.movers import Mover
+from unipixel_jax.plan.report import MARKDOWN, SERVING_MARKDOWN, PlanReport, ProgramReport, Serving, plot
 from unipixel_jax.plan.roofline import Roofline
 from unipixel_jax.plan.topology import ACCELERATOR_TYPES, SHAPES, Topology, _split, open_topology
 
@@ -175,3 +176,28 @@ def test_a_plot_without_matplotlib(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'unipixel-jax\[plot\]'"):
         plot([report()], tmp_path / "plan.png")
     assert not list(tmp_path.iterdir())
+
+
+def served_report():
+    memory, roofline = Memory({"parameters": 7 * GIB}, 15.75 * GIB), Roofline.of(COSTS, V5E, 1.0)
+    mover = Mover("text.blocks.mlp.down", "matrix product", 2e9, 0.25)
+    decode = ProgramReport("decode", memory, COSTS, roofline, 1.0, Serving(2, 4, 8, 0.8), (mover,))
+    track = ProgramReport("track", memory, COSTS, roofline, 1.0, Serving(2, 4, 1, 0.0))
+    return PlanReport("unipixel_7b", "v5e-8", {"tensor": 2}, 8, "full", True, (decode, track))
+
+
+def test_decoding_is_measured_by_reading_the_weights_once():
+    report = served_report()
+    decode, track = report.programs
+    assert (decode.times_reading, decode.tokens_per_second) == (1.0 / 0.8, 32.0) and track.times_reading is track.tokens_per_second is None
+    assert report.title == "unipixel_7b on v5e-8, weights tensor 2, 4 copies, 8 answers at once, full effort"
+    assert report.moving() == ["decode moves: text.blocks.mlp.down: matrix product, 2 GB (25%)"]
+    told = json.loads(json.dumps(report.to_json()))
+    assert told["programs"][0]["serving"]["times_reading"] == 1.25 and told["programs"][0]["movers"][0]["share"] == 0.25
+    assert PlanReport.from_json(told) == report
+    first, second = report.serving_rows().splitlines()
+    assert {line.count("|") for line in (*SERVING_MARKDOWN.splitlines(), first, second)} == {first.count("|")}
+    assert first.startswith("| unipixel_7b | v5e-8 | tensor 2, 4 copies | 8 | decode | full |") and first.endswith("| 1.25 | 32.0 |")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table())
+    assert "times reading the weights once" in (text := console.export_text()) and "tokens per second at most" in text

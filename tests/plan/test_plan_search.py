@@ -1,7 +1,6 @@
 """The configurations that a plan tries, its advice, and its refusals; no compiler is needed."""
 
 import json
-import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,10 +20,11 @@ from unipixel_jax.plan import fit as search
 from unipixel_jax.plan.advice import advice
 from unipixel_jax.plan.cli import sizes
 from unipixel_jax.plan.memory import Memory
-from unipixel_jax.plan.plan import PROGRAMS, check_programs
-from unipixel_jax.plan.programs import DECODE, GRADIENTS, LANGUAGE, PREFILL, TRACK, UPDATE, Workload, sample_row
-from unipixel_jax.plan.report import PlanReport, ProgramReport
+from unipixel_jax.plan.plan import check_programs
+from unipixel_jax.plan.programs import GRADIENTS, LANGUAGE, TRAINING, UPDATE, Workload, sample_row
+from unipixel_jax.plan.report import PlanReport, ProgramReport, Serving
 from unipixel_jax.plan.roofline import Roofline
+from unipixel_jax.plan.serving import DECODE, PREFILL, SERVING, TRACK
 from unipixel_jax.plan.topology import Topology
 from unipixel_jax.train.config import StartConfig, load_config
 from unipixel_jax.train.recipes import stage3
@@ -61,7 +61,7 @@ class Pretended:
 
 
 def search_of(monkeypatch, pretended, chips, slices=1, size="7b"):
-    monkeypatch.setattr(search, "make_plan", pretended)
+    monkeypatch.setattr(search, "plan_apart", pretended)
     told = []
     best = search.fit(CONFIG, preset(size), topology(chips, slices), Workload(), told.append)
     assert len(told) == len(pretended.asked) == len(set(pretended.asked)) <= search.MAX_COMPILATIONS
@@ -181,7 +181,7 @@ def test_a_refusal_for_one_topology_leaves_the_others(monkeypatch, tmp_path, cap
 
 @pytest.mark.parametrize(("full", "needed", "told"), [(False, 15.0, True), (False, 14.9, False), (False, 16.0, False), (True, 15.0, False)])
 def test_a_plan_of_least_effort_that_just_fits_is_no_promise(monkeypatch, capsys, full, needed, told):
-    def make_plan(config, model_config, topology, workload, programs, prompts, full_effort):
+    def make_plan(config, model_config, topology, workload, programs, prompts, full_effort, tensor):
         assert full_effort == full
         return replace(report_of(config, len(topology.devices), needed), full_effort=full_effort)
 
@@ -204,56 +204,59 @@ PLANNED = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", TRAINING)
 @pytest.mark.parametrize("planned", PLANNED)
 def test_advice_is_what_the_command_accepts(planned, program):
     chips, arguments = PLANNED[planned]
     config = load_config(SEVEN, arguments)
-    shards = math.prod(mesh_sizes(config.mesh, topology(*chips).devices)[axis] for axis in ("data", "fsdp"))
-    for prompts in (None, 6 * shards):
-        report = report_of(config, chips[0], 20, programs=(program,))
-        (line,) = advice(report, config, preset("7b"), topology(*chips), prompts)
-        start, _, named = line.partition("one of: ")
-        assert start.startswith(f"{program} does not fit: 4.25 GiB too much. More chips")
-        for knob in named.split("; ") if named else ():
-            words = knob.split()
-            answered = prompts
-            if words[0] == "--prompts":
-                answered = int(words[1])
-                assert answered < prompts and program in (PREFILL, DECODE, TRACK)
-                words = []
-            other = load_config(SEVEN, [*arguments, *words])
-            assert other != config or words == []
-            sizes = mesh_sizes(other.mesh, topology(*chips).devices)
-            assert other.batch_size % (sizes["data"] * sizes["fsdp"]) == 0 and (answered or 0) % (sizes["data"] * sizes["fsdp"]) == 0
-            assert other.batch_size * other.accumulation == config.batch_size * config.accumulation
-            check_heads(preset("7b"), AbstractMesh(tuple(sizes.values()), AXES))
+    (line,) = advice(report_of(config, chips[0], 20, programs=(program,)), config, preset("7b"), topology(*chips))
+    start, _, named = line.partition("one of: ")
+    assert start.startswith(f"{program} does not fit: 4.25 GiB too much. More chips")
+    for knob in named.split("; ") if named else ():
+        other = load_config(SEVEN, [*arguments, *knob.split()])
+        assert other != config
+        sizes = mesh_sizes(other.mesh, topology(*chips).devices)
+        assert other.batch_size % (sizes["data"] * sizes["fsdp"]) == 0
+        assert other.batch_size * other.accumulation == config.batch_size * config.accumulation
+        check_heads(preset("7b"), AbstractMesh(tuple(sizes.values()), AXES))
 
 
 @pytest.mark.parametrize(
-    ("planned", "program", "prompts", "named"),
+    ("program", "served", "chips", "named"),
     [
-        ("32 at once", GRADIENTS, None, "More chips, or one of: --remat full; --batch-size 16 --accumulation 2"),
-        ("32 at once", LANGUAGE, None, "More chips, or one of: --remat full; --batch-size 16 --accumulation 2"),
-        ("one a chip", GRADIENTS, None, "More chips, or one of: --mesh.context 2 --batch-size 8 --accumulation 4"),
-        ("three a chip", GRADIENTS, None, "More chips, or one of: --batch-size 16 --accumulation 3"),
-        ("all for one", GRADIENTS, None, "More chips"),
-        ("weights everywhere", GRADIENTS, None, "More chips, or one of: --mesh.context 2 --batch-size 4 --accumulation 8; --mesh.preset fsdp"),
-        ("two slices", GRADIENTS, None, "More chips, or one of: --mesh.context 2 --batch-size 8 --accumulation 8"),
-        ("one a chip", UPDATE, None, "More chips to shard the weights over, or fewer trained weights"),
-        ("weights everywhere", UPDATE, None, "More chips to shard the weights over, or fewer trained weights, or one of: --mesh.preset fsdp"),
-        ("one a chip", PREFILL, None, "More chips, or one of: --mesh.preset fsdp_tp --mesh.tensor 2; --mesh.context 2"),
-        ("one a chip", DECODE, 64, "More chips, or one of: --prompts 32; --mesh.preset fsdp_tp --mesh.tensor 2"),
-        ("divided products", TRACK, 4, "More chips, or one of: --mesh.tensor 4; --mesh.context 2"),
-        ("two slices", PREFILL, None, "More chips, or one of: --mesh.context 2"),
+        (DECODE, Serving(1, 1, 32, 0.01), 1, "More chips, or one of: --prompts 16"),
+        (DECODE, Serving(1, 8, 32, 0.01), 8, "More chips, or one of: --prompts 16; --tensor 2"),
+        (PREFILL, Serving(2, 4, 1, 0.0), 8, "More chips, or one of: --tensor 4"),
+        (TRACK, Serving(1, 1, 1, 0.0), 1, "More chips"),
     ],
 )
-def test_advice_names_what_would_help(planned, program, prompts, named):
+def test_advice_for_serving(program, served, chips, named):
+    report = report_of(CONFIG, chips, 20, programs=(program,))
+    report = replace(report, programs=tuple(replace(one, serving=served) for one in report.programs))
+    (line,) = advice(report, CONFIG, preset("7b"), topology(chips))
+    assert line == f"{program} does not fit: 4.25 GiB too much. {named}" and program in SERVING
+
+
+@pytest.mark.parametrize(
+    ("planned", "program", "named"),
+    [
+        ("32 at once", GRADIENTS, "More chips, or one of: --remat full; --batch-size 16 --accumulation 2"),
+        ("32 at once", LANGUAGE, "More chips, or one of: --remat full; --batch-size 16 --accumulation 2"),
+        ("one a chip", GRADIENTS, "More chips, or one of: --mesh.context 2 --batch-size 8 --accumulation 4"),
+        ("three a chip", GRADIENTS, "More chips, or one of: --batch-size 16 --accumulation 3"),
+        ("all for one", GRADIENTS, "More chips"),
+        ("weights everywhere", GRADIENTS, "More chips, or one of: --mesh.context 2 --batch-size 4 --accumulation 8; --mesh.preset fsdp"),
+        ("two slices", GRADIENTS, "More chips, or one of: --mesh.context 2 --batch-size 8 --accumulation 8"),
+        ("one a chip", UPDATE, "More chips to shard the weights over, or fewer trained weights"),
+        ("weights everywhere", UPDATE, "More chips to shard the weights over, or fewer trained weights, or one of: --mesh.preset fsdp"),
+    ],
+)
+def test_advice_names_what_would_help(planned, program, named):
     chips, arguments = PLANNED[planned]
     config = load_config(SEVEN, arguments)
-    (line,) = advice(report_of(config, chips[0], 20, programs=(program,)), config, preset("7b"), topology(*chips), prompts)
+    (line,) = advice(report_of(config, chips[0], 20, programs=(program,)), config, preset("7b"), topology(*chips))
     assert line == f"{program} does not fit: 4.25 GiB too much. {named}"
-    assert advice(report_of(config, chips[0], 10, programs=(program,)), config, preset("7b"), topology(*chips), prompts) == []
+    assert advice(report_of(config, chips[0], 10, programs=(program,)), config, preset("7b"), topology(*chips)) == []
 
 
 def test_sizes_come_from_what_is_there(tmp_path):

@@ -9,9 +9,8 @@ import pytest
 from micro_run import MODEL, micro_config, micro_start
 
 from unipixel_jax.core import fingerprint
-from unipixel_jax.core.sharding import HOST_MEMORY
+from unipixel_jax.core.sharding import HOST_MEMORY, bytes_per_device
 from unipixel_jax.errors import UserError
-from unipixel_jax.plan.memory import bytes_per_chip
 from unipixel_jax.train.checkpoints.manager import Checkpoints
 from unipixel_jax.train.checkpoints.manifest import RunInfo
 from unipixel_jax.train.optim import OptimConfig
@@ -77,8 +76,8 @@ def test_checkpoints_go_to_the_host_and_from_it(start, tmp_path, monkeypatch):
 def test_a_plan_counts_what_the_devices_hold(start):
     here, there = ready(start, False), ready(start, True)
     counters = sum(leaf.dtype.itemsize for leaf in jax.tree.leaves(there.state.opt_state) if not leaf.ndim)
-    assert bytes_per_chip(there.state.opt_state) == counters < bytes_per_chip(here.state.opt_state) - bytes_per_chip(here.state.trained)
-    assert bytes_per_chip(there.state.trained) == bytes_per_chip(here.state.trained)
+    assert bytes_per_device(there.state.opt_state) == counters < bytes_per_device(here.state.opt_state) - bytes_per_device(here.state.trained)
+    assert bytes_per_device(there.state.trained) == bytes_per_device(here.state.trained)
 
 
 def test_devices_without_such_memory_are_refused(start, monkeypatch):

@@ -35,6 +35,12 @@ def test_a_size_fits_and_wastes_little(buckets, data):
     assert buckets.size(size) == size
 
 
+def test_devices_that_share_a_clip_divide_the_sizes_of_long_clips():
+    sizes = BUCKETS.frames.sizes
+    assert [BUCKETS.frames.size(n) for n in (1, 8, 16, 32, 64, 65, 100, 128)] == [1, 8, 16, 32, 64, 80, 112, 128]
+    assert all(size % 8 == 0 for size in sizes if size >= 32) and all(size % 16 == 0 for size in sizes if size >= 64)
+
+
 @pytest.mark.parametrize("n", [-1, 101])
 def test_a_size_beyond_the_limit_is_named(n):
     with pytest.raises(UserError, match=f"{n} apples, expected 0 to 100"):

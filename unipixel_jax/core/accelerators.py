@@ -41,6 +41,12 @@ class Chip:
     topology: str
 
 
+_USABLE: Mapping[str, float] = MappingProxyType({"TPU v5 lite": 15.75 * 2**30, "TPU v5": 95.74 * 2**30, "TPU v6 lite": 31.25 * 2**30})
+"""The usable bytes by ``Chip.kind``: what the TPU compiler (libtpu 0.0.42) says is available where it refuses a program."""
+
+_GPU_SHARE = 0.95
+"""The share of a GPU's memory that the launchers let JAX take (XLA_PYTHON_CLIENT_MEM_FRACTION); by itself JAX takes three quarters."""
+
 _GPU = """gpu_device_info {{ cuda_compute_capability {{ major: {major} minor: 0 }} threads_per_block_limit: 1024 threads_per_warp: 32
 shared_memory_per_block: 49152 shared_memory_per_core: {per_core} threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {fpus}
 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: {l2}
@@ -73,6 +79,22 @@ Links are half of the pages' "bidirectional" figures: ICI of 400, 1200 and 800 G
 cards of 100 Gbit/s for the 8 chips of a v5e host, 50 Gbit/s a chip of v5p, four cards of 200 Gbit/s for the 8 chips of a v6e host. A DGX H100 has a
 card of 400 Gbit/s for each GPU, a DGX A100 one of 200.
 """
+
+
+def usable(chip: Chip) -> float:
+    """Return the bytes of a chip that a program may use: what the TPU compiler leaves, or what the launchers let JAX take of a GPU's."""
+    return _USABLE.get(chip.kind, _GPU_SHARE * chip.memory)
+
+
+def usable_memory(device: jax.Device) -> float | None:
+    """Return the bytes of a device that programs may use: what the device says or, where it does not, what its data sheet says; None for a CPU, whose devices
+    share the memory of the host, and for devices that are not known.
+    """
+    if device.platform == "cpu":
+        return None
+    told = (device.memory_stats() or {}).get("bytes_limit")
+    known = (usable(chip) for chip in CHIPS.values() if chip.platform in ("tpu", "gpu") and _same_kind(chip, device.device_kind))
+    return float(told) if told else next(known, None)
 
 
 def is_here(name: str) -> bool:

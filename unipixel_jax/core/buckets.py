@@ -51,6 +51,22 @@ class Buckets:
 
 
 @dataclass(frozen=True)
+class QuarterBuckets(Buckets):
+    """Buckets whose sizes are 1, 1.25, 1.5 and 1.75 times a power of two, in steps, so that many devices divide them: 64 stays 64, and 8 devices divide every
+    size from 32 steps on, 16 devices from 64 on. ``growth`` has to be 1.25, the largest ratio of such neighbours beyond four steps.
+    """
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Every allowed size, in increasing order."""
+        sizes = [self.step]
+        while sizes[-1] < self.limit:
+            steps = sizes[-1] // self.step
+            sizes.append(min(sizes[-1] + self.step * max(1, (1 << steps.bit_length()) // 8), self.limit))
+        return tuple(sizes)
+
+
+@dataclass(frozen=True)
 class BucketTable:
     """The buckets of every dimension whose length depends on the input. Each attribute is what its buckets count.
 
@@ -74,7 +90,7 @@ class BucketTable:
     patches: Buckets = Buckets("image patches", 64, 1.25, 262144)
     frame_patches: Buckets = Buckets("image patches of a frame", 64, 1.25, 262144)
     grid_frames: Buckets = Buckets("pairs of frames", 1, 1.25, 4096)
-    frames: Buckets = Buckets("frames", 1, 1.25, 8192)
+    frames: Buckets = QuarterBuckets("frames", 1, 1.25, 8192)
     objects: Buckets = Buckets("objects", 1, 1.25, 256)
     references: Buckets = Buckets("points and boxes", 4, 2.0, 1024)
     memories: Buckets = Buckets("memory tokens", 16, 2.0, 8192)

@@ -5,6 +5,7 @@ Nothing here knows a model. Without a mesh (``jax.set_mesh``), arrays stay as th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,6 +90,12 @@ def mesh_axes(name: str | None, length: int) -> tuple[str, ...]:
     return axes if mesh is not None and length % devices_along(mesh, axes) == 0 else ()
 
 
+def devices_of(name: str) -> int:
+    """Return the number of devices of the mesh that is set over which an activation's logical axis may be sharded; 1 without a mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else devices_along(mesh, ACTIVATIONS[name])
+
+
 def constrain(x: R, *names: str | None) -> R:
     """Shard arrays by the logical names of their leading dimensions. Other dimensions, and those whose length does not divide, are replicated.
 
@@ -168,6 +175,12 @@ def _gather_backward(whole: PartitionSpec, sharded: PartitionSpec, saved: None, 
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Return the bytes that each device holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings, without what lies in the hosts' memory."""
+    held = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST_MEMORY]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
 
 
 def batch_spec(rank: int) -> PartitionSpec:

@@ -1,8 +1,9 @@
 """Blocks of equal shape as one module with a leading layer axis, run by ``lax.scan``; or unstacked, run by a Python loop.
 
-A scan keeps programs small (36 layers are traced in the time of one), and accelerators run it without loss. On a CPU a scan copies each layer's weights
+A scan keeps programs small (36 layers are traced in the time of one), and TPUs run it without loss. On a CPU a scan copies each layer's weights
 out of the stack before it multiplies, which made single-token decoding 10 times slower (measured on 2 cores with layers of 22.5M parameters), so
-inference on a CPU unstacks the layers first. ``run`` takes either form.
+inference on a CPU unstacks the layers first. So it does with the language model on a GPU: a step of 3B's decoding, compiled for an H100, moves 19.6 GB with a
+scan and 8.5 GB without. ``run`` takes either form.
 """
 
 from __future__ import annotations

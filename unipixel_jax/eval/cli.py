@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipixel_jax.arguments import CommandParser, add_attention, add_model, positive
+from unipixel_jax.arguments import CommandParser, add_attention, add_model, add_tensor, positive, positive_or_all
 from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample-frames", type=positive, default=16, metavar="N", help="frames of a clip that the language model looks at (default: 16)")
     parser.add_argument("--shard", metavar="I/N", help="run every Nth sample from the Ith on, counted from 0 (default: what Slurm or the TPU pod says)")
     parser.add_argument("--rows", type=positive, metavar="N", help="answers that are generated together on a device (default: 16)")
-    parser.add_argument("--devices", type=positive, metavar="N", help="devices that take samples, each with a copy of the weights (default: all)")
-    parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="divide each layer's products among N devices (default: 1)")
+    parser.add_argument("--devices", type=positive_or_all, metavar="N|all", help="devices that take samples (default: all of this machine)")
+    add_tensor(parser)
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes that score (default: one for each core)")
     add_judge(parser)
     add_attention(parser)
@@ -258,12 +258,11 @@ def _run_one(
 
 
 def _load(args: argparse.Namespace) -> UniPixel:
-    from unipixel_jax.core.mesh import MeshConfig
     from unipixel_jax.infer.loading import EMBEDDED
+    from unipixel_jax.infer.placement import shared_by
     from unipixel_jax.infer.predictor import UniPixel
 
-    mesh = None if args.tensor == 1 else MeshConfig("fsdp_tp", args.tensor)
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh, revision=args.revision)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision)
     if args.consistent is None:
         return model
     config = replace(model.config, sam2_batch_mode=args.consistent == "frame")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unipixel_jax.arguments import positive
+from unipixel_jax.arguments import positive, positive_or_all
 from unipixel_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def configure_many(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--out", type=Path, metavar="DIR", help="answer all jobs, and add a line for each to DIR/results.jsonl or DIR/failures.jsonl")
     many.add_argument("--prompts", type=Path, metavar="FILE", help="with a folder: ask the prompt in each line about every file")
     many.add_argument("--rows", type=positive, metavar="N", help="answers that are generated together on a device (default: 16)")
-    many.add_argument("--devices", type=positive, metavar="N", help="devices that take jobs, each with a copy of the weights (default: all of this machine)")
+    devices = "devices that take jobs, each with a copy of the weights, or as many together as share one (default: all of this machine)"
+    many.add_argument("--devices", type=positive_or_all, metavar="N|all", help=devices)
     many.add_argument("--host", metavar="I/N", help="take every Nth job from the Ith on, counted from 0 (default: what Slurm or the TPU pod says)")
 
 
@@ -82,10 +83,10 @@ def share_of(text: str | None, stack: ExitStack, option: str = "--host") -> tupl
 def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int]) -> int:
     import jax
 
-    from unipixel_jax.core.mesh import MeshConfig
     from unipixel_jax.infer.jobs import Results
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.many import ROWS, Options, run_jobs
+    from unipixel_jax.infer.placement import shared_by
     from unipixel_jax.infer.predictor import UniPixel
 
     devices = jax.local_devices()
@@ -97,8 +98,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int]) -> i
     options = Options(args.rows or ROWS, args.max_new_tokens, upright=not args.as_stored)
     with results:
         if left:
-            mesh = None if args.tensor == 1 else MeshConfig("fsdp_tp", args.tensor)
-            model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh)
+            model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor))
             start = time.perf_counter()
             for outcome in run_jobs(model.loaded, model.sampling, model.seed, left, options, devices[: args.devices]):
                 results.add(outcome)

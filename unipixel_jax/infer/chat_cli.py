@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unipixel_jax.arguments import add_attention, add_model, positive
+from unipixel_jax.arguments import add_attention, add_model, add_tensor, positive
 from unipixel_jax.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def configure_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
     add_model(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
-    parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="devices of this machine that share the work (default: 1)")
+    add_tensor(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where overlays go, one for each answer with objects")
     parser.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay file (default: gif); a photo's is a PNG")
     parser.add_argument("--sample-frames", type=positive, default=16, metavar="N", help="frames of a clip to take at most (default: 16)")
@@ -48,15 +48,15 @@ def configure_chat(parser: argparse.ArgumentParser) -> None:
 
 def _chat(args: argparse.Namespace) -> int:
     from unipixel_jax.core.files import writable
-    from unipixel_jax.core.mesh import MeshConfig
     from unipixel_jax.infer.loading import EMBEDDED
+    from unipixel_jax.infer.placement import shared_by
     from unipixel_jax.infer.predictor import UniPixel
     from unipixel_jax.processing.media import read_media
 
     clip = read_media(args.media, args.sample_frames, upright=not args.as_stored)
     writable(_overlay(args, clip.name, 1, len(clip.frames)))
-    mesh = None if args.tensor == 1 else MeshConfig("fsdp_tp", args.tensor)
-    chat = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh).chat(clip, sample_frames=args.sample_frames, max_slots=args.max_slots)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor))
+    chat = model.chat(clip, sample_frames=args.sample_frames, max_slots=args.max_slots)
     references: list[Point | Box | Mask] = []
     answers, failed = 0, False
     for line in _read_lines():

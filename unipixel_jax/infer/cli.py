@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipixel_jax.arguments import add_attention, add_model
+from unipixel_jax.arguments import add_attention, add_model, add_tensor
 from unipixel_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from unipixel_jax.core.mesh import MeshConfig
     from unipixel_jax.infer.exports import Export
     from unipixel_jax.infer.prediction import Prediction
     from unipixel_jax.infer.predictor import UniPixel
@@ -97,7 +96,7 @@ def _add_prompts(parser: argparse.ArgumentParser, nargs: str | None = None) -> N
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
-    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="devices of this machine that share the work (default: 1)")
+    add_tensor(parser)
     parser.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip that the language model looks at (default: 16)")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="where an answer is cut off (default: 512)")
     parser.add_argument("--answer-start", default="", metavar="WORDS", help="words with which each answer has to begin")
@@ -203,9 +202,10 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> UniPixel:
     from unipixel_jax.infer.loading import EMBEDDED
+    from unipixel_jax.infer.placement import shared_by
     from unipixel_jax.infer.predictor import UniPixel
 
-    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=_mesh(args.tensor), revision=args.revision)
+    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision)
 
 
 def _stream(args: argparse.Namespace, model: UniPixel, source: FrameSource, prompts: list[str]) -> Stream:
@@ -270,13 +270,6 @@ def _exports(args: argparse.Namespace, source: FrameSource) -> list[Export]:
 
 def _named(args: argparse.Namespace, name: str, ending: str) -> Path:
     return Path(args.output_dir / f"{_shortened(name, 255 - len(ending))}{ending}")
-
-
-def _mesh(tensor: int) -> MeshConfig | None:
-    """The mesh that shares the work among ``tensor`` devices; None for one device."""
-    from unipixel_jax.core.mesh import MeshConfig
-
-    return None if tensor == 1 else MeshConfig("fsdp_tp", tensor)
 
 
 def _answer(args: argparse.Namespace, run: Callable[[UniPixel, Clip, list[Point | Box | Mask]], Prediction], only_one: bool = False) -> int:

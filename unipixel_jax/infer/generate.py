@@ -166,16 +166,18 @@ def decode(model: UniPixelModel, answers: Answers, key: jax.Array, enough: jax.A
     def more(answers: Answers) -> jax.Array:
         return jnp.sum(answers.running, dtype=jnp.int32) > enough
 
-    def body(answers: Answers) -> Answers:
-        last = jnp.take_along_axis(answers.tokens, jnp.maximum(answers.count - 1, 0)[:, None], axis=1)
-        positions = jnp.broadcast_to(answers.position[None, :, None], (3, *last.shape))
-        segments = answers.running[:, None].astype(jnp.int32)
-        states, cache = model.text.extend(model.text.embed(last, how.dtype), positions, segments, answers.cache, answers.at)
-        token, _ = how.draw(model, states[:, -1], key, answers.step)
-        at = (answers.at + 1) % cache.segments.shape[1]
-        return replace(answers, cache=cache, at=at).record(answers.running, token, states[:, -1], how.ends(token))
+    return jax.lax.while_loop(more, lambda answers: next_tokens(model, answers, key, how), answers)
 
-    return jax.lax.while_loop(more, body, answers)
+
+def next_tokens(model: UniPixelModel, answers: Answers, key: jax.Array, how: Answering) -> Answers:
+    """Generate one more token of each running row; arguments as of ``decode``."""
+    last = jnp.take_along_axis(answers.tokens, jnp.maximum(answers.count - 1, 0)[:, None], axis=1)
+    positions = jnp.broadcast_to(answers.position[None, :, None], (3, *last.shape))
+    segments = answers.running[:, None].astype(jnp.int32)
+    states, cache = model.text.extend(model.text.embed(last, how.dtype), positions, segments, answers.cache, answers.at)
+    token, _ = how.draw(model, states[:, -1], key, answers.step)
+    at = (answers.at + 1) % cache.segments.shape[1]
+    return replace(answers, cache=cache, at=at).record(answers.running, token, states[:, -1], how.ends(token))
 
 
 def states_before(states: jax.Array, positions: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
 from unipixel_jax.core.files import PARAMS, read_json_object
+from unipixel_jax.core.stacking import unstack_layers
 from unipixel_jax.core.stored import has_arrays
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import partitioned
@@ -58,12 +59,15 @@ class LoadedModel:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def for_inference(self) -> LoadedModel:
-        """The same model in the form in which it runs fastest here: on a CPU its towers are unstacked (see core/stacking.py).
+        """The same model in the form in which it runs fastest here (see core/stacking.py): on a CPU its towers are unstacked, and on a GPU its language model,
+        whose layers a scan copies before it multiplies.
 
         The stacked arrays are given up one by one, so that the model is never in memory twice.
         """
         if jax.default_backend() == "cpu":
             unstack_towers(self.model)
+        elif jax.default_backend() == "gpu":
+            unstack_layers(self.model.text)
         return self
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from numpy.typing import NDArray
 
 from unipixel_jax.core.buckets import BUCKETS
@@ -32,7 +33,7 @@ from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
 from unipixel_jax.processing.media import sample_indices
 
-__all__ = ["ROWS", "Job", "Options", "Outcome", "on_device", "photo_masks", "run_jobs"]
+__all__ = ["ROWS", "Job", "Options", "Outcome", "on_devices", "photo_masks", "run_jobs"]
 
 PHOTOS, OBJECTS = 8, 32
 """Photos, and objects in them, whose masks are decoded in one call; a single photo may have more objects."""
@@ -49,28 +50,34 @@ def run_jobs(
         seed: seed of the random numbers for it.
         jobs: the jobs.
         options: how they are run.
-        devices: the devices that take jobs, each with a copy of the weights; None for all of this process. A model on a mesh is one device here.
+        devices: the devices that take jobs, each with a copy of the weights, or as many together as the model's mesh has; None for all of this process.
     """
     devices = list(jax.local_devices() if devices is None else devices)
+    each = 1 if loaded.mesh is None else loaded.mesh.size
+    groups = [devices[start : start + each] for start in range(0, len(devices) - each + 1, each)]
     with ThreadPoolExecutor(options.threads) as pool:
-        source = Source(loaded, jobs, options, pool, (2 * options.rows + options.group) * len(devices))
+        source = Source(loaded, jobs, options, pool, (2 * options.rows + options.group) * max(1, len(groups)))
         try:
-            if loaded.mesh is not None or len(devices) == 1:
+            if len(groups) <= 1:
                 yield from _Runner(loaded, sampling, seed, options, source).outcomes()
             else:
-                yield from _on_devices(devices, lambda own: _Runner(on_device(loaded, own), sampling, seed, options, source))
+                yield from _on_devices(groups, lambda own: _Runner(on_devices(loaded, own), sampling, seed, options, source))
         finally:
             source.close()
 
 
-def on_device(loaded: LoadedModel, device: jax.Device) -> LoadedModel:
-    """Return a copy of a model that lies on a device."""
-    return replace(loaded, model=jax.device_put(loaded.model, device))
+def on_devices(loaded: LoadedModel, devices: Sequence[jax.Device]) -> LoadedModel:
+    """Return a copy of a model that lies on a device, or on as many as its mesh has."""
+    if loaded.mesh is None:
+        return replace(loaded, model=jax.device_put(loaded.model, devices[0]))
+    mesh = Mesh(np.array(devices).reshape(loaded.mesh.devices.shape), loaded.mesh.axis_names, axis_types=loaded.mesh.axis_types)
+    model = jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, a.sharding.spec)), loaded.model)
+    return replace(loaded, model=model, mesh=mesh)
 
 
-def _on_devices(devices: Sequence[jax.Device], make: Callable[[jax.Device], _Runner]) -> Iterator[Outcome]:
-    """The outcomes of a runner on each device, which has a thread of its own."""
-    found: queue.Queue[Outcome | BaseException | None] = queue.Queue(4 * len(devices))
+def _on_devices(groups: Sequence[Sequence[jax.Device]], make: Callable[[Sequence[jax.Device]], _Runner]) -> Iterator[Outcome]:
+    """The outcomes of a runner on each group of devices, which has a thread of its own."""
+    found: queue.Queue[Outcome | BaseException | None] = queue.Queue(4 * len(groups))
     stop, attention = threading.Event(), use_attention.value
 
     def put(item: Outcome | BaseException | None) -> bool:
@@ -82,17 +89,17 @@ def _on_devices(devices: Sequence[jax.Device], make: Callable[[jax.Device], _Run
                 continue
         return False
 
-    def work(device: jax.Device) -> None:
+    def work(group: Sequence[jax.Device]) -> None:
         try:
-            with jax.default_device(device), use_attention(attention):
-                for outcome in make(device).outcomes():
+            with jax.default_device(group[0]), use_attention(attention):
+                for outcome in make(group).outcomes():
                     if not put(outcome):
                         return
             put(None)
         except BaseException as error:  # the thread that yields raises it
             put(error)
 
-    threads = [threading.Thread(target=work, args=(device,), daemon=True) for device in devices]
+    threads = [threading.Thread(target=work, args=(group,), daemon=True) for group in groups]
     try:
         for thread in threads:
             thread.start()

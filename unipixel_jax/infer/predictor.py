@@ -28,6 +28,7 @@ from unipixel_jax.infer.chat import MAX_SLOTS, Chat
 from unipixel_jax.infer.generate import Generation, Sampling, generate
 from unipixel_jax.infer.loading import EMBEDDED, LoadedModel, load
 from unipixel_jax.infer.many import ROWS, Job, Options, Outcome, run_jobs
+from unipixel_jax.infer.placement import inference_mesh
 from unipixel_jax.infer.prediction import Answer, ClipAnswer, Collector, Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits
 from unipixel_jax.infer.stream import Stream
@@ -67,6 +68,7 @@ class UniPixel:
         sampling: Sampling = Sampling(),
         mesh: MeshConfig | None = None,
         *,
+        devices: int | None = None,
         revision: str | None = None,
         token: str | None = None,
     ) -> UniPixel:
@@ -77,18 +79,23 @@ class UniPixel:
                 Hub id; the small model that ships with the package is loaded where none is given.
             dtype: "float32" or "bfloat16" to cast the weights and compute in; None keeps the checkpoint's own.
             sampling: how tokens are drawn.
-            mesh: how all devices of this machine share the work; None uses one.
+            mesh: how devices of this machine share the work. None puts whole weights on a device where they fit, and else divides them among the fewest
+                devices that hold them (infer/placement.py).
+            devices: how many devices of this machine may be used; None for all.
             revision: a branch, a tag or a commit of the Hub's repository; None for its main branch.
             token: the user's token for the Hub; None for the one of ``hf auth login`` or ``HF_TOKEN``.
 
         Raises:
             UserError: there is no such model, or it cannot be downloaded or converted (``hub.resolve.resolve``); or the devices do not form the mesh, or it
-                does not divide the heads.
+                does not divide the heads, or the weights do not fit them.
         """
         with _stage("loading"):
-            devices = None if mesh is None else make_mesh(mesh, jax.local_devices())
+            local = jax.local_devices()[:devices]
+            made = None if mesh is None else make_mesh(mesh, local)
             directory = resolve(model, revision=revision, token=token)
-            return cls(load(directory, None if dtype is None else jnp.dtype(dtype), devices).for_inference(), sampling)
+            if mesh is None:
+                made = inference_mesh(UniPixelConfig.from_directory(directory), dtype, local)
+            return cls(load(directory, None if dtype is None else jnp.dtype(dtype), made).for_inference(), sampling)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the model as a converted directory with a model card, which ``from_pretrained`` loads and the Hub shows. It appears when it is complete.
@@ -290,7 +297,7 @@ class UniPixel:
             jobs: prompts about photos and clips, taken as they are needed.
             rows: answers that are generated together on a device.
             max_new_tokens: where an answer is cut off.
-            devices: the devices that take jobs, each with a copy of the weights; None for all of this process. A model on a mesh runs on its mesh.
+            devices: the devices that take jobs, each with a copy of the weights, or as many together as the model's mesh has; None for all of this process.
 
         Returns:
             Each job's outcome when it is there, in any order. A job that fails gives an outcome with a reason, and the others go on.

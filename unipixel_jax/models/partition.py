@@ -76,6 +76,11 @@ def check_heads(config: UniPixelConfig, mesh: Mesh | AbstractMesh) -> None:
     """
     size, text = mesh.shape[TENSOR], config.text
     heads, keys = text.num_attention_heads, text.num_key_value_heads
-    if heads % size or (keys % size and size % keys):
-        possible = [n for n in range(2, heads + 1) if heads % n == 0 and (keys % n == 0 or n % keys == 0)]
+    if size > 1 and size not in (possible := tensor_sizes(config, heads)):
         raise UserError(f"mesh.tensor is {size}, which does not divide {heads} query heads and {keys} key heads: choose one of {possible}")
+
+
+def tensor_sizes(config: UniPixelConfig, most: int) -> list[int]:
+    """Return the numbers of devices, from 2 to ``most``, that can share the language model's heads; beyond the number of key heads, each is held by several."""
+    heads, keys = config.text.num_attention_heads, config.text.num_key_value_heads
+    return [n for n in range(2, min(most, heads) + 1) if heads % n == 0 and (keys % n == 0 or n % keys == 0)]

@@ -11,9 +11,10 @@ from jax.sharding import AbstractMesh
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.mesh import AXES, DATA, FSDP, mesh_sizes
 from unipixel_jax.errors import UserError
-from unipixel_jax.models.partition import check_heads
-from unipixel_jax.plan.programs import DECODE, GRADIENTS, LANGUAGE, UPDATE
-from unipixel_jax.plan.report import PlanReport
+from unipixel_jax.models.partition import check_heads, tensor_sizes
+from unipixel_jax.plan.programs import GRADIENTS, LANGUAGE, UPDATE
+from unipixel_jax.plan.report import PlanReport, Serving
+from unipixel_jax.plan.serving import TRACK
 from unipixel_jax.plan.topology import Topology
 from unipixel_jax.train.config import TrainConfig
 
@@ -21,7 +22,7 @@ Change = Mapping[str, Any]
 """New values of configuration fields or arguments by name, such as {"mesh.context": 2}."""
 
 
-def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig, topology: Topology, prompts: int | None = None) -> list[str]:
+def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig, topology: Topology) -> list[str]:
     """Return a line for each program that does not fit: by how much it does not, and which arguments would help.
 
     Args:
@@ -29,7 +30,6 @@ def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig
         config: the configuration that was planned.
         model_config: the model's sizes.
         topology: the chips that were planned for.
-        prompts: number of prompts that inference answers at a time; None for one on each part of the mesh.
     """
     lines = []
     for program in report.programs:
@@ -38,8 +38,10 @@ def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig
         over = (program.memory.total - program.memory.capacity) / 2**30
         helps = ["More chips to shard the weights over", "fewer trained weights"] if program.name == UPDATE else ["More chips"]
         found = []
-        for way in _ways(program.name, config, prompts, len(topology.devices)):
-            taken = next((change for change in way if _accepted(change, config, model_config, topology, prompts)), None)
+        served = program.serving
+        ways = _ways(program.name, config) if served is None else _serving_ways(program.name, served, tensor_sizes(model_config, len(topology.devices)))
+        for way in ways:
+            taken = next((change for change in way if served is not None or _accepted(change, config, model_config, topology)), None)
             if taken is not None:
                 found.append(" ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
         if found:
@@ -48,7 +50,14 @@ def advice(report: PlanReport, config: TrainConfig, model_config: UniPixelConfig
     return lines
 
 
-def _ways(program: str, config: TrainConfig, prompts: int | None, chips: int) -> Iterator[list[Change]]:
+def _serving_ways(program: str, served: Serving, sizes: list[int]) -> Iterator[list[Change]]:
+    """Yield the changes with which a program of inference needs less memory: fewer answers at once, and more chips, of those in ``sizes``, for a copy."""
+    if program != TRACK and served.together > 1:
+        yield [{"prompts": served.together // 2}]
+    yield [{"tensor": size} for size in sizes if size > served.tensor]
+
+
+def _ways(program: str, config: TrainConfig) -> Iterator[list[Change]]:
     """Yield, for each way to need less memory, its changes from the mildest on; the first that the command accepts is the one to advise."""
     mesh, batch = config.mesh, config.batch_size
     wider = {"mesh.context": 2 * mesh.context}
@@ -58,17 +67,11 @@ def _ways(program: str, config: TrainConfig, prompts: int | None, chips: int) ->
         fewer = [{"batch_size": n, "accumulation": config.accumulation * batch // n} for n in range(batch - 1, 0, -1) if batch % n == 0]
         # A larger context helps only with fewer samples at once: half as many parts of the mesh, with twice the samples each, need as much memory as before.
         yield [*fewer, *(wider | samples for samples in fewer)]
-    elif program != UPDATE:
-        yield [{"prompts": n} for n in range((prompts or 0) // 2, 0, -1)]
-        preset = {} if mesh.preset == "fsdp_tp" else {"mesh.preset": "fsdp_tp"}
-        yield [preset | {"mesh.tensor": n} for n in range(mesh.tensor + 1, chips + 1)]
-        if program != DECODE:  # decoding has one token, which the context axis cannot divide
-            yield [wider]
     yield [{"mesh.preset": preset} for preset in ("fsdp", "hybrid") if preset != mesh.preset]
 
 
-def _accepted(change: Change, config: TrainConfig, model_config: UniPixelConfig, topology: Topology, prompts: int | None) -> bool:
-    """Return whether the chips form the changed mesh, and heads, batch and prompts divide among its parts."""
+def _accepted(change: Change, config: TrainConfig, model_config: UniPixelConfig, topology: Topology) -> bool:
+    """Return whether the chips form the changed mesh, and heads and batch divide among its parts."""
     try:
         mesh = replace(config.mesh, **{name.removeprefix("mesh."): value for name, value in change.items() if name.startswith("mesh.")})
         sizes = mesh_sizes(mesh, topology.devices)
@@ -76,4 +79,4 @@ def _accepted(change: Change, config: TrainConfig, model_config: UniPixelConfig,
     except UserError:
         return False
     shards = sizes[DATA] * sizes[FSDP]
-    return change.get("batch_size", config.batch_size) % shards == 0 and change.get("prompts", prompts or shards) % shards == 0
+    return change.get("batch_size", config.batch_size) % shards == 0

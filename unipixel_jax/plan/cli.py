@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unipixel_jax.arguments import positive
 from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from unipixel_jax.config import UniPixelConfig
     from unipixel_jax.plan.report import PlanReport
     from unipixel_jax.train.config import TrainConfig
@@ -35,7 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of every clip (default: 8)")
     parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="tokens of every conversation, the clip's included (default: 2048)")
     parser.add_argument("--objects", type=int, default=5, metavar="N", help="objects of every clip (default: 5)")
-    parser.add_argument("--prompts", type=int, metavar="N", help="prompts answered at a time (default: one for each part of the mesh)")
+    together = "answers that each copy of the weights generates together, of inference; several to plan each (default: 1)"
+    parser.add_argument("--prompts", type=positive, nargs="+", default=[1], metavar="N", help=together)
+    sharing = "chips that share a copy of the weights for inference (default: the fewest that hold it, as inference does)"
+    parser.add_argument("--tensor", type=positive, metavar="N", help=sharing)
     parser.add_argument("--fit", action="store_true", help="search mesh, batch size and remat policy for the fastest plan that fits, 12 compilations at most")
     parser.add_argument("--full-effort", action="store_true", help="compile for TPUs as a run does: more accurate memory and traffic, in eight times the time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
@@ -84,24 +91,43 @@ def run(args: argparse.Namespace) -> int:
     for topology in topologies:
         try:
             own = fit(config, model_config, topology, workload, tell) if args.fit else config
-            report = make_plan(own, model_config, topology, workload, programs, args.prompts, args.full_effort)
+            made = [
+                make_plan(own, model_config, topology, workload, some, prompts, args.full_effort, args.tensor)
+                for some, prompts in zip(_each(programs, len(args.prompts)), args.prompts, strict=True)
+                if some
+            ]
         except UserError as error:
             fits = False
             print(f"{topology.name}: {error}", file=sys.stderr)
             continue
-        reports.append(report)
-        console.print(report.table())
-        for program in report.programs:
-            filled = program.memory.total / program.memory.capacity
-            if NEAR < filled <= 1 and not report.full_effort:
-                console.print(f"{program.name} fills {filled:.0%}: a run's program needs a little more; see --full-effort")
-        for line in advice(report, own, model_config, topology, args.prompts):
-            fits = False
-            print(f"{topology.name}: {line}", file=sys.stderr)
+        reports += made
+        for report in made:
+            _show(console, report)
+            for line in advice(report, own, model_config, topology):
+                fits = False
+                print(f"{topology.name}: {line}", file=sys.stderr)
     if not reports:
         return 1
     _write(args, reports)
     return 0 if fits else 1
+
+
+def _each(programs: Sequence[str], numbers: int) -> list[list[str]]:
+    """Return the programs to plan for each of some numbers of answers: all for the first, and those that depend on the number for the others."""
+    from unipixel_jax.plan.serving import DECODE, PREFILL
+
+    return [list(programs), *[[name for name in programs if name in (PREFILL, DECODE)]] * (numbers - 1)]
+
+
+def _show(console: Console, report: PlanReport) -> None:
+    """Print a report: the table, and what fills a chip or moves most of its memory's traffic."""
+    console.print(report.table())
+    for program in report.programs:
+        filled = program.memory.total / program.memory.capacity
+        if NEAR < filled <= 1 and not report.full_effort:
+            console.print(f"{program.name} fills {filled:.0%}: a run's program needs a little more; see --full-effort")
+    for line in report.moving():
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _write(args: argparse.Namespace, reports: list[PlanReport]) -> None:

@@ -1,7 +1,7 @@
 """A search for the fastest plan that fits.
 
 It finds how many chips must share a sample, which is the size of the mesh's context axis, and then the fastest mesh, batch size and remat policy for that
-size. Each plan that is tried is compiled.
+size. Each plan that is tried is compiled, one after the other and each in a process of its own, so that a search needs the memory of one plan.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from unipixel_jax.core.mesh import AXES, DATA, MeshConfig
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import check_heads
-from unipixel_jax.plan.plan import GRADIENTS, make_plan
-from unipixel_jax.plan.programs import Workload
+from unipixel_jax.plan.apart import plan_apart
+from unipixel_jax.plan.programs import GRADIENTS, Workload
 from unipixel_jax.plan.report import PlanReport
 from unipixel_jax.plan.topology import Topology
 from unipixel_jax.train.config import TrainConfig
@@ -143,7 +143,7 @@ class _Search:
             if len(self.tried) == MAX_COMPILATIONS:
                 return False
             plan = replace(self.config, mesh=mesh, batch_size=batch, accumulation=self.step // batch, remat=remat)
-            report = make_plan(plan, self.model_config, self.topology, self.workload, (GRADIENTS,))
+            report = plan_apart(plan, self.model_config, self.topology, self.workload, (GRADIENTS,))
             self.tried[mesh, batch, remat] = plan, report
             self.tell(report)
         return _fits(self.tried[mesh, batch, remat][1])

@@ -25,7 +25,8 @@ class Operation:
     Attributes:
         name: the instruction's name in the HLO text.
         opcode: its opcode in the HLO text; for a custom call, the call's target.
-        op_name: where it comes from in the traced program, such as "jit(step)/while/body/dot_general"; empty where XLA does not say.
+        op_name: where it comes from in the traced program, such as "jit(step)/while/body/dot_general"; of an instruction that XLA added, where its first
+            operand comes from; empty where XLA does not say.
         count: number of executions.
         flops, bytes: FLOPs and bytes of all executions, counted as in ``Costs``.
         collective: the collective's kind and bytes; None if the instruction is no collective.
@@ -139,7 +140,7 @@ class _Reader:
             sent = self._collective(instruction, computation)
             if work or work is None or bytes_ or sent:
                 label = self._kernel_without_flops(instruction) if work is None else instruction.target if opcode == "custom-call" else opcode
-                yield Operation(instruction.name, label, instruction.op_name, 1, work or 0.0, bytes_, sent, work is not None)
+                yield Operation(instruction.name, label, computation.origin(instruction), 1, work or 0.0, bytes_, sent, work is not None)
             if opcode == "fusion":
                 yield from self._fused_collectives(self.module.computations[instruction.callees[0]], chains)
 

@@ -56,13 +56,15 @@ def _custom_call(instruction: Instruction, shapes: list[tuple[Array, ...]]) -> f
 
 
 def cost_estimate(instruction: Instruction, what: str) -> float | None:
-    """Return a figure of a Pallas kernel's own estimate (``pl.CostEstimate``); None where it has none.
+    """Return a figure of a Pallas kernel's own estimate (``pl.CostEstimate``; for GPUs, whose text leaves it out, the kernel's metadata); None without one.
 
     Args:
         instruction: the kernel's custom call.
         what: "flops" or "bytes_accessed".
     """
     found = re.search(rf'"cost_estimate":\{{[^{{}}]*"{what}":"?(\d+)', instruction.attributes)
+    # there quotation marks are written as the number 22
+    found = found or re.search(rf'serialized_metadata = "[^"]*\\22{what}\\22: \\22(\d+)', instruction.attributes)
     return float(found.group(1)) if found else None
 
 

@@ -130,6 +130,14 @@ class Computation:
                     self._users.setdefault(operand, []).append(instruction)
         return self._users.get(name, [])
 
+    def origin(self, instruction: Instruction) -> str:
+        """Return where an instruction comes from in the traced program or, where it does not say, where its first operand comes from; empty where none says."""
+        seen: set[str] = set()
+        while not instruction.op_name and instruction.name not in seen and instruction.operands and instruction.operands[0] in self.instructions:
+            seen.add(instruction.name)
+            instruction = self.instructions[instruction.operands[0]]
+        return instruction.op_name
+
     def shapes(self, instruction: Instruction) -> list[tuple[Array, ...]]:
         """Return the arrays of each operand of an instruction."""
         return [self.instructions[name].arrays for name in instruction.operands if name in self.instructions]

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
 
 import jax
 
-from unipixel_jax.core.accelerators import Chip
-from unipixel_jax.core.sharding import HOST_MEMORY
+from unipixel_jax.core.accelerators import Chip, usable
 
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-_USABLE: Mapping[str, float] = MappingProxyType({"TPU v5 lite": 15.75 * GIB, "TPU v5": 95.74 * GIB, "TPU v6 lite": 31.25 * GIB})
-"""The usable bytes by ``Chip.kind``: what the TPU compiler (libtpu 0.0.42) says is available where it refuses a program."""
-
-_GPU_SHARE = 0.95
-"""The share of a GPU's memory that the launchers let JAX take (XLA_PYTHON_CLIENT_MEM_FRACTION); by itself JAX takes three quarters."""
 
 ARGUMENTS, RESULTS, TEMPORARY, PROGRAM, NEEDED = "other arguments", "results", "temporaries", "program", "needed"
 
@@ -48,17 +38,6 @@ class Memory:
     def fits(self) -> bool:
         """Whether a chip has that many bytes."""
         return self.total <= self.capacity
-
-
-def usable(chip: Chip) -> float:
-    """Return the bytes of a chip that a program may use: what the TPU compiler leaves, or what the launchers let JAX take of a GPU's."""
-    return _USABLE.get(chip.kind, _GPU_SHARE * chip.memory)
-
-
-def bytes_per_chip(tree: Any) -> int:
-    """Return the bytes that each chip holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings. What lies in the hosts' memory is not counted."""
-    held = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST_MEMORY]
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
 
 
 def read_memory(compiled: jax.stages.Compiled, named: Mapping[str, float], chip: Chip) -> Memory:

@@ -16,6 +16,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.plan.hlo import Costs, Operation
 from unipixel_jax.plan.hlo_collectives import Collective
 from unipixel_jax.plan.memory import GIB, Memory
+from unipixel_jax.plan.movers import Mover
 from unipixel_jax.plan.roofline import BOUNDS, Roofline
 
 LABELS = {"compute": "compute", "hbm": "HBM", "links": "links", "network": "network"}
@@ -25,8 +26,37 @@ MARKDOWN = (
 )
 """The head of the Markdown table whose rows ``PlanReport.markdown_rows`` gives."""
 
+SERVING_MARKDOWN = (
+    "| model | topology | weights | at once | program | effort | memory, GiB | compute, ms | HBM, ms | links, ms | bound | times reading | tokens a second |\n"
+    "| --- | --- | --- | ---: | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
+)
+"""The head of the Markdown table whose rows ``PlanReport.serving_rows`` gives."""
+
 _KEPT = 20
 """How many of the largest collectives, and of the instructions that move the most bytes, the JSON keeps."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a program of inference is served.
+
+    Attributes:
+        tensor: number of chips that share a copy of the weights and run the program together.
+        copies: number of copies that the topology holds, each of which runs the program by itself.
+        together: number of prompts, answers or clips of one execution.
+        reading: seconds in which a chip's main memory reads once the weights that a token of an answer needs; 0 for other programs than decoding.
+    """
+
+    tensor: int
+    copies: int
+    together: int
+    reading: float
+
+    @property
+    def text(self) -> str:
+        """How the chips hold the weights, in words."""
+        each = "whole" if self.tensor == 1 else f"tensor {self.tensor}"
+        return each if self.copies == 1 else f"{each}, {self.copies} copies"
 
 
 @dataclass(frozen=True)
@@ -38,6 +68,8 @@ class ProgramReport:
         memory: the memory that it needs on one chip.
         costs, roofline: its costs and roofline on one chip; None for a program that the compiler refused, since it does not fit.
         compile_seconds: seconds that the compiler took on this machine.
+        serving: how it is served; None for a program of training.
+        movers: the places in the model that move the most bytes of main memory, the largest first.
     """
 
     name: str
@@ -45,6 +77,18 @@ class ProgramReport:
     costs: Costs | None
     roofline: Roofline | None
     compile_seconds: float
+    serving: Serving | None = None
+    movers: tuple[Mover, ...] = ()
+
+    @property
+    def times_reading(self) -> float | None:
+        """The roofline's time as a multiple of that of reading the weights once, for decoding; no step of an answer takes less than 1."""
+        return self.roofline.seconds / self.serving.reading if self.serving and self.serving.reading and self.roofline else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The most tokens that all copies together generate in a second, for decoding."""
+        return self.serving.together * self.serving.copies / self.roofline.seconds if self.times_reading and self.serving and self.roofline else None
 
 
 @dataclass(frozen=True)
@@ -72,6 +116,8 @@ class PlanReport:
     @property
     def title(self) -> str:
         """The plan in one line."""
+        if (served := self.programs[0].serving) is not None:
+            return f"{self.config} on {self.topology}, weights {served.text}, {self.batch_size} answers at once, {self.effort} effort"
         return f"{self.config} on {self.topology}, mesh {self.mesh_text}, batch of {self.batch_size}, remat {self.remat}, {self.effort} effort"
 
     @property
@@ -104,6 +150,10 @@ class PlanReport:
             table.caption = f"without the FLOPs of kernels that do not state theirs: {', '.join(uncounted)}"
         return table
 
+    def moving(self) -> list[str]:
+        """Return a line for each program and each place in the model that moves much of its main memory's traffic."""
+        return [f"{program.name} moves: {mover}" for program in self.programs for mover in program.movers]
+
     def _lines(self) -> list[tuple[str | None, list[str]]]:
         programs = self.programs
         parts = dict.fromkeys(name for program in programs for name in program.memory.parts)
@@ -124,6 +174,10 @@ class PlanReport:
         lines.append(("bound by", [LABELS[p.roofline.bound] if p.roofline else "" for p in programs]))
         lines.append(("FLOPs per byte", [_number(p.roofline.intensity) if p.roofline else "" for p in programs]))
         lines.append(("MFU at most", [f"{p.roofline.mfu:.1%}" if p.roofline else "" for p in programs]))
+        lines.append(("times reading the weights once", [f"{p.times_reading:.2f}" if p.times_reading else "" for p in programs]))
+        lines.append(("tokens per second at most", [_number(p.tokens_per_second) if p.tokens_per_second else "" for p in programs]))
+        lines.append(("weights", [p.serving.text if p.serving else "" for p in programs]))
+        lines.append(("prompts, answers or clips at once", [str(p.serving.together) if p.serving else "" for p in programs]))
         lines.append(("compiled in, s", [f"{p.compile_seconds:.1f}" for p in programs]))
         return lines
 
@@ -134,7 +188,22 @@ class PlanReport:
             memory = f"{_number(p.memory.total / GIB)} of {p.memory.capacity / GIB:.2f}"
             times = [_number(getattr(p.roofline, name) * 1e3) if p.roofline else "" for name in BOUNDS]
             ends = [LABELS[p.roofline.bound], f"{p.roofline.mfu:.1%}"] if p.roofline else ["does not fit", ""]
-            cells = [self.config, self.topology, self.mesh_text, str(self.batch_size), self.remat, p.name, self.effort, memory, *times, *ends]
+            mesh, batch, remat = (p.serving.text, p.serving.together, "") if p.serving else (self.mesh_text, self.batch_size, self.remat)
+            cells = [self.config, self.topology, mesh, str(batch), remat, p.name, self.effort, memory, *times, *ends]
+            rows.append(f"| {' | '.join(cells)} |")
+        return "\n".join(rows)
+
+    def serving_rows(self) -> str:
+        """Return a row for each program of inference, to stand below ``SERVING_MARKDOWN``."""
+        rows = []
+        for p in self.programs:
+            if p.serving is None:
+                continue
+            memory = f"{_number(p.memory.total / GIB)} of {p.memory.capacity / GIB:.2f}"
+            times = [_number(getattr(p.roofline, name) * 1e3) if p.roofline else "" for name in ("compute", "hbm", "links")]
+            bound = LABELS[p.roofline.bound] if p.roofline else "does not fit"
+            speed = [f"{p.times_reading:.2f}", _number(p.tokens_per_second)] if p.times_reading and p.tokens_per_second else ["", ""]
+            cells = [self.config, self.topology, p.serving.text, str(p.serving.together), p.name, self.effort, memory, *times, bound, *speed]
             rows.append(f"| {' | '.join(cells)} |")
         return "\n".join(rows)
 
@@ -149,6 +218,8 @@ class PlanReport:
             entry["memory"] |= {"total": program.memory.total, "fits": program.memory.fits}
             if program.roofline is not None:
                 entry["roofline"] |= {name: getattr(program.roofline, name) for name in ("bound", "seconds", "mfu")}
+            if program.times_reading is not None:
+                entry["serving"] |= {name: getattr(program, name) for name in ("times_reading", "tokens_per_second")}
         return json.loads(json.dumps(found))
 
     @classmethod
@@ -174,7 +245,10 @@ def _program(found: Mapping[str, Any]) -> ProgramReport:
         costs = Costs(costs["flops"], costs["bytes"], collectives, operations)
     if roofline is not None:
         roofline = Roofline(**{field.name: roofline[field.name] for field in dataclasses.fields(Roofline)})
-    return ProgramReport(found["name"], memory, costs, roofline, found["compile_seconds"])
+    # reports of earlier versions say neither
+    served, moving = found.get("serving"), found.get("movers", ())
+    serving = None if served is None else Serving(**{field.name: served[field.name] for field in dataclasses.fields(Serving)})
+    return ProgramReport(found["name"], memory, costs, roofline, found["compile_seconds"], serving, tuple(Mover(**mover) for mover in moving))
 
 
 def _shortened(program: ProgramReport) -> ProgramReport:

@@ -20,6 +20,7 @@ from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
 from unipixel_jax.models.qwen_vl.cache import KVCache, LayerCache
 from unipixel_jax.ops.attention import AttnMask, attention
+from unipixel_jax.ops.attention.cached import LiveBlocks
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.rope import mrope_angles, rotate_half
 from unipixel_jax.ops.take import take_rows
@@ -41,14 +42,13 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array], segments: jax.Array, cache: LayerCache | None = None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attend causally to the tokens of the same segment or, with a cache and a single token, to all tokens in the cache.
+        """Attend causally to the tokens of the same segment, among these or, with a cache that says which blocks are live, among all tokens in the cache.
 
         Args:
             x: [B, T, D].
             rope: cosines and sines [B, T, H / 2], float32.
             segments: [B, T] int32, 0 at padding.
-            cache: the layer's view of a cache that is already marked with ``segments``, or None. With T > 1 its earlier tokens are attended to if it
-                ``continues``.
+            cache: the layer's view of a cache that is already marked with ``segments``, or None.
 
         Returns:
             [B, T, D] in x's dtype, and the cache with these tokens.
@@ -56,35 +56,11 @@ class Attention(nnx.Module):
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
         q, k = rotate_half(q, *rope), rotate_half(k, *rope)
         cache = None if cache is None else cache.write(k, v)
-        if cache is None or (x.shape[1] > 1 and not cache.continues):
+        if cache is None or cache.live is None:
             out = attention(q, k, v, AttnMask(causal=True, q_segments=segments, kv_segments=segments), axes=(None, SEQUENCE, HEADS))
         else:
-            out = _attend_to_cache(q, segments, cache)
+            out = cache.attend(q, segments, cache.live)
         return self.o(out.reshape(*x.shape[:2], -1)), cache
-
-
-def _attend_to_cache(q: jax.Array, segments: jax.Array, cache: LayerCache) -> jax.Array:
-    """Attend from new tokens to the cache that holds them: a single one to all its tokens, several to those in slots up to their own.
-
-    Args:
-        q: [B, T, N, H] queries of the tokens in the slots from ``cache.at`` on.
-        segments: [B, T] int32, 0 at padding.
-        cache: the layer's view of the cache.
-
-    Returns:
-        [B, T, N, H] in q's dtype.
-    """
-    k, v, held = cache.read()
-
-    def attend(q: jax.Array, segments: jax.Array, held: jax.Array) -> jax.Array:
-        return attention(q[:, None], k, v, AttnMask(q_segments=segments[:, None], kv_segments=held), axes=(None, SEQUENCE, HEADS))[:, 0]
-
-    if q.shape[1] == 1:
-        return attend(q[:, 0], segments[:, 0], held)[:, None]
-    # Mapped over the queries with shared keys, the products are those of one dense matrix of scores; the mask alone differs from query to query.
-    slots = cache.at + jnp.arange(q.shape[1])
-    before = jnp.arange(held.shape[1])[None] <= slots[:, None]
-    return jax.vmap(attend, in_axes=(1, 1, 0), out_axes=1)(q, segments, jnp.where(before[:, None], held[None], 0))
 
 
 class Block(nnx.Module):
@@ -145,9 +121,10 @@ class TextModel(nnx.Module):
         Returns:
             [B, T, D] hidden states before the final norm, and the cache with the new tokens.
         """
-        x, cache = self._run(x, position_ids, segments, cache.mark(segments, at), at, "none", continues)
-        k, v = (constrain(a, None, None, None, HEADS) for a in (cache.k, cache.v))
-        return x, KVCache(k, v, cache.segments)
+        cache = cache.mark(segments, at)
+        live = LiveBlocks.of(cache.segments, jnp.any(segments != 0, axis=1)) if continues or x.shape[1] == 1 else None
+        x, cache = self._run(x, position_ids, segments, cache, at, "none", live)
+        return x, cache.sharded()
 
     def _run(
         self,
@@ -157,7 +134,7 @@ class TextModel(nnx.Module):
         cache: Cache,
         at: jax.Array | int,
         remat: Remat,
-        continues: bool = False,
+        live: LiveBlocks | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Run the layers; returns hidden states [B, T, D] before the final norm, and the cache with the new tokens (None without a cache)."""
         c = self.config
@@ -166,7 +143,7 @@ class TextModel(nnx.Module):
 
         def step(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
             x, cache = carry
-            x, own = block(x, rope, segments, None if cache is None else LayerCache(cache, layer, at, continues))
+            x, own = block(x, rope, segments, None if cache is None else LayerCache(cache, layer, at, live))
             return (x, None if own is None else own.cache), None
 
         return stacking.run(step, self.blocks, (x, cache), jnp.arange(c.num_hidden_layers), remat)[0]
