@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int]) -> i
     with results:
         if left:
             mesh = None if args.tensor == 1 else MeshConfig("fsdp_tp", args.tensor)
-            model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh)
+            model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh, weights=args.weights, activations=args.activations)
             start = time.perf_counter()
             for outcome in run_jobs(model.loaded, model.sampling, model.seed, left, options, devices[: args.devices]):
                 results.add(outcome)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unipixel_jax.arguments import add_attention, add_model, positive
+from unipixel_jax.arguments import add_attention, add_model, add_weights, positive
 from unipixel_jax.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def configure_chat(parser: argparse.ArgumentParser) -> None:
     parser.epilog = HELP
     parser.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
     add_model(parser)
+    add_weights(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
     parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="devices of this machine that share the work (default: 1)")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where overlays go, one for each answer with objects")
@@ -56,7 +57,8 @@ def _chat(args: argparse.Namespace) -> int:
     clip = read_media(args.media, args.sample_frames, upright=not args.as_stored)
     writable(_overlay(args, clip.name, 1, len(clip.frames)))
     mesh = None if args.tensor == 1 else MeshConfig("fsdp_tp", args.tensor)
-    chat = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh).chat(clip, sample_frames=args.sample_frames, max_slots=args.max_slots)
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, mesh=mesh, weights=args.weights, activations=args.activations)
+    chat = model.chat(clip, sample_frames=args.sample_frames, max_slots=args.max_slots)
     references: list[Point | Box | Mask] = []
     answers, failed = 0, False
     for line in _read_lines():
