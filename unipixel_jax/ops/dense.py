@@ -12,8 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 from unipixel_jax.core.stacking import PRODUCT
 from unipixel_jax.ops.platform import platform
 
-FEW_ROWS = 16
-"""The most rows of inputs that a CPU multiplies with whole numbers, one digit after the other: above, it is faster to cast the weights (docs/quantise.md)."""
+FEW_ROWS, FEW_GROUPED = 64, 2
+"""The most rows of inputs that a CPU multiplies as int8 digits, by weights with a scale for each row and by weights in groups. For more rows it is faster to
+cast the weights (docs/quantise.md)."""
 DIGITS = 3
 """The int8 digits into which a CPU splits few inputs: 24 bits, as many as a float32 has. Two take as long."""
 INT8 = 127
@@ -65,7 +66,7 @@ def quantised_dense(x: jax.Array, weight: jax.Array, scales: jax.Array, bias: ja
         [..., out] in x's dtype.
     """
     rows = x.reshape(-1, x.shape[-1])
-    few = platform() == "cpu" and rows.shape[0] <= FEW_ROWS
+    few = platform() == "cpu" and rows.shape[0] <= (FEW_ROWS if weight.ndim == 2 else FEW_GROUPED)
     if few or int8_activations:
         y = _integer_product(rows, weight, scales.astype(jnp.float32), DIGITS if few else 1)
     elif weight.ndim == 2:

@@ -58,7 +58,7 @@ def usable(chip: Chip) -> float:
 def bytes_per_chip(tree: Any) -> int:
     """Return the bytes that each chip holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings. What lies in the hosts' memory is not counted."""
     held = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST_MEMORY]
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in held)
 
 
 def read_memory(compiled: jax.stages.Compiled, named: Mapping[str, float], chip: Chip) -> Memory:

@@ -67,7 +67,7 @@ def make_plan(
 
     Args:
         config: the run's configuration, whose mesh, batch size and remat policy are planned.
-        model_config: the model's sizes.
+        model_config: the model's sizes; its ``quantisation`` is that of inference, while training has full weights.
         topology: the chips to compile for.
         workload: what every sample holds.
         programs: names in ``PROGRAMS`` of the programs to compile.
@@ -77,7 +77,7 @@ def make_plan(
     Raises:
         UserError: the chips do not form the mesh, or a batch does not divide among them.
     """
-    layout = lay_out(config, model_config, STEPS, topology.devices)
+    layout = lay_out(config, replace(model_config, quantisation=None), STEPS, topology.devices)
     row = sample_row(model_config, workload, layout.mesh)
     batch = rows_like(row, config.batch_size, layout.mesh)
     prompts = prompts or data_shards(layout.mesh)
