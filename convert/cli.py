@@ -1,4 +1,4 @@
-"""`unipixel-jax convert`: the commands to-jax, to-torch and inspect."""
+"""`unipixel-jax convert`: the commands to-jax, to-torch, quantise and inspect."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ reference's training starts one: the new tokens are appended, their rows are the
 
 TO_TORCH = """Make a torch checkpoint that the reference loads, with the names, dtypes, bytes and files that the source had; every tensor is compared with
 the checksum that was taken when it was converted."""
+
+QUANTISE = """Make a converted directory in which the linear weights of the language model are int8 or int4 with scales, and the tables of its vocabulary int8.
+Every command takes it as a model; training and to-torch need the full weights. See docs/quantise.md for what it saves and costs."""
 
 INSPECT = """Say what a checkpoint, an adapter, a Qwen2.5-VL directory, a SAM 2.1 file or a converted directory holds. Reads headers only. The exit status
 is 1 if something is missing or unexpected."""
@@ -55,12 +58,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     to_torch.add_argument("target", type=Path, metavar="DST", help="the torch checkpoint to make")
     to_torch.set_defaults(run=_to_torch)
 
+    quantise = commands.add_parser("quantise", help="quantise the language model's weights", description=QUANTISE)
+    quantise.add_argument("source", type=Path, metavar="SRC", help="a converted directory")
+    quantise.add_argument("target", type=Path, metavar="DST", help="the converted directory to make")
+    quantise.add_argument("--weights", required=True, metavar="DTYPE", help="int8 or int4")
+    group = "neighbouring weights of a row that share a scale (default: the whole row for int8, 32 for int4)"
+    quantise.add_argument("--group", type=int, metavar="N", help=group)
+    quantise.set_defaults(run=_quantise)
+
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds", description=INSPECT, formatter_class=argparse.RawDescriptionHelpFormatter)
     inspect.add_argument("source", type=Path, metavar="SRC", help="a directory or file")
     inspect.add_argument("--json", action="store_true", help="print a JSON object")
     inspect.set_defaults(run=_inspect)
 
-    for command in (to_jax, to_torch):
+    for command in (to_jax, to_torch, quantise):
         command.add_argument("--force", action="store_true", help="replace an output that is not empty")
 
 
@@ -111,6 +122,18 @@ def _to_torch(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     count = to_torch.convert(args.source, args.target, force=args.force)
     print(f"{args.target}: {count} tensors in {time.perf_counter() - start:.1f} s, all with their checksums")
+    return 0
+
+
+def _quantise(args: argparse.Namespace) -> int:
+    from unipixel_jax.core.quantisation import Quantisation
+
+    from . import quantise
+
+    start = time.perf_counter()
+    how = Quantisation.of(args.weights, args.group)
+    nbytes = quantise.convert(args.source, args.target, how, force=args.force)
+    print(f"{args.target}: {how}, {nbytes / 1e9:.3g} GB in {time.perf_counter() - start:.1f} s")
     return 0
 
 

@@ -12,6 +12,7 @@ from unipixel_jax.core.byte_streams import Blocks
 from unipixel_jax.core.files import PARAMS
 from unipixel_jax.core.trees import join
 from unipixel_jax.errors import UserError
+from unipixel_jax.models.quantised import require_full
 
 from .manifest import NAME, Manifest, Record
 from .names import canonical
@@ -31,6 +32,7 @@ def read_converted(directory: Path, config: UniPixelConfig, manifest: Manifest) 
     Raises:
         UserError: the arrays, or the tensors in the manifest, are not those of the configuration. Reading a tensor raises it if its bytes have changed.
     """
+    require_full(config, directory, "the conversion to torch")
     stored = checkpoint.read(directory / PARAMS)
     rules = all_rules(config)
     found = {join(path): array.shape for path, array in stored.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from unipixel_jax.config import PRESETS, SAM2_SIZES, Sam2Config, TextConfig, VisionConfig, read_qwen
 from unipixel_jax.core.files import PARAMS, read_json_object
+from unipixel_jax.core.quantisation import is_quantised, scales_of
 from unipixel_jax.core.stored import read as read_arrays
 from unipixel_jax.core.trees import join
 
@@ -34,6 +36,15 @@ KINDS: Mapping[str, str] = {
     "jax": "converted UniPixel directory (JAX)",
 }
 """The kinds that `identify` finds, in words."""
+
+
+@dataclass(frozen=True)
+class _Array:
+    """What a report says of an array on disk; it has no ``Tensor``, since safetensors has no name for int4."""
+
+    dtype: str
+    count: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,12 @@ def _jax(path: Path) -> Report:
     """Report on a converted directory, whose tensors are the stacked arrays under their paths."""
     manifest = Manifest.read(path)
     _, config = read_config(path)
-    arrays = {join(key): Tensor(CODES[array.dtype], array.shape, array.blocks) for key, array in read_arrays(path / PARAMS).items()}
-    coverage = Coverage.of({name: array.shape for name, array in arrays.items()}, dict.fromkeys(join(rule.jax) for rule in all_rules(config)))
+    stored = read_arrays(path / PARAMS)
+    arrays = {join(key): _Array(CODES.get(array.dtype, "I4"), math.prod(array.shape), array.nbytes) for key, array in stored.items()}
+    expected = [rule.jax for rule in all_rules(config)]
+    if config.quantisation is not None:
+        expected += [scales_of(key) for key in expected if is_quantised(key)]
+    coverage = Coverage.of({join(key): array.shape for key, array in stored.items()}, dict.fromkeys(map(join, expected)))
     origin = ", ".join(f"{key} {value}" for key, value in manifest.source.items() if value is not None)
     details = {"torch tensors": len(manifest.tensors), "made from": origin}
     return _report(path, "jax", arrays, coverage, _model(config.vision, config.text), _sam2_size(config.sam2), details)
@@ -151,7 +166,7 @@ def _jax(path: Path) -> Report:
 def _report(
     path: Path,
     kind: str,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | Mapping[str, _Array],
     coverage: Coverage,
     model: str | None = None,
     sam2: str | None = None,

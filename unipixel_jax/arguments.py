@@ -80,6 +80,13 @@ def add_tensor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensor", type=positive, metavar="N", help=f"devices of this machine that share a copy of the weights (default: {fewest})")
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add ``--weights`` and ``--activations``: the arguments ``weights`` and ``activations`` of ``UniPixel.from_pretrained``."""
+    quantise = "quantise the language model's weights while they are read, to int8 or int4 (default: as they are; docs/quantise.md)"
+    parser.add_argument("--weights", metavar="DTYPE", help=quantise)
+    parser.add_argument("--activations", metavar="DTYPE", help="round the inputs of products with int8 weights too, to int8 (default: full)")
+
+
 def add_attention(parser: argparse.ArgumentParser) -> None:
     """Add ``--attention``."""
     parser.add_argument("--attention", metavar="NAME", help=ATTENTION_HELP)

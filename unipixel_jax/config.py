@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from unipixel_jax.core.fields import Checked, ConfigError, number, numbers
 from unipixel_jax.core.files import read_json_object
+from unipixel_jax.core.quantisation import Quantisation
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """The dtypes in which torch keeps weights."""
@@ -205,6 +206,7 @@ class UniPixelConfig(Checked):
         sam2_batch_mode: segment every frame by itself instead of tracking.
         sample_objects: the most objects of a training sample that are segmented; -1 for all.
         dtype: dtype of the checkpoint's weights.
+        quantisation: how the language model's weights are quantised; None for full weights.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -222,12 +224,16 @@ class UniPixelConfig(Checked):
     seg_token_id: int = number(151666, _IDS, 0)
     mem_token_id: int = number(151667, _IDS, 0)
     dtype: str = "bfloat16"
+    quantisation: Quantisation | None = None
 
     def rules(self) -> list[tuple[bool, str]]:
         """Return, for each rule over several fields, whether it holds and the message for where it does not."""
         rows, width = self.text.vocab_size, self.text.hidden_size
         ids = {name: getattr(self, name) for name in vars(self) if name.endswith("_token_id")}
+        group = self.quantisation.group if self.quantisation else None
         return [
+            *[(group is None or size % group == 0, f"groups of {group} weights do not divide the {name} {size} of the language model: use a group that does")
+              for name, size in (("hidden_size", width), ("intermediate_size", self.text.intermediate_size))],
             (self.dtype in DTYPES, f"torch_dtype {self.dtype[:40]!r} must be one of {', '.join(DTYPES)}"),
             (self.vision.out_hidden_size == width, f"vision_config.out_hidden_size {self.vision.out_hidden_size} must be text_config.hidden_size {width}"),
             *[(token < rows, f"{name} is {token}, but the embedding has {rows} rows (vocab_size): expected the config of these weights")
@@ -254,12 +260,13 @@ class UniPixelConfig(Checked):
         if kind != "pixel_qwen2_5_vl":
             raise ConfigError(f'model_type is {reprlib.repr(kind)}, expected "pixel_qwen2_5_vl": this is not a UniPixel checkpoint')
         vision, text = read_qwen(raw)
-        known = {f.name for f in dataclasses.fields(cls)} - {"vision", "text", "sam2", "dtype"}
+        known = {f.name for f in dataclasses.fields(cls)} - {"vision", "text", "sam2", "dtype", "quantisation"}
         missing = [k for k in ("ref_token_id", "seg_token_id", "mem_token_id", "sam2_config") if raw.get(k) is None]
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}: expected a checkpoint saved by UniPixel's trainer")
         values = {k: raw[k] for k in known if raw.get(k) is not None}
-        return cls(vision=vision, text=text, sam2=read_sam2(raw), dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16", **values)
+        dtype = raw.get("torch_dtype") or raw.get("dtype") or "bfloat16"
+        return cls(vision=vision, text=text, sam2=read_sam2(raw), dtype=dtype, quantisation=Quantisation.read(raw), **values)
 
     def to_hf(self) -> dict[str, Any]:
         """Return the dictionary that transformers 4.53 and the reference read back as this configuration."""
@@ -276,7 +283,7 @@ class UniPixelConfig(Checked):
         }
         vision = dataclasses.asdict(self.vision)
         vision |= {"model_type": "qwen2_5_vl", "hidden_act": "silu", "in_chans": self.vision.in_channels, "spatial_patch_size": self.vision.patch_size}
-        top = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vision", "text", "sam2", "dtype")}
+        top = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vision", "text", "sam2", "dtype", "quantisation")}
         out: dict[str, Any] = {
             "architectures": ["PixelQwen2_5_VLForConditionalGeneration"],
             "model_type": "pixel_qwen2_5_vl",
@@ -295,6 +302,8 @@ class UniPixelConfig(Checked):
         }
         if _SAM2_FILES.get(Path(self.sam2_config).name) is None:
             out["sam2_model"] = dataclasses.asdict(self.sam2)
+        if self.quantisation is not None:
+            out |= self.quantisation.written()
         return json.loads(json.dumps(out))
 
 

@@ -20,7 +20,7 @@ INPUTS = {"batch", *CONFIG}
 ROOMS = {
     "errors": set(),
     "arguments": set(),
-    "config": {"core.fields", "core.files", *BASE},
+    "config": {"core.fields", "core.files", "core.quantisation", *BASE},
     "batch": set(),
     "core": BASE,
     "ops": {"core", *BASE},

@@ -23,7 +23,9 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from unipixel_jax.core.byte_streams import Blocks, bytes_of
-from unipixel_jax.core.stored import StoredArray, chunk_name, read
+from unipixel_jax.core.quantisation import Quantisation, keeps_dtype
+from unipixel_jax.core.quantising import Stored, quantising
+from unipixel_jax.core.stored import chunk_name, read
 from unipixel_jax.core.trees import KeyPath, flatten, join, nest
 from unipixel_jax.errors import UserError
 
@@ -129,31 +131,35 @@ def restore_leaves(path: Path, abstract: Mapping[KeyPath, Any], unread: Mapping[
     return {key: _restored(stored[key], leaf) for key, leaf in abstract.items()}
 
 
-def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None = None) -> _Module:
+def restore_model(path: Path, model: _Module, dtype: jax.typing.DTypeLike | None = None, how: Quantisation | None = None) -> _Module:
     """Return a model with its weights read from disk.
 
     Args:
         path: a directory written by `save` from the model's own paths.
         model: the abstract model, whose leaves have shapes and may have shardings.
-        dtype: the dtype to cast every weight to; None keeps the stored dtypes (float64, which JAX has only on demand, becomes float32).
+        dtype: the dtype to cast every weight to, but not quantised ones and their scales; None keeps the stored dtypes (float64, which JAX has only on demand,
+            becomes float32).
+        how: how full weights on disk are quantised while they are read, for a model of that form; None reads them as they are.
 
     Raises:
         UserError: see `restore`.
     """
     graph, state = nnx.split(model)
-    stored = read(path)
+    full = read(path)
+    stored: Mapping[KeyPath, Stored] = full if how is None else quantising(full, how)
 
     def target(key: KeyPath, leaf: Any) -> jax.ShapeDtypeStruct:
-        own = stored[key].dtype if key in stored else leaf.dtype
-        return jax.ShapeDtypeStruct(leaf.shape, dtype or jax.dtypes.canonicalize_dtype(own), sharding=leaf.sharding)
+        own = leaf.dtype if key not in stored or keeps_dtype(key, leaf.dtype) else dtype or stored[key].dtype
+        return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(own), sharding=leaf.sharding)
 
     pure = nnx.to_pure_dict(state)
     wanted = {key: target(key, leaf) for key, leaf in flatten(pure)}
-    nnx.replace_by_pure_dict(state, restore(path, _like(pure, nest(wanted))))
+    _require_same_shapes(path, wanted, stored)
+    nnx.replace_by_pure_dict(state, _like(pure, nest({key: _restored(stored[key], leaf) for key, leaf in wanted.items()})))
     return nnx.merge(graph, state)
 
 
-def _require_same_shapes(path: Path, wanted: Mapping[KeyPath, Any], stored: Mapping[KeyPath, StoredArray]) -> None:
+def _require_same_shapes(path: Path, wanted: Mapping[KeyPath, Any], stored: Mapping[KeyPath, Stored]) -> None:
     wrong = [f"{join(key)} is missing" for key in wanted if key not in stored]
     wrong += [f"{join(key)} is not part of the model" for key in stored if key not in wanted]
     wrong += [f"{join(k)} is {stored[k].shape}, expected {tuple(v.shape)}" for k, v in wanted.items() if k in stored and stored[k].shape != tuple(v.shape)]
@@ -167,7 +173,7 @@ def _write(file: Path, piece: Callable[[], Blocks]) -> None:
         target.writelines(piece())
 
 
-def _restored(array: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _restored(array: Stored, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array.load(index or (), np.dtype(leaf.dtype)))
 

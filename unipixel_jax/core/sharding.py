@@ -180,7 +180,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 def bytes_per_device(tree: Any) -> int:
     """Return the bytes that each device holds of a tree of arrays or ``jax.ShapeDtypeStruct``s with shardings, without what lies in the hosts' memory."""
     held = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST_MEMORY]
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in held)
 
 
 def batch_spec(rank: int) -> PartitionSpec:

@@ -31,9 +31,13 @@ ALIGNMENT = 64
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    **{name: np.dtype(name) for name in ("<f2", "<f4", "<f8")},
+    **{name: np.dtype(name) for name in ("<f2", "<f4", "<f8", "|i1")},
+    "|u1": np.dtype(ml_dtypes.int4),
 }
-"""The dtypes of weights by their names in Zarr headers. No other dtype is read, since bytes that are taken for Python objects would be pointers."""
+"""The dtypes of weights by their names in Zarr headers. No other dtype is read, since bytes that are taken for Python objects would be pointers.
+
+Zarr knows no int4, and no weight is uint8: a byte holds two int4 that are neighbours along the last axis, the first in its low half.
+"""
 
 MAX_HEADER_BYTES = 1 << 16
 """The largest size of a Zarr header in bytes; headers of weights have about 200."""
@@ -75,7 +79,7 @@ class StoredArray:
 
     def load(self, index: tuple[slice, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """Read a part of the array, cast to `dtype`, into memory that XLA can use in place."""
-        part = _aligned_empty(tuple(len(range(size)[cut]) for size, cut in zip(self.shape, index, strict=True)), dtype)
+        part = aligned_empty(tuple(len(range(size)[cut]) for size, cut in zip(self.shape, index, strict=True)), dtype)
         if self.chunk == self.shape:
             self._fill(part, self.chunks[0], index)
         else:
@@ -85,7 +89,10 @@ class StoredArray:
 
     def _fill(self, target: np.ndarray, chunk: Chunk, index: tuple[slice, ...]) -> None:
         """Copy a part of one chunk to `target`: a whole chunk of the same dtype is read straight into it, any other is mapped, cut and cast."""
-        if target.shape == self.chunk and target.dtype == self.dtype:
+        if self.dtype == ml_dtypes.int4:
+            pairs = np.memmap(chunk.file, np.uint8, "r", chunk.offset, (*self.chunk[:-1], self.chunk[-1] // 2))
+            target[...] = unpacked(pairs[index[:-1]])[..., index[-1]]
+        elif target.shape == self.chunk and target.dtype == self.dtype:
             place = bytes_of(target)
             for block in read_file(chunk.file, chunk.offset, len(place)):
                 place[: len(block)] = block
@@ -95,7 +102,28 @@ class StoredArray:
 
     @property
     def _chunk_bytes(self) -> int:
-        return math.prod(self.chunk) * self.dtype.itemsize
+        return _nbytes(self.chunk, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the array takes on disk."""
+        return _nbytes(self.shape, self.dtype)
+
+
+def _nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) // 2 if dtype == ml_dtypes.int4 else math.prod(shape) * dtype.itemsize
+
+
+def paired(values: np.ndarray) -> np.ndarray:
+    """Return int4 values [..., n] as bytes [..., n / 2] that hold two neighbours each, the first in the low half."""
+    low = values.astype(np.int8).view(np.uint8) & 15
+    return low[..., ::2] | low[..., 1::2] << 4
+
+
+def unpacked(pairs: np.ndarray) -> np.ndarray:
+    """Return the int4 values [..., n] of bytes [..., n / 2] that ``paired`` made."""
+    signed = pairs.view(np.int8)
+    return np.stack([signed << 4 >> 4, signed >> 4], axis=-1).reshape(*pairs.shape[:-1], -1).astype(ml_dtypes.int4)
 
 
 def packed(params: Path) -> Path:
@@ -216,7 +244,11 @@ def _array(where: str | os.PathLike[str], header: Any, folder: str, locate: Call
         raise UserError(f"{where} describes chunks of {chunk}, compressed or in another order; expected a checkpoint that unipixel_jax wrote")
     dtype = DTYPES[header["dtype"]]
     count = 1 if chunk == shape else shape[0]
-    nbytes = math.prod(chunk) * dtype.itemsize
+    if dtype == ml_dtypes.int4:
+        if not shape:
+            raise UserError(f"{where} is a single byte, expected pairs of int4 along an axis: {_ADVICE}")
+        shape, chunk = [*shape[:-1], shape[-1] * 2], [*chunk[:-1], chunk[-1] * 2]
+    nbytes = _nbytes(chunk, dtype)
     chunks = []
     for number in range(count):
         found, size = locate(f"{folder}/{chunk_name(len(shape), number)}")
@@ -226,7 +258,8 @@ def _array(where: str | os.PathLike[str], header: Any, folder: str, locate: Call
     return StoredArray(tuple(shape), dtype, tuple(chunk), tuple(chunks))
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return a new array whose values mean nothing, in memory that XLA can use in place."""
     count = math.prod(shape) * dtype.itemsize
     raw = np.empty(count + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipixel_jax.arguments import CommandParser, add_attention, add_model, add_tensor, positive, positive_or_all
+from unipixel_jax.arguments import CommandParser, add_attention, add_model, add_tensor, add_weights, positive, positive_or_all
 from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
 
     parser.description = "Run a model on a benchmark: write its predictions in the reference's layout, and score them. A run that was stopped goes on."
     add_model(parser)
+    add_weights(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this type (default: the checkpoint's)")
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="the folder that holds all data sets (the reference's data/)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for predictions and results")
@@ -262,7 +263,8 @@ def _load(args: argparse.Namespace) -> UniPixel:
     from unipixel_jax.infer.placement import shared_by
     from unipixel_jax.infer.predictor import UniPixel
 
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision)
+    quantised = {"weights": args.weights, "activations": args.activations}
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision, **quantised)
     if args.consistent is None:
         return model
     config = replace(model.config, sam2_batch_mode=args.consistent == "frame")

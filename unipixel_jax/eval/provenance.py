@@ -30,6 +30,7 @@ def identity(benchmark: Benchmark, split: str, settings: Settings, model: UniPix
         "settings": asdict(settings),
         "weights": weights_digest(_directory(model)),
         "dtype": str(model.loaded.dtype),
+        **({"quantised": asdict(quantisation)} if (quantisation := model.config.quantisation) else {}),
     }
 
 

@@ -21,6 +21,7 @@ from unipixel_jax.convert.tables import all_rules
 from unipixel_jax.convert.tensors import CODES, Tensor
 from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.errors import UserError
+from unipixel_jax.models.quantised import require_full
 from unipixel_jax.models.unipixel import UniPixelModel
 
 from .card import CARD, ORIGIN, model_card
@@ -45,6 +46,7 @@ def save(model: UniPixelModel, config: UniPixelConfig, start: Path | None, targe
         raise UserError(f"the model comes from {start or 'no directory'}, so the tokenizer files beside its weights are missing: load it with from_pretrained")
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target} exists and is not empty: choose another directory")
+    require_full(config, "this model", "saving")
     tensors = _tensors(model, config)
     origin = {key: value for key, value in Manifest.read(start).source.items() if key in ORIGIN}
     description = {"kind": "saved", "path": start.name, **origin}

@@ -98,7 +98,8 @@ def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int]) -> i
     options = Options(args.rows or ROWS, args.max_new_tokens, upright=not args.as_stored)
     with results:
         if left:
-            model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor))
+            quantised = {"weights": args.weights, "activations": args.activations}
+            model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), **quantised)
             start = time.perf_counter()
             for outcome in run_jobs(model.loaded, model.sampling, model.seed, left, options, devices[: args.devices]):
                 results.add(outcome)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unipixel_jax.arguments import add_attention, add_model, add_tensor, positive
+from unipixel_jax.arguments import add_attention, add_model, add_tensor, add_weights, positive
 from unipixel_jax.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def configure_chat(parser: argparse.ArgumentParser) -> None:
     parser.epilog = HELP
     parser.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
     add_model(parser)
+    add_weights(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
     add_tensor(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where overlays go, one for each answer with objects")
@@ -55,7 +56,8 @@ def _chat(args: argparse.Namespace) -> int:
 
     clip = read_media(args.media, args.sample_frames, upright=not args.as_stored)
     writable(_overlay(args, clip.name, 1, len(clip.frames)))
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor))
+    quantised = {"weights": args.weights, "activations": args.activations}
+    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), **quantised)
     chat = model.chat(clip, sample_frames=args.sample_frames, max_slots=args.max_slots)
     references: list[Point | Box | Mask] = []
     answers, failed = 0, False

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipixel_jax.arguments import add_attention, add_model, add_tensor
+from unipixel_jax.arguments import add_attention, add_model, add_tensor, add_weights
 from unipixel_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def _add_prompts(parser: argparse.ArgumentParser, nargs: str | None = None) -> N
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_weights(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
     add_tensor(parser)
     parser.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip that the language model looks at (default: 16)")
@@ -205,7 +206,8 @@ def _load(args: argparse.Namespace) -> UniPixel:
     from unipixel_jax.infer.placement import shared_by
     from unipixel_jax.infer.predictor import UniPixel
 
-    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision)
+    quantised = {"weights": args.weights, "activations": args.activations}
+    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision, **quantised)
 
 
 def _stream(args: argparse.Namespace, model: UniPixel, source: FrameSource, prompts: list[str]) -> Stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
 from unipixel_jax.core.files import PARAMS, read_json_object
+from unipixel_jax.core.quantisation import Quantisation
 from unipixel_jax.core.stacking import unstack_layers
 from unipixel_jax.core.stored import has_arrays
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.partition import partitioned
+from unipixel_jax.models.quantised import quantised_config
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 from unipixel_jax.processing.tokenizer import Tokenizer
 
@@ -51,8 +53,8 @@ class LoadedModel:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of the weights, in which inference computes."""
-        return jnp.dtype(self.model.text.embed.weight[...].dtype)
+        """The dtype of the weights that are not quantised, in which inference computes."""
+        return jnp.dtype(self.model.text.norm.weight[...].dtype)
 
     def on_mesh(self) -> AbstractContextManager[Any]:
         """The context in which the model's programs are called: that of its mesh, if it has one."""
@@ -71,16 +73,19 @@ class LoadedModel:
         return self
 
 
-def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> LoadedModel:
+def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None, how: Quantisation | None = None, int8_activations: bool = False) -> LoadedModel:
     """Read a directory that ``unipixel-jax convert to-jax`` wrote.
 
     Args:
         directory: the directory, with params/, config.json, manifest.json and the tokenizer.
         dtype: the dtype to cast all weights to; None keeps each weight's own.
         mesh: devices over which the weights are sharded, each shard read straight onto its device; None puts all weights on the default device.
+        how: how the language model's weights are quantised while they are read; None reads them as they are, quantised or not.
+        int8_activations: whether products with quantised weights round their inputs to int8 too (core/quantisation.py).
 
     Raises:
-        UserError: the mesh does not divide the heads, or it is no such directory; for a torch checkpoint the message holds the command that converts it.
+        UserError: the mesh does not divide the heads, or it is no such directory; for a torch checkpoint the message holds the command that converts it. Or the
+            directory's weights are quantised and are to be quantised again, or are not and activations are to be int8.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -93,8 +98,13 @@ def load(directory: str | Path, dtype: Any = None, mesh: Mesh | None = None) -> 
     tokenizer = Tokenizer.from_directory(root)
     tokenizer.check(config)
     ends = end_tokens(root, config, tokenizer)
+    config = quantised_config(config, how, root)
+    if int8_activations:
+        if config.quantisation is None:
+            raise UserError(f"{root} holds full weights, whose products take full activations: quantise the weights too (int8)")
+        config = replace(config, quantisation=config.quantisation.with_int8_activations())
     model = abstract_model(config)
-    model = restore_model(root / PARAMS, model if mesh is None else partitioned(model, config, mesh), dtype)
+    model = restore_model(root / PARAMS, model if mesh is None else partitioned(model, config, mesh), dtype, how)
     return LoadedModel(model, config, tokenizer, ends, mesh, root)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
+from unipixel_jax.core.quantisation import Quantisation
 from unipixel_jax.errors import UserError
 from unipixel_jax.hub.resolve import resolve
 from unipixel_jax.hub.save import save
@@ -32,6 +33,7 @@ from unipixel_jax.infer.placement import inference_mesh
 from unipixel_jax.infer.prediction import Answer, ClipAnswer, Collector, Prediction, SegmentedObject
 from unipixel_jax.infer.segmentation import clip_logits
 from unipixel_jax.infer.stream import Stream
+from unipixel_jax.models.quantised import quantised_config
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.frames import FrameSource, open_frames
 from unipixel_jax.processing.media import Clip, Media, read_media
@@ -71,6 +73,8 @@ class UniPixel:
         devices: int | None = None,
         revision: str | None = None,
         token: str | None = None,
+        weights: str | Quantisation | None = None,
+        activations: str | None = None,
     ) -> UniPixel:
         """Load a model. A torch checkpoint, whether on this machine or on the Hub, is converted into the cache when it is first loaded (docs/hub.md).
 
@@ -84,18 +88,24 @@ class UniPixel:
             devices: how many devices of this machine may be used; None for all.
             revision: a branch, a tag or a commit of the Hub's repository; None for its main branch.
             token: the user's token for the Hub; None for the one of ``hf auth login`` or ``HF_TOKEN``.
+            weights: "int8" or "int4" to quantise the language model's weights while they are read, or a ``Quantisation`` with groups (docs/quantise.md); None
+                takes them as they are, quantised or not.
+            activations: "int8" to round the inputs of products with int8 weights too; None keeps them full.
 
         Raises:
-            UserError: there is no such model, or it cannot be downloaded or converted (``hub.resolve.resolve``); or the devices do not form the mesh, or it
-                does not divide the heads, or the weights do not fit them.
+            UserError: there is no such model, or it cannot be downloaded or converted (``hub.resolve.resolve``); the devices do not form the mesh, or it
+                does not divide the heads; the weights do not fit the devices, or cannot be quantised so.
         """
+        how = None if weights is None else Quantisation.of(weights)
+        if activations not in (None, "int8"):
+            raise UserError(f"activations {str(activations)[:40]!r} cannot be had: expected int8, or none for full ones")
         with _stage("loading"):
             local = jax.local_devices()[:devices]
             made = None if mesh is None else make_mesh(mesh, local)
             directory = resolve(model, revision=revision, token=token)
             if mesh is None:
-                made = inference_mesh(UniPixelConfig.from_directory(directory), dtype, local)
-            return cls(load(directory, None if dtype is None else jnp.dtype(dtype), made).for_inference(), sampling)
+                made = inference_mesh(quantised_config(UniPixelConfig.from_directory(directory), how, directory), dtype, local)
+            return cls(load(directory, None if dtype is None else jnp.dtype(dtype), made, how, activations is not None).for_inference(), sampling)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the model as a converted directory with a model card, which ``from_pretrained`` loads and the Hub shows. It appears when it is complete.

@@ -17,8 +17,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, PATCH, VOCAB
 from unipixel_jax.core.mesh import TENSOR, WEIGHTS
+from unipixel_jax.core.quantisation import keeps_dtype
 from unipixel_jax.core.sharding import SHARDED, WHOLE, Rules
 from unipixel_jax.core.stacking import is_variable
+from unipixel_jax.core.trees import key_path
 from unipixel_jax.errors import UserError
 
 M = TypeVar("M", bound=nnx.Module)
@@ -45,7 +47,7 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
         model: an abstract model, from ``abstract_model``, with adapters or without.
         config: the model's configuration.
         mesh: the devices.
-        dtype: the dtype of all weights; None keeps their own.
+        dtype: the dtype of all weights but quantised ones and their scales; None keeps their own.
 
     Raises:
         UserError: the language model's heads cannot be sharded along ``tensor``.
@@ -60,7 +62,8 @@ def partitioned(model: M, config: UniPixelConfig, mesh: Mesh | AbstractMesh, dty
         spec = rules.spec(axes, value.shape, mesh)
         own = [spec[i] if i < len(spec) else None for i, name in enumerate(axes) if name != LAYERS]
         whole = [None if entry in WEIGHTS or entry == WEIGHTS else entry for entry in own]
-        placed = variable.replace(jax.ShapeDtypeStruct(value.shape, dtype or value.dtype, sharding=NamedSharding(mesh, spec)))
+        own_dtype = value.dtype if dtype is None or keeps_dtype(key_path(path), value.dtype) else dtype
+        placed = variable.replace(jax.ShapeDtypeStruct(value.shape, own_dtype, sharding=NamedSharding(mesh, spec)))
         if rules is not TABLES:
             placed.set_metadata(**{WHOLE: tuple(whole), SHARDED: tuple(own)})
         return placed

@@ -17,6 +17,7 @@ from unipixel_jax.core.params import abstract, declare, unit_normal, xavier
 from unipixel_jax.core.sharding import constrain, over_images
 from unipixel_jax.core.stacking import Remat, unstack_layers
 from unipixel_jax.models.layers import Linear, Mlp, RMSNorm, gelu
+from unipixel_jax.models.quantised import quantise_text
 from unipixel_jax.models.qwen_vl.text import TextModel
 from unipixel_jax.models.qwen_vl.vision import VisionTower
 from unipixel_jax.models.sam2.position import fourier
@@ -117,8 +118,11 @@ class UniPixelModel(nnx.Module):
 
 
 def abstract_model(config: UniPixelConfig) -> UniPixelModel:
-    """Return the model with shapes in place of arrays, which takes no memory at any size."""
-    return abstract(lambda rngs: UniPixelModel(config, rngs))
+    """Return the model with shapes in place of arrays, which takes no memory at any size, in the form that ``config.quantisation`` asks for."""
+    model = abstract(lambda rngs: UniPixelModel(config, rngs))
+    if config.quantisation is not None:
+        quantise_text(model.text, config.quantisation)
+    return model
 
 
 def unstack_towers(model: UniPixelModel) -> None:

@@ -1,4 +1,7 @@
-"""Matrix product with weights laid out [out, in], accumulated in float32."""
+"""Matrix products with weights laid out [out, in], accumulated in float32, or exactly where the weights are whole numbers.
+
+R rows of inputs, G groups of g neighbouring weights.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from unipixel_jax.core.stacking import PRODUCT
 from unipixel_jax.ops.platform import platform
+
+FEW_ROWS, FEW_GROUPED = 64, 2
+"""The most rows of inputs that a CPU multiplies as int8 digits, by weights with a scale for each row and by weights in groups. For more rows it is faster to
+cast the weights (docs/quantise.md)."""
+DIGITS = 3
+"""The int8 digits into which a CPU splits few inputs: 24 bits, as many as a float32 has. Two take as long."""
+INT8 = 127
+"""The largest int8 that is used; -128 is not, so that the range is symmetric."""
 
 
 def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -34,3 +45,65 @@ def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax
     if bias is not None:
         y = y + bias.astype(jnp.float32)[None]
     return checkpoint_name(y.astype(x.dtype).reshape(*x.shape[:-1], out), PRODUCT)
+
+
+def quantised_dense(x: jax.Array, weight: jax.Array, scales: jax.Array, bias: jax.Array | None = None, int8_activations: bool = False) -> jax.Array:
+    """Return ``x @ (scales * weight).T + bias``, for weights that are whole numbers.
+
+    Nothing larger than one layer's weights is made on the way. With a scale for each row, an accelerator casts the weights while it multiplies. A CPU would
+    write the cast weights to memory first; it multiplies few rows as int8 instead, exactly, since each input is the sum of three int8 digits.
+
+    Args:
+        x: [..., in] of any float dtype, which is the dtype of the computation.
+        weight: [out, in] of int8, with a scale for each row; or [G, g, out] of int8 or int4, where G * g is in, with a scale for each group of a row.
+            Groups come first so that a mesh which shards inputs shards whole groups, and g is not last since a TPU pads the last axis to 128.
+        scales: [out] or [G, out], of any float dtype.
+        bias: [out] or None.
+        int8_activations: with a scale for each row, whether inputs are rounded to int8 too, which multiplies faster and is less exact. Few rows on a CPU
+            are not rounded.
+
+    Returns:
+        [..., out] in x's dtype.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    few = platform() == "cpu" and rows.shape[0] <= (FEW_ROWS if weight.ndim == 2 else FEW_GROUPED)
+    if few or int8_activations:
+        y = _integer_product(rows, weight, scales.astype(jnp.float32), DIGITS if few else 1)
+    elif weight.ndim == 2:
+        y = jax.lax.dot_general(rows, weight.astype(x.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        y = y * scales.astype(jnp.float32)[None]
+    else:
+        full = (weight.astype(jnp.float32) * scales.astype(jnp.float32)[:, None]).astype(x.dtype)
+        y = jax.lax.dot_general(rows.reshape(-1, *weight.shape[:2]), full, (((1, 2), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)[None]
+    return y.astype(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _integer_product(rows: jax.Array, weight: jax.Array, scales: jax.Array, digits: int) -> jax.Array:
+    """Multiply rows [R, in], each the sum of int8 digits, by weights of whole numbers; returns [R, out] in float32. Arguments as in ``quantised_dense``."""
+    parts, units = _digits(rows.astype(jnp.float32), digits)
+    if weight.ndim == 2:
+        y = jax.lax.dot_general(parts, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32).astype(jnp.float32) * scales[None]
+    else:
+        parts, weight = parts.reshape(-1, *weight.shape[:2]), weight.astype(jnp.int8)
+        sums = jax.lax.dot_general(parts, weight, (((2,), (1,)), ((1,), (0,))), preferred_element_type=jnp.int32)
+        y = jnp.sum(sums.astype(jnp.float32) * scales[:, None], axis=0)
+    return jnp.sum(y.reshape(digits, rows.shape[0], -1) * units, axis=0)
+
+
+def _digits(rows: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Split each row [R, in] of float32 into ``count`` int8 digits, the coarsest first.
+
+    Returns:
+        The digits [count * R, in], and the units [count, R, 1] by which they are multiplied to add up to the rows.
+    """
+    largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    unit = jnp.where(largest > 0, largest, 1) / INT8
+    digits, units = [], []
+    for _ in range(count):
+        digit = jnp.round(rows / unit)
+        digits.append(digit.astype(jnp.int8))
+        units.append(unit)
+        rows, unit = rows - digit * unit, unit / (2 * INT8)
+    return jnp.concatenate(digits), jnp.stack(units)

@@ -36,6 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     programs = "some of gradients, update, prefill, decode and track (default: all of these), or 'language part'"
     parser.add_argument("--programs", nargs="+", metavar="NAME", help=programs)
     parser.add_argument("--model", metavar="SIZE", help="3b or 7b, or a converted directory (default: what the configuration says)")
+    weights = "int8 or int4: quantised weights for prefill, decode and track (default: full weights, or those of the converted directory)"
+    parser.add_argument("--weights", metavar="DTYPE", help=weights)
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of every clip (default: 8)")
     parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="tokens of every conversation, the clip's included (default: 2048)")
     parser.add_argument("--objects", type=int, default=5, metavar="N", help="objects of every clip (default: 5)")
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from unipixel_jax.core.files import writable
+    from unipixel_jax.core.quantisation import Quantisation
+    from unipixel_jax.models.quantised import quantised_config
     from unipixel_jax.plan.advice import advice
     from unipixel_jax.plan.fit import fit
     from unipixel_jax.plan.plan import DEFAULT_PROGRAMS, check_programs, make_plan
@@ -78,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     programs = args.programs or DEFAULT_PROGRAMS
     check_programs(programs)
     config = load_config(args.config, args.fields)
-    model_config = sizes(args.model, config)
+    how = None if args.weights is None else Quantisation.of(args.weights)
+    model_config = quantised_config(sizes(args.model, config), how, args.model)
     workload = Workload(args.frames, args.tokens, args.objects)
     topologies = [open_topology(name) for name in args.topology]
     console = Console(width=None if sys.stdout.isatty() else 160)

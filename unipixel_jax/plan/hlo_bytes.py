@@ -98,6 +98,9 @@ def _read(computation: Computation, source: Instruction, module: Module) -> floa
             total += user.arrays[0].elements
         elif user.opcode in _UPDATES and first and _is_result(computation, user):
             continue
+        elif user.opcode == "fusion" and 0 in _aliased(user):
+            # The same array in another tiling: a TPU's compiler reads int8 so that it casts in a fusion.
+            total += _read(computation, user, module)
         elif user.opcode == "fusion":
             inner = module.computations[user.callees[0]]
             total += sum(_read(inner, inner.parameters[n], module) for n, name in enumerate(user.operands) if name == source.name)

@@ -77,7 +77,7 @@ def make_plan(
 
     Args:
         config: the run's configuration, whose mesh, batch size and remat policy are planned.
-        model_config: the model's sizes.
+        model_config: the model's sizes; its ``quantisation`` is that of inference, while training has full weights.
         topology: the chips to compile for.
         workload: what every sample holds.
         programs: names in ``PROGRAMS`` of the programs to compile.
@@ -91,7 +91,7 @@ def make_plan(
     jobs: list[_Job] = []
     mesh, batch_size = None, prompts
     if any(name in TRAINING for name in programs):
-        layout = lay_out(config, model_config, STEPS, topology.devices)
+        layout = lay_out(config, replace(model_config, quantisation=None), STEPS, topology.devices)
         jobs += _training(config, model_config, layout, workload)
         mesh, batch_size = layout.mesh, config.batch_size
     if any(name in SERVING for name in programs):

@@ -27,6 +27,7 @@ from unipixel_jax.core.sharding import HOST_MEMORY
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.lora import add_lora, trained_biases
 from unipixel_jax.models.partition import partitioned
+from unipixel_jax.models.quantised import require_full
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model, unstack_towers
 from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.optim import make_optimizer, schedule
@@ -109,6 +110,7 @@ def lay_out(config: TrainConfig, model_config: UniPixelConfig, total_steps: int,
     Raises:
         UserError: a part to train is unknown, these devices do not form the mesh, or the batch does not divide among them.
     """
+    require_full(model_config, "this model", "training")
     mesh = make_mesh(config.mesh, devices)
     if config.batch_size % data_shards(mesh):
         shards = data_shards(mesh)

@@ -151,7 +151,7 @@ class TextModel(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Map hidden states [..., D] before the final norm to scores [..., V] in float32."""
         x = self.norm(hidden)
-        return dense(x, self.head_weight).astype(jnp.float32)
+        return (self.embed.scores(x) if self.head is None else self.head(x)).astype(jnp.float32)
 
     @property
     def head_weight(self) -> jax.Array:
@@ -168,3 +168,7 @@ class Embedding(nnx.Module):
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Map ids [...] (integers) to embeddings [..., D] in ``dtype``."""
         return take_rows(self.weight[...], ids).astype(dtype)
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """Map states x [..., D] to scores [..., V] in x's dtype, as a head that is tied to the embedding."""
+        return dense(x, self.weight[...])
