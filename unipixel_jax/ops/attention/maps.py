@@ -1,7 +1,7 @@
 """Self-attention within the square windows of feature maps, from the fused projection of queries, keys and values to the map of results.
 
-XLA moves a map half a dozen times to cut it into windows and heads and to put it together again. The kernels of ``maps_tpu`` read the projection
-where it is, and write each result to its place. Everywhere else windows become rows of a batch for ``attention``.
+XLA moves a map half a dozen times to cut it into windows and heads and to put it together again. The kernels of ``maps_tpu`` and ``maps_gpu`` read
+the projection where it is, and write each result to its place. Everywhere else windows become rows of a batch for ``attention``.
 
 B images, h and w height and width of a map, N heads, H head size, D = N H.
 """
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from unipixel_jax.core.axes import IMAGES
 from unipixel_jax.core.sharding import current_mesh, mesh_axes
-from unipixel_jax.ops.attention import maps_tpu
+from unipixel_jax.ops.attention import maps_gpu, maps_tpu
 from unipixel_jax.ops.attention.api import attention
 from unipixel_jax.ops.attention.choice import use_attention
 from unipixel_jax.ops.attention.windows import Heads
@@ -42,7 +42,7 @@ class MapKernels(Protocol):
         """
 
 
-KERNELS: Mapping[str, MapKernels] = MappingProxyType({"pallas_tpu": maps_tpu})
+KERNELS: Mapping[str, MapKernels] = MappingProxyType({"pallas_tpu": maps_tpu, "pallas_gpu": maps_gpu})
 """By the names of the backends of ``attention`` whose kernels they are."""
 
 
