@@ -12,6 +12,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     measuring = "unipixel_jax.bench.measuring"
     commands.add_parser("models", help="SAM 2 and the language model, in comparison with the torch reference", configure=f"{measuring}:configure_models")
     commands.add_parser("attention", help="every attention backend, at the shapes that the models use", configure=f"{measuring}:configure_attention")
-    fields = "fields of the configuration follow"
-    for name, about in (("train", f"a run's waiting for data and for checkpoints; {fields}"), ("step", f"a training step on the devices that are here; {fields}")):
-        commands.add_parser(name, help=about, configure=f"{measuring}:configure_{name}", allow_abbrev=False)
+    fields = "; fields of the configuration follow"
+    for name, about in (("train", "a run's waiting for data and for checkpoints"), ("step", "a training step on the devices that are here")):
+        commands.add_parser(name, help=about + fields, configure=f"{measuring}:configure_{name}", allow_abbrev=False)

@@ -19,8 +19,7 @@ from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, gelu
-from unipixel_jax.ops import window
-from unipixel_jax.ops.attention import attention
+from unipixel_jax.ops.attention import attention, attention_in_windows
 from unipixel_jax.ops.conv import conv
 from unipixel_jax.ops.resize import resize_bicubic
 
@@ -59,14 +58,11 @@ class Attention(nnx.Module):
         h, w = x.shape[1:3]
         qkv, bias = self.qkv(x), self.qkv.bias
         assert bias is not None, "the projection is made with a bias"
-        q, k, v = jnp.split(window.partition(qkv, size, bias[...]) if size else qkv, 3, axis=-1)
-        if pool:
-            q = max_pool2(q)
-        heads = [a.reshape(a.shape[0], -1, self.num_heads, a.shape[-1] // self.num_heads) for a in (q, k, v)]
-        out = attention(heads[0], heads[1], heads[2], axes=(IMAGES, None, None)).reshape(q.shape)
         if size:
-            out = window.merge(out, (h // 2, w // 2) if pool else (h, w))
-        return self.proj(out)
+            pooled = max_pool2(qkv[..., : qkv.shape[-1] // 3]) if pool else None
+            return self.proj(attention_in_windows(qkv, bias[...], self.num_heads, size, pooled))
+        q, k, v = (a.reshape(x.shape[0], h * w, self.num_heads, -1) for a in jnp.split(qkv, 3, axis=-1))
+        return self.proj(attention(q, k, v, axes=(IMAGES, None, None)).reshape(*x.shape[:3], -1))
 
 
 class Block(nnx.Module):

@@ -78,11 +78,11 @@ _HOPPER = {(2, 128): (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2)), (2, 256): (
 
 def block_sizes(device_kind: str, head_size: int, value_size: int, queries: int, keys: int, dtype: Any) -> BlockSizes:
     """Blocks that fit the shared memory of the card, which is taken for an A100 unless its name says H100, H200 or GH200."""
-    key = jnp.dtype(dtype).itemsize, max(64, _widened(head_size), _widened(value_size))
+    key = jnp.dtype(dtype).itemsize, max(64, widened(head_size), widened(value_size))
     sizes = _BLOCKS[key]
     if key in _HOPPER and any(name in device_kind for name in ("H100", "H200")):
         sizes = BlockSizes(*_HOPPER[key], sizes.dkv)
-    return BlockSizes(*(Blocks(min(b.queries, _widened(queries)), min(b.keys, _widened(keys)), b.warps, b.stages) for b in sizes))
+    return BlockSizes(*(Blocks(min(b.queries, widened(queries)), min(b.keys, widened(keys)), b.warps, b.stages) for b in sizes))
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: float, dropout: WeightDropout | None = None) -> tuple[jax.Array, jax.Array]:
@@ -121,10 +121,10 @@ def _launch(
     segments = _segments(job, mask)
 
     def of_queries(*width: int) -> pl.BlockSpec:
-        return _share(2, g, job.query_blocks * job.tq, *map(_widened, width))
+        return _share(2, g, job.query_blocks * job.tq, *map(widened, width))
 
     def of_keys(width: int) -> pl.BlockSpec:
-        return _share(2, job.key_blocks * job.tk, _widened(width))
+        return _share(2, job.key_blocks * job.tk, widened(width))
 
     outputs = {
         "forward": ((of_queries(w), (b, kh, g, t, w), q.dtype), (of_queries(), (b, kh, g, t), jnp.float32)),
@@ -188,6 +188,6 @@ def _share(batch_axes: int, *shape: int) -> pl.BlockSpec:
     return pl.BlockSpec((None,) * batch_axes + shape, lambda *program: program[:batch_axes] + (0,) * len(shape))
 
 
-def _widened(size: int) -> int:
+def widened(size: int) -> int:
     """The power of two, at least 16, in which a product computes a head; the rest is masked."""
     return max(16, pl.next_power_of_2(size))

@@ -40,7 +40,7 @@ def attention_forward(q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | N
     def visit(masked: bool, step: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         best, total, out = state
         cols, there, exists = _block(segments.order[i, step] if segments else step, job.tk, job.sizes["s"])
-        scores = _dot(q, _load(k_ref.at[there], exists, job.sizes["h"]).T) * (job.scale * LOG2E)
+        scores = dot(q, _load(k_ref.at[there], exists, job.sizes["h"]).T) * (job.scale * LOG2E)
         if masked:
             scores = _hide(scores, job, segments, rows[:, None], here, cols[None], there)
         new_best = jnp.maximum(best, jnp.max(scores, axis=1))
@@ -49,7 +49,7 @@ def attention_forward(q_ref: Any, k_ref: Any, v_ref: Any, segments: Segments | N
         v = _load(v_ref.at[there], exists, job.sizes["v"])
         new_total = total * keep + jnp.sum(weights, axis=1)
         weights = _thinned(weights, job, seed, g, rows[:, None], cols[None])
-        return new_best, new_total, out * keep[:, None] + _dot(weights.astype(v.dtype), v)
+        return new_best, new_total, out * keep[:, None] + dot(weights.astype(v.dtype), v)
 
     size = job.tq
     start = jnp.full((size,), FLOOR, jnp.float32), jnp.zeros((size,), jnp.float32), jnp.zeros((size, out_ref.shape[-1]), jnp.float32)
@@ -72,12 +72,12 @@ def attention_dq(
     def visit(masked: bool, step: Any, d_q: jax.Array) -> jax.Array:
         cols, there, exists = _block(segments.order[i, step] if segments else step, job.tk, job.sizes["s"])
         k, v = _load(k_ref.at[there], exists, job.sizes["h"]), _load(v_ref.at[there], exists, job.sizes["v"])
-        scores = _dot(q, k.T) * (job.scale * LOG2E)
+        scores = dot(q, k.T) * (job.scale * LOG2E)
         if masked:
             scores = _hide(scores, job, segments, rows[:, None], here, cols[None], there)
-        d_weights = _thinned(_dot(d_out, v.T), job, seed, g, rows[:, None], cols[None])
+        d_weights = _thinned(dot(d_out, v.T), job, seed, g, rows[:, None], cols[None])
         d_scores = jnp.exp2(scores - lse[:, None]) * (d_weights - delta[:, None])
-        return d_q + _dot(d_scores.astype(k.dtype), k)
+        return d_q + dot(d_scores.astype(k.dtype), k)
 
     d_q = _walk(_key_runs(job, i, segments), visit, jnp.zeros(q.shape, jnp.float32))
     _store(d_q_ref.at[g, here], d_q * job.scale, inside, job.sizes["h"])
@@ -107,13 +107,13 @@ def attention_dkv(
         rows, there, inside = _block(segments.order[j, step] if segments else step, job.tq, job.sizes["t"])
         q, d_out = _load(q_ref.at[g, there], inside, job.sizes["h"]), _load(d_out_ref.at[g, there], inside, job.sizes["v"])
         lse, delta = _load(lse_ref.at[g, there], inside) * LOG2E, _load(delta_ref.at[g, there], inside)
-        scores = _dot(k, q.T) * (job.scale * LOG2E)
+        scores = dot(k, q.T) * (job.scale * LOG2E)
         if masked:
             scores = _hide(scores, job, segments, rows[None], there, cols[:, None], here)
         weights = jnp.exp2(scores - lse[None])
-        d_scores = weights * (_thinned(_dot(v, d_out.T), job, seed, g, rows[None], cols[:, None]) - delta[None])
+        d_scores = weights * (_thinned(dot(v, d_out.T), job, seed, g, rows[None], cols[:, None]) - delta[None])
         weights = _thinned(weights, job, seed, g, rows[None], cols[:, None])
-        return d_k + _dot(d_scores.astype(q.dtype), q), d_v + _dot(weights.astype(v.dtype), d_out)
+        return d_k + dot(d_scores.astype(q.dtype), q), d_v + dot(weights.astype(v.dtype), d_out)
 
     runs = _query_runs(job, j, segments)
     start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
@@ -133,11 +133,11 @@ def attention_dv(
     def visit(g: Any, masked: bool, step: Any, d_v: jax.Array) -> jax.Array:
         rows, there, inside = _block(segments.order[j, step] if segments else step, job.tq, job.sizes["t"])
         q, d_out = _load(q_ref.at[g, there], inside, job.sizes["h"]), _load(d_out_ref.at[g, there], inside, job.sizes["v"])
-        scores = _dot(k, q.T) * (job.scale * LOG2E)
+        scores = dot(k, q.T) * (job.scale * LOG2E)
         if masked:
             scores = _hide(scores, job, segments, rows[None], there, cols[:, None], here)
         weights = jnp.exp2(scores - _load(lse_ref.at[g, there], inside)[None] * LOG2E)
-        return d_v + _dot(_thinned(weights, job, seed, g, rows[None], cols[:, None]).astype(q.dtype), d_out)
+        return d_v + dot(_thinned(weights, job, seed, g, rows[None], cols[:, None]).astype(q.dtype), d_out)
 
     runs = _query_runs(job, j, segments)
     start = jnp.zeros((job.tk, d_v_ref.shape[-1]), jnp.float32)
@@ -164,7 +164,7 @@ def _mask(ref: Any, inside: jax.Array, width: int | None) -> jax.Array:
     return inside if width is None else inside[:, None] & (jnp.arange(ref.shape[-1]) < width)[None]
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """A product summed in float32. HIGHEST keeps float32 from being cut to TF32 and changes nothing for bfloat16."""
     return jnp.dot(a, b, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 

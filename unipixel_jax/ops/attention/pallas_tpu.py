@@ -1,4 +1,4 @@
-"""Flash attention for TPUs: our own Mosaic (Pallas) kernels, forward and backward.
+"""Flash attention for TPUs: our own Mosaic (Pallas) kernels, forward and backward. Rows so short that no blocks are needed go to windows_tpu.py.
 
 FlashAttention-2 (arXiv 2307.08691), with three choices of our own:
 
@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from unipixel_jax.ops.attention import windows_tpu
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.flash import LOG2E, Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
@@ -75,6 +76,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     Returns:
         [B, K, G, T, V] in q's dtype, zero in rows with no visible key; the log of each row's sum of exponentials [B, K, G, T] float32, ``FLOOR`` there.
     """
+    if windows_tpu.why_not(Spec.of(q, k, v, mask, dropout, "tpu")) is None:
+        return windows_tpu.attend(q, k, v, mask, scale)
     b, kh, g, t, h = q.shape
     if mask.segments is not None:
         mask = AttnMask(mask.causal, mask.segments[0], jnp.where(mask.segments[1] == 0, NOBODY, mask.segments[1]))

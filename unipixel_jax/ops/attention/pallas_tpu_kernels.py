@@ -36,14 +36,15 @@ NN, NT = ((1,), (0,)), ((1,), (1,))
 """Matrix products a b and a b^T."""
 
 
-def _dot(a: jax.Array, b: jax.Array, over: tuple[tuple[int], tuple[int]]) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array, over: tuple[tuple[int], tuple[int]]) -> jax.Array:
+    """A product summed in float32, with full float32 products of float32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(a, b, (over, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
 def _scores(job: Job, step: Step, masked: bool, q_segments: Any, kv_segments: Any, q: Any, k: Any) -> jax.Array:
     """Base-2 scores of a block, [tk, tq] float32; HIDDEN where a query must not see a key."""
-    scores = _dot(k[...], q[...], NT) * (job.scale * LOG2E)
+    scores = dot(k[...], q[...], NT) * (job.scale * LOG2E)
     if not masked:
         return scores
     key = step.j * job.tk + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
@@ -90,7 +91,7 @@ def attention_forward(job: Job, step: Step, *refs: Any) -> None:
         keep = jnp.exp2(best[...] - new_best)
         best[...] = new_best
         total[...] = total[...] * keep + jnp.sum(p, axis=0, keepdims=True)
-        acc[...] = acc[...] * keep + _dot(v_turned[...], _thinned(job, step, seed, p).astype(v_turned.dtype), NN)
+        acc[...] = acc[...] * keep + dot(v_turned[...], _thinned(job, step, seed, p).astype(v_turned.dtype), NN)
 
     _visit(job, step.flags, q_segments, visit)
 
@@ -111,8 +112,8 @@ def attention_dq(job: Job, step: Step, *refs: Any) -> None:
 
     def visit(masked: bool) -> None:
         p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
-        d_scores = p * (_thinned(job, step, seed, _dot(v[...], d_out[...], NT)) - delta[...])
-        acc[...] += _dot(k_turned[...], d_scores.astype(k_turned.dtype), NN)
+        d_scores = p * (_thinned(job, step, seed, dot(v[...], d_out[...], NT)) - delta[...])
+        acc[...] += dot(k_turned[...], d_scores.astype(k_turned.dtype), NN)
 
     _visit(job, step.flags, q_segments, visit)
 
@@ -132,9 +133,9 @@ def attention_dkv(job: Job, step: Step, *refs: Any) -> None:
 
     def visit(masked: bool) -> None:
         p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
-        acc_v[...] += _dot(_thinned(job, step, seed, p).astype(d_out.dtype), d_out[...], NN)
-        d_scores = p * (_thinned(job, step, seed, _dot(v[...], d_out[...], NT)) - delta[...])
-        acc_k[...] += _dot(d_scores.astype(q.dtype), q[...], NN)
+        acc_v[...] += dot(_thinned(job, step, seed, p).astype(d_out.dtype), d_out[...], NN)
+        d_scores = p * (_thinned(job, step, seed, dot(v[...], d_out[...], NT)) - delta[...])
+        acc_k[...] += dot(d_scores.astype(q.dtype), q[...], NN)
 
     _visit(job, step.flags, q_segments, visit)
 
@@ -154,7 +155,7 @@ def attention_dv(job: Job, step: Step, *refs: Any) -> None:
 
     def visit(masked: bool) -> None:
         p = jnp.exp2(_scores(job, step, masked, q_segments, kv_segments, q, k) - lse[...])
-        acc[...] += _dot(_thinned(job, step, seed, p).astype(d_out.dtype), d_out[...], NN)
+        acc[...] += dot(_thinned(job, step, seed, p).astype(d_out.dtype), d_out[...], NN)
 
     _visit(job, step.flags, q_segments, visit)
 

@@ -52,15 +52,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     Returns:
         [B, K, G, T, V] in q's dtype, zero in rows with no visible key; [B, K, G, T] float32, ``FLOOR`` there.
     """
+    best, p, total = _exponentials(q, k, mask, scale)
+    g, t, s = p.shape[2:]
+    if dropout is not None:
+        p = dropout.thin(p, jnp.arange(g * t).reshape(g, t), jnp.arange(s))
+    return (weighted(p, v) / total).astype(q.dtype), (best + jnp.log(total))[..., 0]
+
+
+def log_sum_exp(q: jax.Array, k: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
+    """The log of each row's sum of exponentials alone, as ``attend`` gives it."""
+    best, _, total = _exponentials(q, k, mask, scale)
+    return (best + jnp.log(total))[..., 0]
+
+
+def _exponentials(q: jax.Array, k: jax.Array, mask: AttnMask, scale: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The largest score of each row, the exponentials of the scores less it, and their sum, which is 1 in rows with no visible key."""
     logits = scores(q, k, scale)
-    g, t, s = logits.shape[2:]
-    visible = mask.visible(jnp.arange(t), jnp.arange(s))
+    visible = mask.visible(jnp.arange(logits.shape[3]), jnp.arange(logits.shape[4]))
     if visible is not None:
         logits = jnp.where(visible, logits, HIDDEN)
     best = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), FLOOR))
     p = jnp.exp(logits - best)
     total = jnp.sum(p, axis=-1, keepdims=True)
-    total = jnp.where(total == 0, 1.0, total)
-    if dropout is not None:
-        p = dropout.thin(p, jnp.arange(g * t).reshape(g, t), jnp.arange(s))
-    return (weighted(p, v) / total).astype(q.dtype), (best + jnp.log(total))[..., 0]
+    return best, p, jnp.where(total == 0, 1.0, total)
