@@ -12,8 +12,6 @@ from unipixel_jax.arguments import REVISION_HELP, positive
 from unipixel_jax.config import SAM2_SIZES
 from unipixel_jax.errors import UserError
 
-from .output import require_free
-
 TO_JAX = """Make a directory that unipixel-jax loads.
 
 SRC is a UniPixel checkpoint, by its directory or its Hub id (PolyU-ChenLab/UniPixel-3B), or a directory with a LoRA adapter or partial weights (then its
@@ -66,6 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _to_jax(args: argparse.Namespace) -> int:
     from . import sources, to_jax  # imported here: `inspect` must not wait for jax
+    from .output import require_free
 
     start = time.perf_counter()
     source, target = _places(args)

@@ -118,11 +118,19 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         import shtab
 
-        for action in parser._actions:
-            for command in action.choices.values() if isinstance(action.choices, dict) else ():
-                command.fill()
+        _fill_all(parser)
         print(shtab.complete(parser, values))
         parser.exit()
+
+
+def _fill_all(parser: argparse.ArgumentParser) -> None:
+    """Fill a parser, its commands, and theirs."""
+    if isinstance(parser, CommandParser):
+        parser.fill()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _fill_all(command)
 
 
 class _Lines(logging.Handler):

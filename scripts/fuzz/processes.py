@@ -21,7 +21,7 @@ IMPORTED = (
     "convert.cli", "convert.inspection", "convert.to_jax", "convert.to_torch", "convert.trained", "convert.random", "data.cli", "data.tfds.builder",
     "data.tfds.source", "infer.cli", "infer.loading", "infer.predictor", "infer.visualize", "parity.cli", "parity.recording", "parity.run",
     "processing.video", "train.config", "train.cli", "train.export", "train.loop", "train.reproduce", "synthetic.cli", "synthetic.evaluation",
-    "bench.cli", "plan.cli", "demo",
+    "bench.measuring", "plan.cli", "demo",
 )  # fmt: skip
 """Modules of unipixel_jax that commands import when they are called."""
 

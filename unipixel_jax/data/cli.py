@@ -10,15 +10,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
 from unipixel_jax.arguments import positive
 from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from unipixel_jax.data.mixture import Mixture
 
 _MODEL = Path(__file__).parent.parent / "assets" / "shapes_tiny"
@@ -53,6 +51,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    import numpy as np
+    from rich.progress import track
+
     from unipixel_jax.config import UniPixelConfig
     from unipixel_jax.data.annotation import DrawOptions
     from unipixel_jax.data.loader import FAILURES
@@ -69,7 +70,7 @@ def _check(args: argparse.Namespace) -> int:
     failures: list[tuple[str, str, str]] = []
     drawn: Counter[str] = Counter()
     chosen = _chosen(mixture, None if args.all else args.samples)
-    for part, number in track(chosen, "drawing", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+    for part, number in track(chosen, "drawing", console=_console(stderr=True), disable=not sys.stderr.isatty()):
         source = mixture.parts[part].source
         drawn[source.name] += 1
         annotation = source[number]
@@ -104,6 +105,8 @@ def _pack(args: argparse.Namespace) -> int:
 
 def _chosen(mixture: Mixture, count: int | None) -> list[tuple[int, int]]:
     """The numbers of parts and samples to draw."""
+    import numpy as np
+
     out = []
     for number, part in enumerate(mixture.parts):
         wanted = len(part.source) if count is None else min(count, len(part.source))
@@ -119,11 +122,15 @@ def _show(console: Console, failures: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _table(columns: str, rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
     table = Table(*columns.split(", "))
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 160)
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=None if (sys.stderr if stderr else sys.stdout).isatty() else 160)

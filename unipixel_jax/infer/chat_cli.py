@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from unipixel_jax.arguments import add_attention, add_model, positive
 from unipixel_jax.errors import UserError, one_line
 
@@ -125,6 +123,8 @@ def _numbers(text: str, count: int, form: str) -> tuple[list[float], int]:
 
 
 def _mask(path: Path) -> Mask:
+    import numpy as np
+
     from unipixel_jax.core.files import require_regular_file
     from unipixel_jax.processing.images import NotAnImage, open_image, to_rgb
     from unipixel_jax.processing.prompts import Mask

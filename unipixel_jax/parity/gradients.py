@@ -27,7 +27,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[Check]:
     """Compare the losses and gradients of one recorded sample."""
     batch = to_batch(case, inputs)
-    (_, parts), grads = _loss_and_gradients(loaded.model, batch)
+    (_, parts), grads = loss_and_gradients(loaded.model, batch)
     # the recorded parts are sums over the frames of a tracked clip, and means in batch mode
     masks = jax.tree.map(lambda a: a * (1 if loaded.config.sam2_batch_mode else case.input("label_mask").shape[0]), parts.masks)
     ours = {
@@ -53,7 +53,8 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> l
 
 
 @jax.jit
-def _loss_and_gradients(model: UniPixelModel, batch: TrainBatch) -> tuple[tuple[jax.Array, LossParts], UniPixelModel]:
+def loss_and_gradients(model: UniPixelModel, batch: TrainBatch) -> tuple[tuple[jax.Array, LossParts], UniPixelModel]:
+    """Return the loss of a batch and its parts, and the gradients of all weights in the model's structure."""
     return jax.value_and_grad(lambda m: objective(m, batch, jnp.dtype("float32"), remat="none"), has_aux=True)(model)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -22,11 +21,10 @@ from unipixel_jax.models.lora import LoraConfig, LoraLinear, add_lora
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
-from unipixel_jax.parity.gradients import to_batch
+from unipixel_jax.parity.gradients import loss_and_gradients, to_batch
 from unipixel_jax.parity.recording import Case
-from unipixel_jax.train.objective import objective
 from unipixel_jax.train.optim import OptimConfig, make_optimizer
-from unipixel_jax.train.trainable import Group, groups, trained
+from unipixel_jax.train.trainable import Group, Predicate, groups, trained
 
 SHIFT = 5
 """Pixels by which frames and masks move to the right from step to step, as scripts/recording/training.py moves them."""
@@ -44,41 +42,62 @@ def compare_steps(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[
     model, rules = loaded.model, all_rules(loaded.config)
     if case.options["lora"]:
         model, rules = _with_adapters(model, rules, case)
-    graph, start, *frozen = nnx.split(model, trained(case.options["tuning"]), ...)
-    losses, first, end = _train(graph, start, frozen, to_batch(case, inputs), config, case.number("steps", MAX_STEPS))
+    which = trained(case.options["tuning"])
+    losses, first, change = _train(model, which, to_batch(case, inputs), config, case.number("steps", MAX_STEPS))
 
     theirs = {canonical(name): (rate, decay) for name, rate, decay in _trained(case)}
-    listed = _by_torch_name(groups(start), rules)
+    listed = _by_torch_name(groups(nnx.state(model, which)), rules)
     ours = {name: (config.rate_of(group), config.weight_decay if group.decays else 0.0) for name, group in listed.items()}
     checks = [compare.close("losses", losses, case.outputs["losses"], compare.LOSSES)]
     checks.append(compare.exact("trained weights", np.asarray(sorted(ours)), np.asarray(sorted(theirs))))
     checks.append(compare.exact("their rates and decay", *(np.asarray([side.get(name, (-1.0, -1.0)) for name in sorted(theirs)]) for side in (ours, theirs))))
-    return checks + _gradients(case, _arrays(first, rules)) + _changes(case, _arrays(jax.tree.map(np.subtract, end, start), rules))
+    return checks + _gradients(case, _arrays(first, rules)) + _changes(case, _arrays(change, rules))
 
 
-def _train(
-    graph: Any, start: nnx.State, frozen: list[nnx.State], batch: TrainBatch, config: OptimConfig, steps: int
-) -> tuple[np.ndarray, nnx.State, nnx.State]:
-    """Train on a batch whose frames move from step to step; return the losses [steps], the first step's gradients, and the weights at the end."""
-    optimizer = make_optimizer(config, groups(start), steps)
+def _train(model: UniPixelModel, which: Predicate, batch: TrainBatch, config: OptimConfig, steps: int) -> tuple[np.ndarray, nnx.State, nnx.State]:
+    """Train on a batch whose frames move from step to step; return the losses [steps], the first step's gradients, and each weight's change over all steps.
 
-    def loss(params: nnx.State, frozen: list[nnx.State], batch: TrainBatch) -> jax.Array:
-        return objective(nnx.merge(graph, params, *frozen), batch, jnp.dtype("float32"), remat="none")[0]
+    The dear program is that of the gradients of all weights, which cases of losses and of steps share. The optimizer acts element by element, but for the norm
+    of all gradients, so it gets one vector for each group of weights: with some hundred weights of their own its program would be the larger one.
+    """
+    graph, start, *frozen = nnx.split(model, which, ...)
+    owners = jax.tree.leaves(groups(start))
+    optimizer = make_optimizer(config, list(dict.fromkeys(owners)), steps)
 
     @jax.jit
-    def run(start: nnx.State, frozen: list[nnx.State], batch: TrainBatch) -> tuple[jax.Array, nnx.State, nnx.State]:
-        def step(carry: tuple[nnx.State, Any, nnx.State], number: jax.Array) -> tuple[tuple[nnx.State, Any, nnx.State], jax.Array]:
-            params, state, first = carry
-            value, grads = jax.value_and_grad(loss)(params, frozen, _moved(batch, number))
-            updates, state = optimizer.update(grads, state, params)
-            first = jax.tree.map(lambda kept, new: jnp.where(number == 0, new, kept), first, grads)
-            return (optax.apply_updates(params, updates), state, first), value
+    def update(grads: list[jax.Array], state: Any, weights: list[jax.Array]) -> tuple[list[jax.Array], Any]:
+        updates, state = optimizer.update(grads, state, weights)
+        return optax.apply_updates(weights, updates), state
 
-        (params, _, first), losses = jax.lax.scan(step, (start, optimizer.init(start), start), jnp.arange(steps))
-        return losses, first, params
+    losses: list[np.ndarray] = []
+    params = first = start
+    weights = _joined(start, owners)
+    state = optimizer.init(weights)
+    for number in range(steps):
+        (loss, _), grads = loss_and_gradients(nnx.merge(graph, params, *frozen), _moved(batch, number))
+        trained_grads = nnx.state(grads, which)
+        first = first if losses else trained_grads
+        losses.append(np.asarray(loss))
+        weights, state = update(_joined(trained_grads, owners), state, weights)
+        params = _parted(weights, owners, start)
+    return np.stack(losses), first, jax.tree.map(lambda end, begin: np.asarray(end) - np.asarray(begin), params, start)
 
-    losses, first, end = run(start, frozen, batch)
-    return np.asarray(losses), first, end
+
+def _joined(tree: nnx.State, owners: list[Group]) -> list[np.ndarray]:
+    """Return the arrays of each group as one vector; ``owners`` holds the group of each array of the tree."""
+    leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+    return [np.concatenate([leaf for leaf, owner in zip(leaves, owners, strict=True) if owner == group]) for group in dict.fromkeys(owners)]
+
+
+def _parted(vectors: list[jax.Array], owners: list[Group], like: nnx.State) -> nnx.State:
+    """Return a tree like another from the vectors that ``_joined`` makes."""
+    leaves, structure = jax.tree.flatten(like)
+    rests = dict(zip(dict.fromkeys(owners), map(np.asarray, vectors), strict=True))
+    parts = []
+    for leaf, owner in zip(leaves, owners, strict=True):
+        part, rests[owner] = np.split(rests[owner], [leaf.size])
+        parts.append(jax.device_put(part.reshape(leaf.shape), leaf.sharding))
+    return jax.tree.unflatten(structure, parts)
 
 
 def _gradients(case: Case, ours: Mapping[str, np.ndarray]) -> list[Check]:
@@ -113,13 +132,11 @@ def _trained(case: Case) -> list[tuple[str, float, float]]:
     return case.beside("trained")
 
 
-def _moved(batch: TrainBatch, step: jax.Array) -> TrainBatch:
+def _moved(batch: TrainBatch, step: int) -> TrainBatch:
     """Return a batch with its frames and masks moved to the right as at ``step``; pixels that leave on the right come in on the left."""
     assert batch.clips is not None
-    clips = dataclasses.replace(
-        batch.clips, frames=jnp.roll(batch.clips.frames, SHIFT * step, axis=-2), masks=jnp.roll(batch.clips.masks, SHIFT * step, axis=-1)
-    )
-    return dataclasses.replace(batch, clips=clips)
+    frames, masks = (jax.device_put(np.roll(np.asarray(a), SHIFT * step, axis)) for a, axis in ((batch.clips.frames, -2), (batch.clips.masks, -1)))
+    return dataclasses.replace(batch, clips=dataclasses.replace(batch.clips, frames=frames, masks=masks))
 
 
 def _with_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple[UniPixelModel, list[Rule]]:
@@ -136,7 +153,9 @@ def _with_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple
             for theirs, ours in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
                 names = tuple(name.removesuffix("weight") + f"{theirs}.weight" for name in rule.torch)
                 more.append(Rule(names, (*rule.jax[:-1], ours), rule.stacked))
-                getattr(layers[rule.jax[:-1]], ours)[...] = jnp.asarray(np.stack([given[name] for name in names]))
+                layer = layers[rule.jax[:-1]]
+                # where the layer's own weight is, so that the first step's program is that of all steps
+                getattr(layer, ours)[...] = jax.device_put(np.stack([given[name] for name in names]), layer.weight[...].sharding)
     return model, rules + more
 
 
