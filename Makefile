@@ -15,7 +15,7 @@ demo: .venv/installed-demo  ## segment a photo and a clip that ship with the pro
 
 # Two processes share the files of tests, since compiling, which is most of the work, uses one core. Each takes up to 4 GB.
 test: lint  ## ruff, mypy and the tests, without torch
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed-dev  ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
@@ -39,7 +39,7 @@ parity: .venv-parity/installed-dev,parity  ## add torch, and compare with it liv
 
 test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found here and the newest JAX for it
 	@.venv-newest/bin/python -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
-	@.venv-newest/bin/python -m pytest -q -n 2 --dist loadfile
+	@.venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The compilers alone: libtpu with the tpu extra; for GPUs, JAX's plugin and ptxas without the libraries that only running needs.
 chips: .venv-chips/installed-dev,tpu  ## compile kernels and small plans for TPUs and GPUs that are not here

@@ -18,11 +18,13 @@ os.environ |= {
     "JAX_PLATFORMS": PLATFORM,
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
-    # Compiled programs are kept, so that only the first run of the suite is slow.
+    # Compiled programs are kept, those of commands too, so that only the first run of the suite is slow, and in it each file finds what others compiled: also
+    # the hundreds of small programs of operations outside jax.jit.
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    # Programs here are small and run once or twice: compiling them without optimisation, without MLIR's passes for each fusion, and as one module each, takes a
-    # quarter of the time.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "UNIPIXEL_JAX_CACHE": os.environ.get("UNIPIXEL_JAX_CACHE", str(CACHE)),
+    # Programs here are small and run once or twice: not optimising them halves the time of the suite. Writing fusions as LLVM code without MLIR's passes, and
+    # each program as one module, halves once more what compiling gradients takes.
     "XLA_FLAGS": " ".join(
         [
             os.environ.get("XLA_FLAGS", ""),
@@ -44,6 +46,15 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 # A first example may compile a program, so time says nothing about an example.
 settings.register_profile("default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+LAST = ("tests/convert", "tests/plan", "tests/data")
+"""The folders whose files compile little. They come last, so that processes that share the files end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that compile little behind the others, which take up to minutes."""
+    root = Path(__file__).parent.parent
+    items.sort(key=lambda item: item.path.relative_to(root).as_posix().startswith(LAST))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Benchmarks run on drawn data with the embedded model: layouts, scores, resuming at any kill, shards, failures, and reports."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -172,9 +171,9 @@ def test_the_words_are_the_protocol(kind, text, expected):
 
 
 def command(data, out, name, options):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("XLA_")}
-    arguments = ["eval", name, "--data", str(data), "--out", str(out), "--dtype", "float32", "--workers", "1", *options]
-    return subprocess.Popen([sys.executable, "-m", "unipixel_jax.cli", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # as ``run`` does it, so that both find each other's programs in the cache
+    arguments = ["eval", name, "--data", str(data), "--out", str(out), "--dtype", "float32", "--devices", "1", "--workers", "1", *options]
+    return subprocess.Popen([sys.executable, "-m", "unipixel_jax.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def lines_in(out):

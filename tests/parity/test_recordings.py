@@ -1,5 +1,6 @@
 """The recordings that ship with the tests are replayed: we compute what the torch reference computed. docs/testing.md says how they were made."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,7 +14,7 @@ import pytest
 from unipixel_jax.convert.safetensors_io import read_safetensors, write_safetensors
 from unipixel_jax.convert.tensors import CODES, Tensor
 from unipixel_jax.errors import UserError
-from unipixel_jax.parity import sam2
+from unipixel_jax.parity import run, sam2
 from unipixel_jax.parity.recording import Case, open_recording
 from unipixel_jax.parity.replay import KINDS
 from unipixel_jax.parity.run import replay, to_json
@@ -23,6 +24,19 @@ NAMES = ("nano_a", "nano_a_bf16", "nano_b", "sam2_nano")
 CASES = [(name, case.name) for name in NAMES for case in open_recording(RECORDINGS / name).cases]
 SIZE_LIMIT = 14_000_000
 """In bytes: 11 MB of UniPixel, 2.5 MB of SAM 2.1 alone, and what the processing and the data sources are compared with."""
+
+
+@functools.cache
+def converted_once(checkpoint, convert=run._converted):
+    """What the replay makes of a checkpoint or adapter."""
+    with convert(checkpoint) as loaded:
+        return loaded
+
+
+@pytest.fixture(autouse=True)
+def shared_conversions(monkeypatch):
+    """Each checkpoint is converted once, though dozens of excerpts link to it; a replay does not change the model."""
+    monkeypatch.setattr(run, "_converted", lambda checkpoint: contextlib.nullcontext(converted_once(checkpoint.resolve())))
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -39,7 +38,8 @@ def micro_model(seed: int = 0) -> UniPixelModel:
         shape, name = leaf.shape, join(path)
         inputs = int(np.prod(shape[1:])) if len(shape) == 4 else shape[-1]
         scale = 1.0 if "embed" in name or "token" in name else inputs**-0.5
-        return jnp.asarray(rng.normal(size=shape).astype(np.float32) * scale + ("norm" in name and name.endswith("weight")))
+        # device_put, since jnp.asarray compiles a program for each shape
+        return jax.device_put(rng.normal(size=shape).astype(np.float32) * scale + ("norm" in name and name.endswith("weight")))
 
     graph, state = nnx.split(model)
     flat = [(path, leaf.replace(draw(path, leaf))) for path, leaf in nnx.to_flat_state(state)]
@@ -53,4 +53,4 @@ def copied(model: UniPixelModel) -> UniPixelModel:
 
 def random(rng: np.random.Generator, *shape: int) -> jax.Array:
     """Standard normal float32."""
-    return jnp.asarray(rng.normal(size=shape).astype(np.float32))
+    return jax.device_put(rng.normal(size=shape).astype(np.float32))

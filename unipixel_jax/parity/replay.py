@@ -323,7 +323,7 @@ def channels_last(frames: np.ndarray) -> np.ndarray:
 
 def _clip(case: Case) -> tuple[np.ndarray, jax.Array]:
     """Return the frames [F, S, S, 3] and the object's hidden tokens [1, H, D] of a recorded clip."""
-    return channels_last(case.input("frames")), jnp.asarray(case.input("hidden"))
+    return channels_last(case.input("frames")), jax.device_put(case.input("hidden"))
 
 
 def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:

@@ -201,7 +201,7 @@ def _without(state: TrackState, frame: int) -> TrackState:
     for name in ("memory_frame", "pointer_frame"):
         kept = np.array(getattr(state, name))
         kept[CONDITIONING:][kept[CONDITIONING:] == frame] = -1
-        numbers[name] = jnp.asarray(kept)
+        numbers[name] = jax.device_put(kept)
     return replace(state, **numbers)
 
 
