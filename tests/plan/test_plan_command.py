@@ -5,7 +5,6 @@ import json
 import pytest
 
 from unipixel_jax.cli import main
-from unipixel_jax.plan import plan
 
 CONFIG = """
 from dataclasses import replace
@@ -60,17 +59,6 @@ def test_full_effort_keeps_arrays_near_the_units(config, tmp_path):
     least, full = (report["programs"][0]["costs"] for report in found)
     assert [report["full_effort"] for report in found] == [False, True]
     assert full["bytes"] < 0.7 * least["bytes"]
-
-
-@pytest.mark.chips
-def test_a_search_compiles_in_other_processes(config, capsys, monkeypatch):
-    """Nothing but the plan that is found is compiled here."""
-    here = []
-    monkeypatch.setattr("unipixel_jax.plan.fit.MAX_COMPILATIONS", 2)
-    monkeypatch.setattr("unipixel_jax.plan.plan._compiled", lambda *arguments, compiled=plan._compiled: here.append(arguments) or compiled(*arguments))
-    arguments = ["--topology", "v5e:2x2", "--tokens", "512", "--frames", "2", "--programs", "gradients", "--dtype", "bfloat16", "--fit"]
-    assert main(["plan", config, *arguments]) == 0
-    assert len(here) == 1 and capsys.readouterr().out.count("tried small on v5e:2x2") == 2
 
 
 @pytest.mark.chips
