@@ -5,7 +5,6 @@ import json
 import pytest
 
 from unipixel_jax.cli import main
-from unipixel_jax.plan import plan
 
 CONFIG = """
 from dataclasses import replace
@@ -63,24 +62,12 @@ def test_full_effort_keeps_arrays_near_the_units(config, tmp_path):
 
 
 @pytest.mark.chips
-def test_a_search_compiles_in_other_processes(config, capsys, monkeypatch):
-    """Nothing but the plan that is found is compiled here."""
-    here = []
-    monkeypatch.setattr("unipixel_jax.plan.plan._compiled", lambda *arguments, compiled=plan._compiled: here.append(arguments) or compiled(*arguments))
-    arguments = ["--topology", "v5e:2x2", "--tokens", "512", "--frames", "2", "--programs", "gradients", "--dtype", "bfloat16", "--fit"]
-    assert main(["plan", config, *arguments]) == 0
-    assert len(here) == 1 and capsys.readouterr().out.count("tried small on v5e:2x2") > 1
-
-
-@pytest.mark.chips
 def test_serving_of_a_small_model(config, tmp_path, capsys):
     out = tmp_path / "plan.json"
-    arguments = ["--tokens", "512", "--frames", "2", "--programs", "prefill", "decode", "track", "--prompts", "2", "8", "--json", str(out)]
+    arguments = ["--tokens", "512", "--frames", "2", "--programs", "decode", "--prompts", "2", "8", "--json", str(out)]
     assert main(["plan", config, "--topology", "v5e-1", "--topology", "v6e-1", "--topology", "h100:1", *arguments]) == 0
     reports = json.loads(out.read_text())
-    assert [(r["topology"], r["batch_size"], len(r["programs"])) for r in reports] == [
-        (name, together, count) for name in ("v5e-1", "v6e-1", "h100:1") for together, count in ((2, 3), (8, 2))
-    ]
+    assert [(r["topology"], r["batch_size"]) for r in reports] == [(name, together) for name in ("v5e-1", "v6e-1", "h100:1") for together in (2, 8)]
     for report in reports:
         programs = {program["name"]: program for program in report["programs"]}
         served = programs["decode"]["serving"]

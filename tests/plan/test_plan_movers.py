@@ -72,6 +72,9 @@ class Model(nnx.Module):
     def __init__(self):
         self.text = Tower()
 
+    def answer(self, x):
+        return self.text.read(x)
+
 
 def test_traced_operations_have_the_paths_of_their_modules():
     model, x = Model(), jnp.ones((2, 2))
@@ -85,4 +88,5 @@ def test_traced_operations_have_the_paths_of_their_modules():
 
     with module_scopes(model):
         assert len(names(lambda model, x: model.text.read(x))) == 4
+        assert "method_answer/text/method_read/cos" in jax.jit(lambda model, x: model.answer(x)).lower(model, x).as_text(debug_info=True)
     assert not names(lambda model, x: model.text.read(x)) and Tower.__call__ is before

@@ -201,7 +201,7 @@ class PlanReport:
                 continue
             memory = f"{_number(p.memory.total / GIB)} of {p.memory.capacity / GIB:.2f}"
             times = [_number(getattr(p.roofline, name) * 1e3) if p.roofline else "" for name in ("compute", "hbm", "links")]
-            bound = LABELS[p.roofline.bound] if p.roofline else "does not fit"
+            bound = LABELS[p.roofline.bound] if p.roofline and p.memory.fits else "does not fit"
             speed = [f"{p.times_reading:.2f}", _number(p.tokens_per_second)] if p.times_reading and p.tokens_per_second else ["", ""]
             cells = [self.config, self.topology, p.serving.text, str(p.serving.together), p.name, self.effort, memory, *times, bound, *speed]
             rows.append(f"| {' | '.join(cells)} |")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import isfunction
 from typing import Any
 
@@ -34,10 +34,13 @@ def module_scopes(model: nnx.Module) -> Iterator[None]:
         def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
             if self is running[-1]:
                 return method(self, *args, **kwargs)
-            path = next((found for owner in reversed(running) if (found := _path(owner, self))), (type(self).__name__,))
+            # a model that is traced is a copy of the one that was given
+            whole = () if type(self) is type(model) else (type(self).__name__,)
+            path = next((found for owner in reversed(running) if (found := _path(owner, self))), whole)
+            name = "/".join((*path, *own))
             running.append(self)
             try:
-                with jax.named_scope("/".join((*path, *own))):
+                with jax.named_scope(name) if name else nullcontext():
                     return method(self, *args, **kwargs)
             finally:
                 running.pop()

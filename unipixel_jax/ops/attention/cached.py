@@ -88,7 +88,7 @@ def attend_to_cache(
         start = jnp.minimum(nominal, slots - block)
         # The last block ends with the cache, and so begins within the one before it, whose slots it leaves out.
         place = start + jnp.arange(block)
-        keys, values = (jax.lax.dynamic_slice(a, (layer, 0, 0, start, 0), (1, b, kh, block, h))[0] for a in (k, v))
+        keys, values = (_block(a, layer, start, block) for a in (k, v))
         there = jnp.where((place >= nominal)[None], jax.lax.dynamic_slice_in_dim(held, start, block, 1), 0)
         visible = (there[:, None] == segments[:, :, None]) & (there != 0)[:, None]
         if t > 1:
@@ -105,6 +105,20 @@ def attend_to_cache(
     _, total, out = visit(jnp.int32(0), start) if whole else jax.lax.fori_loop(0, live.count, visit, start)
     out = (out / jnp.where(total == 0, 1.0, total)).astype(q.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+def _block(buffer: jax.Array, layer: jax.Array | int, start: jax.Array, block: int) -> jax.Array:
+    """Return the slots [B, K, s, H] of a layer from ``start`` on.
+
+    XLA's CPU backend slices bfloat16 by converting the whole buffer to float32 first. Slicing the same bits as integers converts nothing there, and the
+    barrier keeps XLA from making all bits integers before the loop.
+    """
+    shape = (1, *buffer.shape[1:3], block, buffer.shape[4])
+    if buffer.dtype != jnp.bfloat16 or platform() != "cpu":
+        return jax.lax.dynamic_slice(buffer, (layer, 0, 0, start, 0), shape)[0]
+    buffer, start = jax.lax.optimization_barrier((buffer, start))
+    bits = jax.lax.dynamic_slice(jax.lax.bitcast_convert_type(buffer, jnp.uint16), (layer, 0, 0, start, 0), shape)[0]
+    return jax.lax.bitcast_convert_type(bits, buffer.dtype)
 
 
 def _on_every_device(
