@@ -402,3 +402,25 @@ def test_a_kernel_for_gpus_says_its_costs_in_its_metadata():
     operation = only(text)
     assert (operation.flops, operation.bytes, operation.told) == (343932928, 21495808, True)
     assert not only(text.replace(told, "num_warps = 4 : i32")).told
+
+
+def test_an_array_in_another_tiling_is_read_as_far_as_it_is_sliced():
+    """A TPU's compiler gives int8 that is cast in a fusion another tiling, by a fusion inside that aliases its operand."""
+    inside = """
+%tiling (a: s8[10,8]) -> s8[10,8] {
+  %a = s8[10,8]{1,0} parameter(0)
+  ROOT %c = s8[10,8]{1,0} copy(%a)
+}
+
+%cast_slice (a: s8[10,8], i: s32[]) -> f32[1,8] {
+  %a = s8[10,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %t = s8[10,8]{1,0} fusion(%a), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%tiling
+  %s = s8[1,8]{1,0} dynamic-slice(%t, %i, %z), dynamic_slice_sizes={1,8}
+  ROOT %r = f32[1,8]{1,0} convert(%s)
+}
+"""
+    lines = "%p = s8[10,8]{1,0} parameter(0)", "%i = s32[] parameter(1)", "ROOT %o = f32[1,8]{1,0} fusion(%p, %i), kind=kLoop, calls=%cast_slice"
+    found = only(module(*lines, others=inside)).bytes
+    assert found == 8 + 4 + 8 * 4

@@ -8,7 +8,7 @@ scan and 8.5 GB without. ``run`` takes either form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Literal, TypeVar
 
@@ -48,15 +48,28 @@ def stack(make: Callable[[nnx.Rngs], M], n: int, rngs: nnx.Rngs) -> M:
 
 def unstack(blocks: M) -> nnx.List:
     """Return the layers of a stacked module as a list of modules, which ``run`` runs in a Python loop."""
-    n = length(blocks)
-    return nnx.List([jax.tree.map(lambda a, i=i: a[i], blocks) for i in range(n)])
+    graph, state = nnx.split(blocks)
+    return _unstacked(graph, nnx.to_flat_state(state), length(blocks))
+
+
+def _unstacked(graph: Any, leaves: Iterable[tuple[Any, Any]], n: int) -> nnx.List:
+    layers: list[list[tuple[Any, Any]]] = [[] for _ in range(n)]
+    for path, leaf in leaves:
+        value = leaf.get_value()
+        for i, layer in enumerate(layers):
+            layer.append((path, leaf.replace(value[i])))
+    return nnx.List([nnx.merge(graph, nnx.from_flat_state(layer)) for layer in layers])
 
 
 def unstack_layers(*owners: Any) -> None:
-    """Turn the stacked layers (``blocks``) of modules into lists, in place: the form that runs fastest on a CPU."""
+    """Turn the stacked layers (``blocks``) of modules into lists, in place: the form that runs fastest on a CPU. A stacked array is given up when it is cut."""
     for owner in owners:
         if owner.blocks is not None:
-            owner.blocks = unstack(owner.blocks)
+            graph, state = nnx.split(owner.blocks)
+            n, leaves = length(owner.blocks), list(nnx.to_flat_state(state))
+            owner.blocks = None
+            del state
+            owner.blocks = _unstacked(graph, (leaves.pop() for _ in range(len(leaves))), n)
 
 
 def length(blocks: nnx.Module) -> int:

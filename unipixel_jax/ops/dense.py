@@ -17,6 +17,9 @@ FEW_ROWS, FEW_GROUPED = 64, 2
 cast the weights (docs/quantise.md)."""
 DIGITS = 3
 """The int8 digits into which a CPU splits few inputs: 24 bits, as many as a float32 has. Two take as long."""
+PIECE = 512
+"""The most outputs, or in groups inputs, for which a CPU casts weights at a time. XLA casts the weights of all layers before the first product otherwise, where
+the layers are unstacked: nothing in a program says when a weight that is an argument may be cast."""
 INT8 = 127
 """The largest int8 that is used; -128 is not, so that the range is symmetric."""
 
@@ -65,19 +68,57 @@ def quantised_dense(x: jax.Array, weight: jax.Array, scales: jax.Array, bias: ja
     Returns:
         [..., out] in x's dtype.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    few = platform() == "cpu" and rows.shape[0] <= (FEW_ROWS if weight.ndim == 2 else FEW_GROUPED)
+    rows, scales = x.reshape(-1, x.shape[-1]), scales.astype(jnp.float32)
+    cpu, grouped = platform() == "cpu", weight.ndim == 3
+    few = cpu and rows.shape[0] <= (FEW_GROUPED if grouped else FEW_ROWS)
     if few or int8_activations:
-        y = _integer_product(rows, weight, scales.astype(jnp.float32), DIGITS if few else 1)
-    elif weight.ndim == 2:
-        y = jax.lax.dot_general(rows, weight.astype(x.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        y = y * scales.astype(jnp.float32)[None]
+        y = _integer_product(rows, weight, scales, DIGITS if few else 1)
     else:
-        full = (weight.astype(jnp.float32) * scales.astype(jnp.float32)[:, None]).astype(x.dtype)
-        y = jax.lax.dot_general(rows.reshape(-1, *weight.shape[:2]), full, (((1, 2), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
+        product = _grouped_product if grouped else _cast_product
+        y = product(rows, weight, scales, _pieces(weight.shape[0], PIECE // weight.shape[1] if grouped else PIECE) if cpu else 1)
     if bias is not None:
         y = y + bias.astype(jnp.float32)[None]
     return y.astype(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _cast_product(rows: jax.Array, weight: jax.Array, scales: jax.Array, pieces: int) -> jax.Array:
+    """Multiply rows [R, in] by a weight [out, in] with scales [out], cast in so many pieces of the outputs; returns [R, out] in float32."""
+
+    def multiply(piece: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(rows, piece.astype(rows.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+    if pieces == 1:
+        return multiply(weight) * scales[None]
+    out = weight.shape[0]
+    size = out // pieces
+
+    def step(i: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(y, multiply(jax.lax.dynamic_slice_in_dim(weight, i * size, size)), i * size, axis=1)
+
+    # Every value is written over. What the buffer begins with comes from the rows, lest XLA reserve the buffers of all layers before the first product.
+    return jax.lax.fori_loop(0, pieces, step, jnp.broadcast_to(rows[:, :1].astype(jnp.float32), (rows.shape[0], out))) * scales[None]
+
+
+def _grouped_product(rows: jax.Array, weight: jax.Array, scales: jax.Array, pieces: int) -> jax.Array:
+    """Multiply rows [R, in] by a weight [G, g, out] with scales [G, out], cast in so many pieces of the groups; returns [R, out] in float32."""
+
+    def add(y: jax.Array, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        rows, weight, scales = piece
+        full = (weight.astype(jnp.float32) * scales[:, None]).astype(rows.dtype)
+        return y + jax.lax.dot_general(rows, full, (((1, 2), (0, 1)), ((), ())), preferred_element_type=jnp.float32), None
+
+    groups, size, out = weight.shape
+    # Zeros that come from the rows, lest XLA reserve the buffers of all layers before the first product; NaN stays NaN, as in a sum.
+    none, grouped = jnp.broadcast_to(rows[:, :1].astype(jnp.float32) * 0, (rows.shape[0], out)), rows.reshape(-1, groups, size)
+    if pieces == 1:
+        return add(none, (grouped, weight, scales))[0]
+    parts = grouped.reshape(-1, pieces, groups // pieces, size).swapaxes(0, 1)
+    return jax.lax.scan(add, none, (parts, weight.reshape(pieces, -1, size, out), scales.reshape(pieces, -1, out)))[0]
+
+
+def _pieces(length: int, most: int) -> int:
+    """Return into how many equal pieces of at most ``most``, and at least 1, an axis is cut."""
+    return next(count for count in range(-(-length // max(most, 1)), length + 1) if length % count == 0)
 
 
 def _integer_product(rows: jax.Array, weight: jax.Array, scales: jax.Array, digits: int) -> jax.Array:

@@ -16,8 +16,8 @@ from unipixel_jax.models.lora import LoraConfig
 
 FORMAT = 3
 
-SWITCHES = ("dtype", "sample_objects", "sam2_batch_mode", "sam2_config")
-"""Fields of the model's configuration that say nothing of its arrays."""
+SWITCHES = ("dtype", "sample_objects", "sam2_batch_mode", "sam2_config", "quantisation")
+"""Fields of the model's configuration that say nothing of its arrays, or, as quantisation, are never set in training."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "int32", "uint32", "int64", "uint64", "int16", "uint16", "int8", "uint8", "bool")
 """What an array of a checkpoint may hold: numbers."""
