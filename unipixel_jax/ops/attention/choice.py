@@ -14,7 +14,7 @@ from typing import Protocol
 import jax
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.ops.attention import cudnn, pallas_gpu, pallas_tpu, xla, xla_chunked
+from unipixel_jax.ops.attention import cudnn, pallas_gpu, pallas_tpu, windows_tpu, xla, xla_chunked
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
@@ -41,6 +41,9 @@ than one block gain nothing from it, however many (Hiera's windows: 128 times 19
 DENSE_BELOW = 256 * 512
 """Pairs of a query and a key up to which an accelerator gains nothing from blocks: windows, the decoder's few tokens, a token against a cache."""
 
+WINDOWS_FROM = 64
+"""Queries and keys from which TPUs take the kernels for windows: the shortest rows for which the compiled program was compared with that of ``xla``."""
+
 use_attention = jax.make_user_context(None)
 """``with use_attention("pallas_gpu"):`` has every call inside that names no implementation use that one, or raise where it cannot. Compiled programs are
 kept apart by it."""
@@ -65,13 +68,15 @@ def backend_for(spec: Spec, implementation: str | None) -> Backend:
 
 @lru_cache(maxsize=1024)
 def choose(spec: Spec) -> str:
-    """The backend for a call: dense products for few keys or queries, blocks for many. Each choice is logged once.
+    """The backend for a call: dense products for few keys or queries, blocks for many, and kernels for windows on TPUs. Each choice is logged once.
 
     cuDNN comes first on a GPU, but not with segments, which it takes only as a matrix of booleans.
     """
     if spec.platform in ("tpu", "gpu") and spec.queries * spec.keys >= DENSE_BELOW:
         candidates = ("pallas_tpu",) if spec.platform == "tpu" else ("pallas_gpu",) if spec.segmented else ("cudnn", "pallas_gpu")
         name = next((c for c in candidates if BACKENDS[c].why_not(spec) is None), "xla_chunked")
+    elif spec.platform == "tpu" and min(spec.queries, spec.keys) >= WINDOWS_FROM and windows_tpu.why_not(spec) is None and pallas_tpu.why_not(spec) is None:
+        name = "pallas_tpu"
     else:
         long = spec.queries > xla_chunked.Q_BLOCK or spec.keys > xla_chunked.KV_BLOCK
         name = "xla_chunked" if long and spec.scores > CHUNK_ABOVE else "xla"
