@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention, use_attention, xla_chunked
-from unipixel_jax.ops.attention.choice import DENSE_BELOW, choose
+from unipixel_jax.ops.attention.choice import DENSE_BELOW, WINDOWS_FROM, choose
 from unipixel_jax.ops.attention.spec import Spec
+from unipixel_jax.ops.attention.windows import LONGEST
 
 HERE = ("xla", "xla_chunked", "pallas_tpu", "pallas_gpu")
 backends = pytest.mark.parametrize("backend", HERE)
@@ -315,22 +316,26 @@ WORK = {
     "prefill": ((8192, 8192, 16, 2, 128, 128, False), "xla_chunked", "pallas_tpu", "cudnn"),
     "packed training": ((8192, 8192, 16, 2, 128, 128, True), "xla_chunked", "pallas_tpu", "pallas_gpu"),
     "decode": ((1, 4096, 16, 2, 128, 128, True), "xla", "xla", "xla"),
-    "vision window": ((64, 64, 16, 16, 80, 80, True), "xla", "xla", "xla"),
+    "vision window": ((64, 64, 16, 16, 80, 80, True), "xla", "pallas_tpu", "pallas_gpu"),
     "vision frame": ((2048, 2048, 16, 16, 80, 80, True), "xla_chunked", "pallas_tpu", "pallas_gpu"),
     "SAM memory": ((2304, 16192, 1, 1, 256, 64, True), "xla_chunked", "pallas_tpu", "pallas_gpu"),
-    "Hiera window": ((196, 196, 8, 8, 56, 56, False), "xla", "xla", "xla"),
+    "Hiera window": ((196, 196, 8, 8, 56, 56, False), "xla", "pallas_tpu", "pallas_gpu"),
+    "small window": ((49, 49, 16, 16, 56, 56, False), "xla", "xla", "xla"),
     "Hiera map": ((2304, 2304, 8, 8, 56, 56, False), "xla_chunked", "pallas_tpu", "cudnn"),
     "mask decoder": ((9, 2304, 8, 8, 16, 16, False), "xla", "xla", "xla"),
 }
+
+CAUSAL = ("prefill", "packed training")
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_what_is_chosen_for_the_models_work(name):
     (queries, keys, heads, key_heads, size, value_size, segmented), *names = WORK[name]
     for platform, want in zip(("cpu", "tpu", "gpu"), names, strict=True):
-        spec = Spec(1, queries, keys, heads, key_heads, size, value_size, jnp.dtype(jnp.bfloat16), not segmented and queries == keys, segmented, platform)
+        spec = Spec(1, queries, keys, heads, key_heads, size, value_size, jnp.dtype(jnp.bfloat16), name in CAUSAL, segmented, platform)
         assert choose(spec) == want, platform
-    assert (queries * keys < DENSE_BELOW) == (names[1] == "xla")
+    window = min(queries, keys) >= WINDOWS_FROM and max(queries, keys) <= LONGEST
+    assert (queries * keys < DENSE_BELOW and not window) == (names[1] == "xla")
 
 
 REFUSED = {

@@ -140,7 +140,8 @@ BLOCKS = ((192, 8, 2, False), (192, 8, 4, True), (96, 4, 4, False), (96, 4, 8, T
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_accelerator_takes_its_kernels_in_sam_2(block, dtype):
     side, window, heads, pooled = block
-    for platform, name in {"tpu": "pallas_tpu", "gpu": "pallas_gpu", "cpu": None}.items():
+    large = side == 48 and pooled and dtype == "float32"  # with 64 MiB of VMEM, as is assumed here, such a window does not fit
+    for platform, name in {"tpu": None if large else "pallas_tpu", "gpu": "pallas_gpu", "cpu": None}.items():
         assert maps._choose(None, platform, (side, side), window, Heads(heads, 1, 56, 56, 56**-0.5), pooled, jnp.dtype(dtype)) == name
 
 

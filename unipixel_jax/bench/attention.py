@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from unipixel_jax.bench.hiera import MAPS, MapWork
 from unipixel_jax.core.accelerators import CHIPS, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.platform import platform
+from unipixel_jax.plan.hlo import read_costs
+from unipixel_jax.plan.plan import LEAST_EFFORT
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,24 @@ class Work:
         sizes = self.heads * self.queries * (self.head_size + self.value_size) + self.key_heads * self.keys * (self.head_size + self.value_size)
         return self.batch * sizes * itemsize * (3 if backward else 1)
 
+    def arguments(self, dtype: jnp.dtype) -> tuple[Any, ...]:
+        """Return the shapes of queries, keys, values, mask and dropout."""
+        b, shape = self.batch, jax.ShapeDtypeStruct
+        segments = (shape((b, self.queries), jnp.int32), shape((b, self.keys), jnp.int32)) if self.segments else (None, None)
+        return (
+            shape((b, self.queries, self.heads, self.head_size), dtype),
+            shape((b, self.keys, self.key_heads, self.head_size), dtype),
+            shape((b, self.keys, self.key_heads, self.value_size), dtype),
+            AttnMask(self.causal, *segments),
+            None if self.dropout is None else WeightDropout(shape((b, self.key_heads), jnp.int32), self.dropout),  # type: ignore[arg-type]
+        )
 
-WORKS = {
+    def run(self, backend: str) -> Callable[..., jax.Array]:
+        """Return a function of the arguments."""
+        return lambda q, k, v, mask, dropout: attention(q, k, v, mask, dropout=dropout, implementation=backend)
+
+
+WORKS: Mapping[str, Work | MapWork] = {
     "prefill 8k": Work(1, 8192, 8192, 16, 2, 128, 128, causal=True),
     "prefill 32k": Work(1, 32768, 32768, 16, 2, 128, 128, causal=True),
     "packed 8k": Work(1, 8192, 8192, 16, 2, 128, 128, causal=True, segments=4),
@@ -87,9 +106,10 @@ WORKS = {
     "SAM memory": Work(1, 2304, 16192, 1, 1, 256, 64, segments=1),
     "SAM memory, training": Work(1, 2304, 16192, 1, 1, 256, 256, segments=1, dropout=0.1),
     "Hiera map": Work(1, 2304, 2304, 8, 8, 56, 56),
-    "Hiera windows": Work(16, 196, 196, 8, 8, 56, 56),
+    "Hiera windows": Work(128, 196, 196, 8, 8, 56, 56),
+    **MAPS,
 }
-"""Calls of attention in UniPixel-3B's language model and vision tower, and in SAM 2.1 base+ at 768 pixels, by name."""
+"""Attention in UniPixel-3B's language model and vision tower, and in SAM 2.1 base+ at 768 pixels, by name."""
 
 MAX_TEMPORARY = 4_000_000_000
 """The most bytes besides arguments and results with which a program is run on a CPU, whose memory other programs share. A larger program is only compiled."""
@@ -109,6 +129,7 @@ class Result:
         refused: why the backend was not run; None if it was. With a reason, neither the time nor, as a rule, the memory is known.
         seconds: the median time of a run; None if the program was only compiled.
         temporary: bytes that the compiled program needs besides arguments and results.
+        moved: bytes of main memory that the program reads and writes (plan/hlo_bytes.py); None if it was compiled for the CPU.
         flops: FLOPs of the visible pairs.
         roofline: seconds that no program on this chip could beat.
     """
@@ -119,6 +140,7 @@ class Result:
     refused: str | None = None
     seconds: float | None = None
     temporary: int | None = None
+    moved: float | None = None
     flops: float | None = None
     roofline: float | None = None
 
@@ -128,7 +150,9 @@ class Result:
         return self.roofline / self.seconds if self.roofline and self.seconds else None
 
 
-def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp.dtype, backward: bool, repeats: int) -> Iterator[Result]:
+def measure(
+    names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp.dtype, backward: bool, repeats: int, full_effort: bool = True
+) -> Iterator[Result]:
     """Yield a result for every call of attention and every backend.
 
     Args:
@@ -138,6 +162,7 @@ def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp
         dtype: dtype of queries, keys and values.
         backward: compute the gradients too.
         repeats: number of timed runs.
+        full_effort: compile for TPUs as a run does, instead of with the compiler's least effort.
 
     Raises:
         UserError: the chip's compiler is not installed.
@@ -145,34 +170,33 @@ def measure(names: Sequence[str], backends: Sequence[str], chip: str, dtype: jnp
     here = chip == "cpu" or is_here(chip)
     mesh = None if here else compile_mesh(chip)
     peak = (_cpu_flops(dtype), _cpu_bandwidth()) if chip == "cpu" else (CHIPS[chip].flops, CHIPS[chip].bandwidth)
+    options = None if full_effort or here or CHIPS[chip].platform != "tpu" else LEAST_EFFORT
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         for name in names:
             work = WORKS[name]
             roofline = max(work.flops(backward) / peak[0], work.nbytes(dtype.itemsize, backward) / peak[1])
             for backend in backends:
                 result = Result(name, backend, chip, flops=work.flops(backward), roofline=roofline)
-                yield _measured(result, work, dtype, backward, repeats, mesh)
+                yield _measured(result, work, dtype, backward, repeats, mesh, options)
                 jax.clear_caches()
 
 
-def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repeats: int, mesh: Any) -> Result:
-    arguments = _arguments(work, dtype)
+def _measured(result: Result, work: Work | MapWork, dtype: jnp.dtype, backward: bool, repeats: int, mesh: Any, options: Any) -> Result:
+    arguments = work.arguments(dtype)
     reason = BACKENDS[result.backend].why_not(work.spec(jnp.dtype(dtype)))
     if reason is not None:
         return dataclasses.replace(result, refused=reason)
 
-    def call(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None) -> Any:
-        def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, mask, dropout=dropout, implementation=result.backend)
-
+    def call(*arguments: Any) -> Any:
+        run = work.run(result.backend)
         if not backward:
-            return run(q, k, v)
-        out, pull = jax.vjp(run, q, k, v)
+            return run(*arguments)
+        out, pull = jax.vjp(run, *arguments)
         return out, pull(out)
 
     where: dict[str, Any] = {} if mesh is None else {"in_shardings": NamedSharding(mesh, PartitionSpec())}
     try:
-        program = jax.jit(call, **where).lower(*arguments).compile()
+        program = jax.jit(call, **where).lower(*arguments).compile(compiler_options=options)
     except RuntimeError as error:
         reason = next((reason for sign, reason in SIGNS.items() if sign in str(error)), None)
         if reason is None:
@@ -182,25 +206,12 @@ def _measured(result: Result, work: Work, dtype: jnp.dtype, backward: bool, repe
     assert memory is not None, "every compiler that is asked here reports memory"
     result = dataclasses.replace(result, temporary=memory.temp_size_in_bytes)
     if mesh is not None:
-        return result
+        return dataclasses.replace(result, moved=read_costs(program.as_text() or "", (0,), unknown_trips=1).bytes)
     if result.chip == "cpu" and memory.temp_size_in_bytes > MAX_TEMPORARY:
         return dataclasses.replace(result, refused=f"needs {memory.temp_size_in_bytes / 1e9:.0f} GB, more than the {MAX_TEMPORARY / 1e9:.0f} GB taken here")
     made = _random(arguments, work.segments)
     jax.block_until_ready(program(*made))
     return dataclasses.replace(result, seconds=statistics.median(_clock(lambda: program(*made)) for _ in range(repeats)))
-
-
-def _arguments(work: Work, dtype: jnp.dtype) -> tuple[Any, Any, Any, AttnMask, WeightDropout | None]:
-    """Return the shapes of the call's arguments: queries, keys, values, mask and dropout."""
-    b, shape = work.batch, jax.ShapeDtypeStruct
-    segments = (shape((b, work.queries), jnp.int32), shape((b, work.keys), jnp.int32)) if work.segments else (None, None)
-    return (
-        shape((b, work.queries, work.heads, work.head_size), dtype),
-        shape((b, work.keys, work.key_heads, work.head_size), dtype),
-        shape((b, work.keys, work.key_heads, work.value_size), dtype),
-        AttnMask(work.causal, *segments),
-        None if work.dropout is None else WeightDropout(shape((b, work.key_heads), jnp.int32), work.dropout),  # type: ignore[arg-type]
-    )
 
 
 def _random(arguments: tuple[Any, ...], segments: int) -> tuple[Any, ...]:

@@ -51,6 +51,7 @@ def configure_attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chip", choices=("cpu", *CHIPS), default="cpu", help="the chip to run on, or to compile for if it is not here")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--backward", action="store_true", help="compute the gradients too")
+    parser.add_argument("--least-effort", action="store_true", help="compile for TPUs with the compiler's least effort, as plans do")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw times and memory as an image")
     parser.set_defaults(run=_run, measure=_attention)
     _add_repeats(parser)
@@ -106,14 +107,15 @@ def _models(args: argparse.Namespace) -> tuple[Table, Report]:
 
 def _attention(args: argparse.Namespace) -> tuple[Table, list[dict[str, object]]]:
     results = []
-    for result in attention.measure(args.work, args.backends, args.chip, jnp.dtype(args.dtype), args.backward, args.repeats):
-        print(f"{result.work:20} {result.backend}", file=sys.stderr, flush=True)
+    for result in attention.measure(args.work, args.backends, args.chip, jnp.dtype(args.dtype), args.backward, args.repeats, not args.least_effort):
+        print(f"{result.work:24} {result.backend}", file=sys.stderr, flush=True)
         results.append(result)
     passes = "forward and backward" if args.backward else "forward"
-    columns = ("work", "backend", "time, ms", "temporary, MB", "GFLOP", "roofline, ms", "of roofline", "refused")
+    columns = ("work", "backend", "time, ms", "temporary, MB", "moved, MB", "GFLOP", "roofline, ms", "of roofline", "refused")
     table = Table(*columns, title=f"{args.dtype}, {passes}, on {args.chip}")
     for r in results:
-        figures = ((r.seconds, 1e3, ",.1f"), (r.temporary, 1e-6, ",.1f"), (r.flops, 1e-9, ",.1f"), (r.roofline, 1e3, ".3f"), (r.efficiency, 1, ".0%"))
+        measured = (r.seconds, 1e3, ",.1f"), (r.temporary, 1e-6, ",.1f"), (r.moved, 1e-6, ",.0f")
+        figures = (*measured, (r.flops, 1e-9, ",.1f"), (r.roofline, 1e3, ".3f"), (r.efficiency, 1, ".0%"))
         table.add_row(r.work, r.backend, *("" if value is None else format(value * unit, form) for value, unit, form in figures), r.refused)
     if args.plot is not None:
         attention.plot(results, args.plot)

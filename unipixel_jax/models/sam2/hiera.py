@@ -19,6 +19,7 @@ from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, gelu
+from unipixel_jax.ops import window
 from unipixel_jax.ops.attention import attention, attention_in_windows
 from unipixel_jax.ops.conv import conv
 from unipixel_jax.ops.resize import resize_bicubic
@@ -59,7 +60,7 @@ class Attention(nnx.Module):
         qkv, bias = self.qkv(x), self.qkv.bias
         assert bias is not None, "the projection is made with a bias"
         if size:
-            pooled = max_pool2(qkv[..., : qkv.shape[-1] // 3]) if pool else None
+            pooled = _pooled_in_windows(qkv[..., : qkv.shape[-1] // 3], size, bias[...]) if pool else None
             return self.proj(attention_in_windows(qkv, bias[...], self.num_heads, size, pooled))
         q, k, v = (a.reshape(x.shape[0], h * w, self.num_heads, -1) for a in jnp.split(qkv, 3, axis=-1))
         return self.proj(attention(q, k, v, axes=(IMAGES, None, None)).reshape(*x.shape[:3], -1))
@@ -143,6 +144,16 @@ class Hiera(nnx.Module):
             x = stage(x, remat)
             maps.append(x)
         return maps
+
+
+def _pooled_in_windows(q: jax.Array, size: int, bias: jax.Array) -> jax.Array:
+    """Return the queries q [B, h, w, C] pooled within windows of side ``size``: [B, h/2, w/2, C]. ``bias`` [3 C] goes on where the map ends.
+
+    Pooling within windows of even sides is pooling the map. Windows of odd sides lose their last row and column, each for itself, as in the reference.
+    """
+    if size % 2 == 0:
+        return max_pool2(q)
+    return window.merge(max_pool2(window.partition(q, size, bias[: q.shape[-1]])), (q.shape[1] // 2, q.shape[2] // 2))
 
 
 def max_pool2(x: jax.Array) -> jax.Array:

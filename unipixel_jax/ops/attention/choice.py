@@ -14,7 +14,7 @@ from typing import Protocol
 import jax
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.ops.attention import cudnn, pallas_gpu, pallas_tpu, xla, xla_chunked
+from unipixel_jax.ops.attention import cudnn, pallas_gpu, pallas_tpu, windows, xla, xla_chunked
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
@@ -39,7 +39,10 @@ CHUNK_ABOVE = 4_000_000
 than one block gain nothing from it, however many (Hiera's windows: 128 times 196 x 196)."""
 
 DENSE_BELOW = 256 * 512
-"""Pairs of a query and a key up to which an accelerator gains nothing from blocks: windows, the decoder's few tokens, a token against a cache."""
+"""Pairs of a query and a key up to which an accelerator gains nothing from blocks: the decoder's few tokens, a token against a cache."""
+
+WINDOWS_FROM = 64
+"""Queries and keys from which accelerators take kernels for windows: the shortest rows for which the compiled program was compared with that of ``xla``."""
 
 use_attention = jax.make_user_context(None)
 """``with use_attention("pallas_gpu"):`` has every call inside that names no implementation use that one, or raise where it cannot. Compiled programs are
@@ -65,18 +68,24 @@ def backend_for(spec: Spec, implementation: str | None) -> Backend:
 
 @lru_cache(maxsize=1024)
 def choose(spec: Spec) -> str:
-    """The backend for a call: dense products for few keys or queries, blocks for many. Each choice is logged once.
+    """The backend for a call: dense products for few keys or queries, blocks for many, and kernels for windows. Each choice is logged once.
 
     cuDNN comes first on a GPU, but not with segments, which it takes only as a matrix of booleans.
     """
     if spec.platform in ("tpu", "gpu") and spec.queries * spec.keys >= DENSE_BELOW:
         candidates = ("pallas_tpu",) if spec.platform == "tpu" else ("pallas_gpu",) if spec.segmented else ("cudnn", "pallas_gpu")
         name = next((c for c in candidates if BACKENDS[c].why_not(spec) is None), "xla_chunked")
+    elif (kernels := {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(spec.platform)) and _is_window(spec) and BACKENDS[kernels].why_not(spec) is None:
+        name = kernels
     else:
         long = spec.queries > xla_chunked.Q_BLOCK or spec.keys > xla_chunked.KV_BLOCK
         name = "xla_chunked" if long and spec.scores > CHUNK_ABOVE else "xla"
     _LOG.info("attention of %s: %s", spec, name)
     return name
+
+
+def _is_window(spec: Spec) -> bool:
+    return min(spec.queries, spec.keys) >= WINDOWS_FROM and windows.why_not(spec) is None
 
 
 def check(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None = None) -> None:

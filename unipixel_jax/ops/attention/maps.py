@@ -58,7 +58,7 @@ def attention_in_windows(
         qkv: [B, h, w, 3 D], float32 or bfloat16: queries, keys and values, each with its heads side by side.
         bias: [3 D], of the projection.
         heads: N.
-        window: side of the windows in pixels; even if queries are pooled.
+        window: side of the windows in pixels. No kernels take pooled queries with windows of an odd side.
         pooled: [B, h // 2, w // 2, D], queries instead of those in ``qkv``: one for each 2 x 2 pixels.
         implementation: a name in ``BACKENDS``; None takes that of ``use_attention``, or else the kernels of the platform, if they can.
 
@@ -85,6 +85,8 @@ def _choose(name: str | None, platform: str, size: tuple[int, int], window: int,
     """The name of the kernels that compute such maps, or what to ask ``attention`` for. Each choice is logged once."""
     kernels = name or {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(platform, "")
     reason = KERNELS[kernels].why_not(size, window, heads, pooled, dtype) if kernels in KERNELS else f"there are no kernels for {name or platform}"
+    if pooled and window % 2:
+        reason = "the kernels pool no windows of an odd side"
     what = f"{size[0]} x {size[1]} in windows of {window}, {heads.number} heads of {heads.size}, {jnp.dtype(dtype).name}"
     _LOG.info("attention in a map of %s: %s", what, kernels if reason is None else f"as rows, since {reason}")
     return kernels if reason is None else name

@@ -25,6 +25,9 @@ VMEM = {"TPU v4": 12 * 2**20, "TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**
 DEFAULT_VMEM = 48 * 2**20
 """Bytes of VMEM that a kernel may take, by device kind: three quarters of what the chip has, which is 64 MiB on most."""
 
+AT_WORK = 8 * 2**20
+"""Bytes of that for the window at work, its scores and gradients."""
+
 STEP = 2**20
 """Bytes of the fused projection that a step takes, about."""
 
@@ -111,7 +114,7 @@ class Part:
 
 def why_not(size: tuple[int, int], window: int, heads: Heads, pooled: bool, dtype: Any) -> str | None:
     """Why the kernels cannot do such a map, or None."""
-    need, limit = _vmem(_part(size, window, heads, dtype), heads, pooled, dtype), VMEM.get(device_kind(), DEFAULT_VMEM)
+    need, limit = _vmem(_part(size, window, heads, dtype), heads, pooled, dtype), VMEM.get(device_kind(), DEFAULT_VMEM) - AT_WORK
     return None if need <= limit else f"windows of {window} x {window} in a map of {size} need {need} bytes of VMEM, and {limit} are there"
 
 
