@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ SMALL_WEIGHTS = 200e6
 FAST_COMPILATION = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 """Flags of XLA for programs that run a few times. Without optimisation; each fusion written straight as LLVM code, without the passes of MLIR that took half
 of the time; and as one module, whose parts need not be linked."""
+KNOWN_JAX = "0.10."
+"""The releases of JAX whose XLA has these flags: XLA ends a process that sets a flag that it does not know."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +81,6 @@ def _print_pair(recording: Recording, other: Recording) -> None:
 def _compile_fast(recording: Path) -> None:
     """Compile for few runs where the recording is small: dozens of small programs run once each, and compiling them is nearly all of the time."""
     weights = sum(file.stat().st_size for file in recording.glob("checkpoint/*.safetensors"))
-    if weights < SMALL_WEIGHTS and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    if weights < SMALL_WEIGHTS and version("jax").startswith(KNOWN_JAX) and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
         # JAX reads this when it initialises its first backend, so it must be set before
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST_COMPILATION])
