@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from unipixel_jax import Point, UniPixel
+from unipixel_jax.arguments import add_weights
 from unipixel_jax.data.synthetic.language import full_name
 from unipixel_jax.data.synthetic.scene import draw_scene
 from unipixel_jax.errors import UserError, run_command
@@ -126,6 +127,7 @@ def command(*argv):
         parser.add_argument(f"--{name}", default=value, type=type(value or ""))
     parser.add_argument("--as-stored", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    add_weights(parser)
     batch_cli.configure_many(parser)
     args = parser.parse_args([*map(str, argv), "--devices", "1", "--rows", "4"])
     return run_command(lambda: batch_cli.run_many(args), verbose=False)

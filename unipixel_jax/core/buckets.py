@@ -23,20 +23,24 @@ class Buckets:
         step: the smallest size; every other one is a multiple of it.
         growth: ratio of neighbouring sizes; where it asks for less than a step, the sizes are a step apart.
         limit: no size is larger.
+        quarters: whether the sizes are 1, 1.25, 1.5 and 1.75 times a power of two, in steps, so that many devices divide them: 64 stays 64, 8 devices divide
+            every size from 32 steps on, and 16 devices from 64 on. ``growth`` is then 1.25, the largest ratio of such neighbours beyond four steps.
     """
 
     what: str
     step: int
     growth: float
     limit: int
+    quarters: bool = False
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Every allowed size, in increasing order."""
         sizes = [self.step]
         while sizes[-1] < self.limit:
-            steps = max(sizes[-1] // self.step + 1, int(sizes[-1] * self.growth) // self.step)
-            sizes.append(min(steps * self.step, self.limit))
+            steps = sizes[-1] // self.step
+            grown = steps + max(1, (1 << steps.bit_length()) // 8) if self.quarters else max(steps + 1, int(sizes[-1] * self.growth) // self.step)
+            sizes.append(min(grown * self.step, self.limit))
         return tuple(sizes)
 
     def size(self, n: int) -> int:
@@ -48,22 +52,6 @@ class Buckets:
         if not 0 <= n <= self.limit:
             raise UserError(f"{n} {self.what}, expected 0 to {self.limit}: use a smaller input, fewer frames or a smaller batch")
         return self.sizes[bisect.bisect_left(self.sizes, n)]
-
-
-@dataclass(frozen=True)
-class QuarterBuckets(Buckets):
-    """Buckets whose sizes are 1, 1.25, 1.5 and 1.75 times a power of two, in steps, so that many devices divide them: 64 stays 64, and 8 devices divide every
-    size from 32 steps on, 16 devices from 64 on. ``growth`` has to be 1.25, the largest ratio of such neighbours beyond four steps.
-    """
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """Every allowed size, in increasing order."""
-        sizes = [self.step]
-        while sizes[-1] < self.limit:
-            steps = sizes[-1] // self.step
-            sizes.append(min(sizes[-1] + self.step * max(1, (1 << steps.bit_length()) // 8), self.limit))
-        return tuple(sizes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ class BucketTable:
     patches: Buckets = Buckets("image patches", 64, 1.25, 262144)
     frame_patches: Buckets = Buckets("image patches of a frame", 64, 1.25, 262144)
     grid_frames: Buckets = Buckets("pairs of frames", 1, 1.25, 4096)
-    frames: Buckets = QuarterBuckets("frames", 1, 1.25, 8192)
+    frames: Buckets = Buckets("frames", 1, 1.25, 8192, quarters=True)
     objects: Buckets = Buckets("objects", 1, 1.25, 256)
     references: Buckets = Buckets("points and boxes", 4, 2.0, 1024)
     memories: Buckets = Buckets("memory tokens", 16, 2.0, 8192)

@@ -56,14 +56,15 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, size: int, pool: bool) -> jax.Array:
         """Map x [B, h, w, C] to [B, h, w, C'], or to [B, h/2, w/2, C'] if ``pool``; ``size`` is the side of the windows, 0 for the whole map."""
-        h, w = x.shape[1:3]
         qkv, bias = self.qkv(x), self.qkv.bias
         assert bias is not None, "the projection is made with a bias"
         if size:
             pooled = _pooled_in_windows(qkv[..., : qkv.shape[-1] // 3], size, bias[...]) if pool else None
             return self.proj(attention_in_windows(qkv, bias[...], self.num_heads, size, pooled))
-        q, k, v = (a.reshape(x.shape[0], h * w, self.num_heads, -1) for a in jnp.split(qkv, 3, axis=-1))
-        return self.proj(attention(q, k, v, axes=(IMAGES, None, None)).reshape(*x.shape[:3], -1))
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        q = max_pool2(q) if pool else q
+        heads = [a.reshape(a.shape[0], -1, self.num_heads, a.shape[-1] // self.num_heads) for a in (q, k, v)]
+        return self.proj(attention(heads[0], heads[1], heads[2], axes=(IMAGES, None, None)).reshape(q.shape))
 
 
 class Block(nnx.Module):
