@@ -71,7 +71,9 @@ def sam2(sizes: Sizes, dtype: jnp.dtype) -> Times:
 def language(sizes: Sizes, dtype: jnp.dtype) -> Times:
     """Time the prefill of one prompt, with the logits of its last position, and decoding per token."""
     config = TextConfig(num_hidden_layers=sizes.layers)
-    text = _random(dataclasses.replace(preset("tiny"), text=config), dtype).text
+    tiny = preset("tiny")
+    vision = dataclasses.replace(tiny.vision, out_hidden_size=config.hidden_size)
+    text = _random(dataclasses.replace(tiny, text=config, vision=vision), dtype).text
     ids = jnp.asarray(np.random.default_rng(1).integers(1000, size=(1, sizes.prompt_tokens)), jnp.int32)
     slots = sizes.prompt_tokens + sizes.new_tokens
     name = f"language.{dtype.name}.{sizes.layers}_layers"
