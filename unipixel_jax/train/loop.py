@@ -203,6 +203,8 @@ class _Run:
     def _log(self, done: int) -> None:
         """Write the metrics of the steps since the last line of the log."""
         learning_rate, replaced = float(self.setup.rate(done - 1)), self.loader.failures.counts.total()
+        with self.meter.counting("ahead"):
+            distributed.barrier("the log")
         values = self.meter.values(learning_rate, self._readers, replaced)
         self.watch.write(done, values)
         if values.get("process_wait", 0.0) > SLOWEST_SHOWN:
