@@ -40,7 +40,7 @@ KINDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class _Array:
-    """What a report says of an array on disk; it has no ``Tensor``, since safetensors has no name for int4."""
+    """The dtype and the sizes of an array on disk, as reports show them. It is no ``Tensor``, since safetensors has no name for int4."""
 
     dtype: str
     count: int

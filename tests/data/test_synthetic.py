@@ -102,7 +102,7 @@ def test_conversations_fit_what_they_hold(name):
 
 
 def test_each_turn_lists_what_it_remembers_and_its_answer_is_about_that():
-    """Where only words are learned, the memory of every description is the mask of the thing described."""
+    """The samples that teach only words have the mask of the described thing as the memory of each description."""
     source, described = open_source("shapes_words", "nowhere"), 0
     for number in range(40):
         example = draw(source[number], OPTIONS, np.random.default_rng(number))

@@ -37,7 +37,7 @@ def code_cells(notebook):
 
 
 def texts(notebook):
-    """What the cells printed, and the text of what they displayed."""
+    """Return the text that the cells printed, and the text of the objects that they displayed."""
     for cell in code_cells(notebook):
         for output in cell.outputs:
             yield output["text"] if output.output_type == "stream" else str(output.get("data", {}).get("text/plain", ""))

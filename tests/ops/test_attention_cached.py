@@ -12,7 +12,7 @@ from unipixel_jax.ops.attention.cached_gpu import SPLIT, attend_to_seen
 
 LAYERS, LAYER = 3, 1
 CLOSE = {"float32": 1e-6, "bfloat16": 1e-2}
-"""Of entries about as large as 1; measured: 4e-7 and 4e-3."""
+"""The largest differences of results whose entries are about as large as 1, by dtype; 4e-7 and 4e-3 were measured."""
 
 
 def drawn(rng, queries, slots, dtype, batch=3, heads=4, key_heads=2, size=16):
@@ -61,7 +61,7 @@ def test_a_ring_in_which_the_latest_tokens_are_in_the_first_slots(rng):
 
 
 def test_blocks_that_hold_nothing_are_not_read(rng):
-    """Where they were read, what lies in them would spoil the sums."""
+    """Blocks without a token hold NaN, which would spoil the sums if they were read."""
     q, k, v = drawn(rng, 1, 4 * BLOCK, "float32")
     held = np.zeros((3, 4 * BLOCK), np.int32)
     held[:, BLOCK : BLOCK + 9] = 1

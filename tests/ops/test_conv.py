@@ -11,7 +11,7 @@ from unipixel_jax.ops.dense import dense
 
 
 def correlate(x, weight, bias, stride, padding, groups=1):
-    """What torch.nn.functional.conv2d computes; x [B, h, w, I], weight [O, I / groups, kh, kw]."""
+    """Return the convolution as torch.nn.functional.conv2d computes it, in numpy; x [B, h, w, I], weight [O, I / groups, kh, kw]."""
     x = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     o, i, k, _ = weight.shape
     b, h, w = x.shape[0], (x.shape[1] - k) // stride + 1, (x.shape[2] - k) // stride + 1

@@ -19,6 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from unipixel_jax.ops.attention.pallas_gpu import widened
+from unipixel_jax.ops.attention.pallas_gpu_kernels import dot
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN
 
 SPLIT, CHUNK = 256, 64
@@ -40,7 +42,7 @@ def attend_to_seen(q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | 
         [B, K, G, H] in q's dtype.
     """
     (b, kh, g, h), (layers, slots) = q.shape, (k.shape[0], k.shape[3])
-    rows, width, programs = _widened(g), _widened(h), pl.cdiv(slots, SPLIT)
+    rows, width, programs = widened(g), widened(h), pl.cdiv(slots, SPLIT)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - g), (0, width - h)))
     cache = pl.BlockSpec((layers, None, None, programs * SPLIT, width), lambda b, k, j: (0, b, k, 0, 0))
     parts = [(rows, width), (rows,), (rows,)]
@@ -91,11 +93,11 @@ def _attend(
         ids = plgpu.load(held_ref.at[here], mask=exists, other=0)
         seen = (ids == own) & (ids != 0)
         k, v = (plgpu.load(ref.at[layer, here], mask=seen[:, None] & inside, other=0) for ref in (k_ref, v_ref))
-        scores = jnp.where(seen[None], _dot(q, k.T) * size**-0.5, HIDDEN)
+        scores = jnp.where(seen[None], dot(q, k.T) * size**-0.5, HIDDEN)
         new_best = jnp.maximum(best, jnp.max(scores, axis=1))
         weights = jnp.exp(scores - new_best[:, None])
         keep = jnp.exp(best - new_best)
-        return new_best, total * keep + jnp.sum(weights, axis=1), out * keep[:, None] + _dot(weights.astype(v.dtype), v)
+        return new_best, total * keep + jnp.sum(weights, axis=1), out * keep[:, None] + dot(weights.astype(v.dtype), v)
 
     rows = q.shape[0]
     start = jnp.full((rows,), FLOOR, jnp.float32), jnp.zeros((rows,), jnp.float32), jnp.zeros(q.shape, jnp.float32)
@@ -105,13 +107,3 @@ def _attend(
 def _of_program(shape: tuple[int, ...]) -> pl.BlockSpec:
     """Return the block of a result [B, K, J, *shape] that a program writes."""
     return pl.BlockSpec((None, None, None, *shape), lambda b, k, j: (b, k, j, *(0,) * len(shape)))
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A product summed in float32. HIGHEST keeps float32 from being cut to TF32 and changes nothing for bfloat16."""
-    return jnp.dot(a, b, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-
-
-def _widened(size: int) -> int:
-    """The power of two, at least 16, in which a product computes; the rest is masked."""
-    return max(16, pl.next_power_of_2(size))
