@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -73,22 +73,23 @@ class Job:
         return {"forward": h + v, "dq": 2 * h + v, "dkv": 2 * h + 2 * v, "dv": h + v}[self.kernel]
 
 
+class Given(NamedTuple):
+    """The arguments of a call of ``attend`` in xla.py, whose shapes are described there."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    mask: AttnMask
+    dropout: WeightDropout | None
+    scale: float
+
+
 class Launch(Protocol):
     """Runs a kernel of one backend."""
 
-    def __call__(
-        self,
-        kernel: Kernel,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        mask: AttnMask,
-        dropout: WeightDropout | None,
-        scale: float,
-        rows: tuple[jax.Array, ...] = (),
-    ) -> tuple[jax.Array, ...]:
-        """Arguments as of ``attend`` in xla.py, and for backward kernels ``rows``: the result's cotangent [B, K, G, T, V], the log-sum-exp and delta
-        [B, K, G, T] float32. The forward kernel gives the result and the log-sum-exp, dq the gradient of q, dkv those of k and v, dv that of v.
+    def __call__(self, kernel: Kernel, given: Given, rows: tuple[jax.Array, ...] = ()) -> tuple[jax.Array, ...]:
+        """Run a kernel. Backward kernels are given ``rows``: the result's cotangent [B, K, G, T, V], the log-sum-exp and delta [B, K, G, T] float32. The
+        forward kernel returns the result and the log-sum-exp, dq the gradient of q, dkv those of k and v, dv that of v.
         """
 
 
@@ -106,14 +107,14 @@ def flash(
     launch: Launch, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float
 ) -> tuple[jax.Array, ...]:
     """``attend`` of xla.py by a backend's kernels, with its gradient."""
-    return launch("forward", q, k, v, mask, dropout, scale)
+    return launch("forward", Given(q, k, v, mask, dropout, scale))
 
 
 def _forward(launch: Launch, q: Any, k: Any, v: Any, mask: Any, dropout: Any, scale: float) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
     """Arguments come with the knowledge of whether they depend on what is differentiated (``symbolic_zeros``)."""
     constant = _Constant(not q.perturbed, not k.perturbed)
     q, k, v, mask, dropout = jax.tree.map(lambda a: a.value, (q, k, v, mask, dropout))
-    out, lse = launch("forward", q, k, v, mask, dropout, scale)
+    out, lse = launch("forward", Given(q, k, v, mask, dropout, scale))
     return (out, lse), (constant, q, k, v, mask, dropout, out, lse)
 
 
@@ -122,18 +123,16 @@ def _backward(launch: Launch, scale: float, saved: tuple[Any, ...], cotangents: 
     d_out, d_lse = (jnp.zeros(d.shape, d.dtype) if isinstance(d, SymbolicZero) else d for d in cotangents)
     # a score moves its row's log-sum-exp by its weight, as it moves the result by that times (v - result)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
-    run = partial(launch, q=q, k=k, v=v, mask=mask, dropout=dropout, scale=scale)
-    d_q = None if constant.queries else run("dq", rows=(d_out, lse, delta))[0]
-    d_k, d_v = (None, *run("dv", rows=(d_out, lse, delta))) if constant.keys else run("dkv", rows=(d_out, lse, delta))
+    run = partial(launch, given=Given(q, k, v, mask, dropout, scale), rows=(d_out, lse, delta))
+    d_q = None if constant.queries else run("dq")[0]
+    d_k, d_v = (None, *run("dv")) if constant.keys else run("dkv")
     return d_q, d_k, d_v, None, None
 
 
 flash.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def job_of(
-    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, dropout: WeightDropout | None, scale: float, tq: int, tk: int
-) -> Job:
-    """Describe a launch of a kernel with these arguments, cut into blocks of tq queries and tk keys; shapes as in ``xla.attend``."""
-    sizes = dict(zip("bkgth", q.shape, strict=True)) | {"s": k.shape[2], "v": v.shape[3], "1": 1}
-    return Job(kernel, sizes, tq, tk, mask.causal, scale, 0.0 if dropout is None else dropout.rate)
+def job_of(kernel: Kernel, given: Given, tq: int, tk: int) -> Job:
+    """Describe a launch of a kernel, cut into blocks of tq queries and tk keys."""
+    sizes = dict(zip("bkgth", given.q.shape, strict=True)) | {"s": given.k.shape[2], "v": given.v.shape[3], "1": 1}
+    return Job(kernel, sizes, tq, tk, given.mask.causal, given.scale, 0.0 if given.dropout is None else given.dropout.rate)

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from unipixel_jax.ops.attention.dropout import WeightDropout
-from unipixel_jax.ops.attention.flash import Job, Kernel, flash, job_of
+from unipixel_jax.ops.attention.flash import Given, Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.pallas_gpu_kernels import Segments, attention_dkv, attention_dq, attention_dv, attention_forward
 from unipixel_jax.ops.attention.spec import Spec
@@ -103,20 +103,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     return out, lse
 
 
-def _launch(
-    kernel: Kernel,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: AttnMask,
-    dropout: WeightDropout | None,
-    scale: float,
-    rows: tuple[jax.Array, ...] = (),
-) -> tuple[jax.Array, ...]:
+def _launch(kernel: Kernel, given: Given, rows: tuple[jax.Array, ...] = ()) -> tuple[jax.Array, ...]:
     """One of the four kernels, see ``flash.Launch``: compiled where the program is lowered for CUDA, interpreted where it is lowered for a CPU."""
+    q, k, v, mask, dropout, _ = given
     (b, kh, g, t, h), (s, w) = q.shape, v.shape[2:]
     block = getattr(block_sizes(device_kind(), h, w, t, s, q.dtype), "dkv" if kernel == "dv" else kernel)
-    job = job_of(kernel, q, k, v, mask, dropout, scale, block.queries, block.keys)
+    job = job_of(kernel, given, block.queries, block.keys)
     seeds = None if dropout is None else dropout.seeds[:, :, None]
     segments = _segments(job, mask)
 

@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from unipixel_jax.ops.attention import windows_tpu
 from unipixel_jax.ops.attention.dropout import WeightDropout
-from unipixel_jax.ops.attention.flash import LOG2E, Job, Kernel, flash, job_of
+from unipixel_jax.ops.attention.flash import LOG2E, Given, Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.pallas_tpu_kernels import FIRST, LAST, LIVE, MASKED, Step, attention_dkv, attention_dq, attention_dv, attention_forward
 from unipixel_jax.ops.attention.spec import Spec
@@ -193,20 +193,12 @@ def _bounds(segments: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.
 # ------------------------------------------------------------------------------------------------------------------------- one call of one kernel
 
 
-def _launch(
-    kernel: Kernel,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: AttnMask,
-    dropout: WeightDropout | None,
-    scale: float,
-    rows: tuple[jax.Array, ...] = (),
-) -> tuple[jax.Array, ...]:
+def _launch(kernel: Kernel, given: Given, rows: tuple[jax.Array, ...] = ()) -> tuple[jax.Array, ...]:
     """One of the four kernels, see ``flash.Launch``."""
+    q, k, v, mask, dropout, _ = given
     blocks = block_sizes(device_kind(), max(q.shape[-1], v.shape[-1]), q.shape[3], k.shape[2], q.dtype)
     tq, tk = (blocks.q, blocks.kv) if kernel == "forward" else (blocks.q_back, blocks.kv_back)
-    job = job_of(kernel, q, k, v, mask, dropout, scale, tq, tk)
+    job = job_of(kernel, given, tq, tk)
     seeds = None if dropout is None else dropout.seeds[:, :, None, None]
     call = partial(_call, job=job, segments=mask.segments, seeds=seeds)
     if kernel == "forward":
@@ -214,14 +206,14 @@ def _launch(
         out, lse = call(attention_forward, inputs=inputs, outputs=[("bkgtv", q.dtype), ("bkg1t", jnp.float32)], scratch=["1t", "1t", "vt"])
         return out, lse[:, :, :, 0]
     d_out, lse, delta = rows
-    given = [("bkgtv", d_out), ("bkg1t", (lse * LOG2E)[:, :, :, None]), ("bkg1t", delta[:, :, :, None])]
+    of_rows = [("bkgtv", d_out), ("bkg1t", (lse * LOG2E)[:, :, :, None]), ("bkg1t", delta[:, :, :, None])]
     if kernel == "dq":
-        inputs = [("bkgth", q), ("bksh", k), ("bkhs", k.swapaxes(2, 3)), ("bksv", v), *given]
+        inputs = [("bkgth", q), ("bksh", k), ("bkhs", k.swapaxes(2, 3)), ("bksv", v), *of_rows]
         return call(attention_dq, inputs=inputs, outputs=[("bkgth", q.dtype)], scratch=["ht"])
     if kernel == "dv":
-        inputs = [("bkgth", q), ("bksh", k), *given[:2]]
+        inputs = [("bkgth", q), ("bksh", k), *of_rows[:2]]
         return call(attention_dv, inputs=inputs, outputs=[("bksv", v.dtype)], scratch=["sv"])
-    inputs = [("bkgth", q), ("bksh", k), ("bksv", v), *given]
+    inputs = [("bkgth", q), ("bksh", k), ("bksv", v), *of_rows]
     return call(attention_dkv, inputs=inputs, outputs=[("bksh", k.dtype), ("bksv", v.dtype)], scratch=["sh", "sv"])
 
 
