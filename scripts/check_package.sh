@@ -28,8 +28,9 @@ use() {
     "$bin/unipixel-jax" segment "$package/assets/photo.png" "Please segment the large blue square." --json answer.json
     "$bin/python" -c 'import json; assert json.load(open("answer.json"))["objects"][0]["areas"][0] > 100'
     test -s demo/demo_photo.png -a -s demo/demo_clip.gif -a -s outputs/photo-objects.png
+    "$bin/unipixel-jax" bench attention --help >help.txt
     "$bin/unipixel-jax" convert inspect "$package/assets/shapes_tiny"
-    rm -r demo outputs answer.json
+    rm -r demo outputs answer.json help.txt
 }
 
 echo "== the wheel"

@@ -20,14 +20,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.bench.hiera import MAPS, MapWork
-from unipixel_jax.core.accelerators import CHIPS, compile_mesh, is_here
+from unipixel_jax.core.accelerators import CHIPS, LEAST_EFFORT, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.platform import platform
 from unipixel_jax.plan.hlo import read_costs
-from unipixel_jax.plan.plan import LEAST_EFFORT
 
 
 @dataclass(frozen=True)

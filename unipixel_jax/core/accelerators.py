@@ -41,6 +41,10 @@ class Chip:
     topology: str
 
 
+LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
+"""Options with which the TPU compiler is eight times faster. It then keeps nothing in VMEM from one operation to the next, so that the plan's memory traffic is
+too high and its memory somewhat too low (docs/plan.md)."""
+
 _USABLE: Mapping[str, float] = MappingProxyType({"TPU v5 lite": 15.75 * 2**30, "TPU v5": 95.74 * 2**30, "TPU v6 lite": 31.25 * 2**30})
 """The usable bytes by ``Chip.kind``: what the TPU compiler (libtpu 0.0.42) says is available where it refuses a program."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.accelerators import LEAST_EFFORT
 from unipixel_jax.core.sharding import bytes_per_device
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.unipixel import abstract_model
@@ -34,10 +35,6 @@ DEFAULT_PROGRAMS = (GRADIENTS, UPDATE, PREFILL, DECODE, TRACK)
 PROGRAMS = (*DEFAULT_PROGRAMS, LANGUAGE)
 PARALLEL_COMPILATIONS = 2
 """How many programs are compiled at a time: a compiler uses little more than one processor, and several gigabytes."""
-
-LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
-"""Options with which the TPU compiler is eight times faster. It then keeps nothing in VMEM from one operation to the next, so that the plan's memory traffic is
-too high and its memory somewhat too low (docs/plan.md)."""
 
 
 @dataclass(frozen=True)
