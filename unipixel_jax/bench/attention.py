@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.bench.hiera import MAPS, MapWork
+from unipixel_jax.bench.timing import clock
 from unipixel_jax.core.accelerators import CHIPS, LEAST_EFFORT, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
@@ -210,7 +210,7 @@ def _measured(result: Result, work: Work | MapWork, dtype: jnp.dtype, backward: 
         return dataclasses.replace(result, refused=f"needs {memory.temp_size_in_bytes / 1e9:.0f} GB, more than the {MAX_TEMPORARY / 1e9:.0f} GB taken here")
     made = _random(arguments, work.segments)
     jax.block_until_ready(program(*made))
-    return dataclasses.replace(result, seconds=statistics.median(_clock(lambda: program(*made)) for _ in range(repeats)))
+    return dataclasses.replace(result, seconds=statistics.median(clock(lambda: program(*made)) for _ in range(repeats)))
 
 
 def _random(arguments: tuple[Any, ...], segments: int) -> tuple[Any, ...]:
@@ -239,13 +239,7 @@ def _cpu_bandwidth() -> float:
 
 def _best(program: Callable[..., Any], *arguments: Any) -> float:
     jax.block_until_ready(program(*arguments))
-    return min(_clock(lambda: program(*arguments)) for _ in range(3))
-
-
-def _clock(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - started
+    return min(clock(lambda: program(*arguments)) for _ in range(3))
 
 
 def plot(results: Sequence[Result], path: Path) -> None:

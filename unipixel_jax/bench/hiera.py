@@ -27,6 +27,7 @@ class MapWork:
         dim: features of the map.
         heads: number of heads, of 56 features each.
         pooled: whether queries are pooled, and results so.
+        segments: 0, since windows have no mask with segments.
     """
 
     images: int

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unipixel_jax.bench.timing import timed
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.mesh import OnMesh
 from unipixel_jax.plan.programs import Workload, sample_row
@@ -18,7 +17,7 @@ from unipixel_jax.train.config import TrainConfig
 from unipixel_jax.train.feed import to_devices
 from unipixel_jax.train.flops import peak_flops, row_flops
 from unipixel_jax.train.setup import Layout, TrainState, lay_out, shardings
-from unipixel_jax.train.step import make_gradients, make_update, step_key
+from unipixel_jax.train.step import StepMetrics, make_gradients, make_update, step_key
 
 STEPS = 1000
 """Steps of the learning rate's schedule, on which no time depends."""
@@ -71,15 +70,15 @@ def measure(config: TrainConfig, model_config: UniPixelConfig, workload: Workloa
         return gradients(state.trained, frozen, batch, key)
 
     found, losses = differentiate()
-    times = _timed(differentiate, repeats)
-    updates = []
-    for _ in range(repeats + 1):  # the state is donated, so each run goes on from the one before
-        started = time.perf_counter()
+
+    def apply() -> StepMetrics:
+        nonlocal state  # it is donated, so each update goes on from the one before
         state, metrics = update(state, found, losses.total)
-        jax.block_until_ready(metrics)
-        updates.append(time.perf_counter() - started)
+        return metrics
+
+    updates, times = timed(apply, repeats), timed(differentiate, repeats)
     flops = row_flops(layout.model_config, rows).training(config.trained).total
-    return StepTimes(times, updates[1:], flops, layout.mesh.size)
+    return StepTimes(times, updates, flops, layout.mesh.size)
 
 
 def _made(layout: Layout) -> tuple[TrainState, Any]:
@@ -98,12 +97,3 @@ def _made(layout: Layout) -> tuple[TrainState, Any]:
 
     where = shardings((layout.state, layout.frozen))
     return OnMesh(layout.mesh, jax.jit(make, out_shardings=where))()
-
-
-def _timed(work: Callable[[], object], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(work())
-        times.append(time.perf_counter() - started)
-    return times

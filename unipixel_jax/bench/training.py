@@ -62,7 +62,7 @@ def measure(config: TrainConfig, steps: int, parts: int) -> HostCosts:
         data = replace(config.data, validation=None)  # it would be measured at other steps than those that are saved
         train_together(replace(config, start=start, data=data, run_dir=str(run_dir), steps=total, log_every=steps, save_every=2 * steps))
         lines = [json.loads(line) for line in (run_dir / LOG).read_text(encoding="utf-8").splitlines()]
-    if lines[-1:] == [] or lines[-1]["step"] < total:
+    if not lines or lines[-1]["step"] < total:
         raise UserError(f"the run was ended by a signal before step {total}, so nothing is measured: start the command again, or ask for fewer parts")
     return summary(lines)
 

@@ -6,7 +6,6 @@ Sizes are real and weights random: SAM 2.1 base+ in frames of 768 pixels, and a 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unipixel_jax.bench.timing import timed
 from unipixel_jax.config import SAM2_SIZES, TextConfig, UniPixelConfig, preset
 from unipixel_jax.infer import segmentation
 from unipixel_jax.models.qwen_vl.cache import KVCache
@@ -60,12 +60,12 @@ def sam2(sizes: Sizes, dtype: jnp.dtype) -> Times:
         return lambda: list(segmentation.encoded(model.sam2, frames[:count], dtype, size=count))
 
     features = list(segmentation.encoded(model.sam2, frames, dtype))
-    yield f"{name}.encode_per_frame.batch_1", _timed(encode(1), sizes.repeats)
-    yield f"{name}.encode_per_frame.batch_{sizes.frames}", _timed(encode(sizes.frames), sizes.repeats, per=sizes.frames)
+    yield f"{name}.encode_per_frame.batch_1", timed(encode(1), sizes.repeats)
+    yield f"{name}.encode_per_frame.batch_{sizes.frames}", timed(encode(sizes.frames), sizes.repeats, per=sizes.frames)
     track = partial(segmentation.track_features, model, features, hidden[:1], dtype, sizes.frames)
-    yield f"{name}.track_per_frame.{sizes.frames}_frames_1_object", _timed(track, sizes.repeats, per=sizes.frames)
+    yield f"{name}.track_per_frame.{sizes.frames}_frames_1_object", timed(track, sizes.repeats, per=sizes.frames)
     clip = partial(segmentation.clip_logits, model, frames, hidden, dtype)
-    yield f"{name}.clip.{sizes.frames}_frames_{sizes.objects}_objects", _timed(clip, sizes.repeats)
+    yield f"{name}.clip.{sizes.frames}_frames_{sizes.objects}_objects", timed(clip, sizes.repeats)
 
 
 def language(sizes: Sizes, dtype: jnp.dtype) -> Times:
@@ -93,9 +93,9 @@ def language(sizes: Sizes, dtype: jnp.dtype) -> Times:
         step = lambda i, loop: forward(text, loop[0], loop[1], sizes.prompt_tokens + i)  # noqa: E731
         return jax.lax.fori_loop(0, sizes.new_tokens, step, (token, cache))
 
-    yield f"{name}.prefill_{sizes.prompt_tokens}_tokens", _timed(lambda: prefill(text, ids), sizes.repeats)
+    yield f"{name}.prefill_{sizes.prompt_tokens}_tokens", timed(lambda: prefill(text, ids), sizes.repeats)
     token, cache = prefill(text, ids)
-    yield f"{name}.decode_per_token", _timed(lambda: decode(text, token, cache), sizes.repeats, per=sizes.new_tokens)
+    yield f"{name}.decode_per_token", timed(lambda: decode(text, token, cache), sizes.repeats, per=sizes.new_tokens)
 
 
 PARTS: dict[str, Callable[[Sizes, jnp.dtype], Times]] = {"sam2": sam2, "language": language}
@@ -115,15 +115,3 @@ def _random(config: UniPixelConfig, dtype: jnp.dtype) -> UniPixelModel:
     if jax.default_backend() == "cpu":
         unstack_towers(model)
     return model
-
-
-def _timed(work: Callable[[], object], repeats: int, per: int = 1) -> list[float]:
-    """Return the seconds per item of each run; one run before them compiles and is not timed."""
-    jax.block_until_ready(work())
-    return [_clock(work) / per for _ in range(repeats)]
-
-
-def _clock(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - started
