@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unipixel_jax.bench.hiera import MAPS, MapWork
+from unipixel_jax.bench.memory import MEMORY, MemoryWork
 from unipixel_jax.bench.timing import clock
 from unipixel_jax.core.accelerators import CHIPS, LEAST_EFFORT, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
@@ -94,7 +95,7 @@ class Work:
         return lambda q, k, v, mask, dropout: attention(q, k, v, mask, dropout=dropout, implementation=backend)
 
 
-WORKS: Mapping[str, Work | MapWork] = {
+WORKS: Mapping[str, Work | MapWork | MemoryWork] = {
     "prefill 8k": Work(1, 8192, 8192, 16, 2, 128, 128, causal=True),
     "prefill 32k": Work(1, 32768, 32768, 16, 2, 128, 128, causal=True),
     "packed 8k": Work(1, 8192, 8192, 16, 2, 128, 128, causal=True, segments=4),
@@ -107,6 +108,7 @@ WORKS: Mapping[str, Work | MapWork] = {
     "Hiera map": Work(1, 2304, 2304, 8, 8, 56, 56),
     "Hiera windows": Work(128, 196, 196, 8, 8, 56, 56),
     **MAPS,
+    **MEMORY,
 }
 """Attention in UniPixel-3B's language model and vision tower, and in SAM 2.1 base+ at 768 pixels, by name."""
 
@@ -180,7 +182,7 @@ def measure(
                 jax.clear_caches()
 
 
-def _measured(result: Result, work: Work | MapWork, dtype: jnp.dtype, backward: bool, repeats: int, mesh: Any, options: Any) -> Result:
+def _measured(result: Result, work: Work | MapWork | MemoryWork, dtype: jnp.dtype, backward: bool, repeats: int, mesh: Any, options: Any) -> Result:
     arguments = work.arguments(dtype)
     reason = BACKENDS[result.backend].why_not(work.spec(jnp.dtype(dtype)))
     if reason is not None:
