@@ -128,8 +128,8 @@ class PixelSums(NamedTuple):
 def pixel_sums(masks: jax.Array, target: jax.Array) -> PixelSums:
     """Return sums over the pixels of masks [O, M, h, w] float32, resized bilinearly to the size of ``target`` [O, H, W] bool.
 
-    The resized logits, sixteen times as many as the decoder's, are made for some rows at a time, forward and backward, and each is read once: written out whole
-    they would cost a training step a twentieth of its memory traffic (docs/speed.md).
+    The resized logits, sixteen times as many as the decoder's, are made for some rows at a time, forward and backward, and each is read once. Written out whole
+    they would be read again by each sum and by each step of the gradient.
     """
     return PixelSums(*_over_rows(_sums_of_rows, masks, target))
 
