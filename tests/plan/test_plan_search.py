@@ -87,20 +87,28 @@ def test_the_fewest_sharers_that_fit_are_found(monkeypatch, context):
 
 def test_a_plan_that_fits_goes_on_to_less_computed_again_and_more_at_once(monkeypatch):
     def memory(config):
-        return config.batch_size * (0.9 if config.remat == "dots" else 0.3)
+        return config.batch_size * {"dots": 0.9, "half": 0.6, "full": 0.3}[config.remat]
 
     pretended = Pretended(memory, lambda config: 1.0 + config.batch_size * (0.8 if config.remat == "dots" else 1.0))
     best = search_of(monkeypatch, pretended, 16)
     assert (best.mesh, best.batch_size, best.remat) == (MeshConfig("fsdp"), 16, "dots")
-    # 32 at once need 28.8 GiB with dots, and 9.6 without
-    assert pretended.asked[:4] == [(MeshConfig("fsdp"), *tried) for tried in ((16, "full"), (16, "dots"), (32, "dots"), (32, "full"))]
+    # 32 at once need 28.8 GiB with dots, 19.2 with half of the results and 9.6 without
+    assert pretended.asked[:5] == [(MeshConfig("fsdp"), *tried) for tried in ((16, "full"), (16, "dots"), (32, "dots"), (32, "half"), (32, "full"))]
     # another mesh begins at the best
-    assert pretended.asked[4] == (MeshConfig("dp"), 16, "dots")
+    assert pretended.asked[5] == (MeshConfig("dp"), 16, "dots")
+
+
+def test_half_of_the_results_are_kept_where_all_do_not_fit(monkeypatch):
+    needs = {"dots": 1.2, "half": 0.9, "full": 0.3}
+    pretended = Pretended(lambda config: config.batch_size * needs[config.remat], lambda config: 1.0 + config.batch_size * (2 - needs[config.remat]))
+    best = search_of(monkeypatch, pretended, 16)
+    assert (best.batch_size, best.remat) == (16, "half")
+    assert pretended.asked[:3] == [(MeshConfig("fsdp"), 16, remat) for remat in ("full", "dots", "half")]
 
 
 def test_more_at_once_are_tried_with_everything_computed_again(monkeypatch):
     # fewer collectives are worth more here than fewer FLOPs
-    memory, seconds = (lambda config: config.batch_size * (0.9 if config.remat == "dots" else 0.3)), lambda config: 100.0 + config.batch_size
+    memory, seconds = (lambda config: config.batch_size * {"dots": 0.9, "half": 0.6, "full": 0.3}[config.remat]), lambda config: 100.0 + config.batch_size
     best = search_of(monkeypatch, Pretended(memory, seconds), 16)
     assert (best.batch_size, best.remat) == (32, "full")
 

@@ -6,17 +6,21 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from unipixel_jax.core.axes import CHANNELS, EMBED, MLP
 from unipixel_jax.core.dropout import Random
 from unipixel_jax.core.params import Initializer, declare, lecun, ones, zeros
+from unipixel_jax.core.stacking import GATE, PRODUCT
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.dropout import dropout
 from unipixel_jax.ops.norm import layer_norm, rms_norm
 
 
 class Linear(nnx.Module):
-    """A linear layer ``x @ weight.T + bias``: weight [out, in], bias [out] unless ``bias=False``. ``axes`` are the logical names of (out, in)."""
+    """A linear layer ``x @ weight.T + bias``: weight [out, in], bias [out] unless ``bias=False``. ``axes`` are the logical names of (out, in), and ``name`` is
+    that of its results for rematerialisation (core/stacking.py).
+    """
 
     def __init__(
         self,
@@ -26,12 +30,18 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         bias: bool = True,
         init: Initializer = lecun,
+        name: str = PRODUCT,
     ) -> None:
         self.weight = declare(rngs, (d_out, d_in), axes, init)
         self.bias = declare(rngs, (d_out,), axes[:1], zeros) if bias else None
+        self.name = name
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x [..., in] to [..., out] in x's dtype."""
+        return checkpoint_name(self.product(x), self.name)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """Map x [..., in] to [..., out] in x's dtype, without the name that keeps the result for the backward pass."""
         return dense(x, self.weight[...], None if self.bias is None else self.bias[...])
 
 
@@ -90,7 +100,7 @@ class SwiGlu(nnx.Module):
     """Qwen's gated feed-forward: ``down(silu(gate(x)) * up(x))``."""
 
     def __init__(self, d: int, hidden: int, rngs: nnx.Rngs, bias: bool) -> None:
-        self.gate = Linear(d, hidden, (MLP, EMBED), rngs, bias)
+        self.gate = Linear(d, hidden, (MLP, EMBED), rngs, bias, name=GATE)
         self.up = Linear(d, hidden, (MLP, EMBED), rngs, bias)
         self.down = Linear(hidden, d, (EMBED, MLP), rngs, bias)
 

@@ -70,15 +70,16 @@ class LoraLinear(Linear):
         self.lora_b = declare(rngs, (*stack, d_out, c.rank), (*over, axes[-2], None), zeros)
         self.dropout = Dropout(c.dropout)
         self.scale = c.alpha / c.rank
+        self.name = base.name
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x [..., in] to [..., out] in x's dtype."""
-        return super().__call__(x) + dense(dense(self.dropout(x), self.lora_a[...]), self.lora_b[...]) * self.scale
+    def product(self, x: jax.Array) -> jax.Array:
+        """Map x [..., in] to [..., out] in x's dtype. Only the sum has a name for rematerialisation, so that its two terms are not kept beside it."""
+        return super().product(x) + dense(dense(self.dropout(x), self.lora_a[...]), self.lora_b[...]) * self.scale
 
     def merged(self) -> Linear:
         """Return the plain layer with the product added to its weight. The sum is computed in float32 and cast to the weight's dtype."""
         product = jnp.matmul(self.lora_b[...], self.lora_a[...], precision="highest") * self.scale
-        plain = abstract(lambda rngs: Linear(1, 1, (None, None), rngs, bias=self.bias is not None))
+        plain = abstract(lambda rngs: Linear(1, 1, (None, None), rngs, bias=self.bias is not None, name=self.name))
         plain.weight, plain.bias = jax.tree.map(lambda w: (w.astype(jnp.float32) + product).astype(w.dtype), self.weight), self.bias
         return plain
 

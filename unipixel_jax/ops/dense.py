@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from unipixel_jax.core.stacking import PRODUCT
 from unipixel_jax.ops.platform import platform
 
 FEW_ROWS, FEW_GROUPED = 64, 2
@@ -47,7 +45,7 @@ def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax
         y = y[:1]
     if bias is not None:
         y = y + bias.astype(jnp.float32)[None]
-    return checkpoint_name(y.astype(x.dtype).reshape(*x.shape[:-1], out), PRODUCT)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], out)
 
 
 def quantised_dense(x: jax.Array, weight: jax.Array, scales: jax.Array, bias: jax.Array | None = None, int8_activations: bool = False) -> jax.Array:

@@ -26,6 +26,8 @@ from unipixel_jax.train.config import TrainConfig
 GROUP = 16
 """The size of groups of chips over which weights are sharded, tried before sharding over a whole slice: of 256 chips, groups of 16 send less than half as much
 as one group of all, and need less memory (docs/plan.md)."""
+POLICIES: tuple[Remat, ...] = ("dots", "half", "full")
+"""The remat policies of a search, in the order of the memory that they need, the most first."""
 MAX_COMPILATIONS = 12
 """The most compilations of a search. Finding the context size takes at most 10 of them, on 512 chips."""
 
@@ -137,7 +139,7 @@ class _Search:
         reached.
         """
         for (known, least, policy), (_, report) in self.tried.items():
-            if known == mesh and least <= batch and policy in ("full", remat) and not _fits(report):
+            if known == mesh and least <= batch and policy in POLICIES[POLICIES.index(remat) :] and not _fits(report):
                 return False
         if (mesh, batch, remat) not in self.tried:
             if len(self.tried) == MAX_COMPILATIONS:
@@ -152,13 +154,14 @@ class _Search:
         """Try a plan and, while plans fit, go on to less rematerialisation and more samples at once; where only one of them fits, more samples go first."""
         if not self.fits(mesh, batch, remat):
             return
-        if remat == "full" and self.fits(mesh, batch, "dots"):
-            remat = "dots"
+        if remat == "full":
+            remat = next(policy for policy in POLICIES if self.fits(mesh, batch, policy))
         for more in range(2 * batch, self.step + 1, batch):
-            if self.step % more == 0 and not self.fits(mesh, more, remat):
-                if not self.fits(mesh, more, "full"):
+            if self.step % more == 0:
+                fitting = next((policy for policy in POLICIES[POLICIES.index(remat) :] if self.fits(mesh, more, policy)), None)
+                if fitting is None:
                     return
-                remat = "full"
+                remat = fitting
 
     def best(self) -> tuple[TrainConfig, PlanReport]:
         """Return the fastest plan that fits, with its report."""

@@ -89,10 +89,11 @@ def objective(
 def _outputs(model: UniPixelModel, row: TrainBatch, x: jax.Array, weights: MaskLossWeights, remat: Remat) -> tuple[jax.Array, MaskLosses | None]:
     """Return the normalised hidden states [B, L, D] of a row's embedded tokens ``x`` [B, L, D], and its mask losses, where something is segmented.
 
-    With ``sam2_batch_mode`` in the configuration each frame is segmented by itself, as in the reference; otherwise the clip is tracked.
+    With ``sam2_batch_mode`` in the configuration each frame is segmented by itself, as in the reference; otherwise the clip is tracked. With ``remat="half"``
+    the vision tower is computed again: a byte of the language model's results saves more than twice the FLOPs, which are as many as the layer is wide.
     """
     inputs, text = row.inputs, model.text
-    hidden = text(model.merge_embeddings(x, inputs, remat), inputs.position_ids, inputs.segments, remat=remat)
+    hidden = text(model.merge_embeddings(x, inputs, "full" if remat == "half" else remat), inputs.position_ids, inputs.segments, remat=remat)
     if row.clips is None:
         return text.norm(hidden), None
     at = jnp.minimum(inputs.seg_positions, hidden.shape[1] - 1)
@@ -120,7 +121,7 @@ def _total(
 def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
     """Return the mask losses of clips, means over samples and frames.
 
-    With ``remat="dots"`` all of SAM is computed again nevertheless: its products need several times the memory of those of the language model, and less of its
+    With ``remat`` "dots" and "half" all of SAM is computed again nevertheless: its products need several times the memory of those of the language model, and less of its
     time is spent on them (docs/plan.md).
 
     Args:
@@ -132,7 +133,7 @@ def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jn
         remat: what the backward pass computes again (core/stacking.py).
     """
     samples, length = clips.frames.shape[:2]
-    remat = "full" if remat == "dots" else remat
+    remat = "full" if remat in ("dots", "half") else remat
     features = model.sam2.encode(clips.frames.reshape(-1, *clips.frames.shape[2:]).astype(dtype), remat)
     features = jax.tree.map(lambda a: a.reshape(samples, length, *a.shape[1:]), features)
 
