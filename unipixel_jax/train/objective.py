@@ -121,8 +121,8 @@ def _total(
 def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
     """Return the mask losses of clips, means over samples and frames.
 
-    With ``remat`` "dots" and "half" all of SAM is computed again nevertheless: its products need several times the memory of those of the language model, and less of its
-    time is spent on them (docs/plan.md).
+    With ``remat`` "dots" and "half" all of SAM is computed again nevertheless: its products need several times the memory of those of the language model, and
+    less of its time is spent on them (docs/plan.md).
 
     Args:
         model: the weights.
