@@ -402,6 +402,11 @@ def test_a_kernel_for_gpus_says_its_costs_in_its_metadata():
     operation = only(text)
     assert (operation.flops, operation.bytes, operation.told) == (343932928, 21495808, True)
     assert not only(text.replace(told, "num_warps = 4 : i32")).told
+    # a kernel on splits of a cache, of which the data say how many hold something
+    splits = text.replace(r"\22flops\22", r"\22flops of a split\22").replace(r"\22bytes_accessed\22", r"\22bytes_accessed of a split\22")
+    for trips, count in ((None, 1), (8, 8)):
+        costs = read_costs(splits, [0] * 4, unknown_trips=trips)
+        assert (costs.flops, costs.bytes) == (count * 343932928, count * 21495808)
 
 
 def test_an_array_in_another_tiling_is_read_as_far_as_it_is_sliced():

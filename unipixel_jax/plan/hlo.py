@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from unipixel_jax.errors import UserError
 from unipixel_jax.plan.hlo_bytes import moved
 from unipixel_jax.plan.hlo_collectives import Collective, collective
-from unipixel_jax.plan.hlo_flops import flops
+from unipixel_jax.plan.hlo_flops import flops, of_a_split
 from unipixel_jax.plan.hlo_text import Computation, Instruction, Module, parse
 
 BRANCH_WEIGHTS = (1.0, 250.0, 1000.0)
@@ -89,7 +89,8 @@ def read_costs(text: str, slice_of: Sequence[int], unknown_trips: int | None = N
     Args:
         text: the optimised HLO, from ``compiled.as_text()``.
         slice_of: the slice (for GPUs: the host) of each chip, in the order of the program's devices.
-        unknown_trips: how often to count a loop whose number of iterations depends on the data; None to refuse such loops.
+        unknown_trips: how often to count a loop whose number of iterations depends on the data, and a kernel on such a number of splits; None to refuse such
+            loops, and to count one split.
 
     Raises:
         UserError: the text is no HLO module, or a loop's length is unknown and ``unknown_trips`` is None.
@@ -140,7 +141,8 @@ class _Reader:
             sent = self._collective(instruction, computation)
             if work or work is None or bytes_ or sent:
                 label = self._kernel_without_flops(instruction) if work is None else instruction.target if opcode == "custom-call" else opcode
-                yield Operation(instruction.name, label, computation.origin(instruction), 1, work or 0.0, bytes_, sent, work is not None)
+                operation = Operation(instruction.name, label, computation.origin(instruction), 1, work or 0.0, bytes_, sent, work is not None)
+                yield _repeated(operation, self.unknown_trips or 1) if of_a_split(instruction) else operation
             if opcode == "fusion":
                 yield from self._fused_collectives(self.module.computations[instruction.callees[0]], chains)
 

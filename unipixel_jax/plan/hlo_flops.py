@@ -59,13 +59,18 @@ def cost_estimate(instruction: Instruction, what: str) -> float | None:
     """Return a figure of a Pallas kernel's own estimate (``pl.CostEstimate``; for GPUs, whose text leaves it out, the kernel's metadata); None without one.
 
     Args:
-        instruction: the kernel's custom call.
+        instruction: the kernel's custom call. If it works on as many splits of its input as the data say, the figure is that of one (``of_a_split``).
         what: "flops" or "bytes_accessed".
     """
     found = re.search(rf'"cost_estimate":\{{[^{{}}]*"{what}":"?(\d+)', instruction.attributes)
     # there quotation marks are written as the number 22
-    found = found or re.search(rf'serialized_metadata = "[^"]*\\22{what}\\22: \\22(\d+)', instruction.attributes)
+    found = found or re.search(rf'serialized_metadata = "[^"]*\\22{what}(?: of a split)?\\22: \\22(\d+)', instruction.attributes)
     return float(found.group(1)) if found else None
+
+
+def of_a_split(instruction: Instruction) -> bool:
+    """Return whether a kernel's own estimate is that of one split of its input, of which the data say how many there are (ops/attention/cached_gpu.py)."""
+    return bool(re.search(r'serialized_metadata = "[^"]* of a split\\22', instruction.attributes))
 
 
 def _product(result: Array, left: Array, contracted: tuple[int, ...]) -> float:

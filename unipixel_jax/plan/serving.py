@@ -31,7 +31,7 @@ from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.sam2.track_state import TrackState
 from unipixel_jax.models.sam2.tracker import Sam2
 from unipixel_jax.models.unipixel import UniPixelModel, abstract_model
-from unipixel_jax.ops.attention.cached import block_slots
+from unipixel_jax.ops.attention.cached import slots_read_as_one
 from unipixel_jax.plan.programs import WORD, Workload, conversation_of
 from unipixel_jax.plan.topology import Topology
 from unipixel_jax.processing.batch import empty_inputs, measure, pixel_dtype
@@ -99,7 +99,7 @@ class Server:
     def filled_blocks(self) -> int:
         """Blocks of slots that hold tokens when the prompts were just read: those that a step of generation reads."""
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            return -(-self.workload.tokens // block_slots(self.slots))
+            return -(-self.workload.tokens // slots_read_as_one(self.slots))
 
     @property
     def read_together(self) -> int:

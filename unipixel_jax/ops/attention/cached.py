@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from unipixel_jax.core.axes import HEADS
 from unipixel_jax.core.sharding import current_mesh, mesh_axes
-from unipixel_jax.ops.attention.cached_gpu import attend_to_seen
+from unipixel_jax.ops.attention.cached_gpu import SPLIT, attend_to_seen
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
 from unipixel_jax.ops.platform import platform
 
@@ -56,6 +56,11 @@ class LiveBlocks:
 def block_slots(slots: int) -> int:
     """Return the length of a block of a cache with so many slots: all of them on a GPU, where a loop would wait for the host (cached_gpu.py)."""
     return slots if platform() == "gpu" else min(BLOCK, slots)
+
+
+def slots_read_as_one(slots: int) -> int:
+    """Return how many slots of a cache are read if one of them holds something: a block, or the split of a program on a GPU."""
+    return min(SPLIT, slots) if platform() == "gpu" else block_slots(slots)
 
 
 def attend_to_cache(

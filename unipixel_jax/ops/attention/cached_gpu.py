@@ -46,8 +46,8 @@ def attend_to_seen(q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | 
     q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - g), (0, width - h)))
     cache = pl.BlockSpec((layers, None, None, programs * SPLIT, width), lambda b, k, j: (0, b, k, 0, 0))
     parts = [(rows, width), (rows,), (rows,)]
-    # at most, where all slots are seen; XLA's text of a program for GPUs holds the metadata and no estimate
-    most = {"flops": 4 * b * kh * rows * slots * width, "bytes_accessed": 2 * b * kh * slots * h * k.dtype.itemsize}
+    # XLA's text of a program for GPUs holds the metadata and no estimate
+    split = {"flops": 4 * b * kh * rows * SPLIT * width, "bytes_accessed": 2 * b * kh * SPLIT * h * k.dtype.itemsize}
 
     def call(interpret: bool) -> Callable[..., Any]:
         return pl.pallas_call(
@@ -64,8 +64,8 @@ def attend_to_seen(q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | 
             out_specs=[_of_program(shape) for shape in parts],
             out_shape=[jax.ShapeDtypeStruct((b, kh, programs, *shape), jnp.float32) for shape in parts],
             compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
-            cost_estimate=pl.CostEstimate(**most, transcendentals=b * kh * rows * slots),
-            metadata={name: str(value) for name, value in most.items()},
+            cost_estimate=pl.CostEstimate(**{name: programs * value for name, value in split.items()}, transcendentals=b * kh * rows * slots),
+            metadata={f"{name} of a split": str(value) for name, value in split.items()},
             interpret=interpret,
             name="attention_cached",
         )
