@@ -18,6 +18,8 @@ os.environ |= {
     "JAX_PLATFORMS": PLATFORM,
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
+    # Accelerators multiply float32 matrices in fewer bits otherwise, and results are compared with float64.
+    **({} if PLATFORM == "cpu" else {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
     # Compiled programs are kept, those of commands too, so that only the first run of the suite is slow, and in it each file finds what others compiled: also
     # the hundreds of small programs of operations outside jax.jit.
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),

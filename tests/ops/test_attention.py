@@ -1,6 +1,6 @@
 """One battery for every backend of attention that runs here: values and gradients against float64, masks, empty rows, transformations, refusals.
 
-Pallas kernels run in interpret mode. `pytest -m slow` draws 300 cases for each backend, the usual run some dozens.
+On a CPU, Pallas kernels run in interpret mode. `pytest -m slow` draws 300 cases for each backend, the usual run some dozens.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_backends import HERE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from unipixel_jax.ops.attention.choice import DENSE_BELOW, WINDOWS_FROM, choose
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.windows import LONGEST
 
-HERE = ("xla", "xla_chunked", "pallas_tpu", "pallas_gpu")
 backends = pytest.mark.parametrize("backend", HERE)
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_backends import HERE
 from flax import nnx
 
 from unipixel_jax.core.dropout import with_keys
@@ -13,7 +14,6 @@ from unipixel_jax.models.sam2.memory import RopeAttention
 from unipixel_jax.ops.attention import AttnMask, Keys, WeightDropout, attention, joint_attention
 from unipixel_jax.ops.rope import axial_rope
 
-HERE = ("xla", "xla_chunked", "pallas_tpu", "pallas_gpu")
 FORWARD, BACKWARD = 2e-6, 1e-5
 """Relative errors of the whole array in the Euclidean norm, those of tests/ops/test_attention.py."""
 
