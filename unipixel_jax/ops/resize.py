@@ -30,7 +30,7 @@ def upsample_nearest2(x: jax.Array) -> jax.Array:
 
 def _apply(x: jax.Array, size: tuple[int, int], kind: str) -> jax.Array:
     rows, columns = interpolation_weights(x.shape[-2], size[0], kind), interpolation_weights(x.shape[-1], size[1], kind)
-    return jnp.einsum("Hh,...hw,Ww->...HW", rows, x.astype(jnp.float32), columns, precision="highest")
+    return jnp.matmul(jnp.matmul(rows, x.astype(jnp.float32), precision="highest"), columns.T, precision="highest")
 
 
 @lru_cache(maxsize=64)

@@ -96,16 +96,21 @@ class LayerCache:
 
         return replace(self, cache=KVCache(written(self.cache.k, k), written(self.cache.v, v), self.cache.segments))
 
-    def attend(self, q: jax.Array, segments: jax.Array, live: LiveBlocks) -> jax.Array:
+    @property
+    def is_read(self) -> bool:
+        """Whether new tokens attend to the cache, or to each other only."""
+        return self.live is not None
+
+    def attend(self, q: jax.Array, segments: jax.Array) -> jax.Array:
         """Attend from new tokens to the cache that holds them: a single one to all its tokens, several to those in slots up to their own.
 
         Args:
             q: [B, T, N, H] queries of the tokens in the slots from ``at`` on.
             segments: [B, T] int32, 0 at padding.
-            live: the blocks of slots that hold tokens.
 
         Returns:
             [B, T, N, H] in q's dtype.
         """
-        held = self.cache
+        held, live = self.cache, self.live
+        assert live is not None, "the cache is read"
         return attend_to_cache(q, held.k, held.v, self.layer, segments, held.segments, self.at + jnp.arange(q.shape[1]), live)

@@ -56,10 +56,10 @@ class Attention(nnx.Module):
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))
         q, k = rotate_half(q, *rope), rotate_half(k, *rope)
         cache = None if cache is None else cache.write(k, v)
-        if cache is None or cache.live is None:
+        if cache is None or not cache.is_read:
             out = attention(q, k, v, AttnMask(causal=True, q_segments=segments, kv_segments=segments), axes=(None, SEQUENCE, HEADS))
         else:
-            out = cache.attend(q, segments, cache.live)
+            out = cache.attend(q, segments)
         return self.o(out.reshape(*x.shape[:2], -1)), cache
 
 
@@ -137,16 +137,20 @@ class TextModel(nnx.Module):
         live: LiveBlocks | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Run the layers; returns hidden states [B, T, D] before the final norm, and the cache with the new tokens (None without a cache)."""
-        c = self.config
-        angles = mrope_angles(position_ids, c.head_dim, c.rope_theta, c.mrope_section)
-        rope = jnp.cos(angles), jnp.sin(angles)
+        rope = self.rope(position_ids)
 
         def step(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
             x, cache = carry
             x, own = block(x, rope, segments, None if cache is None else LayerCache(cache, layer, at, live))
             return (x, None if own is None else own.cache), None
 
-        return stacking.run(step, self.blocks, (x, cache), jnp.arange(c.num_hidden_layers), remat)[0]
+        return stacking.run(step, self.blocks, (x, cache), jnp.arange(self.config.num_hidden_layers), remat)[0]
+
+    def rope(self, position_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the cosines and sines of rope, each [B, T, H / 2] float32, of positions [3, B, T]."""
+        c = self.config
+        angles = mrope_angles(position_ids, c.head_dim, c.rope_theta, c.mrope_section)
+        return jnp.cos(angles), jnp.sin(angles)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Map hidden states [..., D] before the final norm to scores [..., V] in float32."""

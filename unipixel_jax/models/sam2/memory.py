@@ -226,7 +226,7 @@ class MemoryAttention(nnx.Module):
         keys = memory + memory_pos.astype(dtype)
         mask = AttnMask(q_segments=jnp.ones((o, g * g), jnp.int32), kv_segments=jnp.broadcast_to(visible, memory.shape[:2]))
 
-        def layer(block: MemoryBlock, x: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+        def layer(block: MemoryBlock, x: jax.Array, first: jax.Array | np.bool_) -> tuple[jax.Array, None]:
             def attend(y: jax.Array) -> jax.Array:
                 return block.self_attn(y, y, y, (cos, sin), 0, AttnMask())
 
@@ -234,7 +234,11 @@ class MemoryAttention(nnx.Module):
                 """Attend once for all objects: in the first layer they have the same features, unless dropout drops other weights for each."""
                 return jnp.broadcast_to(attend(y[:distinct]), y.shape) if block.drop_self.key is None else attend(y)
 
-            x = x + block.drop_self(jax.lax.cond(first, attend_once, attend, block.norm1(x)))
+            # Where layers are unstacked, the number of each is known while the program is traced.
+            known = isinstance(first, np.bool_)
+            y = block.norm1(x)
+            attended = (attend_once if first else attend)(y) if known else jax.lax.cond(first, attend_once, attend, y)
+            x = x + block.drop_self(attended)
             x = x + block.drop_cross(block.cross_attn(block.norm2(x), keys, memory, (cos, sin), off_grid, mask))
             return x + block.feed_forward(x), None
 
