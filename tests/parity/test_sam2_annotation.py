@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.sam2 import Sam2Predictor
-from unipixel_jax.infer.segmentation import resize_masks
 from unipixel_jax.parity.recording import open_recording
 from unipixel_jax.processing.media import Clip
 

@@ -22,8 +22,8 @@ from unipixel_jax.core.sharding import all_gathered
 
 Remat = Literal["none", "dots", "half", "full"]
 """What a backward pass computes again, see ``checkpointed``."""
-PRODUCT, GATE = "linear layer", "gate"
-"""The names (``jax.ad_checkpoint.checkpoint_name``) of the results of linear layers: those of a gated feed-forward's gate, and all others."""
+PRODUCT, UP = "linear layer", "up"
+"""The names (``jax.ad_checkpoint.checkpoint_name``) of the results of linear layers: those that a gated feed-forward's gate multiplies, and all others."""
 M = TypeVar("M", bound=nnx.Module)
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -79,12 +79,12 @@ def length(blocks: nnx.Module) -> int:
 
 def checkpointed(step: F, remat: Remat) -> F:
     """Return the function with a backward pass that computes some results of the forward pass again instead of storing them: no results ("none"), all but
-    those of linear layers ("dots"), all but those of linear layers that are no gates ("half": about half the memory of "dots", and half of what it saves), or
-    all ("full").
+    those of linear layers ("dots"), all but those that a gated feed-forward's gate multiplies ("half": somewhat under half the memory of "dots", and as much of
+    what it saves), or all ("full").
     """
     if remat == "none":
         return step
-    kept = {"dots": (PRODUCT, GATE), "half": (PRODUCT,), "full": ()}[remat]
+    kept = {"dots": (PRODUCT, UP), "half": (UP,), "full": ()}[remat]
     policy = jax.checkpoint_policies.save_only_these_names(*kept) if kept else None
     return jax.checkpoint(step, policy=policy)  # type: ignore[return-value]
 

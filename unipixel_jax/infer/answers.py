@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.infer.masks import ClipMasks, resize_masks, sigmoid
 from unipixel_jax.infer.prediction import SegmentedObject
-from unipixel_jax.infer.segmentation import ClipMasks, resize_masks, sigmoid
 from unipixel_jax.processing.tokenizer import SEG_TOKEN, Tokenizer
 
 

@@ -26,8 +26,8 @@ from unipixel_jax.infer.engine import Answer, Engine
 from unipixel_jax.infer.generate import Sampling
 from unipixel_jax.infer.job_source import ROWS, Job, Options, Outcome, Ready, Source, reason_of
 from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.masks import ClipMasks
 from unipixel_jax.infer.prediction import Collector, Prediction
-from unipixel_jax.infer.segmentation import ClipMasks
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention

@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.sam2_loading import load_sam2
 from unipixel_jax.infer.sam2_session import Sam2Session
-from unipixel_jax.infer.segmentation import resize_masks
 from unipixel_jax.infer.tracking import LOGITS
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Prompt, Sam2

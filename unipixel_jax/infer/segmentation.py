@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.programs import Programs
+from unipixel_jax.infer.masks import ClipMasks
 from unipixel_jax.infer.tracking import Tracker
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Sam2
@@ -24,19 +24,6 @@ from unipixel_jax.models.unipixel import UniPixelModel
 
 ENCODE_FRAMES = {"cpu": 1}
 """Frames per call of the encoder; an accelerator takes more to fill its matrix units."""
-
-
-@dataclass(frozen=True)
-class ClipMasks:
-    """Attributes:
-    low_res: [F, O, S/4, S/4] float32 logits; -1024 where an object is not in the frame.
-    presence: [F, O] float32 logits of the object score.
-    iou: [F, O] float32, predicted IoU of the mask.
-    """
-
-    low_res: np.ndarray
-    presence: np.ndarray
-    iou: np.ndarray
 
 
 def clip_logits(model: UniPixelModel, frames: np.ndarray, hidden: np.ndarray, dtype: jnp.dtype) -> ClipMasks:
@@ -98,34 +85,6 @@ def hidden_tokens(model: UniPixelModel, hidden: np.ndarray, dtype: jnp.dtype) ->
     """The hidden tokens [O, H, d] that prompt the mask decoder, of states that predicted ``<|seg|>`` [O, D]."""
     padding = BUCKETS.objects.size(len(hidden)) - len(hidden)
     return np.asarray(_hidden_tokens(model, jnp.asarray(np.pad(hidden, ((0, padding), (0, 0))).astype(dtype))))[: len(hidden)]
-
-
-def resize_masks(low_res: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Logits [..., h, w] at the size of the media [..., *size], bilinear without antialiasing, on the host: media come in every size.
-
-    Every number lies between two neighbours, so that two passes over the array do. Matrix products with ``interpolation_weights`` give the same, but wake the
-    threads of numpy's BLAS, which cost more than the work itself.
-    """
-    wide = _between_neighbours(low_res.swapaxes(-1, -2), size[1]).swapaxes(-1, -2)
-    return _between_neighbours(np.ascontiguousarray(wide), size[0])
-
-
-def _between_neighbours(values: np.ndarray, target: int) -> np.ndarray:
-    """Values [..., n, m] interpolated to [..., target, m] with half-pixel centres, clamped to the first and last."""
-    source = values.shape[-2]
-    centre = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    base = centre.astype(np.intp)
-    step = np.zeros_like(values)
-    np.subtract(values[..., 1:, :], values[..., :-1, :], out=step[..., :-1, :])
-    out = step.take(base, axis=-2)
-    out *= (centre - base).astype(values.dtype)[:, None]
-    out += values.take(base, axis=-2)
-    return out
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits [...] float32, in float32."""
-    return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
 def _split(count: int, features: FrameFeatures) -> Iterator[FrameFeatures]:

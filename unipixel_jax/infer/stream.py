@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.masks import resize_masks, sigmoid
 from unipixel_jax.infer.prediction import Answer, ClipAnswer, FrameResult
-from unipixel_jax.infer.segmentation import encoded, hidden_tokens, resize_masks, sigmoid
+from unipixel_jax.infer.segmentation import encoded, hidden_tokens
 from unipixel_jax.infer.tracking import Tracker
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import UNKNOWN_LENGTH

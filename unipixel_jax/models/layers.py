@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from unipixel_jax.core.axes import CHANNELS, EMBED, MLP
 from unipixel_jax.core.dropout import Random
 from unipixel_jax.core.params import Initializer, declare, lecun, ones, zeros
-from unipixel_jax.core.stacking import GATE, PRODUCT
+from unipixel_jax.core.stacking import PRODUCT, UP
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.dropout import dropout
 from unipixel_jax.ops.norm import layer_norm, rms_norm
@@ -100,8 +100,8 @@ class SwiGlu(nnx.Module):
     """Qwen's gated feed-forward: ``down(silu(gate(x)) * up(x))``."""
 
     def __init__(self, d: int, hidden: int, rngs: nnx.Rngs, bias: bool) -> None:
-        self.gate = Linear(d, hidden, (MLP, EMBED), rngs, bias, name=GATE)
-        self.up = Linear(d, hidden, (MLP, EMBED), rngs, bias)
+        self.gate = Linear(d, hidden, (MLP, EMBED), rngs, bias)
+        self.up = Linear(d, hidden, (MLP, EMBED), rngs, bias, name=UP)
         self.down = Linear(hidden, d, (EMBED, MLP), rngs, bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -66,7 +66,11 @@ class UniPixelModel(nnx.Module):
         """Replace the embeddings of image, reference and memory tokens in x [B, T, D] by what the model computes for them; returns x's shape and dtype."""
         x = constrain(x)
         tokens, merger_input = self.encode_images(inputs.patches.astype(x.dtype), inputs.vision, remat)
-        return self.fill_words(_fill(x, tokens, inputs.vision_slots), inputs, merger_input)
+        return self.fill_words(self.fill_images(x, tokens, inputs.vision_slots), inputs, merger_input)
+
+    def fill_images(self, x: jax.Array, tokens: jax.Array, slots: jax.Array) -> jax.Array:
+        """Replace the embeddings of image tokens in x [B, T, D] by vision tokens [M, D], which ``slots`` [B, T] number (M: none); returns x's shape and dtype."""
+        return _fill(x, tokens, slots)
 
     def fill_words(self, x: jax.Array, inputs: ModelInputs, merger_input: jax.Array) -> jax.Array:
         """Replace the embeddings of reference and memory tokens in x [B, T, D]; returns x's shape and dtype.
@@ -82,7 +86,7 @@ class UniPixelModel(nnx.Module):
     def embed_images(self, inputs: ModelInputs, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """Return the embeddings [B, T, D] of tokens without references and memories, and the merger's inputs [M, merge_dim], both in ``dtype``."""
         tokens, merger_input = self.encode_images(inputs.patches.astype(dtype), inputs.vision)
-        return _fill(self.text.embed(inputs.input_ids, dtype), tokens, inputs.vision_slots), merger_input
+        return self.fill_images(self.text.embed(inputs.input_ids, dtype), tokens, inputs.vision_slots), merger_input
 
     def encode_images(self, patches: jax.Array, tables: VisionTables, remat: Remat = "none") -> tuple[jax.Array, jax.Array]:
         """Run the vision tower.

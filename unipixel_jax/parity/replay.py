@@ -19,8 +19,9 @@ from unipixel_jax.batch import ModelInputs, VisionTables
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Generation, generate
 from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.predictor import UniPixel
-from unipixel_jax.infer.segmentation import clip_logits, resize_masks
+from unipixel_jax.infer.segmentation import clip_logits
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.position import sine_grid
 from unipixel_jax.models.sam2.track_state import TrackState

@@ -18,7 +18,7 @@ import numpy as np
 
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.segmentation import resize_masks
+from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.tracking import LOGITS, resized
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import BACKWARD, FORWARD, TrackState

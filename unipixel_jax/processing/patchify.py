@@ -7,7 +7,6 @@ does by itself beforehand.
 from __future__ import annotations
 
 import numpy as np
-from einops import rearrange
 from numpy.typing import DTypeLike, NDArray
 
 from unipixel_jax.config import VisionConfig
@@ -36,7 +35,7 @@ def patchify(
     time, down, across = -(-len(frames) // pair), frames.shape[1] // patch, frames.shape[2] // patch
     # The pixels of a patch that lie side by side are moved as one item, which numpy does several times as fast as single bytes.
     run = np.dtype(f"V{patch * 3}")
-    runs = rearrange(np.ascontiguousarray(frames), "f h (w run) c -> f h w (run c)", run=patch).view(run)[..., 0]
+    runs = np.ascontiguousarray(frames).reshape(*frames.shape[:2], across, 3 * patch).view(run)[..., 0]
     out = np.empty((time, down * across, 3, pair, patch * patch), dtype)
     plane = np.empty((down * across, patch * patch), np.float32)
     for frame, (t, place) in enumerate(np.ndindex(time, pair)):
@@ -44,7 +43,7 @@ def patchify(
             out[t, :, :, place] = out[t, :, :, place - 1]
             continue
         # by merged token, patch in it, and row of the patch
-        pixels = rearrange(runs[frame], "(down dy row) (across dx) -> (down across dy dx) row", dy=merge, dx=merge, row=patch)
+        pixels = runs[frame].reshape(down // merge, merge, patch, across // merge, merge).transpose(0, 3, 1, 4, 2)
         pixels = np.ascontiguousarray(pixels).view(np.uint8).reshape(-1, patch * patch, 3)
         for channel in range(3):
             # In the reference's order, division by 255 fused into mean and deviation, so that it rounds alike.

@@ -1,7 +1,7 @@
 """The text side of a checkpoint directory: tokenizer, special tokens and chat template.
 
 The directory holds what transformers saves: ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; ``tokenizer_config.json``; ``chat_template.jinja``.
-Everything that is read is checked first and then read by transformers (processing/hugging_face.py).
+Everything that is read is checked first and then read by transformers (processing/hugging_face.py), which is imported when a directory is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.files import MAX_JSON_BYTES, read_json_object, require_regular_file
 from unipixel_jax.errors import UserError
-from unipixel_jax.processing.hugging_face import read_qwen_tokenizer, read_tokenizer
-from unipixel_jax.processing.template import MAX_SOURCE, ChatTemplate
+
+if TYPE_CHECKING:
+    from unipixel_jax.processing.template import ChatTemplate
 
 REF_TOKEN = "<|ref|>"
 SEG_TOKEN = "<|seg|>"
@@ -37,6 +38,8 @@ QWEN_PATTERN = (
 )
 """The pattern by which Qwen2.5's tokenizer cuts words (transformers' ``Qwen2Tokenizer``). Others may take hours for a line of text, or end the process."""
 
+MAX_TEMPLATE_BYTES = 1 << 20
+"""The most bytes of a chat template that are read."""
 MAX_STEPS, MAX_ENTRIES = 8, 64
 """The most steps of one part of a tokenizer, and the most objects in their description. A step may double a text, or repeat it as often as it lists it."""
 
@@ -143,6 +146,8 @@ class Tokenizer:
 
     @cached_property
     def _chat(self) -> ChatTemplate:
+        from unipixel_jax.processing.template import ChatTemplate
+
         return ChatTemplate(self.template)
 
 
@@ -166,6 +171,8 @@ def _read_backend(root: Path, settings: Mapping[str, Any]) -> tokenizers.Tokeniz
         backend = _read_vocabulary(root, settings)
     else:
         _require_sound(path)
+        from unipixel_jax.processing.hugging_face import read_tokenizer
+
         with _failing(f"{path} is not a tokenizer file"):
             backend = read_tokenizer(path)
     backend.no_truncation()
@@ -177,6 +184,8 @@ def _read_backend(root: Path, settings: Mapping[str, Any]) -> tokenizers.Tokeniz
 
 def _read_vocabulary(root: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Qwen's tokenizer from the files that stand for a tokenizer.json in older directories."""
+    from unipixel_jax.processing.hugging_face import read_qwen_tokenizer
+
     for name in ("vocab.json", "merges.txt"):
         _require_small(root / name)
     added = settings.get("added_tokens_decoder")
@@ -253,7 +262,7 @@ def _read_template(root: Path, settings: Mapping[str, Any]) -> str:
     """The template, from any of the files in which versions of transformers store it; as in transformers, a file of its own comes first."""
     if (path := root / "chat_template.jinja").is_file():
         with open(path, "rb") as file:
-            content = file.read(4 * MAX_SOURCE)  # a longer one is refused by its characters
+            content = file.read(MAX_TEMPLATE_BYTES)  # a longer one is refused by its characters (template.py)
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -222,6 +222,12 @@ class Sam2(nnx.Module):
         low = jnp.broadcast_to(features.low, (hidden.shape[0], *features.low.shape[1:]))
         return self._output(self._decode(self._without_memory(low), features, hidden, jnp.ones((), bool)), training)
 
+    def begin(self, state: TrackState, features: FrameFeatures, hidden: jax.Array) -> tuple[TrackState, TrackOutput]:
+        """Find objects on the first frame by their hidden tokens [O, H, D]: what ``step`` does there, for callers that know which frame it is."""
+        output = self.segment(features, hidden)
+        memory = self._memorise(features.low, output.low_res, output.decoded.object_score > 0)
+        return state.write(memory, output.pointer, jnp.int32(0)).advanced(), output
+
     def predict(self, features: FrameFeatures, prompt: Prompt) -> tuple[DecodedMasks, jax.Array]:
         """Segment objects of an image by prompts (reference: sam2/sam2_image_predictor.py), whether or not their scores say that they are there.
 

@@ -1,0 +1,1 @@
+"""Inference as programs that run without this package: pure functions of arrays with fixed shapes, as StableHLO or ONNX."""
