@@ -69,7 +69,7 @@ class UniPixelModel(nnx.Module):
         return self.fill_words(self.fill_images(x, tokens, inputs.vision_slots), inputs, merger_input)
 
     def fill_images(self, x: jax.Array, tokens: jax.Array, slots: jax.Array) -> jax.Array:
-        """Replace the embeddings of image tokens in x [B, T, D] by vision tokens [M, D], which ``slots`` [B, T] number (M: none); returns x's shape and dtype."""
+        """Replace the embeddings of image tokens in x [B, T, D] by vision tokens [M, D], whose rows are ``slots`` [B, T] (M for none); returns x's shape."""
         return _fill(x, tokens, slots)
 
     def fill_words(self, x: jax.Array, inputs: ModelInputs, merger_input: jax.Array) -> jax.Array:
