@@ -46,6 +46,7 @@ COMMANDS = {
     ),
     "data": Command("unipixel_jax.data.cli:configure", "look at training data, and pack it", compiles=False, spins=False),
     "train": Command("unipixel_jax.train.cli:configure", "train a model, or export what was trained", spins=False),
+    "export": Command("unipixel_jax.export.cli:configure", "write the parts of inference as ONNX or StableHLO"),
     "plan": Command("unipixel_jax.plan.cli:configure", "say whether a run fits a topology, and what it costs there"),
     "bench": Command("unipixel_jax.bench.cli:configure", "measure speed", compiles=False, spins=False),
 }

@@ -84,8 +84,8 @@ class Checker:
         held = np.zeros(step.inputs["held"].shape, np.int32)
         length = read["keys"].shape[3]
         keys[:, :, :, :length], values[:, :, :, :length], held[:, :length] = read["keys"], read["values"], self._known["segments"]
-        position = self._known["position_ids"].max() + 1
-        return {"token": np.asarray(WORD, np.int32), "position": position.astype(np.int32), "held": held, "keys": keys, "values": values}
+        position = np.asarray(self._known["position_ids"].max() + 1, np.int32)
+        return {"token": np.asarray(WORD, np.int32), "position": position, "held": held, "keys": keys, "values": values}
 
 
 def _prompt(model: UniPixelModel, shapes: Shapes, rng: np.random.Generator) -> Arrays:

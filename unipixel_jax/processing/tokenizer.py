@@ -86,6 +86,17 @@ class Tokenizer:
             ids[key] = found
         return cls(backend, _read_template(root, settings), ids["pad_token"], ids["eos_token"])
 
+    @classmethod
+    def from_file(cls, path: Path, pad_id: int, eos_id: int) -> Tokenizer:
+        """Read a ``tokenizer.json`` alone, without transformers; the result has no chat template.
+
+        Raises:
+            UserError: it is missing, or no tokenizer file.
+        """
+        _require_sound(path)
+        with _failing(f"{path} is not a tokenizer file"):
+            return cls(tokenizers.Tokenizer.from_file(str(path)), "", pad_id, eos_id)
+
     def check(self, config: UniPixelConfig) -> None:
         """Compare the ids of the special tokens with those of the model, and all ids with the rows of its embedding.
 

@@ -1,0 +1,69 @@
+"""Parts as StableHLO by ``jax.export``: portable programs, which run on any platform that has a compiler for StableHLO, without this package.
+
+The weights are arguments of the programs and lie in one file of safetensors, so that they are stored once for all parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from unipixel_jax.core.trees import join
+from unipixel_jax.errors import needing
+from unipixel_jax.export.parts import Part, make_parts
+from unipixel_jax.export.shapes import Shapes
+from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.ops.attention import use_attention
+
+WEIGHTS = "weights.safetensors"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def weights(model: UniPixelModel) -> dict[str, Any]:
+    """Return the weights of a model by their paths."""
+    return {name: leaf.get_value() for name, (_, leaf) in _variables(nnx.state(model)).items()}
+
+
+def _variables(state: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the key path and the variable of each weight, by its path as text."""
+    flat: Any = nnx.to_flat_state(state)
+    return {join(path): (path, leaf) for path, leaf in flat}
+
+
+def save_weights(model: UniPixelModel, path: Path) -> None:
+    """Write the weights of a model.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    with needing("stablehlo", "export --format stablehlo"):
+        from safetensors.numpy import save_file
+    save_file({name: np.asarray(value) for name, value in weights(model).items()}, path)
+
+
+def convert(model: UniPixelModel, shapes: Shapes, part: Part, platforms: Sequence[str]) -> bytes:
+    """Return a part as a program of the weights, by their paths, and the part's inputs, by position.
+
+    Attention is XLA's own, since kernels for one platform keep a program from all others.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    with needing("stablehlo", "export --format stablehlo"):
+        import flatbuffers  # noqa: F401
+    graph, state = nnx.split(model)
+    variables = _variables(state)
+
+    def run(own: Mapping[str, jax.Array], *inputs: jax.Array) -> tuple[jax.Array, ...]:
+        flat = [(path, leaf.replace(own[name])) for name, (path, leaf) in variables.items()]
+        whole = nnx.merge(graph, nnx.from_flat_state(flat))
+        return make_parts(whole, shapes)[part.name].function(*inputs)
+
+    given = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights(model).items()}
+    with use_attention("xla"):
+        return bytes(jax.export.export(jax.jit(run), platforms=tuple(platforms))(given, *part.inputs.values()).serialize())
