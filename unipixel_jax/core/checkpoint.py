@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,6 +54,11 @@ class StreamedArray:
     def of(cls, array: np.ndarray | jax.Array) -> StreamedArray:
         """Return an array that exists already as a stream of one piece."""
         return cls(array.shape, np.dtype(array.dtype), (lambda: iter((bytes_of(np.ascontiguousarray(np.asarray(array))),)),))
+
+    @property
+    def size(self) -> int:
+        """The number of entries, which Orbax adds up."""
+        return math.prod(self.shape)
 
     @property
     def chunk(self) -> tuple[int, ...]:
