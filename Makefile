@@ -1,11 +1,11 @@
 # Everything runs in virtual environments made here: .venv (demo, test, lint), .venv-parity (with torch), .venv-newest,
-# .venv-chips (with compilers for TPUs and GPUs).
+# .venv-onnx (with jax2onnx), .venv-chips (with compilers for TPUs and GPUs).
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= $(shell scripts/find_python.sh)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint package fuzz parity test-newest chips clean
+.PHONY: help demo test test-slow lint package fuzz parity onnx test-newest chips clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ fuzz: .venv/installed-dev  ## 5,000 mutated files and command lines, then 100 ki
 parity: .venv-parity/installed-dev,parity  ## add torch, and compare with it live
 	@.venv-parity/bin/python -m pytest -q -m torch
 
+# jax2onnx pins an older Orbax, so that it has an environment of its own.
+onnx: .venv-onnx/installed-dev,onnx  ## export to ONNX, and run that without JAX
+	@.venv-onnx/bin/python -m pytest -q -m onnx tests/export
+
 test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found here and the newest JAX for it
 	@.venv-newest/bin/python -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
 	@.venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -47,7 +51,7 @@ chips: .venv-chips/installed-dev,tpu  ## compile kernels and small plans for TPU
 	@.venv-chips/bin/python -m pytest -q -m chips
 
 clean:  ## remove environments, caches and outputs
-	rm -rf .venv .venv-parity .venv-newest .venv-chips outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv .venv-parity .venv-onnx .venv-newest .venv-chips outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 .venv-newest/installed-%: PYTHON = $(shell scripts/find_python.sh newest)
 .venv-newest/installed-%: INSTALL = --upgrade --upgrade-strategy eager
@@ -61,4 +65,4 @@ $(1)/installed-%: pyproject.toml
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $$(INSTALL) --editable ".[$$*]"
 	@touch "$$@"
 endef
-$(foreach e,.venv .venv-parity .venv-newest .venv-chips,$(eval $(call environment,$(e))))
+$(foreach e,.venv .venv-parity .venv-onnx .venv-newest .venv-chips,$(eval $(call environment,$(e))))

@@ -35,6 +35,9 @@ ROOMS = {
     "synthetic": {*ARGUMENTS, "train", "infer", "hub", "convert.sam2", "models", "losses", "data", "processing", "ops", "core", *INPUTS},
     "convert": {"models", "core", "processing", *CONFIG},
     "hub": {"convert", "models", "core", *CONFIG},
+    # the host's part of inference, in modules that need no JAX
+    "runtime": {"infer.answers", "infer.masks", "infer.prediction", "processing", "core.buckets", "core.files", *INPUTS},
+    "export": {*ARGUMENTS, "runtime", "infer", "hub", "convert", "models", "processing", "ops", "core", *INPUTS},
     # predictions come from infer, while scores need numpy alone
     "eval": {"infer", "data", "processing", "core", *ARGUMENTS, *INPUTS},
 }

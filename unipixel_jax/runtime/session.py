@@ -167,7 +167,7 @@ class Runtime:
         try:
             measure([[conversation]], c, BUCKETS.fixed(sizes))
         except UserError as error:
-            raise UserError(f"the export has no room for this prompt ({error}): export with more --words, --frames or a larger --size") from None
+            raise UserError(f"the export has no room for this prompt ({error}): export with more --words, --frames or --objects, or a larger --size") from None
         inputs = empty_inputs(sizes, c, self.manifest.pad_id, np.dtype(np.float32))
         write_inputs(inputs, [[conversation]], c)
         return inputs
