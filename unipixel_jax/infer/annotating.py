@@ -21,7 +21,9 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.infer.exports.base import class_name
 from unipixel_jax.infer.loading import EMBEDDED
 from unipixel_jax.infer.predictor import UniPixel
-from unipixel_jax.infer.sam2_session import Sam2Session
+from unipixel_jax.infer.sam2 import EncodedImage, Sam2Predictor
+from unipixel_jax.infer.segmentation import sigmoid
+from unipixel_jax.infer.tracking import resized
 from unipixel_jax.processing.media import Media, read_media
 
 MAX_PROMPTS = 32
@@ -30,6 +32,8 @@ BRUSH_POINTS = 8
 """The points that stand for a brush stroke."""
 _STROKE_PIXELS = 4096
 """Pixels of a stroke at most among which its points are chosen."""
+_SURE = 10.0
+"""The logit of a pixel of a mask that is corrected, as SAM 2 takes masks."""
 _DETERMINED = re.compile(r"(a|all|an|any|both|each|every|her|his|its|my|our|that|the|their|these|this|those|your)\b", re.IGNORECASE)
 
 
@@ -80,7 +84,7 @@ class Annotator:
     def __init__(self, model: UniPixel) -> None:
         self._model = model
         self._lock = threading.Lock()
-        self._seen: tuple[bytes, Sam2Session] | None = None
+        self._seen: tuple[bytes, EncodedImage] | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Annotator:
@@ -137,27 +141,41 @@ class Annotator:
         return [Region(label, mask, score) for label, mask, score in objects]
 
     def _by_clicks(self, pixels: NDArray[np.uint8], regions: list[Region], clicks: Clicks) -> list[Region]:
+        size = pixels.shape[:2]
         on = [*clicks.on, *(stroke_points(clicks.brush) if clicks.brush is not None else ())]
-        points, labels = [*on, *clicks.off], [1] * len(on) + [0] * len(clicks.off)
-        box = None if clicks.box is None else _within(clicks.box, pixels.shape[:2])
+        points = [*on, *clicks.off]
+        for x, y in points:
+            if not (0 <= x <= size[1] and 0 <= y <= size[0]):
+                raise UserError(f"the point {x:g},{y:g} lies outside the picture of {size[1]}x{size[0]} pixels")
         place = max(range(len(regions)), key=lambda index: _touched(regions[index].mask, on), default=0)
-        with self._model.loaded.on_mesh():
-            session = self._session(pixels)
-            number = session.add(0, mask=regions[place].mask).objects[-1] if regions else None
-            try:
-                result = session.add(0, number, points=points, labels=labels, box=box)
-            finally:
-                for known in session.objects:
-                    session.remove(known)
-        found = [Region(regions[place].label if regions else "", result.masks[0], float(result.scores[0]))]
-        return [region for region in [*regions[:place], *found, *regions[place + 1 :]] if region.mask.any()]
+        known = regions[place].mask if regions else None
+        mask, score = self._corrected(pixels, known, points, [1] * len(on) + [0] * len(clicks.off), clicks.box and _within(clicks.box, size))
+        found = Region(regions[place].label if regions else "", mask, score)
+        return [region for region in [*regions[:place], found, *regions[place + 1 :]] if region.mask.any()]
 
-    def _session(self, pixels: NDArray[np.uint8]) -> Sam2Session:
-        key = hashlib.sha256(pixels.tobytes()).digest() + repr(pixels.shape).encode()
-        if self._seen is None or self._seen[0] != key:
-            loaded = self._model.loaded
-            self._seen = key, Sam2Session(loaded.model.sam2, loaded.dtype, read_media(pixels, None))
-        return self._seen[1]
+    def _corrected(
+        self,
+        pixels: NDArray[np.uint8],
+        known: NDArray[np.bool_] | None,
+        points: Sequence[tuple[float, float]],
+        labels: Sequence[int],
+        box: Sequence[float] | None,
+    ) -> tuple[NDArray[np.bool_], float]:
+        """The mask of one object and its score: of the four masks that SAM 2.1 gives, the one with the highest predicted IoU."""
+        loaded = self._model.loaded
+        predictor = Sam2Predictor(loaded.model.sam2)
+        given: dict[str, Any] = {"points": points, "labels": labels} if points else {}
+        if known is not None:
+            side = 4 * loaded.config.sam2.grid
+            given["mask_input"] = resized(known.astype(np.float32) * (2 * _SURE) - _SURE, side)
+        with loaded.on_mesh():
+            key = hashlib.sha256(pixels.tobytes()).digest() + repr(pixels.shape).encode()
+            if self._seen is None or self._seen[0] != key:
+                self._seen = key, predictor.encode(pixels)
+            found = [predictor.segment(self._seen[1], box=box, multimask=several, **given) for several in (False, True)]
+        masks, iou = (np.concatenate([getattr(answer, name)[0] for answer in found]) for name in ("masks", "iou"))
+        best = int(np.argmax(iou))
+        return masks[best], float(iou[best] * sigmoid(found[0].presence)[0])
 
 
 def prompts_of(text: str) -> dict[str, str]:

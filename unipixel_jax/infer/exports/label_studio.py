@@ -17,10 +17,13 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.errors import UserError
 from unipixel_jax.infer.exports.base import Export, Labelled, xml_text
 
 BRUSH, IMAGE = "brush", "image"
 """The names of the tags in the labelling configuration, by which results say to what they belong."""
+_MAX_BYTES = 1 << 22
+"""The most bytes of a stroke that are read."""
 _VALUE_BITS, _LENGTH_BITS = 8, 16
 _SIZES = (3, 4, 8, _LENGTH_BITS)
 """The four sizes of lengths in bits, those that Label Studio's own converter writes; here all runs have the largest."""
@@ -42,6 +45,38 @@ def brush_runs(mask: NDArray[np.bool_]) -> list[int]:
     header = [_bits(np.array([4 * flat.size]), 32), _bits(np.array([_VALUE_BITS - 1]), 5), *(_bits(np.array([size - 1]), 4) for size in _SIZES)]
     run = [np.ones((len(parts), 3), bool), _bits(parts - 1, _LENGTH_BITS), np.repeat(values[:, None], _VALUE_BITS, axis=1)]
     return np.packbits(np.concatenate([*(part.ravel() for part in header), np.concatenate(run, axis=1).ravel()])).tolist()
+
+
+def brush_mask(runs: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask bool [H, W] that the brush's code holds: the pixels whose opacity is not 0.
+
+    Args:
+        runs: what ``brush_runs`` or Label Studio wrote.
+        size: height and width in pixels.
+
+    Raises:
+        UserError: it is no such code, or one of another size.
+    """
+    if not isinstance(runs, list) or not 0 < len(runs) <= _MAX_BYTES or not all(type(byte) is int and 0 <= byte < 256 for byte in runs):
+        raise UserError(f"the brush stroke is {str(runs)[:40]}, expected a list of at most {_MAX_BYTES:,} numbers from 0 to 255")
+    text, place = (np.unpackbits(np.asarray(runs, np.uint8)) + 48).tobytes(), 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        place += count
+        if place > len(text):
+            raise UserError(f"the brush stroke of {len(runs)} bytes ends amid a run: send it again")
+        return int(text[place - count : place], 2)
+
+    total, value_bits, sizes = read(32), read(5) + 1, [read(4) + 1 for _ in range(4)]
+    if total != 4 * size[0] * size[1]:
+        raise UserError(f"the brush stroke has {total // 4} pixels, expected {size[1]}x{size[0]}, those of the picture")
+    values, done = np.zeros(total, bool), 0
+    while done < total:
+        same, length = read(1), read(sizes[read(2)]) + 1
+        values[done : done + length] = read(value_bits) if same else [read(value_bits) for _ in range(min(length, total - done))]
+        done += length
+    return values.reshape(*size, 4)[..., 3]
 
 
 def brush_region(mask: NDArray[np.bool_], label: str, score: float, *, region: str, control: str = BRUSH, image: str = IMAGE) -> dict[str, Any]:

@@ -29,7 +29,8 @@ _LONGEST_NAME = 200
 def export_results(folder: Path, jobs: Sequence[Job], exports: Sequence[Export], *, upright: bool = True) -> int:
     """Write the photos and the clips' frames that jobs have asked about, with the objects that all their answers found.
 
-    A class is what a prompt asks for. What no answer was found for is left out, and a photo without objects is written without any.
+    A class is what a prompt asks for, and the objects of a picture come in the order of its prompts. What has no result is left out, and a photo in which
+    nothing was found is written without objects.
 
     Args:
         folder: the folder of the results.
@@ -43,6 +44,7 @@ def export_results(folder: Path, jobs: Sequence[Job], exports: Sequence[Export],
     Raises:
         UserError: there are no results, a line is none, or a photo or clip cannot be read or has changed.
     """
+    order = {prompt: place for place, prompt in enumerate(dict.fromkeys(job.prompt for job in jobs))}
     names = list(dict.fromkeys(class_name(job.prompt) for job in jobs))
     classes = {name: number for number, name in enumerate(names, start=1)}
     answered = _lines_of(folder, {(str(job.media), job.prompt) for job in jobs})
@@ -54,7 +56,7 @@ def export_results(folder: Path, jobs: Sequence[Job], exports: Sequence[Export],
     for media in dict.fromkeys(str(job.media) for job in jobs):
         if media not in answered:
             continue
-        found = [item for line in answered[media] for item in _objects(line, classes)]
+        found = [item for line in sorted(answered[media], key=lambda line: order[line.prompt]) for item in _objects(line, classes)]
         source = open_frames(media, upright=upright)
         name = _free_name(source.name, used)
         for frame in source:
@@ -69,10 +71,11 @@ def export_results(folder: Path, jobs: Sequence[Job], exports: Sequence[Export],
 
 @dataclass(frozen=True)
 class _Line:
-    """Where a result stands: the file, and the place of its line's first byte."""
+    """Where a result stands: the file, the place of its line's first byte, and what was asked."""
 
     path: Path
     place: int
+    prompt: str
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _lines_of(folder: Path, wanted: set[tuple[str, str]]) -> dict[str, list[_Lin
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{path}, line {number}: it is no result: remove the line") from None
             if asked in wanted:
-                found.setdefault(asked[0], []).append(_Line(path, place))
+                found.setdefault(asked[0], []).append(_Line(path, place, asked[1]))
             place += len(line)
     return found
 
@@ -106,9 +109,8 @@ def _objects(line: _Line, classes: Mapping[str, int]) -> Iterator[_Found]:
         entry = json.loads(file.readline())
     try:
         for item in entry["objects"]:
-            kind = classes[class_name(entry["prompt"])]
             frames = zip(entry["frames"], zip(item["masks"], item["scores"], item["presence"], strict=True), strict=True)
-            yield _Found(kind, dict(frames))
+            yield _Found(classes[class_name(line.prompt)], dict(frames))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{line.path}, the line at byte {line.place}: it is no result: remove it, and run the job again") from None
 
