@@ -72,7 +72,7 @@ def test_what_cannot_be_answered_is_refused(text, clicks, words, annotator, phot
 
 
 def test_clips_and_what_is_no_picture_are_refused(annotator, photo, tmp_path):
-    with pytest.raises(UserError, match="has 8 frames, expected one picture"):
+    with pytest.raises(UserError, match="clip is a clip, expected one picture"):
         annotator.find(ASSETS / "clip.gif", "circle")
     (tmp_path / "a.png").write_text("none")
     with pytest.raises(UserError, match=r"a\.png"):

@@ -128,6 +128,7 @@ WITHOUT = "<View><Image name='image' value='$image'/><Choices name='c' toName='i
         ({"tasks": None}, "the tasks are None, expected a list of tasks with data"),
         ({"tasks": [3]}, r"the tasks are \[3\]"),
         ({"tasks": [{"id": 1}]}, "expected a list of tasks with data"),
+        ({"label_config": None, "project": "2.1700000000"}, "the request has no labelling configuration"),
         ({"label_config": WITHOUT}, "no BrushLabels or PolygonLabels of an Image"),
         (request(data={"picture": ADDRESS}), "the task has no picture under 'image'"),
         (request(data={"image": 3}), "the task has no picture under 'image'"),

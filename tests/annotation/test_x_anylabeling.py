@@ -99,6 +99,8 @@ def test_outlines_get_coarser_with_the_slider(model, image):
         ({"marks": [point((999, 5))]}, "the point 999,5 lies outside the picture"),
         ({"marks": [{"type": "rectangle", "label": 0, "data": [1, 2, 3, 4]}]}, "expected a point, or a rectangle around an object"),
         ({"marks": [{"type": "rectangle", "data": [1, 2, 3, None]}]}, "the rectangle is"),
+        ({"marks": [point(SQUARE)], "conf_threshold": "high"}, "conf_threshold is"),
+        ({"marks": [point(SQUARE)], "epsilon_factor": None}, "epsilon_factor is"),
         ({"text_prompt": "cat", "marks": [{"type": "rectangle", "data": [1, 2, 3, 4]}] * 2}, "words with 2 rectangles"),
     ],
 )

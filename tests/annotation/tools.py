@@ -7,6 +7,7 @@ The stand-ins keep what the tools document and no more: Label Studio's ML backen
 
 import dataclasses
 import importlib.util
+import json
 import math
 import os
 import sys
@@ -65,11 +66,18 @@ class LabelStudioMLBase:
     def __init__(self, project_id=None, label_config=None):
         self.project_id = project_id or ""
         if label_config is not None:
-            self.parsed_label_config = parse_config(label_config)
+            self.set("parsed_label_config", json.dumps(parse_config(label_config)))
         self.setup()
 
     def set(self, key, value):
         self._cache[self.project_id][key] = value
+
+    def has(self, key):
+        return key in self._cache[self.project_id]
+
+    @property
+    def parsed_label_config(self):
+        return json.loads(self._cache[self.project_id]["parsed_label_config"])
 
     def get_local_path(self, url, task_id=None):
         """Only what stands below ``LOCAL_FILES_DOCUMENT_ROOT`` is read, as the SDK reads it without an address of Label Studio."""

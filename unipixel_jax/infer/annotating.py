@@ -119,9 +119,9 @@ class Annotator:
         Raises:
             UserError: the picture cannot be read or is a clip, nothing is asked for, or clicks lie outside the picture.
         """
-        clip = read_media(media, None)
+        clip = read_media(media, 2)  # two frames tell a clip, however long it is
         if len(clip.frames) != 1:
-            raise UserError(f"{clip.name} has {len(clip.frames)} frames, expected one picture")
+            raise UserError(f"{clip.name} is a clip, expected one picture: take one of its frames")
         pixels = clip.frames[0]
         if not text.strip() and not clicks:
             raise UserError("nothing is asked for: give words, points, a box or a brush stroke")

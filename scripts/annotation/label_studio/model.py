@@ -128,6 +128,8 @@ class UniPixelBackend(LabelStudioMLBase):
         try:
             if not isinstance(tasks, list) or not all(isinstance(task, dict) and isinstance(task.get("data"), dict) for task in tasks):
                 raise UserError(f"the tasks are {str(tasks)[:60]}, expected a list of tasks with data")
+            if not self.has("parsed_label_config"):
+                raise UserError("the request has no labelling configuration: expected label_config")
             output = Output.find(self.parsed_label_config)
             return ModelResponse(predictions=[self._predict(task, output, (context or {}).get("result")) for task in tasks])
         except UserError as error:

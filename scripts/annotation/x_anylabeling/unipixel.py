@@ -55,7 +55,7 @@ class UniPixelModel(BaseModel):
         pixels = np.ascontiguousarray(image[..., ::-1])
         regions = [region for clicks in asked for region in self._annotator.find(pixels, text, clicks)]
         settings = {**self.params, **params}
-        least = float(settings.get("conf_threshold", 0))
+        (least,) = numbers([settings.get("conf_threshold", 0)], 1, "conf_threshold")
         shapes = [
             shape
             for number, region in enumerate((region for region in regions if region.score >= least), start=1)
@@ -89,7 +89,8 @@ def _shapes(region: Region, number: int, settings: Mapping[str, Any]) -> list[Sh
     common = {"label": region.label or UNNAMED, "score": min(1.0, max(0.0, region.score))}
     shapes = []
     if settings.get("show_masks", True):
-        parts = [_simplified(corners, float(settings.get("epsilon_factor", 0.001))) for corners in polygons(region.mask)]
+        (share,) = numbers([settings.get("epsilon_factor", 0.001)], 1, "epsilon_factor")
+        parts = [_simplified(corners, share) for corners in polygons(region.mask)]
         group = number if len(parts) > 1 else None
         shapes += [Shape(shape_type="polygon", points=[*part, part[0]], group_id=group, **common) for part in parts]
     box = box_of(region.mask)
