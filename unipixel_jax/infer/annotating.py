@@ -24,7 +24,7 @@ from unipixel_jax.infer.predictor import UniPixel
 from unipixel_jax.infer.sam2 import EncodedImage, Sam2Predictor
 from unipixel_jax.infer.segmentation import sigmoid
 from unipixel_jax.infer.tracking import resized
-from unipixel_jax.processing.media import Media, read_media
+from unipixel_jax.processing.media import Clip, Media, read_media
 
 MAX_PROMPTS = 32
 """Prompts in one text at most; the language model reads the picture once for each."""
@@ -126,19 +126,18 @@ class Annotator:
         if not text.strip() and not clicks:
             raise UserError("nothing is asked for: give words, points, a box or a brush stroke")
         with self._lock:
-            regions = self._by_words(pixels, text) if text.strip() else []
+            regions = self._by_words(clip, text) if text.strip() else []
             if not clicks:
                 return regions
             if text.strip() and not regions:
                 raise UserError(f"the words {text!r} find nothing that the clicks could correct: leave out the words, or the clicks")
             return self._by_clicks(pixels, regions, clicks)
 
-    def _by_words(self, pixels: NDArray[np.uint8], text: str) -> list[Region]:
+    def _by_words(self, clip: Clip, text: str) -> list[Region]:
         asked = prompts_of(text)
-        found = self._model.segment(pixels, list(asked.values()))
         labels = list(asked)
-        objects = [(labels[item.prompt], item.mask(0), float(item.scores[0])) for item in found.objects if item.found]
-        return [Region(label, mask, score) for label, mask, score in objects]
+        found = self._model.segment(clip, list(asked.values()))
+        return [Region(labels[item.prompt], item.mask(0), float(item.scores[0])) for item in found.objects if item.found]
 
     def _by_clicks(self, pixels: NDArray[np.uint8], regions: list[Region], clicks: Clicks) -> list[Region]:
         size = pixels.shape[:2]
