@@ -1,11 +1,13 @@
 # Everything runs in virtual environments made here: .venv (demo, test, lint), .venv-parity (with torch), .venv-newest,
-# .venv-onnx (with jax2onnx), .venv-chips (with compilers for TPUs and GPUs).
+# .venv-onnx (with jax2onnx), .venv-chips (with compilers for TPUs and GPUs), .venv-annotation (with annotation tools).
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= $(shell scripts/find_python.sh)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint package fuzz parity onnx test-newest chips clean
+.PHONY: help demo test test-slow lint package fuzz parity onnx test-newest chips annotation clean
+
+ENVIRONMENTS := .venv .venv-parity .venv-onnx .venv-newest .venv-chips .venv-annotation
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -50,8 +52,16 @@ chips: .venv-chips/installed-dev,tpu  ## compile kernels and small plans for TPU
 	@.venv-chips/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach p,plugin pjrt,jax-cuda12-$(p)==$$(.venv-chips/bin/python -c 'import jax; print(jax.__version__)')) nvidia-cuda-nvcc-cu12
 	@.venv-chips/bin/python -m pytest -q -m chips
 
+# The packages of annotation tools pin others, so they have an environment of their own. The two servers are on no index: clone them and name the clones.
+annotation: .venv-annotation/installed-dev  ## the tests of exports and backends with the annotation tools' own packages
+	@test -d "$(LABEL_STUDIO_ML)/label_studio_ml" && test -d "$(X_ANYLABELING_SERVER)/app" || { \
+	  echo "clone HumanSignal/label-studio-ml-backend and CVHub520/X-AnyLabeling-Server, and give make LABEL_STUDIO_ML=DIR X_ANYLABELING_SERVER=DIR"; exit 1; }
+	@.venv-annotation/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/annotation/requirements.txt
+	@LABEL_STUDIO_ML="$(LABEL_STUDIO_ML)" X_ANYLABELING_SERVER="$(X_ANYLABELING_SERVER)" QT_QPA_PLATFORM=offscreen \
+	  .venv-annotation/bin/python -m pytest -q -W default -m "not slow" tests/annotation
+
 clean:  ## remove environments, caches and outputs
-	rm -rf .venv .venv-parity .venv-onnx .venv-newest .venv-chips outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(ENVIRONMENTS) outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 .venv-newest/installed-%: PYTHON = $(shell scripts/find_python.sh newest)
 .venv-newest/installed-%: INSTALL = --upgrade --upgrade-strategy eager
@@ -65,4 +75,4 @@ $(1)/installed-%: pyproject.toml
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $$(INSTALL) --editable ".[$$*]"
 	@touch "$$@"
 endef
-$(foreach e,.venv .venv-parity .venv-onnx .venv-newest .venv-chips,$(eval $(call environment,$(e))))
+$(foreach e,$(ENVIRONMENTS),$(eval $(call environment,$(e))))

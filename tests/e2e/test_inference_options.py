@@ -69,7 +69,7 @@ def test_several_prompts_are_tracked_together_and_exported(monkeypatch, tmp_path
 
     masks = np.array([[decode_mask(runs) for runs in item["masks"]] for item in report["objects"]])
     coco = COCO("outputs/clip-coco/annotations.json")
-    assert [category["name"] for category in coco.loadCats([1, 2])] == [CIRCLE, SQUARE]
+    assert [f"Please segment the {category['name']}." for category in coco.loadCats([1, 2])] == [CIRCLE, SQUARE]
     for item in coco.loadAnns(coco.getAnnIds()):
         np.testing.assert_array_equal(coco.annToMask(item), masks[item["category_id"] - 1, coco.imgs[item["image_id"]]["frame"]])
     assert len(coco.anns) == np.count_nonzero(masks.any((2, 3))) > 8

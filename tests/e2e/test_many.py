@@ -170,6 +170,17 @@ def test_a_folder_and_prompts_make_results_that_are_resumed(folder, tmp_path, ca
         assert read_lines(out / "failures.jsonl") == []
     assert command(folder, "--prompts", prompts, "--out", out, "--resume") == 0
     assert "0 answered, 4 were there" in capsys.readouterr().out
+    assert command(folder, "--prompts", prompts, "--out", out, "--resume", "--format", "coco") == 0
+    assert f"2 pictures: {out / 'coco'}" in capsys.readouterr().out
+    exported = json.loads((out / "coco" / "annotations.json").read_text())
+    assert [image["file_name"] for image in exported["images"]] == ["0.jpg", "1.jpg"]
+    assert [category["name"] for category in exported["categories"]] == ["circle", "What is at the left?"]
+    found = {entry["media"][-5]: entry["objects"] for entry in results if entry["prompt"] == "Segment the circle."}
+    wanted = [item["masks"][0]["counts"] for number in "01" for item in found[number] if item["found"]]
+    assert wanted and [item["segmentation"]["counts"] for item in exported["annotations"] if item["category_id"] == 1] == wanted
+    for options, words in ((["--format", "gif"], "--format gif is of one clip's overlay"), (["--format", "coco", "--host", "0/2"], "2 hosts share the jobs")):
+        assert command(folder, "--prompts", prompts, "--out", out, "--resume", *options) == 1
+        assert words in capsys.readouterr().err
     prompts.write_text("Segment the square.\n")
     assert command(folder, "--prompts", prompts, "--out", out, "--resume") == 1
     assert "result of another job with the id '0.png#1'" in capsys.readouterr().err

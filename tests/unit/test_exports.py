@@ -1,48 +1,25 @@
 """Masks in the formats of other tools, read back by their own libraries."""
 
+import base64
+import io
 import json
 import sys
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from exported import HEIGHT, LABELS, WIDTH, decoded_brush, disc, results, written
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.exports import EXPORTS, davis_palette, label_image, labels_of, polygons
-from unipixel_jax.infer.prediction import FrameResult
-
-HEIGHT, WIDTH = 90, 130
-LABELS = {1: 'the "round" thing: 圆', 2: "a ring", 3: "dots"}
-
-
-def disc(x, y, radius):
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
-
-
-def results():
-    """Three frames: a disc that moves; a ring, which has a hole, and is gone on the last frame; one object of a pixel, a line and a rectangle at the border."""
-    for frame in range(3):
-        dots = np.zeros((HEIGHT, WIDTH), bool)
-        dots[3, 5] = dots[70, 10:30] = True
-        dots[80:, 100:] = True
-        ring = disc(90, 40, 25) & ~disc(90, 40, 4) if frame < 2 else np.zeros_like(dots)
-        masks = np.stack([disc(40 + 20 * frame, 45, 22), ring, dots])
-        scores = np.array([0.5 + 0.2 * frame, 0.6, 0.9], np.float32)
-        pixels = np.random.default_rng(frame).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        yield FrameResult(7 + frame, frame / 10, pixels, (1, 2, 3), masks, scores, scores)
-
-
-def written(kind, folder):
-    export = EXPORTS[kind](folder)
-    export.start(LABELS)
-    for result in results():
-        export.add(result)
-    export.finish()
-    return folder
+from unipixel_jax.infer.exports import EXPORTS, labels_of
+from unipixel_jax.infer.exports.base import class_name, has_holes, polygons
+from unipixel_jax.infer.exports.cvat import cvat_mask
+from unipixel_jax.infer.exports.label_images import davis_palette, label_image
+from unipixel_jax.infer.exports.label_studio import brush_mask, brush_runs
 
 
 def test_coco_is_read_by_pycocotools(tmp_path, capsys):
@@ -83,21 +60,112 @@ def test_yolo_is_read_as_ultralytics_reads_it(tmp_path):
 
 
 def test_labelme_holds_what_its_reader_asks_for(tmp_path):
-    """labelme's `LabelFile.load` needs these keys, and opens the image at `imagePath` where `imageData` is null. Its `shape_to_mask` draws with Pillow."""
+    """labelme's reader needs these keys, and opens the image at `imagePath` where `imageData` is null. It draws polygons with Pillow, and lays masks into their
+    boxes, whose second corner is their last pixel. `tests/annotation/test_readers.py` reads the same with labelme itself.
+    """
     folder = written("labelme", tmp_path / "clip-labelme")
     for result in results():
         found = json.loads((folder / f"{result.frame:06d}.json").read_text(encoding="utf-8"))
         assert set(found) == {"version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"} and found["imageData"] is None
         with Image.open(folder / found["imagePath"]) as shown:
             assert shown.size == (found["imageWidth"], found["imageHeight"]) == (WIDTH, HEIGHT)
-        for number in (1, 3):
-            drawn = Image.new("1", (WIDTH, HEIGHT))
-            for shape in found["shapes"]:
-                assert set(shape) == {"label", "points", "group_id", "shape_type", "flags", "description"} and shape["shape_type"] == "polygon"
-                assert shape["label"] == LABELS[shape["group_id"]] and len(shape["points"]) >= 3
-                if shape["group_id"] == number:
-                    ImageDraw.Draw(drawn).polygon([tuple(point) for point in shape["points"]], outline=1, fill=1)
-            np.testing.assert_array_equal(np.asarray(drawn), result.masks[number - 1])
+        drawn = np.zeros((3, HEIGHT, WIDTH), bool)
+        for shape in found["shapes"]:
+            assert set(shape) == {"label", "points", "group_id", "shape_type", "flags", "description", "mask"}
+            assert shape["label"] == LABELS[shape["group_id"]]
+            own = Image.new("1", (WIDTH, HEIGHT))
+            if shape["shape_type"] == "mask":
+                (left, top), (right, bottom) = shape["points"]
+                with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as pixels:
+                    own = np.zeros((HEIGHT, WIDTH), bool)
+                    own[top : bottom + 1, left : right + 1] = np.asarray(pixels)
+            else:
+                assert shape["shape_type"] == "polygon" and shape["mask"] is None and len(shape["points"]) >= 3
+                ImageDraw.Draw(own).polygon([tuple(point) for point in shape["points"]], outline=1, fill=1)
+            drawn[shape["group_id"] - 1] |= np.asarray(own)
+        np.testing.assert_array_equal(drawn, result.masks)
+        assert [shape["group_id"] for shape in found["shapes"] if shape["shape_type"] == "mask"] == ([2] if result.frame < 9 else [])
+
+
+def test_cvat_masks_are_those_that_its_library_reads(tmp_path):
+    """CVAT reads an image's masks as its library does the same runs with the box behind them."""
+    from cvat_sdk.masks import decode_mask, encode_mask
+
+    folder = written("cvat", tmp_path / "clip-cvat")
+    root = ElementTree.parse(folder / "annotations.xml").getroot()
+    assert root.tag == "annotations" and root.findtext("version") == "1.1" and root.findtext("meta/task/mode") == "annotation"
+    assert [(label.findtext("name"), label.findtext("type")) for label in root.iterfind("meta/task/labels/label")] == [(n, "mask") for n in LABELS.values()]
+    for image, result in zip(root.iterfind("image"), results(), strict=True):
+        assert {key: image.get(key) for key in ("id", "width", "height")} == {"id": str(result.frame), "width": str(WIDTH), "height": str(HEIGHT)}
+        with Image.open(folder / "images" / image.get("name")) as shown:
+            assert shown.size == (WIDTH, HEIGHT)
+        masks = {int(mask.get("group_id")): mask for mask in image.iterfind("mask")}
+        assert list(masks) == [number for number, mask in zip(result.objects, result.masks, strict=True) if mask.any()]
+        for number, mask in masks.items():
+            left, top, width, height = (int(mask.get(key)) for key in ("left", "top", "width", "height"))
+            runs = [*map(int, mask.get("rle").split(",")), left, top, left + width - 1, top + height - 1]
+            assert mask.get("label") == LABELS[number] and runs == encode_mask(result.masks[number - 1])
+            np.testing.assert_array_equal(decode_mask(runs, image_width=WIDTH, image_height=HEIGHT), result.masks[number - 1])
+
+
+def test_a_mask_that_begins_with_its_first_pixel_has_an_empty_run_first():
+    mask = np.array([[1, 1, 0], [0, 1, 0]], bool)
+    assert cvat_mask(mask) == ([0, 2, 1, 1], (0, 0, 2, 2))
+
+
+def test_label_studio_tasks_hold_the_masks_as_its_brush_paints_them(tmp_path):
+    """The decoder in `exported.py` follows the package of Label Studio's own page; `tests/annotation/test_readers.py` reads the same with its SDK."""
+    folder = written("label-studio", tmp_path / "clip-label-studio")
+    tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+    config = ElementTree.parse(folder / "labeling_config.xml").getroot()
+    assert [label.get("value") for label in config.iterfind("BrushLabels/Label")] == list(LABELS.values())
+    assert config.find("BrushLabels").get("toName") == config.find("Image").get("name") == "image" and config.find("Image").get("value") == "$image"
+    seen = set()
+    for task, result in zip(tasks, results(), strict=True):
+        assert task["data"]["image"] == f"/data/local-files/?d=clip-label-studio/images/{result.frame:06d}.jpg"
+        assert (folder / "images" / f"{result.frame:06d}.jpg").is_file()
+        (prediction,) = task["predictions"]
+        assert prediction["model_version"] == "unipixel-jax" and 0 < prediction["score"] <= 1
+        wanted = [(LABELS[number], mask) for number, mask in zip(result.objects, result.masks, strict=True) if mask.any()]
+        for region, (label, mask) in zip(prediction["result"], wanted, strict=True):
+            assert (region["type"], region["from_name"], region["to_name"]) == ("brushlabels", "brush", "image") and region["id"] not in seen
+            seen.add(region["id"])
+            assert region["value"]["brushlabels"] == [label] and (region["original_width"], region["original_height"]) == (WIDTH, HEIGHT)
+            values = decoded_brush(region["value"]["rle"]).reshape(HEIGHT, WIDTH, 4)
+            np.testing.assert_array_equal(values, np.repeat(mask[..., None], 4, axis=2) * 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 30), (300, 400)])
+def test_brush_strokes_are_read_as_they_were_written(size, rng):
+    for mask in (rng.random(size) < 0.5, np.zeros(size, bool), np.ones(size, bool)):
+        np.testing.assert_array_equal(brush_mask(brush_runs(mask), size), mask)
+
+
+def test_brush_strokes_of_other_lengths_of_runs_are_read():
+    """Eight values of 8 bits in two runs, whose lengths have 3 bits: four values as they are, then four times 200. The last of each four is the opacity."""
+    bits = f"{8:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    bits += "0" + "00" + f"{3:03b}" + "".join(f"{value:08b}" for value in (9, 9, 9, 0)) + "1" + "00" + f"{3:03b}" + f"{200:08b}"
+    bits += "0" * (-len(bits) % 8)
+    runs = [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+    assert brush_mask(runs, (1, 2)).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        (None, "expected a list"),
+        ([], "expected a list"),
+        ([1, 256], "expected a list"),
+        ([1, True], "expected a list"),
+        ([0, 0], "ends amid a run"),
+        (brush_runs(np.ones((4, 4), bool))[:-3], "ends amid a run"),
+        (brush_runs(np.ones((4, 5), bool)), "20 pixels, expected 4x4"),
+        ([255] * 40, "pixels, expected 4x4"),
+    ],
+)
+def test_a_bad_brush_stroke_is_refused(runs, words):
+    with pytest.raises(UserError, match=words):
+        brush_mask(runs, (4, 4))
 
 
 def test_label_images_have_the_numbers_as_indices(tmp_path):
@@ -136,13 +204,43 @@ def test_a_clip_that_fails_before_its_first_frame_leaves_nothing(kind, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_mask_has_no_polygons():
-    assert polygons(np.zeros((4, 5), bool)) == []
+def test_an_empty_mask_has_no_polygons_and_no_holes():
+    assert polygons(np.zeros((4, 5), bool)) == [] and not has_holes(np.zeros((4, 5), bool))
+
+
+def test_holes_are_found():
+    ring = disc(40, 40, 20) & ~disc(40, 40, 3)
+    assert has_holes(ring) and not has_holes(disc(40, 40, 20)) and not has_holes(disc(20, 40, 8) | disc(60, 40, 8))
 
 
 def test_objects_are_named_after_their_prompts():
     assert labels_of(["the dog", "all\n cats", "the dog"], [0, 1, 1, 2]) == {1: "the dog #1", 2: "all cats #2", 3: "all cats #3", 4: "the dog #4"}
-    assert labels_of(["the dog", "the cat"], [1, 0]) == {1: "the cat", 2: "the dog"}
+    assert labels_of(["Please segment the dog.", "Segment a cat"], [1, 0]) == {1: "cat", 2: "dog"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("Please segment the large blue square.", "large blue square"),
+        ("segment  all\ncars", "cars"),
+        ("Can you segment the man on the left in this image?", "man on the left"),
+        ("Find the ball!", "ball"),
+        ("Where is the dog?", "Where is the dog?"),
+        ("Please segment <region>.", "Please segment <region>."),
+    ],
+)
+def test_a_class_is_what_the_prompt_asks_for(prompt, name):
+    assert class_name(prompt) == name
+
+
+def test_names_that_xml_cannot_hold_are_written_without_those_characters(tmp_path):
+    for kind, file in (("cvat", "annotations.xml"), ("label-studio", "labeling_config.xml")):
+        export = EXPORTS[kind](tmp_path / kind)
+        export.start({number: f"bell \x07 <&\"> {number}" for number in LABELS})
+        export.add(next(results()))
+        export.finish()
+        names = [element.get("label") or element.get("value") for element in ElementTree.parse(tmp_path / kind / file).getroot().iter()]
+        assert 'bell \ufffd <&"> 1' in names
 
 
 @pytest.mark.parametrize("kind", EXPORTS)

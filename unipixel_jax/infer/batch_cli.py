@@ -14,6 +14,7 @@ from unipixel_jax.arguments import positive, positive_or_all
 from unipixel_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from unipixel_jax.infer.exports import Export
     from unipixel_jax.infer.job_source import Job
 
 
@@ -33,7 +34,18 @@ def run_many(args: argparse.Namespace) -> int:
     jobs = _read(args)
     with ExitStack() as stack:
         share = share_of(args.host, stack)
-        return _run(args, jobs, share)
+        return _run(args, jobs, share, _exports(args, share))
+
+
+def _exports(args: argparse.Namespace, share: tuple[int, int]) -> list[Export]:
+    """The folders in the formats of other tools, inside that of the results."""
+    from unipixel_jax.infer.exports import EXPORTS
+
+    if unknown := [name for name in args.format if name not in EXPORTS]:
+        raise UserError(f"--format {unknown[0]} is of one clip's overlay, and --out for many: expected some of {', '.join(EXPORTS)}")
+    if args.format and share[1] > 1:
+        raise UserError(f"--format exports all results, and {share[1]} hosts share the jobs: give it with --resume on one host when all have ended")
+    return [EXPORTS[name](args.out / name, resume=args.resume) for name in dict.fromkeys(args.format)]
 
 
 def _read(args: argparse.Namespace) -> list[Job]:
@@ -80,9 +92,10 @@ def share_of(text: str | None, stack: ExitStack, option: str = "--host") -> tupl
     return int(found[1]), int(found[2])
 
 
-def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int]) -> int:
+def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int], exports: list[Export]) -> int:
     import jax
 
+    from unipixel_jax.infer.exports.many import export_results
     from unipixel_jax.infer.jobs import Results
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.many import ROWS, Options, run_jobs
@@ -106,6 +119,9 @@ def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int]) -> i
                 done = results.answered + results.failed
                 _show(f"{done} of {len(left)} jobs, {results.failed} failed, {done / (time.perf_counter() - start):.2f} a second", done == len(left))
     print(f"{results.answered} answered, {len(own) - len(left)} were there: {results.results}")
+    if exports:
+        count = export_results(args.out, jobs, exports, upright=not args.as_stored)
+        print("\n".join(f"{count} pictures: {export.folder}" for export in exports))
     if results.failed:
         print(f"error: {results.failed} of {len(left)} jobs failed, with the reasons in {results.failures}", file=sys.stderr)
     return int(results.failed > 0)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OVERLAY = "-objects"
 """The end of an overlay's name, so that it cannot be that of the photo or the clip."""
 OVERLAYS = ("gif", "mp4")
-EXPORTED = ("coco", "yolo", "labelme", "png")
+EXPORTED = ("coco", "yolo", "labelme", "cvat", "label-studio", "png")
 """The names in ``exports.EXPORTS``, whose module is not imported for ``--help``."""
 MEDIA = 'a photo, a video file, a folder of frames, "-" for a picture on the standard input, or an http(s) address with --allow-url'
 
@@ -41,8 +41,8 @@ def configure_segment(parser: argparse.ArgumentParser) -> None:
     _add_source_options(parser)
     _add_results(parser)
     formats = (
-        "gif or mp4: of a clip's overlay (default: mp4 for a video, gif for others; a photo's is a PNG); coco, yolo, labelme or png (label images): "
-        "a folder in this format beside the overlay; several separated by commas"
+        "gif or mp4: of a clip's overlay (default: mp4 for a video, gif for others; a photo's is a PNG); coco, yolo, labelme, cvat, label-studio or "
+        "png (label images): a folder in this format beside the overlay, or in the folder of --out; several separated by commas"
     )
     parser.add_argument("--format", type=_formats, action="extend", default=[], metavar="NAME", help=formats)
     parser.add_argument("--only-sampled", action="store_true", help="segment only the frames that the language model looks at, as the reference's tool does")
@@ -159,7 +159,7 @@ def _segment(args: argparse.Namespace) -> int:
             return follow(lambda: _stream(args, model, source, prompts), targets, steps, header, resume=args.resume)
 
 
-_SINGLE = ("more_prompts", "frame", "start", "end", "crop", "json", "masks", "format", "only_sampled", "answer_start", "min_pixels", "max_pixels")
+_SINGLE = ("more_prompts", "frame", "start", "end", "crop", "json", "masks", "only_sampled", "answer_start", "min_pixels", "max_pixels")
 """The options of ``segment`` for one photo or clip, which a list of jobs does not take."""
 
 
