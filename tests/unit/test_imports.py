@@ -182,7 +182,7 @@ DISTRIBUTIONS = {
     "tensorflow_datasets": "tensorflow-datasets",
 }  # fmt: skip
 """The packages of modules that have another name."""
-NEED = {"data": "train", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
+NEED = {"data": "train", "infer.sound": "video", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
 """The extra that a room or module needs. Users without it are told by `errors.needing`, or by the function that imports the module."""
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import av
 
 from unipixel_jax.processing.frames import SoundSource
-from unipixel_jax.processing.video import CONTAINERS
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +28,8 @@ class Sound:
             source: the video; one that is no file that FFmpeg reads has no sound.
             container: the output, opened by PyAV.
         """
+        from unipixel_jax.processing.video import CONTAINERS  # the rule of processing.video: it is imported where a video is opened
+
         self._files = files = ExitStack()
         self._container, self._name = container, source.path.name
         self._packets: Iterator[tuple[float, Any]] = iter(())
