@@ -174,8 +174,9 @@ def _segment(args: argparse.Namespace) -> int:
             return follow(lambda: _stream(args, model, source, prompts), targets, steps, header, resume=args.resume)
 
 
-_SINGLE = ("more_prompts", "frame", "start", "end", "crop", "json", "masks", "format", "only_sampled", "answer_start", "min_pixels", "max_pixels")
-_SINGLE += ("sheet", "look")
+_SINGLE = (
+    "more_prompts", "frame", "start", "end", "crop", "json", "masks", "format", "only_sampled", "answer_start", "min_pixels", "max_pixels", "sheet", "look",
+)  # fmt: skip
 """The options of ``segment`` for one photo or clip, which a list of jobs does not take."""
 
 

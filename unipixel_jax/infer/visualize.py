@@ -52,7 +52,7 @@ def draw_objects(
         if mask.any():
             radius = 9 + 3 * line
             taken.append(_badge_place(mask, taken, radius))
-            _draw_badge(ImageDraw.Draw(image), taken[-1], radius, number, line)
+            draw_badge(ImageDraw.Draw(image), taken[-1], radius, number, line)
     return np.asarray(image)
 
 
@@ -77,8 +77,31 @@ def color_label(number: int, colour: bool = True) -> str:
     if not colour:
         return f"[{number}]"
     red, green, blue = colour_of(number)
-    ink = 30 if _is_bright((red, green, blue)) else 97
+    ink = 30 if is_bright((red, green, blue)) else 97
     return f"\x1b[{ink};48;2;{red};{green};{blue}m {number} \x1b[0m"
+
+
+def draw_badge(draw: ImageDraw.ImageDraw, place: tuple[int, int], radius: int, number: int, line: int) -> None:
+    """Draw an object's number on a disc of its colour, with a white and a black ring.
+
+    Args:
+        draw: draws on the picture.
+        place: x and y of the disc's middle.
+        radius: of the disc, in pixels.
+        number: the object's.
+        line: the width of each ring.
+    """
+    x, y = place
+    colour = colour_of(number)
+    for reach, ink in ((radius + 2 * line, _DARK), (radius + line, _LIGHT), (radius, colour)):
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
+    size = radius * (1.4 if number < 10 else 1.1)
+    draw.text((x, y), str(number), fill=_DARK if is_bright(colour) else _LIGHT, font=ImageFont.load_default(size), anchor="mm")
+
+
+def is_bright(colour: tuple[int, int, int]) -> bool:
+    """Whether dark ink is read better than white on a colour."""
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
 
 
 def _draw_mask(out: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int], line: int) -> None:
@@ -144,16 +167,3 @@ def _beside(place: tuple[int, int], taken: Sequence[tuple[int, int]], radius: in
     while any((x - a) ** 2 + (y - b) ** 2 <= (2 * radius) ** 2 for a, b in taken) and x + 2 * radius + 1 < width:
         x += 2 * radius + 1
     return x, y
-
-
-def _draw_badge(draw: ImageDraw.ImageDraw, place: tuple[int, int], radius: int, number: int, line: int) -> None:
-    x, y = place
-    colour = colour_of(number)
-    for reach, ink in ((radius + 2 * line, _DARK), (radius + line, _LIGHT), (radius, colour)):
-        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
-    size = radius * (1.4 if number < 10 else 1.1)
-    draw.text((x, y), str(number), fill=_DARK if _is_bright(colour) else _LIGHT, font=ImageFont.load_default(size), anchor="mm")
-
-
-def _is_bright(colour: tuple[int, int, int]) -> bool:
-    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
