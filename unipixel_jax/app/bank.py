@@ -110,7 +110,7 @@ def _slot(slot: Slot, album: Album) -> str:
     if slot.frame < 0:
         return '<div class="ux-slot ux-free"><small>free</small></div>'
     age = "now" if slot.age == 0 else f"{slot.age} ago"
-    sure = "" if slot.presence is None else f"<br><small>present {slot.presence:.2f}</small>"
+    sure = "" if slot.presence is None else f" · {slot.presence:.2f}"
     kind = "prompted" if slot.prompted else "recent"
     picture = album.thumbnails.get(slot.frame, "")
     low, high = float(slot.map.min()), float(slot.map.max())
@@ -120,5 +120,5 @@ def _slot(slot: Slot, album: Album) -> str:
     return (
         f'<div class="ux-slot ux-{kind}"><img alt="frame {slot.frame}" src="{picture}">'
         f'<img class="ux-map" alt="the memory of frame {slot.frame}" src="{squares}">'
-        f"<div>frame {slot.frame} · {age}{sure}<br><small>{kind}</small></div></div>"
+        f"<div>frame {slot.frame}<br><small>{age}{sure}<br>{kind}</small></div></div>"
     )

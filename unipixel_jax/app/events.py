@@ -32,13 +32,13 @@ def told() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise gr.Error(one_line(str(error)), duration=_SHOWN_SECONDS, title="This did not work", print_exception=False) from error
+        raise gr.Error(one_line(str(error)), duration=_SHOWN_SECONDS, print_exception=False) from error
     except gr.Error:
         raise
     except Exception as error:
         log.exception("an event of the page failed")
         words = f"something went wrong on the server ({type(error).__name__}), which is not your fault: try again, or with another picture"
-        raise gr.Error(words, duration=_SHOWN_SECONDS, title="This did not work", print_exception=False) from error
+        raise gr.Error(words, duration=_SHOWN_SECONDS, print_exception=False) from error
 
 
 def telling(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -41,8 +41,8 @@ class Example:
         return f"Please segment the {self.names[-1]}."
 
 
-def draw_examples(folder: Path) -> tuple[list[Example], list[Example]]:
-    """Write the examples, and return the photos and the clips."""
+def draw_examples(folder: Path, frames: int = FRAMES) -> tuple[list[Example], list[Example]]:
+    """Write the examples, clips of so many frames, and return the photos and the clips."""
     folder.mkdir(parents=True, exist_ok=True)
     photos = []
     for number, seed in enumerate(PHOTOS, start=1):
@@ -52,7 +52,7 @@ def draw_examples(folder: Path) -> tuple[list[Example], list[Example]]:
         photos.append(_example(path, scene))
     clips = []
     for number, seed in enumerate(CLIPS, start=1):
-        scene = draw_scene(np.random.default_rng(seed), FRAMES)
+        scene = draw_scene(np.random.default_rng(seed), frames)
         path = folder / f"drawn-clip-{number}.mp4"
         with open_overlay(path, RATE) as film:
             for frame in scene.frames:

@@ -112,7 +112,7 @@ def play(worker: Worker, source: FrameSource, prompt: str) -> Iterator[str]:
 
 def _shown(result: FrameResult, stream: Stream, times: deque[float]) -> str:
     rate = f" · {(len(times) - 1) / (times[-1] - times[0]):.1f} frames/s" if len(times) > 1 and times[-1] > times[0] else ""
-    return frame_html(draw_objects(result.pixels, result.masks, result.objects), f"frame {result.frame + 1}{rate} · {_said(stream)}")
+    return frame_html(draw_objects(result.pixels, result.masks, result.objects), f"frame {result.frame}{rate} · {_said(stream)}")
 
 
 def _said(stream: Stream) -> str:

@@ -48,7 +48,7 @@ def lead(text: str) -> None:
 
 def image_input(label: str = "Photo", **more: Any) -> gr.Image:
     """A photo to upload; its file comes as it is, and is opened by our own reader."""
-    options = {"placeholder": "Drop a photo here, or click to choose one", "height": HEIGHT, "sources": ["upload", "clipboard"], "buttons": []}
+    options = {"placeholder": "Drop a photo here, or click to choose one", "height": HEIGHT, "sources": ["upload"], "buttons": []}
     return gr.Image(label=label, type="filepath", image_mode=None, **{**options, **more})
 
 
@@ -57,17 +57,20 @@ def video_input(label: str = "Clip", **more: Any) -> gr.Video:
     return gr.Video(label=label, height=HEIGHT, sources=["upload"], buttons=[], **more)
 
 
-def image_output(label: str = "Result") -> gr.Image:
+def image_output(label: str = "Result", **more: Any) -> gr.Image:
     """A picture that is shown."""
-    return gr.Image(label=label, interactive=False, height=HEIGHT, type="filepath", format="png", buttons=["fullscreen"])
+    return gr.Image(label=label, interactive=False, height=HEIGHT, type="filepath", format="png", buttons=["fullscreen"], **more)
 
 
-def question_row(identity: str, placeholder: str, button: str = "Segment", label: str = "Prompt") -> tuple[gr.Textbox, gr.Button]:
-    """A line for words, which Enter sends, and the button that does the same."""
-    with gr.Row(equal_height=False):
-        words = gr.Textbox(label=label, placeholder=placeholder, lines=1, max_lines=1, scale=5, elem_id=f"{identity}-prompt", min_width=200)
-    run = gr.Button(button, variant="primary", elem_id=f"{identity}-run")
-    return words, run
+def video_output(label: str = "Result", **more: Any) -> gr.Video:
+    """A film that is shown, over and over."""
+    return gr.Video(label=label, interactive=False, height=HEIGHT, autoplay=True, loop=True, buttons=[], **more)
+
+
+def question_row(identity: str, placeholder: str, button: str = "Segment", label: str = "Prompt", visible: bool = True) -> tuple[gr.Textbox, gr.Button]:
+    """A line for words, which Enter sends, and the button that does the same; ``visible`` is the button's."""
+    words = gr.Textbox(label=label, placeholder=placeholder, lines=1, max_lines=1, elem_id=f"{identity}-prompt")
+    return words, gr.Button(button, variant="primary", visible=visible, elem_id=f"{identity}-run")
 
 
 def answer_output(identity: str) -> gr.HTML:

@@ -18,7 +18,7 @@ from unipixel_jax.app.parts import CLIP, PHOTO, image_input, video_input
 HINTS = {
     POINT: "Click on the object.",
     BOX: "Click two opposite corners of a box around the object.",
-    BRUSH: "Paint over the object, then press “Add the painted object” or ask.",
+    BRUSH: "Paint over the object, then ask, or add the stroke to mark another one.",
 }
 
 
@@ -45,6 +45,7 @@ class Stage:
 
     Attributes:
         limits: what a visitor may upload.
+        single: whether a new mark takes the place of the one before.
         state: the ``Canvas``.
         photo, clip: where files are uploaded; None where a tab does not take them. They are in sight until there is one.
         kind: whether a photo or a clip is uploaded; None where a tab takes one of them.
@@ -59,6 +60,7 @@ class Stage:
     """
 
     limits: Limits
+    single: bool
     state: gr.State
     photo: gr.Image | None
     clip: gr.Video | None
@@ -120,7 +122,11 @@ class Stage:
         if tool != BRUSH or canvas.path is None:
             return canvas
         fresh = editor is not None and any(layer is not None and layer[..., 3].any() for layer in editor.get("layers") or ())
-        return painted(canvas, editor) if fresh or not canvas.marks else canvas
+        return painted(self.ready(canvas), editor) if fresh or not canvas.marks else canvas
+
+    def ready(self, canvas: Canvas) -> Canvas:
+        """The canvas that takes another mark."""
+        return replace(canvas, marks=()) if self.single else canvas
 
 
 def _sheet(canvas: Canvas, pixels: np.ndarray) -> dict[str, Any]:
@@ -128,35 +134,35 @@ def _sheet(canvas: Canvas, pixels: np.ndarray) -> dict[str, Any]:
     return {"background": background, "layers": [], "composite": background}
 
 
-def build_stage(identity: str, limits: Limits, *, photos: bool = True, clips: bool = True, tools: tuple[str, ...] = TOOLS) -> Stage:
+def build_stage(identity: str, limits: Limits, *, photos: bool = True, clips: bool = True, single: bool = False) -> Stage:
     """Build a stage and connect what happens on it.
 
     Args:
         identity: the tab's.
         limits: what a visitor may upload.
         photos, clips: what a tab takes.
-        tools: with what a visitor points.
+        single: whether a new mark takes the place of the one before.
     """
     both = photos and clips
     kind = gr.Radio([PHOTO, CLIP], value=PHOTO, show_label=False, container=False, elem_id=f"{identity}-kind") if both else None
     photo = image_input(elem_id=f"{identity}-photo") if photos else None
     clip = video_input(elem_id=f"{identity}-clip", visible=not both) if clips else None
     with gr.Column(visible=False) as board:
-        tool = gr.Radio(tools, value=tools[0], show_label=False, container=False, elem_id=f"{identity}-tool")
-        hint = gr.HTML(f'<div class="ux-lead">{HINTS[tools[0]]}</div>')
+        tool = gr.Radio(TOOLS, value=POINT, show_label=False, container=False, elem_id=f"{identity}-tool")
+        hint = gr.HTML(f'<div class="ux-lead">{HINTS[POINT]}</div>')
         picture = gr.Image(show_label=False, interactive=False, type="filepath", buttons=[], elem_id=f"{identity}-board", elem_classes="ux-board")
         editor = gr.ImageEditor(
             show_label=False, type="numpy", sources=(), transforms=(), layers=False, visible=False, buttons=[], elem_id=f"{identity}-editor",
-            brush=gr.Brush(default_size=24, colors=["rgba(230, 159, 0, 0.7)"], color_mode="fixed"), canvas_size=(640, 640),
+            brush=gr.Brush(default_size=24, colors=["rgba(230, 159, 0, 0.7)"], color_mode="fixed"), canvas_size=(640, 640), height=470,
         )  # fmt: skip
         slider = gr.Slider(0, 1, value=0, step=1, label="Frame", visible=False, elem_id=f"{identity}-frame")
         with gr.Row(elem_classes="ux-tools"):
-            stroke = gr.Button("Add the painted object", size="sm", visible=False, elem_id=f"{identity}-stroke")
+            stroke = gr.Button("Add stroke", size="sm", visible=False, elem_id=f"{identity}-stroke")
             undo = gr.Button("Undo", size="sm", elem_id=f"{identity}-undo")
             clear = gr.Button("Clear marks", size="sm", elem_id=f"{identity}-clear")
             change = gr.Button("Change picture", size="sm", elem_id=f"{identity}-change")
     state = gr.State(None)
-    stage = Stage(limits, state, photo, clip, kind, board, picture, editor, tool, slider, hint, stroke, undo, clear, change)
+    stage = Stage(limits, single, state, photo, clip, kind, board, picture, editor, tool, slider, hint, stroke, undo, clear, change)
     _connect(stage)
     return stage
 
@@ -187,7 +193,7 @@ def _swapped(kind: str) -> list[Any]:
 
 def on_click(stage: Stage, canvas: Canvas | None, tool: str, x: float, y: float) -> list[Any]:
     """The values of the stage's outputs after a click on its picture, in pixels of the picture as it is shown."""
-    return stage.show(clicked(canvas or Canvas(), tool, x, y), tool)
+    return stage.show(clicked(stage.ready(canvas or Canvas()), tool, x, y), tool)
 
 
 def _on_tool(stage: Stage, canvas: Canvas | None, tool: str) -> list[Any]:
@@ -200,7 +206,7 @@ def _on_frame(stage: Stage, canvas: Canvas | None, tool: str, frame: float) -> l
 
 
 def _on_stroke(stage: Stage, canvas: Canvas | None, editor: dict[str, Any] | None) -> list[Any]:
-    return stage.show(painted(canvas or Canvas(), editor), BRUSH)
+    return stage.show(painted(stage.ready(canvas or Canvas()), editor), BRUSH)
 
 
 def _on_undo(stage: Stage, canvas: Canvas | None, tool: str) -> list[Any]:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from unipixel_jax.infer.chat import Chat
 from unipixel_jax.infer.generate import generate
 from unipixel_jax.infer.prediction import Collector, FrameResult, Prediction
 from unipixel_jax.infer.predictor import SAMPLE_FRAMES, UniPixel
+from unipixel_jax.infer.sam2_session import Sam2Session
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.frames import FrameSource, open_frames
+from unipixel_jax.processing.media import Clip
 from unipixel_jax.processing.prompts import Box, Mask, Point
 from unipixel_jax.processing.resize import FACTOR
 
@@ -146,6 +148,23 @@ class Worker:
             for reference in (Point(width / 2, height / 2), Mask(corner)):
                 with self._turn_after_all() as model:
                     model.ask(clip, "What is <region>?", [reference], **options)
+        for media in (photos[1], clips[1]):
+            self._warm_up_further(open_frames(media).sample(SAMPLE_FRAMES))
+
+    def _warm_up_further(self, clip: Clip) -> None:
+        """Compile what conversations and corrections need."""
+        corner = np.zeros(clip.frames.shape[1:3], bool)
+        corner[:80, :80] = True
+        with self._turn_after_all():
+            chat = self._chat(clip)
+        for question in ("Please segment the red circle.", "What is [0]?"):
+            with self._turn_after_all():
+                chat.ask(question, [Mask(corner)], max_new_tokens=self.limits.tokens)
+        with self._turn_after_all() as model, model.loaded.on_mesh():
+            session = Sam2Session(model.loaded.model.sam2, model.loaded.dtype, replace(clip, frames=clip.frames[:2]))
+            session.add(0, mask=corner)
+            list(session.propagate())
+            session.add(0, 1, points=[(20, 20)], labels=[1])
 
     def budget(self, size: tuple[int, ...], photo: bool) -> dict[str, Any]:
         """The arguments ``min_pixels`` and ``max_pixels`` with which a picture comes in one of few sizes to the language model.
@@ -229,9 +248,13 @@ class Worker:
             UserError: see ``media.open_media``.
         """
         clip = sampled(path, self.limits)
-        with self.turn() as model:
-            options = self.budget(clip.frames.shape[1:3], clip.is_image)
-            return Chat(model.loaded, clip, batch.prepare_media(clip, model.config, sample_frames=SAMPLE_FRAMES, **options), model.sampling, model.seed)
+        with self.turn():
+            return self._chat(clip)
+
+    def _chat(self, clip: Clip) -> Chat:
+        options = self.budget(clip.frames.shape[1:3], clip.is_image)
+        prepared = batch.prepare_media(clip, self.model.config, sample_frames=SAMPLE_FRAMES, **options)
+        return Chat(self.model.loaded, clip, prepared, self.model.sampling, self.model.seed)
 
 
 def require_prompt(prompt: str | None) -> str:

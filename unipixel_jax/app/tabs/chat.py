@@ -91,7 +91,7 @@ def ask(
         {"role": "user", "content": escape(question.strip()) + pointed},
         {"role": "assistant", "content": f'{said}<div class="ux-figures">{figures(cost)}</div>'},
     ]
-    picture = gr.skip() if known == before and before else conversation.picture(canvas.frame)
+    picture = gr.skip() if known == before else gr.update(value=conversation.picture(canvas.frame), visible=True)
     result = conversation.result()
     paths = [files.masks(result, page.folder), files.coco(result, page.folder)] if known else [None, None]
     cleared = replace(marked, marks=(), corner=None)
@@ -108,7 +108,7 @@ def _with_open_stroke(stage: Stage, canvas: Canvas, tool: str, editor: dict[str,
 
 def forget() -> list[Any]:
     """The values of the conversation's components when it begins anew."""
-    return [None, [], "", '<div class="ux-lead">Objects so far: none</div>', None, *updates([None] * len(DOWNLOADS))]
+    return [None, [], "", '<div class="ux-lead">Objects so far: none</div>', gr.update(value=None, visible=False), *updates([None] * len(DOWNLOADS))]
 
 
 def build(page: Page) -> None:
@@ -135,7 +135,7 @@ def build(page: Page) -> None:
                     )
                     send = gr.Button("Send", variant="primary", scale=0, min_width=84, elem_id=f"{NAME}-run")
                 objects = gr.HTML(forget()[3], elem_id=f"{NAME}-objects")
-                picture = image_output("Objects so far")
+                picture = image_output("Objects so far", visible=False, elem_id=f"{NAME}-result")
                 with gr.Row(elem_classes="ux-tools"):
                     anew = gr.Button("Start over", size="sm", elem_id=f"{NAME}-anew")
                 downloads = download_row(NAME, DOWNLOADS)

@@ -50,7 +50,7 @@ def build(page: Page) -> None:
                 prompt, run = question_row(NAME, "Please segment the …")
                 example_row(NAME, page.photos, [example.prompt for example in page.photos], lambda path, words: [path, words], [photo, prompt])
             with gr.Column(scale=6, min_width=300):
-                picture = image_output()
+                picture = image_output(elem_id=f"{NAME}-result")
                 look = gr.Radio(list(LOOKS), value=OVERLAY, show_label=False, container=False, elem_id=f"{NAME}-look")
                 answer = answer_output(NAME)
                 downloads = download_row(NAME, DOWNLOADS)

@@ -35,7 +35,7 @@ def run(page: Page, kind: str, clip: str | None, address: str, prompt: str) -> I
 
 
 def _chosen(kind: str) -> list[Any]:
-    return [gr.update(visible=kind == part) for part in (CAMERA, CLIP, STREAM)] + [gr.update(visible=kind != CAMERA)]
+    return [gr.update(visible=kind == part) for part in (CAMERA, CLIP, STREAM)] + [gr.update(visible=kind != CAMERA), EMPTY]
 
 
 def build(page: Page) -> None:
@@ -52,14 +52,13 @@ def build(page: Page) -> None:
                 )  # fmt: skip
                 clip = video_input(elem_id=f"{NAME}-clip", visible=False)
                 address = gr.Textbox(label="Address", placeholder="rtsp://host/stream", max_lines=1, visible=False, elem_id=f"{NAME}-address")
-                prompt, start = question_row(NAME, "Please segment the …", "Play")
+                prompt, start = question_row(NAME, "Please segment the …", "Play", visible=False)
                 stop = gr.Button("Stop", size="sm", elem_id=f"{NAME}-stop")
                 shown = page.clips
                 example_row(NAME, shown, [example.prompt for example in shown], _load, [kind, camera, clip, address, start, prompt])
             with gr.Column(scale=6, min_width=300):
                 now = gr.HTML(EMPTY, elem_id=f"{NAME}-now")
         state = gr.State(None)
-        start.visible = False
 
         def run_it(kind: str, path: str | None, where: str, text: str) -> Iterator[str]:
             yield from run(page, kind, path, where, text)
@@ -72,7 +71,7 @@ def build(page: Page) -> None:
         stop.click(None, None, None, cancels=[playing], api_visibility="private")
         streaming = {"stream_every": 0.2, "time_limit": page.worker.limits.live_seconds, "show_progress": "hidden"}
         on([camera.stream], look_at, [state, camera, prompt], [state, now], LIVE, **streaming)
-        on([kind.change], _chosen, [kind], [camera, clip, address, start])
+        on([kind.change], _chosen, [kind], [camera, clip, address, start, now])
 
 
 def _load(path: str, text: str) -> list[Any]:

@@ -41,7 +41,7 @@ def follow(page: Page, path: str | None, prompt: str, pause: float) -> Iterator[
     for place, result in enumerate(page.worker.frames(stream)):
         state = stream.save()
         album.add(place, result, frames_held(state))
-        caption = f"frame {result.frame + 1} of {len(source)} · {said}"
+        caption = f"frame {result.frame} of 0 to {len(source) - 1} · {said}"
         yield [frame_html(draw_objects(result.pixels, result.masks, result.objects), caption), bank_html(state, result.objects, album)]
         time.sleep(pause)
 
@@ -51,7 +51,7 @@ def build(page: Page) -> None:
     with gr.Tab("Memory", id=NAME):
         lead(
             "Watch what the tracker remembers of each object: frames on which it was prompted stay, and of the others the latest six. "
-            "Below each frame is the strength of its memory."
+            "Below each frame are the strength of its memory, its age, and how sure the object was to be there."
         )
         with gr.Row():
             with gr.Column(scale=5, min_width=300):

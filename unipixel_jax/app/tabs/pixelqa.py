@@ -12,7 +12,7 @@ from unipixel_jax.app import files
 from unipixel_jax.app.answer import EMPTY, card, chip
 from unipixel_jax.app.events import MODEL, on
 from unipixel_jax.app.marks import POINT, Canvas, Marked
-from unipixel_jax.app.parts import HEIGHT, Page, answer_output, download_row, example_row, image_output, lead, question_row
+from unipixel_jax.app.parts import Page, answer_output, download_row, example_row, image_output, lead, question_row, video_output
 from unipixel_jax.app.parts import files as updates
 from unipixel_jax.app.stage import Stage, begun, build_stage
 from unipixel_jax.errors import UserError
@@ -123,8 +123,8 @@ def build(page: Page) -> None:
 
                 example_row(NAME, shown, words, load, [*stage.outputs, stage.tool, question, objects])
             with gr.Column(scale=6, min_width=300):
-                picture = image_output("Objects")
-                film = gr.Video(label="Objects", interactive=False, height=HEIGHT, autoplay=True, loop=True, buttons=[], visible=False, elem_id=f"{NAME}-film")
+                picture = image_output("Objects", elem_id=f"{NAME}-result")
+                film = video_output("Objects", visible=False, elem_id=f"{NAME}-film")
                 answer = answer_output(NAME)
                 downloads = download_row(NAME, DOWNLOADS)
         results = [picture, film, answer, *downloads]

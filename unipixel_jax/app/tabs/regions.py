@@ -10,7 +10,7 @@ from unipixel_jax.app import files
 from unipixel_jax.app.answer import EMPTY, card
 from unipixel_jax.app.events import MODEL, on
 from unipixel_jax.app.marks import POINT, Canvas, Marked
-from unipixel_jax.app.parts import HEIGHT, Page, answer_output, download_row, example_row, image_output, lead, question_row
+from unipixel_jax.app.parts import Page, answer_output, download_row, example_row, image_output, lead, question_row, video_output
 from unipixel_jax.app.parts import files as updates
 from unipixel_jax.app.stage import Stage, begun, build_stage
 from unipixel_jax.errors import UserError
@@ -55,7 +55,7 @@ def _build(page: Page, name: str, title: str, clips: bool) -> None:
         )
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
-                stage = build_stage(name, page.worker.limits, photos=not clips, clips=clips)
+                stage = build_stage(name, page.worker.limits, photos=not clips, clips=clips, single=True)
                 question, run = question_row(name, QUESTION, "Ask", "Question")
                 shown = page.clips if clips else page.photos
                 words = [QUESTION] * len(shown)
@@ -66,9 +66,9 @@ def _build(page: Page, name: str, title: str, clips: bool) -> None:
                 example_row(name, shown, words, load, [*stage.outputs, stage.tool, question])
             with gr.Column(scale=6, min_width=300):
                 if clips:
-                    picture: Any = gr.Video(label="The region", interactive=False, height=HEIGHT, autoplay=True, loop=True, buttons=[], elem_id=f"{name}-film")
+                    picture: Any = video_output("The region", elem_id=f"{name}-result")
                 else:
-                    picture = image_output("The region")
+                    picture = image_output("The region", elem_id=f"{name}-result")
                 answer = answer_output(name)
                 downloads = download_row(name, DOWNLOADS)
         outputs = [*stage.outputs, picture, answer, *downloads]

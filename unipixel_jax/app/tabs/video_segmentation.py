@@ -9,7 +9,7 @@ import gradio as gr
 from unipixel_jax.app import files
 from unipixel_jax.app.answer import EMPTY, card
 from unipixel_jax.app.events import MODEL, on
-from unipixel_jax.app.parts import HEIGHT, LOOKS, OVERLAY, SIDE_BY_SIDE, Page, answer_output, download_row, example_row, lead, question_row, video_input
+from unipixel_jax.app.parts import LOOKS, OVERLAY, SIDE_BY_SIDE, Page, answer_output, download_row, example_row, lead, question_row, video_input, video_output
 from unipixel_jax.app.parts import files as updates
 from unipixel_jax.app.worker import require_prompt
 
@@ -47,7 +47,7 @@ def build(page: Page) -> None:
                 prompt, run = question_row(NAME, "Please segment the …")
                 example_row(NAME, page.clips, [example.prompt for example in page.clips], lambda path, words: [path, words], [clip, prompt])
             with gr.Column(scale=6, min_width=300):
-                film = gr.Video(label="Result", interactive=False, height=HEIGHT, autoplay=True, loop=True, buttons=[], elem_id=f"{NAME}-film")
+                film = video_output(elem_id=f"{NAME}-result")
                 answer = answer_output(NAME)
                 downloads = download_row(NAME, DOWNLOADS)
         shown = [film, answer, *downloads]
