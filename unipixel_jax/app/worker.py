@@ -35,7 +35,7 @@ SLACK = 1.1
 """How much larger than that a picture may be before it is made smaller."""
 PROGRAMS = 48
 """Programs of the language model that are kept: those of the warm-up, and room for unusual sizes."""
-USUAL = ((480, 640), (640, 640), (720, 1280), (1080, 1920), (1500, 1000))
+USUAL = ((480, 640), (640, 640), (720, 1280), (1080, 1920), (1500, 1000), (320, 320))
 """Height and width of the photos of the warm-up; the same programs serve all photos of other sizes with similar sides."""
 
 
