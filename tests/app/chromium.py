@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 
 PACKAGES = ("chromium", "chromium-driver")
 NAMES = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "chromium-driver": ("chromedriver",)}
-PATIENCE = 150.0
+PATIENCE = 300.0
 """Seconds until something that should come counts as missing: a machine may be slow, and a first answer compiles."""
 
 

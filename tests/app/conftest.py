@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from chromium import PATIENCE, Visitor
@@ -74,6 +75,20 @@ def visitor(served, examples, tmp_path_factory):
     own = Visitor(served[0], camera, folder / "downloads")
     yield own
     own.driver.quit()
+
+
+@pytest.fixture
+def compiled():
+    """How long each program took that was compiled since the list was last cleared."""
+    events = []
+
+    def listen(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            events.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def files_below(folder: Path):
