@@ -36,6 +36,7 @@ def examples(tmp_path_factory):
 @pytest.fixture(scope="session")
 def page(examples, tmp_path_factory):
     """What tabs are built with, and the small model."""
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     worker = Worker(lambda: UniPixel.from_pretrained(dtype="float32"), "small", True, LIMITS)
     worker.start()
     return Page(worker, Folder(tmp_path_factory.mktemp("cache"), LIMITS.cache_megabytes), *examples)

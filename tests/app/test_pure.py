@@ -256,5 +256,5 @@ def test_the_folder_of_the_page_goes_when_it_ends(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
     with cli.cache_folder() as folder:
         (folder / "upload.bin").write_bytes(b"x")
-        assert os.environ["GRADIO_TEMP_DIR"] == str(folder) and folder.parent == tmp_path
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder / "cache") and folder.parent == tmp_path
     assert not list(tmp_path.iterdir())

@@ -55,14 +55,14 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def cache_folder() -> Iterator[Path]:
-    """A folder for uploads and results, which goes when the block ends. What a killed page left is removed by the next one."""
+    """A folder, which goes when the block ends, with a folder ``cache`` for uploads and results. What a killed page left is removed by the next one."""
     from unipixel_jax.core.files import aside_of, remove_abandoned
 
     place = Path(tempfile.gettempdir())
     remove_abandoned(place)
     folder = aside_of(place / "unipixel-jax-app")
-    folder.mkdir()
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    (folder / "cache").mkdir(parents=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "cache")
     try:
         yield folder
     finally:
@@ -91,6 +91,8 @@ def worker_of(args: argparse.Namespace) -> Worker:
 
 def _serve(args: argparse.Namespace, folder: Path) -> None:
     """Open the page, load the model behind it, and serve until Ctrl-C."""
+    import gradio
+
     from unipixel_jax.app.examples import draw_examples
     from unipixel_jax.app.files import Folder
     from unipixel_jax.app.page import build_page, launch_options
@@ -98,13 +100,14 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
 
     worker = worker_of(args)
     photos, clips = draw_examples(folder / "examples")
-    page = Page(worker, Folder(folder, worker.limits.cache_megabytes), photos, clips, args.allow_url)
+    # Examples are served where they lie: copies in the cache would go with its old files.
+    gradio.set_static_paths([folder / "examples"])
+    page = Page(worker, Folder(folder / "cache", worker.limits.cache_megabytes), photos, clips, args.allow_url)
     blocks = build_page(page)
     try:
         _, local, public = blocks.launch(
-            server_name=args.host, server_port=args.port, share=args.share, prevent_thread_lock=True, allowed_paths=[str(folder / "examples")],
-            **launch_options(worker.limits),
-        )  # fmt: skip
+            server_name=args.host, server_port=args.port, share=args.share, prevent_thread_lock=True, **launch_options(worker.limits)
+        )
     except OSError as error:
         raise UserError(f"{args.host}:{args.port} cannot be listened on ({error.strerror or error}): choose another --port or --host") from error
     try:

@@ -59,12 +59,12 @@ def video_input(label: str = "Clip", **more: Any) -> gr.Video:
 
 def image_output(label: str = "Result", **more: Any) -> gr.Image:
     """A picture that is shown."""
-    return gr.Image(label=label, interactive=False, height=HEIGHT, type="filepath", format="png", buttons=["fullscreen"], **more)
+    return gr.Image(label=label, interactive=False, height=HEIGHT, type="filepath", format="png", buttons=["fullscreen"], elem_classes="ux-out", **more)
 
 
 def video_output(label: str = "Result", **more: Any) -> gr.Video:
     """A film that is shown, over and over."""
-    return gr.Video(label=label, interactive=False, height=HEIGHT, autoplay=True, loop=True, buttons=[], **more)
+    return gr.Video(label=label, interactive=False, height=HEIGHT, autoplay=True, loop=True, buttons=[], elem_classes="ux-out", **more)
 
 
 def question_row(identity: str, placeholder: str, button: str = "Segment", label: str = "Prompt", visible: bool = True) -> tuple[gr.Textbox, gr.Button]:
