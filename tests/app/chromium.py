@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import time
+import urllib.request
 
 import pytest
 from selenium import webdriver
@@ -21,6 +22,10 @@ PACKAGES = ("chromium", "chromium-driver")
 NAMES = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "chromium-driver": ("chromedriver",)}
 PATIENCE = 300.0
 """Seconds until something that should come counts as missing: a machine may be slow, and a first answer compiles."""
+
+
+def files_below(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def find(package):
@@ -45,7 +50,7 @@ def executables():
 class Visitor:
     """A browser window with the page."""
 
-    def __init__(self, address, camera, downloads):
+    def __init__(self, address, camera):
         browser, driver = executables()
         options = webdriver.ChromeOptions()
         options.binary_location = browser
@@ -57,8 +62,7 @@ class Visitor:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         self.driver.set_page_load_timeout(PATIENCE)
-        self.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
-        self.address, self.downloads = address, downloads
+        self.address = address
 
     def open(self, width=1360, height=900, theme="light"):
         """Open the page anew, as another visitor."""
@@ -147,12 +151,12 @@ class Visitor:
         return self.wait(lambda: self.all(selector)[0].get_attribute("src"), f"{selector} shows nothing")
 
     def download(self, identity):
-        """The content of the file that a button gives."""
-        for path in self.downloads.iterdir():
-            path.unlink()
+        """The content of the file that a button gives: Gradio's buttons click on a link that they make, whose address is noted here."""
+        self.driver.execute_script("window.links = []; HTMLAnchorElement.prototype.click = function () { window.links.push(this.href) }")
         self.click(f"#{identity}")
-        (path,) = self.wait(lambda: [path for path in self.downloads.iterdir() if not path.name.endswith(".crdownload")], f"{identity} gives no file")
-        return path.read_bytes()
+        (address,) = self.wait(lambda: self.driver.execute_script("return window.links"), f"{identity} gives no file")
+        with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+            return answer.read()
 
     def drag(self, selector, places):
         """Draw a line through places that are given as shares of an element's width and height."""

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -72,8 +71,7 @@ def visitor(served, examples, tmp_path_factory):
     with camera.open("wb") as file:
         for frame in open_frames(examples[1][0].path):
             Image.fromarray(np.asarray(frame.pixels)).save(file, "JPEG", quality=92)
-    (folder / "downloads").mkdir()
-    own = Visitor(served[0], camera, folder / "downloads")
+    own = Visitor(served[0], camera)
     yield own
     own.driver.quit()
 
@@ -90,7 +88,3 @@ def compiled():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield events
     jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def files_below(folder: Path):
-    return [path for path in folder.rglob("*") if path.is_file()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import files_below
+from chromium import files_below
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
-from conftest import files_below
+from chromium import files_below
 from PIL import Image
 
 from unipixel_jax.app import cli, files
