@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unipixel_jax.core.files import writable
+from unipixel_jax.infer.overlays import save_overlay
 from unipixel_jax.infer.predictor import UniPixel
-from unipixel_jax.infer.visualize import save_overlay
 from unipixel_jax.processing.media import read_media
 from unipixel_jax.processing.prompts import Point
 

@@ -142,7 +142,7 @@ class Quiet:
 def run(model, frames, folder, resume=False):
     """Follow a clip to files in a folder; returns the exit status."""
     source = open_frames(frames)
-    args = argparse.Namespace(json=folder / "a.jsonl", masks=None, media="frames", resume=resume)
+    args = argparse.Namespace(json=folder / "a.jsonl", masks=None, sheet=None, look="overlay", only_sampled=False, media="frames", resume=resume)
     targets = Targets.choose(args, source, folder / "frames-objects.mp4")
     return follow(lambda: model.track(source, "Find <|seg|>.", sample_frames=4, **ONE), targets, Quiet(), {"prompt": "Find <|seg|>."}, resume)
 

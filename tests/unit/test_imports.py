@@ -41,7 +41,7 @@ ROOMS = {
     # predictions come from infer, while scores need numpy alone
     "eval": {"infer", "data", "processing", "core", *ARGUMENTS, *INPUTS},
 }
-FREE = {"cli", "demo", "parity", "bench", "plan", "convert.cli", "eval.cli", "infer.batch_cli", "infer.chat_cli", "infer.cli"}
+FREE = {"app", "cli", "demo", "parity", "bench", "plan", "convert.cli", "eval.cli", "infer.batch_cli", "infer.chat_cli", "infer.cli"}
 FREE |= {"train.cli", "train.export", "__init__"}
 """These modules put the others together and may import everything."""
 
@@ -185,7 +185,7 @@ DISTRIBUTIONS = {
     "tensorflow_datasets": "tensorflow-datasets",
 }  # fmt: skip
 """The packages of modules that have another name."""
-NEED = {"data": "train", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
+NEED = {"app": "app", "data": "train", "infer.sound": "video", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
 """The extra that a room or module needs. Users without it are told by `errors.needing`, or by the function that imports the module."""
 
 

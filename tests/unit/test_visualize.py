@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.overlays import SIDE, save_overlay
 from unipixel_jax.infer.prediction import Prediction, SegmentedObject
-from unipixel_jax.infer.visualize import GIF_SIDE, PALETTE, _badge_place, _grow, color_label, colour_of, draw_objects, format_answer, save_overlay
+from unipixel_jax.infer.visualize import PALETTE, _badge_place, _grow, color_label, colour_of, draw_objects, format_answer
 
 
 def disc(height=120, width=160, x=80, y=60, radius=40):
@@ -114,9 +115,9 @@ def test_clip_files_hold_every_frame(tmp_path):
 
 
 def test_a_large_clip_is_shrunk_for_a_gif(tmp_path):
-    save_overlay(tmp_path / "a.gif", np.zeros((2, 100, 2 * GIF_SIDE, 3), np.uint8), [])
+    save_overlay(tmp_path / "a.gif", np.zeros((2, 100, 2 * SIDE, 3), np.uint8), [])
     with Image.open(tmp_path / "a.gif") as image:
-        assert image.size == (GIF_SIDE, 50)
+        assert image.size == (SIDE, 50)
 
 
 @pytest.mark.parametrize(("name", "frames"), [("a.jpg", 1), ("a.png", 2), ("a", 2)])

@@ -141,7 +141,8 @@ def _mask(path: Path) -> Mask:
 
 def _ask(args: argparse.Namespace, chat: Chat, question: str, references: list[Point | Box | Mask], number: int) -> None:
     """Ask, print the answer, and write the overlay of the objects that it has found."""
-    from unipixel_jax.infer.visualize import color_label, format_answer, save_overlay
+    from unipixel_jax.infer.overlays import save_overlay
+    from unipixel_jax.infer.visualize import color_label, format_answer
 
     found = chat.ask(question, references, max_new_tokens=args.max_new_tokens)
     first, colour = len(chat.objects) - len(found.objects), sys.stdout.isatty()

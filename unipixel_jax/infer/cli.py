@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OVERLAY = "-objects"
 """The end of an overlay's name, so that it cannot be that of the photo or the clip."""
 OVERLAYS = ("gif", "mp4")
+LOOKS = ("overlay", "side-by-side", "cutout")
+"""The names in ``looks.LOOKS``."""
 EXPORTED = ("coco", "yolo", "labelme", "cvat", "label-studio", "png")
 """The names in ``exports.EXPORTS``, whose module is not imported for ``--help``."""
 MEDIA = 'a photo, a video file, a folder of frames, "-" for a picture on the standard input, or an http(s) address with --allow-url'
@@ -40,6 +42,7 @@ def configure_segment(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
     _add_source_options(parser)
     _add_results(parser)
+    _add_looks(parser)
     formats = (
         "gif or mp4: of a clip's overlay (default: mp4 for a video, gif for others; a photo's is a PNG); coco, yolo, labelme, cvat, label-studio or "
         "png (label images): a folder in this format beside the overlay, or in the folder of --out; several separated by commas"
@@ -84,6 +87,7 @@ def configure_track(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
     _add_source_options(parser)
     parser.add_argument("--overlay", type=Path, metavar="FILE.mp4", help="write the frames with the objects drawn over them")
+    _add_looks(parser)
     parser.add_argument("--frames", type=int, metavar="N", help="stop after this many frames")
     parser.set_defaults(run=_track)
 
@@ -122,6 +126,16 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--masks", type=Path, metavar="FILE.npz", help=masks)
 
 
+def _add_looks(parser: argparse.ArgumentParser) -> None:
+    _add_look(parser)
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write a contact sheet of the clip: frames spread evenly over it, with their objects")
+
+
+def _add_look(parser: argparse.ArgumentParser) -> None:
+    look = "how the overlay shows objects: drawn over the frame, that beside the frame, or cut out on transparency as a PNG (default: overlay)"
+    parser.add_argument("--look", choices=LOOKS, default="overlay", help=look)
+
+
 def _add_references(parser: argparse.ArgumentParser) -> None:
     # All kinds share one list, since they stand for the <region>s of the question in the order in which they are given.
     pointed = partial(parser.add_argument, action="append", dest="references", default=[])
@@ -132,6 +146,7 @@ def _add_references(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
     _add_source_options(parser)
     _add_results(parser)
+    _add_look(parser)
     parser.add_argument("--format", choices=OVERLAYS, help="of a clip's overlay (default: gif); a photo's is a PNG")
 
 
@@ -159,14 +174,16 @@ def _segment(args: argparse.Namespace) -> int:
             return follow(lambda: _stream(args, model, source, prompts), targets, steps, header, resume=args.resume)
 
 
-_SINGLE = ("more_prompts", "frame", "start", "end", "crop", "json", "masks", "only_sampled", "answer_start", "min_pixels", "max_pixels")
+_SINGLE = (
+    "more_prompts", "frame", "start", "end", "crop", "json", "masks", "only_sampled", "answer_start", "min_pixels", "max_pixels", "sheet", "look",
+)  # fmt: skip
 """The options of ``segment`` for one photo or clip, which a list of jobs does not take."""
 
 
 def _run_many(args: argparse.Namespace) -> int:
     from unipixel_jax.infer.batch_cli import run_many
 
-    if given := [name for name in _SINGLE if getattr(args, name) not in (None, False, "", [])]:
+    if given := [name for name in _SINGLE if getattr(args, name) not in (None, False, "", [], LOOKS[0])]:
         option = "--prompt" if given[0] == "more_prompts" else f"--{given[0].replace('_', '-')}"
         raise UserError(f"{option} is for one photo or clip, and --out for many: leave one of them out")
     return run_many(args)
@@ -175,16 +192,22 @@ def _run_many(args: argparse.Namespace) -> int:
 def _track(args: argparse.Namespace) -> int:
     from unipixel_jax.core.files import writable
     from unipixel_jax.infer.follow import print_lines
+    from unipixel_jax.infer.looks import check_sheet
+    from unipixel_jax.infer.overlays import check_kind
     from unipixel_jax.infer.progress import progress
 
     prompts = _prompts(args)
     _check_options(args)
     if args.overlay is not None:
-        writable(args.overlay)
+        check_kind(args.overlay, args.look)
+    check_sheet(args.sheet)
+    for path in (args.overlay, args.sheet):
+        if path is not None:
+            writable(path)
     with _opened(args, live=True) as source, progress("loading the model") as steps:
         model = _load(args)
         steps.stage("reading the media and answering")
-        return print_lines(_stream(args, model, source, prompts), source, args.overlay, args.frames, steps)
+        return print_lines(_stream(args, model, source, prompts), source, steps, args.overlay, args.look, args.sheet, args.frames)
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -256,7 +279,10 @@ def _overlay_path(args: argparse.Namespace, source: FrameSource) -> Path:
     asked = sorted({name for name in args.format if name in OVERLAYS})
     if len(asked) > 1:
         raise UserError("--format names both gif and mp4, and there is one overlay: choose one")
-    kind = "png" if source.is_image or source.count == 1 else asked[0] if asked else ("mp4" if source.rate else "gif")
+    photo = source.is_image or source.count == 1
+    if args.look == "cutout" and asked and not photo:
+        raise UserError(f"--format {asked[0]} with --look cutout, whose background is transparent: leave --format out, and a clip becomes an animated PNG")
+    kind = "png" if photo or args.look == "cutout" else asked[0] if asked else ("mp4" if source.rate else "gif")
     return _named(args, source.name, f"{OVERLAY}.{kind}")
 
 
@@ -298,7 +324,7 @@ def _read(args: argparse.Namespace) -> tuple[Clip, Path]:
     targets = [writable(path) for path in results]
     with _opened(args) as source:
         clip = source.sample(args.sample_frames)
-    overlay = _named(args, clip.name, f"{OVERLAY}.{'png' if len(clip.frames) == 1 else args.format or 'gif'}")
+    overlay = _named(args, clip.name, f"{OVERLAY}.{'png' if len(clip.frames) == 1 or args.look == 'cutout' else args.format or 'gif'}")
     for path, target in zip([*results, overlay], [*targets, writable(overlay)], strict=True):
         if target == Path(args.media).resolve():
             raise UserError(f"{path} is what is to be read, and would be replaced: choose another name")
@@ -315,15 +341,15 @@ def _shortened(name: str, most: int) -> str:
 
 
 def _report(args: argparse.Namespace, prediction: Prediction, clip: Clip, overlay: Path) -> int:
+    from unipixel_jax.infer.overlays import save_overlay
     from unipixel_jax.infer.report import print_prediction
-    from unipixel_jax.infer.visualize import save_overlay
 
     print_prediction(prediction)
     if args.json is not None:
         prediction.save_json(args.json)
     if args.masks is not None:
         prediction.save_masks(args.masks)
-    save_overlay(overlay, clip.frames, [item.masks for item in prediction.objects])
+    save_overlay(overlay, clip.frames, [item.masks for item in prediction.objects], look=args.look)
     print(overlay)
     return 0
 

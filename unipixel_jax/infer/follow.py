@@ -19,15 +19,16 @@ from numpy.typing import ArrayLike
 from unipixel_jax.core.files import writable
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.exports import Export, labels_of
+from unipixel_jax.infer.looks import ContactSheet, check_sheet
+from unipixel_jax.infer.overlays import Overlay, check_kind, open_overlay
 from unipixel_jax.infer.prediction import Collector, FrameResult, Prediction
 from unipixel_jax.infer.report import nothing_segmented, print_prediction
 from unipixel_jax.infer.results import SAVE_EVERY, Interrupted, LinesFile, MasksFolder
-from unipixel_jax.infer.visualize import Overlay, open_overlay
 
 if TYPE_CHECKING:
     from unipixel_jax.infer.progress import Steps
     from unipixel_jax.infer.stream import Stream
-    from unipixel_jax.processing.frames import FrameSource
+    from unipixel_jax.processing.frames import FrameSource, SoundSource
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ class Targets:
         masks: an ``.npz`` with all masks, written at the end.
         folder: a folder with a file of masks for each frame.
         exports: folders in the formats of other tools.
+        look: how the overlay shows the objects, one of ``looks.LOOKS``.
+        sound: the video whose sound the overlay gets.
+        sheet: the file of the clip's contact sheet.
     """
 
     source: FrameSource
@@ -56,10 +60,14 @@ class Targets:
     masks: Path | None
     folder: MasksFolder | None
     exports: Sequence[Export]
+    look: str
+    sound: SoundSource | None
+    sheet: Path | None
 
     @classmethod
     def choose(cls, args: argparse.Namespace, source: FrameSource, overlay: Path, exports: Sequence[Export] = ()) -> Targets:
-        """Take the paths from a command's arguments ``json``, ``masks``, ``media`` and ``resume``. What can be known to fail is found out here.
+        """Take the paths from a command's arguments ``json``, ``masks``, ``sheet``, ``look``, ``only_sampled``, ``media`` and ``resume``. What can be known to
+        fail is found out here.
 
         Args:
             args: the arguments.
@@ -74,7 +82,9 @@ class Targets:
             raise UserError(f"--masks {args.masks} must end in .npz, or be a folder")
         if args.resume and whole:
             raise UserError("--resume goes on from a file of JSON Lines: give the interrupted run's --json FILE.jsonl")
-        files = [path for path in (args.json, args.masks if archive else None, overlay) if path is not None]
+        check_kind(overlay, args.look)
+        check_sheet(args.sheet)
+        files = [path for path in (args.json, args.masks if archive else None, overlay, args.sheet) if path is not None]
         targets = [writable(path) for path in files]
         for path, target in zip(files, targets, strict=True):
             if target == Path(args.media).resolve():
@@ -89,6 +99,9 @@ class Targets:
             masks=args.masks if archive else None,
             folder=None if archive or args.masks is None else MasksFolder(args.masks),
             exports=exports,
+            look=args.look,
+            sound=None if args.only_sampled else source.sound,
+            sheet=args.sheet,
         )
 
 
@@ -119,7 +132,8 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
         return 0
     saved: dict[str, ArrayLike] | None = None
     with ExitStack() as files:
-        overlay = files.enter_context(open_overlay(targets.overlay, targets.source.rate or 10))
+        overlay = files.enter_context(open_overlay(targets.overlay, targets.source.rate or 10, targets.look, targets.sound))
+        sheet = ContactSheet()
         for export in targets.exports:
             export.start(labels_of(answer.prompts, answer.owners))
             files.callback(export.finish)
@@ -130,7 +144,7 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
             else:
                 for result in targets.lines.results(targets.source):
                     collector.add(result.to_json())
-                    _draw(result, overlay, targets.exports)
+                    _draw(result, overlay, sheet, targets.exports)
                 stream.resume(before)
         steps.stage("tracking" if len(targets.source) > 1 else "segmenting", len(targets.source))
         began = time.perf_counter()
@@ -139,7 +153,7 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
                 if not collector.frames:
                     log.info("masks of the first frame: %.2f s", time.perf_counter() - began)
                 collector.add(result.to_json())
-                _draw(result, overlay, targets.exports)
+                _draw(result, overlay, sheet, targets.exports)
                 if targets.lines is not None:
                     targets.lines.add(result)
                     saved = stream.save()
@@ -155,8 +169,10 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
             targets.lines.finish()
     prediction = collector.prediction(answer)
     _write(targets, prediction)
+    if targets.sheet is not None:
+        sheet.save(targets.sheet)
     print_prediction(prediction)
-    for path in (targets.overlay, *(export.folder for export in targets.exports)):
+    for path in (targets.overlay, *([] if targets.sheet is None else [targets.sheet]), *(export.folder for export in targets.exports)):
         print(path)
     if interrupted.stopped:
         more = "; go on with --resume" if targets.lines is not None else ""
@@ -164,8 +180,17 @@ def follow(begin: Callable[[], Stream], targets: Targets, steps: Steps, header: 
     return STOPPED if interrupted.stopped else 0
 
 
-def print_lines(stream: Stream, source: FrameSource, overlay: Path | None, most: int | None, steps: Steps) -> int:
+def print_lines(stream: Stream, source: FrameSource, steps: Steps, overlay: Path | None, look: str, sheet: Path | None, most: int | None) -> int:
     """Print a line of JSON for the answer and one for each frame of a clip or a live stream, until it ends, ``most`` frames have come, or Ctrl-C.
+
+    Args:
+        stream: the results.
+        source: the frames.
+        steps: shows the progress.
+        overlay: the file of the frames with the objects drawn over them.
+        look: how they are drawn, one of ``looks.LOOKS``.
+        sheet: the file of the contact sheet.
+        most: how many frames are taken.
 
     Returns:
         The exit status: 0, also after Ctrl-C, by which live streams end, and where the answer segments nothing.
@@ -180,17 +205,23 @@ def print_lines(stream: Stream, source: FrameSource, overlay: Path | None, most:
     if not objects:
         return 0
     steps.stage("tracking", source.count if most is None else most)
-    with nullcontext() if overlay is None else open_overlay(overlay, source.rate or 10) as drawn, Interrupted():
+    shown = ContactSheet()
+    with nullcontext() if overlay is None else open_overlay(overlay, source.rate or 10, look, source.sound) as drawn, Interrupted():
         for result in islice(stream, most):
             print(json.dumps(result.to_json()), flush=True)
             if drawn is not None:
                 drawn.add(result.pixels, result.masks, result.objects)
+            if sheet is not None:
+                shown.add(result)
             steps.advance()
+    if sheet is not None:
+        shown.save(sheet)
     return 0
 
 
-def _draw(result: FrameResult, overlay: Overlay, exports: Sequence[Export]) -> None:
+def _draw(result: FrameResult, overlay: Overlay, sheet: ContactSheet, exports: Sequence[Export]) -> None:
     overlay.add(result.pixels, result.masks, result.objects)
+    sheet.add(result)
     for export in exports:
         export.add(result)
 

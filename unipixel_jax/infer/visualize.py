@@ -6,33 +6,18 @@ objects they repeat, and the numbers go on. Outlines are light inside dark, so t
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from unipixel_jax.core.files import replacing
-from unipixel_jax.errors import UserError
 from unipixel_jax.infer.prediction import Prediction
-
-if TYPE_CHECKING:
-    import av
 
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
-"""Colour of object 1, 2, ... as red, green and blue."""
-
-GIF_SIDE = 960
-"""Clips are shrunk to this many pixels along their longer side for a GIF, which hardly compresses them."""
-
-GIF_FRAMES = 300
-"""Frames of a GIF at most: all of them are held in memory, and viewers hold them decoded."""
+"""Colour of object 1, 2, ... as red, green and blue: in terminals, on the page, in pictures and in videos."""
 
 _FILL = 0.45
 _DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
@@ -67,63 +52,8 @@ def draw_objects(
         if mask.any():
             radius = 9 + 3 * line
             taken.append(_badge_place(mask, taken, radius))
-            _draw_badge(ImageDraw.Draw(image), taken[-1], radius, number, line)
+            draw_badge(ImageDraw.Draw(image), taken[-1], radius, number, line)
     return np.asarray(image)
-
-
-def save_overlay(
-    path: str | Path, frames: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], frames_per_second: float = 10, first: int = 1
-) -> None:
-    """Draw the objects over a photo or a clip and write it.
-
-    Args:
-        path: ending in ``.png`` for one frame, in ``.gif`` or ``.mp4`` for a clip.
-        frames: RGB [F, H, W, 3], uint8.
-        masks: bool [O, F, H, W], or O arrays [F, H, W].
-        frames_per_second: speed of a clip.
-        first: the number of the first object.
-
-    Raises:
-        UserError: see ``open_overlay``; or more than one frame for a PNG.
-    """
-    kind = Path(path).suffix.lower()
-    if kind not in _KINDS or (kind == ".png" and len(frames) != 1):
-        raise UserError(f"{path} for {len(frames)} frames: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
-    with open_overlay(path, frames_per_second) as overlay:
-        for i, frame in enumerate(frames):
-            overlay.add(frame, [m[i] for m in masks], range(first, first + len(masks)))
-
-
-class Overlay(Protocol):
-    """A file that takes the frames of a photo or a clip one by one, with their objects drawn over them."""
-
-    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
-        """Draw the objects over the next frame, as ``draw_objects`` does, and write it."""
-
-    def close(self) -> None:
-        """Write what is still to be written."""
-
-
-@contextlib.contextmanager
-def open_overlay(path: str | Path, frames_per_second: float = 10) -> Iterator[Overlay]:
-    """Open an overlay file for writing frame by frame; it takes its name where the block ends well.
-
-    Args:
-        path: ending in ``.png`` for one frame, in ``.gif`` (held in memory, at most ``GIF_FRAMES``) or ``.mp4`` for a clip.
-        frames_per_second: speed of a clip.
-
-    Raises:
-        UserError: another ending, a GIF of too many frames, PyAV is missing for an MP4, or the file cannot be written.
-    """
-    kind = Path(path).suffix.lower()
-    if kind not in _KINDS:
-        raise UserError(f"{path}: expected a name ending in .png for one frame, in .gif or .mp4 for a clip")
-    with replacing(path) as aside:
-        overlay = _KINDS[kind](aside, frames_per_second)
-        try:
-            yield overlay
-        finally:
-            overlay.close()
 
 
 def format_answer(prediction: Prediction, colour: bool = True, first: int = 1) -> str:
@@ -147,8 +77,31 @@ def color_label(number: int, colour: bool = True) -> str:
     if not colour:
         return f"[{number}]"
     red, green, blue = colour_of(number)
-    ink = 30 if _is_bright((red, green, blue)) else 97
+    ink = 30 if is_bright((red, green, blue)) else 97
     return f"\x1b[{ink};48;2;{red};{green};{blue}m {number} \x1b[0m"
+
+
+def draw_badge(draw: ImageDraw.ImageDraw, place: tuple[int, int], radius: int, number: int, line: int) -> None:
+    """Draw an object's number on a disc of its colour, with a white and a black ring.
+
+    Args:
+        draw: draws on the picture.
+        place: x and y of the disc's middle.
+        radius: of the disc, in pixels.
+        number: the object's.
+        line: the width of each ring.
+    """
+    x, y = place
+    colour = colour_of(number)
+    for reach, ink in ((radius + 2 * line, _DARK), (radius + line, _LIGHT), (radius, colour)):
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
+    size = radius * (1.4 if number < 10 else 1.1)
+    draw.text((x, y), str(number), fill=_DARK if is_bright(colour) else _LIGHT, font=ImageFont.load_default(size), anchor="mm")
+
+
+def is_bright(colour: tuple[int, int, int]) -> bool:
+    """Whether dark ink is read better than white on a colour."""
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
 
 
 def _draw_mask(out: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int], line: int) -> None:
@@ -214,78 +167,3 @@ def _beside(place: tuple[int, int], taken: Sequence[tuple[int, int]], radius: in
     while any((x - a) ** 2 + (y - b) ** 2 <= (2 * radius) ** 2 for a, b in taken) and x + 2 * radius + 1 < width:
         x += 2 * radius + 1
     return x, y
-
-
-def _draw_badge(draw: ImageDraw.ImageDraw, place: tuple[int, int], radius: int, number: int, line: int) -> None:
-    x, y = place
-    colour = colour_of(number)
-    for reach, ink in ((radius + 2 * line, _DARK), (radius + line, _LIGHT), (radius, colour)):
-        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
-    size = radius * (1.4 if number < 10 else 1.1)
-    draw.text((x, y), str(number), fill=_DARK if _is_bright(colour) else _LIGHT, font=ImageFont.load_default(size), anchor="mm")
-
-
-def _is_bright(colour: tuple[int, int, int]) -> bool:
-    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
-
-
-class _Png:
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path = path
-
-    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
-        Image.fromarray(draw_objects(frame, masks, numbers)).save(self._path)
-
-    def close(self) -> None:
-        pass
-
-
-class _Gif:
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path, self._rate = path, rate
-        self._frames: list[Image.Image] = []
-
-    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
-        if len(self._frames) >= GIF_FRAMES:
-            raise UserError(f"a GIF of more than {GIF_FRAMES} frames: choose an MP4, which is written frame by frame, with --format mp4")
-        height, width = frame.shape[:2]
-        scale = min(1.0, GIF_SIDE / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        shown = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-        small = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks]
-        self._frames.append(Image.fromarray(draw_objects(shown, small, numbers)).quantize(256, Image.Quantize.MEDIANCUT))
-
-    def close(self) -> None:
-        if self._frames:
-            duration = round(1000 / self._rate)
-            self._frames[0].save(self._path, save_all=True, append_images=self._frames[1:], duration=duration, loop=0)
-
-
-class _Mp4:
-    def __init__(self, path: Path, rate: float) -> None:
-        try:
-            import av  # an extra, which photos do without
-        except ImportError as error:
-            raise UserError("writing MP4 needs PyAV: run pip install 'unipixel-jax[video]', or choose a name ending in .gif") from error
-        self._container = av.open(str(path), "w")
-        self._stream: av.VideoStream | None = None
-        self._rate = Fraction(rate).limit_denominator(1001)
-
-    def add(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]], numbers: Sequence[int] | None = None) -> None:
-        import av
-
-        height, width = frame.shape[:2]
-        if self._stream is None:
-            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            self._stream = cast(av.VideoStream, self._container.add_stream(codec, rate=self._rate))
-            self._stream.width, self._stream.height, self._stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-        even = np.pad(draw_objects(frame, masks, numbers), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-
-
-_KINDS: dict[str, Callable[[Path, float], Overlay]] = {".png": _Png, ".gif": _Gif, ".mp4": _Mp4}

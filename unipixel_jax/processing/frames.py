@@ -41,6 +41,18 @@ class Frame(NamedTuple):
     over_white: NDArray[np.uint8] | None = None
 
 
+class SoundSource(NamedTuple):
+    """Where a clip's sound comes from.
+
+    Attributes:
+        path: the video.
+        start: the time of the clip's first frame after that of the video's, in seconds.
+    """
+
+    path: Path
+    start: float = 0.0
+
+
 @dataclass(frozen=True)
 class Crop:
     """A rectangle of the frames, in pixels: x and y of its top left corner, width and height."""
@@ -80,6 +92,7 @@ class FrameSource:
         first, stop: the numbers of the first frame and of the one after the last.
         seconds_per_frame: what the language side is told of the time from one of the frames that it sees to the next; the reference tells it half a second
             of all frames that are decoded before, whatever the clip's own rate.
+        video: the file of a video, whose sound goes with the frames.
     """
 
     name: str
@@ -92,6 +105,14 @@ class FrameSource:
     first: int = 0
     stop: int | None = None
     seconds_per_frame: float = 1 / FRAMES_PER_SECOND
+    video: Path | None = None
+
+    @property
+    def sound(self) -> SoundSource | None:
+        """Where the sound of these frames is; None for what is no video, or a single frame."""
+        if self.video is None or not self.rate or self.is_image:
+            return None
+        return SoundSource(self.video, self.first / self.rate)
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames in order. One that cannot be read ends the clip with a warning, if there was one before it.
@@ -304,7 +325,7 @@ def _open_file(path: Path) -> FrameSource:
     def pick(numbers: NDArray[np.int64]) -> list[Frame]:
         return [Frame(int(number), None, pixels) for number, pixels in zip(numbers, read_video(path, lambda _: numbers)[0], strict=True)]
 
-    return FrameSource(path.stem, length.count, length.rate, False, frames, pick)
+    return FrameSource(path.stem, length.count, length.rate, False, frames, pick, video=path)
 
 
 def _clip(frames: Sequence[Frame], name: str, is_image: bool) -> Clip:

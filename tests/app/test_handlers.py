@@ -1,0 +1,181 @@
+"""The page's functions with the small model, without a browser."""
+
+import ast
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unipixel_jax.app import correction
+from unipixel_jax.app.bank import Album, frames_held, slots_of
+from unipixel_jax.app.limits import Limits
+from unipixel_jax.app.live import look, play
+from unipixel_jax.app.marks import POINT, clicked
+from unipixel_jax.app.media import open_media
+from unipixel_jax.app.page import build_page, launch_options
+from unipixel_jax.app.stage import begun
+from unipixel_jax.app.tabs import image_segmentation, memory, video_segmentation
+from unipixel_jax.app.worker import Worker, require_prompt
+from unipixel_jax.errors import UserError
+from unipixel_jax.processing.frames import open_frames
+from unipixel_jax.processing.prompts import Point
+
+ROOT = Path(__file__).parents[2]
+
+
+def file_of(update):
+    """The file of a download button's update."""
+    return update.value["path"] if isinstance(update.value, dict) else update.value
+
+
+def test_a_photo_is_answered_and_looked_at_anew(page, examples):
+    example = examples[0][0]
+    result, picture, html, *downloads = image_segmentation.segment(page, str(example.path), example.prompt, "Overlay")
+    assert "large red cross" in html and Path(picture).exists() and len(result.prediction.objects) == 1
+    assert all(Path(file_of(button)).exists() for button in downloads)
+    assert image_segmentation.relook(page, result, "Cut-out")[0] != picture
+    with pytest.raises(UserError, match="there are no words yet"):
+        image_segmentation.segment(page, str(example.path), "  ", "Overlay")
+    with pytest.raises(UserError, match="there is no picture or clip yet"):
+        image_segmentation.segment(page, None, "Please segment the red circle.", "Overlay")
+
+
+def test_a_clip_is_followed_with_progress(page, examples):
+    told = []
+    film, html, *downloads = video_segmentation.segment(
+        page, str(examples[1][0].path), examples[1][0].prompt, "Side by side", progress=lambda done, **more: told.append(done)
+    )
+    assert film.endswith(".mp4") and "in 8 of 8 frames" in html and len(downloads) == 4
+    assert (8, 8) in told
+    size = next(iter(open_frames(film))).pixels.shape
+    assert size[1] > 2 * 384
+
+
+def test_a_camera_is_followed_and_asked_anew_where_the_words_change(page, examples):
+    frames = [frame.pixels for frame in open_frames(examples[1][0].path)][:3]
+    following, html = look(page.worker, None, frames[0], examples[1][0].prompt)
+    first = following.stream
+    assert html.startswith('<img class="ux-frame"') and "small green square" in html
+    following, html = look(page.worker, following, frames[1], examples[1][0].prompt)
+    assert following.stream is first and "frame 1" in html and "frames/s" in html
+    assert look(page.worker, following, None, "") == (following, None)
+    following, html = look(page.worker, following, frames[2], f"Please segment the {examples[1][0].names[1]}.")
+    assert following.stream is not first and "large yellow circle" in html
+    following, _ = look(page.worker, following, frames[2][:200], f"Please segment the {examples[1][0].names[1]}.")
+    assert following.size == (200, 384)
+    shown = list(play(page.worker, open_media(examples[1][0].path, Limits()), examples[1][0].prompt))
+    assert len(shown) == 8 and len(list(play(page.worker, open_frames(iter(frames)), examples[1][0].prompt))) == 3
+
+
+def test_the_memory_shows_what_the_state_holds(page, examples):
+    shown = list(memory.follow(page, str(examples[1][0].path), examples[1][0].prompt, 0))
+    assert len(shown) == 8
+    assert re.findall(r"frame (\d+)<br>", shown[-1][1]) == ["0", "7", "6", "5", "4", "3", "2"]
+    assert re.findall(r"(\d+) ago|now", shown[-1][1])[0] == "7" and shown[0][1].count("prompted") > 0
+    stream, album = page.worker.track(open_media(examples[1][0].path, Limits()), examples[1][0].prompt), Album()
+    for place, result in enumerate(page.worker.frames(stream)):
+        state = stream.save()
+        album.add(place, result, frames_held(state))
+    slots = slots_of(state, 1, album)
+    assert [slot.frame for slot in slots if slot.prompted] == [0, -1, -1, -1] and slots[0].age == 7
+    assert set(album.thumbnails) == {0, 2, 3, 4, 5, 6, 7} and all(slot.presence > 0.5 for slot in slots if slot.frame >= 0)
+    with pytest.raises(UserError, match="a photo needs no memory"):
+        next(memory.follow(page, str(examples[0][0].path), "Please segment the red circle.", 0))
+
+
+def test_clicks_correct_a_clip_and_are_taken_back(page, examples):
+    example = examples[1][0]
+    begun_with = correction.begin(page.worker, str(example.path), example.prompt)
+    before = [result.masks[0].copy() for result in begun_with.results]
+    begun_with.frame = 4
+    clicked_on = correction.click(page.worker, begun_with, 1, False, *np.argwhere(before[4])[len(np.argwhere(before[4])) // 2][::-1])
+    assert clicked_on.stale and not np.array_equal(clicked_on.results[4].masks[0], before[4])
+    np.testing.assert_array_equal(clicked_on.results[5].masks[0], before[5])
+    correction.propagate(page.worker, clicked_on)
+    assert not clicked_on.stale and any(not np.array_equal(clicked_on.results[place].masks[0], before[place]) for place in (5, 6, 7))
+    correction.undo(page.worker, clicked_on, 1)
+    overlap = (clicked_on.results[4].masks[0] & before[4]).sum() / (clicked_on.results[4].masks[0] | before[4]).sum()
+    assert overlap > 0.9
+    with pytest.raises(UserError, match="no click for this object"):
+        correction.undo(page.worker, clicked_on, 1)
+    with pytest.raises(UserError, match="there is no object 7"):
+        correction.click(page.worker, clicked_on, 7, True, 5, 5)
+    assert len(correction.result_of(clicked_on).prediction.frames) == 8
+
+
+def test_regions_are_asked_about_on_the_frames_that_the_model_sees(page, examples):
+    canvas = clicked(begun(str(examples[0][0].path), Limits()), POINT, *examples[0][0].places[-1])
+    found = page.worker.ask(canvas.path, "What is <region>?", canvas.references)
+    assert found.prediction.text == "It is a large red cross." and found.first == 0
+    with pytest.raises(UserError, match="not in the clip"):
+        page.worker.ask(canvas.path, "What is <region>?", [Point(3, 3, 1)])
+
+
+def test_visitors_have_the_model_one_after_the_other_and_before_the_warm_up():
+    worker = Worker(lambda: "model", "", True)
+    worker.start()
+    order = []
+
+    def warm():
+        with worker._turn_after_all():
+            order.append("warm-up")
+
+    def visit():
+        with worker.turn():
+            order.append("visitor")
+
+    with worker.turn():
+        threads = [threading.Thread(target=warm), threading.Thread(target=visit)]
+        threads[0].start()
+        time.sleep(0.1)
+        threads[1].start()
+        time.sleep(0.1)
+        assert order == []
+    for thread in threads:
+        thread.join(10)
+    assert order == ["visitor", "warm-up"]
+
+
+def test_words_are_needed():
+    assert require_prompt(" Please. ") == "Please."
+    for nothing in (None, "", " \n"):
+        with pytest.raises(UserError, match="there are no words yet"):
+            require_prompt(nothing)
+
+
+def test_the_page_has_no_programming_interface_and_serves_nothing_else(page):
+    blocks = build_page(page)
+    assert {function.api_visibility for function in blocks.fns.values()} == {"private"}
+    assert blocks.max_file_size is None or blocks.max_file_size > 0
+    limits = {function.concurrency_id: function.concurrency_limit for function in blocks.fns.values() if function.concurrency_id in ("model", "live")}
+    assert limits == {"model": 1, "live": 2}
+    options = launch_options(Limits())
+    assert options["max_file_size"] == 200 << 20 and options["footer_links"] == [] and not options["ssr_mode"]
+
+
+def test_the_space_starts_the_command_with_options_that_it_has():
+    tree = ast.parse((ROOT / "scripts" / "space" / "app.py").read_text())
+    (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "main"]
+    given = [item.value for item in call.args[0].elts if isinstance(item, ast.Constant)]
+    assert given == ["app", "--host", "0.0.0.0", "--port", "--model"]
+    (requirement,) = [line for line in (ROOT / "scripts" / "space" / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert requirement == f"./unipixel_jax-{version}-py3-none-any.whl[app]"
+
+
+@pytest.mark.slow
+def test_after_the_warm_up_nothing_is_compiled(page, examples, compiled):
+    page.worker.warm_up()
+    assert compiled, "the listener hears nothing"
+    compiled.clear()
+    for example in examples[0]:
+        page.worker.segment(example.path, example.prompt, photo=True)
+        page.worker.ask(example.path, "What is <region>?", [Point(*example.places[0])])
+    for height, width in ((600, 800), (1080, 1440), (1920, 1080)):
+        photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        options = {"max_new_tokens": page.worker.limits.tokens, **page.worker.budget((height, width), True)}
+        page.worker.model.segment(photo, "Please segment the blue square.", **options)
+    assert compiled == []
