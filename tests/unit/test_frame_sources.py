@@ -11,6 +11,7 @@ from PIL import Image
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.frames import Crop, open_frames
+from unipixel_jax.processing.images import Content, OpenedContent
 from unipixel_jax.processing.media import Clip, read_media
 
 COUNT = 23
@@ -54,6 +55,18 @@ def photo(tmp_path):
     return tmp_path / "a.png"
 
 
+def content(tmp_path):
+    return Content("a.mp4", video(tmp_path).read_bytes())
+
+
+def unlinked(tmp_path):
+    """A video that is open and has no name any more; the file is closed with the process."""
+    path = video(tmp_path)
+    descriptor = os.open(path, os.O_RDONLY)
+    path.unlink()
+    return OpenedContent("a.mp4", descriptor=descriptor)
+
+
 def same(found, wanted):
     np.testing.assert_array_equal(found.frames, wanted.frames)
     np.testing.assert_array_equal(found.indices, wanted.indices)
@@ -62,7 +75,7 @@ def same(found, wanted):
         np.testing.assert_array_equal(found.over_white, wanted.over_white)
 
 
-@pytest.mark.parametrize("make", [video, folder, transparent, animation, array, images, sampled, photo])
+@pytest.mark.parametrize("make", [video, content, unlinked, folder, transparent, animation, array, images, sampled, photo])
 def test_numbers_and_pixels_are_those_of_read_media(tmp_path, make):
     media = make(tmp_path)
     source, every = open_frames(media), read_media(media, None)
