@@ -39,6 +39,8 @@ PHOTOS, OBJECTS = 8, 32
 """Photos, and objects in them, whose masks are decoded in one call; a single photo may have more objects."""
 LIVE_STEPS = 8
 """Tokens of each answer that are generated between two looks at what jobs have come live."""
+_LIVE_WAIT = 0.1
+"""Seconds after which a runner looks for jobs without having been told, since another device's runner may have heard the bell."""
 _LIVE_PHOTOS = Buckets("photos", 1, 2.0, PHOTOS)
 _LIVE_OBJECTS = replace(BUCKETS.objects, growth=2.0)
 
@@ -190,7 +192,7 @@ class _Runner:
             yield from self._clips.step()
             yield from self._finished(wait=False)
             if not working and not found:
-                bell.wait(1)
+                bell.wait(_LIVE_WAIT)
 
     @property
     def _busy(self) -> bool:

@@ -76,27 +76,27 @@ class OpenedContent(Content):
     """A file that is open, and need not have a name any more, such as an upload.
 
     Attributes:
-        descriptor: of the file. It stays that of its owner, and must stay open while the content is used.
+        file: a file of the system (one with ``fileno``), whose own position is left alone. Once it is closed, reading fails.
     """
 
     data: bytes = field(default=b"", repr=False)
-    descriptor: int = -1
+    file: Any = None
 
     @property
     def size(self) -> int:
         """The number of its bytes."""
-        return os.fstat(self.descriptor).st_size
+        return os.fstat(self.file.fileno()).st_size
 
     def open(self) -> BinaryIO:
         """Open the file for one more reader, with a position of its own."""
-        return io.BufferedReader(_Reader(self.descriptor, self.size))
+        return io.BufferedReader(_Reader(self.file, self.size))
 
 
 class _Reader(io.RawIOBase):
     """Reads a file that others read too, at a position of its own."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor, self._size, self._at = descriptor, size, 0
+    def __init__(self, file: Any, size: int) -> None:
+        self._file, self._size, self._at = file, size, 0
 
     def readable(self) -> bool:
         return True
@@ -112,7 +112,7 @@ class _Reader(io.RawIOBase):
         return at
 
     def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self._descriptor, [buffer], self._at)
+        count = os.preadv(self._file.fileno(), [buffer], self._at)
         self._at += count
         return count
 
