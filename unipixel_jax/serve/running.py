@@ -92,19 +92,18 @@ class Server(uvicorn.Server):
 
 
 async def warm_up(service: Service, width: int, height: int) -> None:
-    """Answer 1, 2, 4, ... prompts together about photos of a size, so that their programs are compiled."""
+    """Answer 1, 2, 4, ... prompts together about photos of a size, and one about a clip, so that their programs are compiled."""
     rng = np.random.default_rng(0)
-    count = 1
-    while count <= min(PHOTOS, service.settings.max_batch):
+    together = [count for count in (1, 2, 4, 8) if count <= min(PHOTOS, service.settings.max_batch)]
+    for count, frames in [*((count, 1) for count in together), (1, 2)]:
         tickets = [Ticket() for _ in range(count)]
         for ticket in tickets:
-            photo: Any = rng.integers(0, 256, (height, width, 3), np.uint8)
-            service.scheduler.submit(Job(photo, f"Is this {SEG_TOKEN} an object?", max_new_tokens=2, watcher=ticket))
+            media: Any = rng.integers(0, 256, (frames, height, width, 3), np.uint8)
+            service.scheduler.submit(Job(media, f"Is this {SEG_TOKEN} an object?", max_new_tokens=2, watcher=ticket))
         for found in await asyncio.gather(*(ticket.outcome for ticket in tickets), return_exceptions=True):
             if isinstance(found, BaseException):
-                log.warning("photos of %dx%d pixels cannot be warmed up for: %s", width, height, found)
+                log.warning("media of %dx%d pixels cannot be warmed up for: %s", width, height, found)
                 return
-        count *= 2
 
 
 def run(model: UniPixel, settings: Settings, listening: socket.socket, sizes: Sequence[tuple[int, int]], shown: str) -> int:
