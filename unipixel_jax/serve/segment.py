@@ -98,8 +98,9 @@ def _event(kind: str, data: Any) -> str:
 
 
 def _job(service: Service, asked: MediaRequest, media: Media, ticket: Ticket) -> Job:
-    require_words(asked.prompt)
-    require_answer_start(asked.answer_start)
-    words: dict[str, Any] = referring(asked.prompt, asked.references, media)
+    with media.closed_on_error():
+        require_words(asked.prompt)
+        require_answer_start(asked.answer_start)
+        words: dict[str, Any] = referring(asked.prompt, asked.references, media)
     limit = service.limit(asked.max_new_tokens)
     return Job(media, sample_frames=asked.sample_frames, max_new_tokens=limit, answer_start=asked.answer_start, watcher=ticket, **words)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -13,7 +14,9 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from unipixel_jax.errors import TooLarge
 from unipixel_jax.processing.frames import Frame, FrameSource, open_frames
@@ -71,6 +74,15 @@ class Media:
         pick = source.pick
         return replace(source, frames=lambda: map(self._checked, source.frames()), pick=pick and (lambda places: [self._checked(f) for f in pick(places)]))
 
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Close the files where the block fails, before a job has them."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Close the files."""
         for file in self.files:
@@ -115,11 +127,13 @@ async def read_request(request: Request, kind: type[MediaRequest], settings: Set
         asked, files = await _read_form(request, kind)
     else:
         raise Fault(415, "unsupported_media_type", f"the content type is {content_type[:60]!r}, expected {JSON} or {MULTIPART}")
-    if not files:
-        raise Fault(422, "invalid_request", "the request holds no media: give media or frames in JSON, or a part 'file' in a form")
-    if any(file.size == 0 for file in files):
-        raise Fault(422, "invalid_input", f"{NAME} is empty: expected a photo or a video")
-    return asked, Media(files, settings, asked.sample_frames)
+    media = Media(files, settings, asked.sample_frames)
+    with media.closed_on_error():
+        if not files:
+            raise Fault(422, "invalid_request", "the request holds no media: give media or frames in JSON, or a part 'file' in a form")
+        if any(file.size == 0 for file in files):
+            raise Fault(422, "invalid_input", f"{NAME} is empty: expected a photo or a video")
+    return asked, media
 
 
 async def read_json(request: Request, kind: type[T]) -> T:
@@ -178,16 +192,40 @@ def referring(prompt: str, references: Sequence[PointReference | BoxReference | 
 
 
 async def _read_form(request: Request, kind: type[MediaRequest]) -> tuple[MediaRequest, list[Content]]:
-    form = await request.form(max_files=MAX_FILES, max_fields=1, max_part_size=_MOST_JSON)
-    parts = list(form.multi_items())
-    words = [value for name, value in parts if name == "request" and isinstance(value, str)]
-    uploads = [value for name, value in parts if name == "file" and isinstance(value, UploadFile)]
-    if len(words) + len(uploads) != len(parts) or len(words) != 1:
-        raise Fault(422, "invalid_request", "a form has one part 'request', which is JSON, and files in parts 'file', and nothing else")
-    asked = await asyncio.to_thread(_validate, kind, words[0].encode("utf-8", "surrogatepass"))
-    if asked.media is not None or asked.frames is not None:
-        raise Fault(422, "invalid_request", "media and frames belong into JSON without files: leave them out of a form")
-    return asked, [await _content(upload) for upload in uploads]
+    form = await _parsed_form(request)
+    try:
+        parts = list(form.multi_items())
+        words = [value for name, value in parts if name == "request" and isinstance(value, str)]
+        uploads = [value for name, value in parts if name == "file" and isinstance(value, UploadFile)]
+        if len(words) + len(uploads) != len(parts) or len(words) != 1:
+            raise Fault(422, "invalid_request", "a form has one part 'request', which is JSON, and files in parts 'file', and nothing else")
+        asked = await asyncio.to_thread(_validate, kind, words[0].encode("utf-8", "surrogatepass"))
+        if asked.media is not None or asked.frames is not None:
+            raise Fault(422, "invalid_request", "media and frames belong into JSON without files: leave them out of a form")
+        return asked, [await _content(upload) for upload in uploads]
+    except BaseException:
+        await form.close()
+        raise
+
+
+async def _parsed_form(request: Request) -> FormData:
+    """The parts of a form. Starlette's parser closes its files where a form is wrong, but not where its body breaks off, so that becomes such an error."""
+    broken: list[Exception] = []
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        try:
+            async for chunk in request.stream():
+                yield chunk
+        except (Fault, ClientDisconnect) as error:
+            broken.append(error)
+            raise MultiPartException("the body broke off") from error
+
+    try:
+        return await MultiPartParser(request.headers, chunks(), max_files=MAX_FILES, max_fields=1, max_part_size=_MOST_JSON).parse()
+    except MultiPartException as error:
+        if broken:
+            raise broken[0] from None
+        raise Fault(400, "invalid_form", f"the form cannot be read: {error.message}") from None
 
 
 async def _content(upload: UploadFile) -> Content:
