@@ -65,7 +65,10 @@ def _add_small_routes(app: FastAPI, service: Service) -> None:
         response.status_code = 200 if status == "ready" else 503
         return Health(status=status, model=service.settings.model_name, waiting=service.scheduler.waiting)
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=keyed, summary="Counters", description="In Prometheus's text format.")
+    refused = {"description": "The key is missing or wrong.", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}}
+    told: dict[int | str, dict[str, Any]] = {401: refused}
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=told, summary="Counters", description="In Prometheus's text format.")
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -108,7 +108,7 @@ class Ticket(Watcher):
             Fault: the job failed, or the time is over.
         """
         while True:
-            kind, value = await within(self._events.get(), seconds)
+            kind, value = await within(self._events.get(), seconds, seconds)
             if kind == "end":
                 await self.outcome  # raises the fault
                 return
@@ -124,8 +124,13 @@ class Ticket(Watcher):
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
 
 
-async def within(waited: Any, seconds: float) -> Any:
+async def within(waited: Any, seconds: float, limit: float) -> Any:
     """What is waited for.
+
+    Args:
+        waited: an awaitable.
+        seconds: how long it may still take.
+        limit: how long the request may take, as the message tells.
 
     Raises:
         Fault: it takes longer.
@@ -133,7 +138,7 @@ async def within(waited: Any, seconds: float) -> Any:
     try:
         return await asyncio.wait_for(waited, seconds)
     except TimeoutError:
-        raise Fault(503, "timeout", f"the request was not answered within {seconds:g} s: send it again later, with a smaller input or fewer tokens") from None
+        raise Fault(503, "timeout", f"the request was not answered within {limit:g} s: send it again later, with a smaller input or fewer tokens") from None
 
 
 class Scheduler:

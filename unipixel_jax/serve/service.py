@@ -62,8 +62,9 @@ class Service:
         gone = asyncio.create_task(_disconnected(request))
         self.scheduler.submit(job)
         try:
-            done = await within(asyncio.wait([ticket.outcome, gone], return_when=asyncio.FIRST_COMPLETED), self.seconds_left(request))
-            if ticket.outcome in done[0]:
+            waited = asyncio.wait([ticket.outcome, gone], return_when=asyncio.FIRST_COMPLETED)
+            await within(waited, self._seconds_left(request), self.settings.seconds)
+            if ticket.outcome.done():
                 return ticket.outcome.result()
             raise Fault(CLIENT_GONE, "client_gone", "the client closed the connection")
         finally:
@@ -100,8 +101,7 @@ class Service:
             gone.cancel()
             first.cancel()
 
-    def seconds_left(self, request: Request) -> float:
-        """Within which a request has still to be answered."""
+    def _seconds_left(self, request: Request) -> float:
         return max(0.001, request.state.arrived + self.settings.seconds - time.monotonic())
 
 
