@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -10,6 +11,8 @@ from running_service import KEY, NEW, Running, form, png, question, wait_for
 
 from unipixel_jax.client import Client, ServiceError
 from unipixel_jax.infer import engine
+from unipixel_jax.serve.guard import Guard
+from unipixel_jax.serve.service import EventStream
 
 
 def slowly(monkeypatch, gate):
@@ -172,3 +175,31 @@ def test_an_error_of_the_model_is_a_500_without_a_traceback(running, http, scene
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error" and "secret" not in answer.text
     assert "secret of the machine" in caplog.text
     assert http.post("/v1/segment", **form(json.dumps({"prompt": question(scenes[0])}), png(scenes[0].frames[0]))).status_code == 200
+
+
+def test_a_client_that_does_not_read_is_given_up(running, caplog):
+    """It would hold its place in the queue for ever."""
+    guard = running.server.config.app
+    closed = []
+
+    async def lines():
+        try:
+            while True:
+                yield "data: x\n\n"
+        finally:
+            closed.append(True)
+
+    async def app(scope, receive, send):
+        await EventStream(lines())(scope, receive, send)
+
+    async def receive():
+        await asyncio.sleep(100)
+
+    async def never(message):
+        await asyncio.sleep(100 if message["type"] == "http.response.body" else 0)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/track", "headers": [(b"authorization", f"Bearer {KEY}".encode())], "asgi": {"spec_version": "2.4"}}
+    settings = replace(running.service.settings, seconds=0.2)
+    stuck = Guard(app, settings, running.service.metrics, lambda: False)
+    asyncio.run(asyncio.wait_for(stuck(scope, receive, never), 20))
+    assert closed == [True] and stuck.taken == guard.taken == 0 and "has not read its response" in caplog.text

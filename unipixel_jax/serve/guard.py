@@ -54,7 +54,7 @@ class Guard:
         path, start = scope["path"], time.monotonic()
         route = path if path in (*WORK, *OPEN, "/v1/models", "/metrics", "/openapi.json") else "other"
         body = _Body(receive, self._settings, self._metrics)
-        answer = _Answer(send, body)
+        answer = _Answer(send, body, self._settings.seconds)
         works = path in WORK and scope["method"] == "POST"
         scope.setdefault("state", {})["arrived"] = start
         try:
@@ -66,8 +66,8 @@ class Guard:
                 self.taken -= works
         except Fault as fault:
             await answer.refuse(fault, scope, receive)
-        except asyncio.CancelledError:
-            raise
+        except OSError as error:
+            log.warning("a response to %s was not sent to its end (%s)", route, error)
         except Exception:
             log.exception("answering %s failed", route)
             await answer.refuse(Fault(500, "internal_error", "answering this request failed in the service, whose log says why"), scope, receive)
@@ -138,17 +138,25 @@ class _Answer:
         status: its status, once it has begun; 0 before.
     """
 
-    def __init__(self, send: Send, body: _Body) -> None:
+    def __init__(self, send: Send, body: _Body, seconds: float) -> None:
         self.status = 0
-        self._send, self._body = send, body
+        self._send, self._body, self._seconds = send, body, seconds
 
     async def send(self, message: Message) -> None:
-        """Pass on a part of it. An error waits until its request has been read, or a moment."""
+        """Pass on a part of it. An error waits until its request has been read, or a moment.
+
+        Raises:
+            OSError: the client does not read what was sent before.
+        """
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self.status >= 400:
                 await self._body.drain()
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise OSError(f"the client has not read its response for {self._seconds:g} s") from None
 
     async def refuse(self, fault: Fault, scope: Scope, receive: Receive) -> None:
         """Send an error, unless a response has begun."""

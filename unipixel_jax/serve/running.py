@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -29,21 +30,23 @@ LAST_SECONDS = 10
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens, before a model is loaded: an address that is taken is found out at once.
+    """A socket at an address, before a model is loaded, so that an address that is taken is found out at once. It does not listen yet.
 
     Raises:
         UserError: it cannot be had.
     """
     if not 0 <= port < 1 << 16:
         raise UserError(f"--port is {port}, expected 0 to 65535")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror or error}): choose another --host or --port") from None
-    return listening
+    with contextlib.ExitStack() as stack:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            bound = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError as error:
+            raise UserError(f"{host}:{port} cannot be listened on ({error.strerror or error}): choose another --host or --port") from None
+        stack.pop_all()
+        return bound
 
 
 class Server(uvicorn.Server):

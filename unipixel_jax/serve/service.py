@@ -59,8 +59,8 @@ class Service:
         Raises:
             Fault: the job failed, took too long, or nobody waits for it.
         """
-        gone = asyncio.create_task(_disconnected(request))
         self.scheduler.submit(job)
+        gone: asyncio.Future[Any] = asyncio.create_task(_disconnected(request))
         try:
             waited = asyncio.wait([ticket.outcome, gone], return_when=asyncio.FIRST_COMPLETED)
             await within(waited, self._seconds_left(request), self.settings.seconds)
