@@ -68,8 +68,8 @@ class Guard:
             await answer.refuse(fault, scope, receive)
         except OSError as error:
             log.warning("a response to %s was not sent to its end (%s)", route, error)
-        except Exception:
-            log.exception("answering %s failed", route)
+        except Exception as error:
+            log.exception("answering %s failed (%s: %s)", route, type(error).__name__, error)
             await answer.refuse(Fault(500, "internal_error", "answering this request failed in the service, whose log says why"), scope, receive)
         finally:
             self._metrics.requests.labels(route, str(answer.status or CLIENT_GONE)).inc()

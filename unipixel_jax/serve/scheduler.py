@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 FRAMES_AHEAD = 4
 """Results of a tracked clip that wait for a client that reads slowly; then its clip waits too, and memory stays where it is."""
+PAUSE_SECONDS = 0.5
+"""How long the model's thread waits after all its work has failed, which it may do again."""
 
 
 class Ticket(Watcher):
@@ -223,11 +225,12 @@ class Scheduler:
                         self._settle(outcome)
                 return
             except Exception as error:
-                log.exception("the jobs that were running failed")
+                log.exception("all requests that were running failed (%s: %s)", type(error).__name__, error)
                 with self._lock:
                     lost = list(self._active.values())
                 for job in lost:
                     self._settle(Outcome(job, reason=str(error), error=error))
+                time.sleep(PAUSE_SECONDS)
 
     def _settle(self, outcome: Outcome) -> None:
         with self._lock:
@@ -237,7 +240,7 @@ class Scheduler:
         self._metrics.tokens.labels("prompt").inc(ticket.prompt_tokens)
         if found is None:
             if outcome.error is not None and fault_of(outcome.error, outcome.reason).status == 500:
-                log.error("a request failed", exc_info=outcome.error)
+                log.error("a request failed (%s)", outcome.reason, exc_info=outcome.error)
             ticket.finish(fault_of(outcome.error, outcome.reason))
             return
         self._metrics.tokens.labels("answer").inc(len(found.tokens))

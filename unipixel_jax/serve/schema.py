@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -297,8 +297,3 @@ class ErrorResponse(BaseModel):
     """A request that was not answered."""
 
     error: ErrorDetail
-
-
-def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The schema of a request for the OpenAPI document, with the models that it names in ``$defs``."""
-    return kind.model_json_schema(ref_template="#/components/schemas/{model}")
