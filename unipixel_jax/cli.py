@@ -39,6 +39,7 @@ COMMANDS = {
     "describe": Command("unipixel_jax.infer.cli:configure_describe", "describe an object that you point at"),
     "chat": Command("unipixel_jax.infer.chat_cli:configure_chat", "have a conversation about a photo or a clip", spins=False),
     "app": Command("unipixel_jax.app.cli:configure", "open a page in the browser on which everything is tried", spins=False),
+    "serve": Command("unipixel_jax.serve.cli:configure", "answer programs over HTTP", spins=False),
     "demo": Command("unipixel_jax.infer.cli:configure_demo", "run on a photo and a clip that ship with the package"),
     "parity": Command("unipixel_jax.parity.cli:configure", "replay a recording of the torch reference and compare"),
     "eval": Command("unipixel_jax.eval.cli:configure", "run benchmarks, score predictions, and report scores", compiles=False, spins=False),

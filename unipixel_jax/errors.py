@@ -20,6 +20,10 @@ class UserError(ValueError):
     """An error that the caller can put right. The message names what was found, what was expected, and what to do."""
 
 
+class TooLarge(UserError):
+    """An input with more bytes, pixels or frames than are taken."""
+
+
 def run_command(run: Callable[[], int], verbose: bool) -> int:
     """Run a command to its exit status, whatever happens in it.
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.frames import Crop, open_frames
+from unipixel_jax.processing.images import Content, OpenedContent
 from unipixel_jax.processing.media import Clip, read_media
 
 COUNT = 23
@@ -54,6 +55,10 @@ def photo(tmp_path):
     return tmp_path / "a.png"
 
 
+def content(tmp_path):
+    return Content("a.mp4", video(tmp_path).read_bytes())
+
+
 def same(found, wanted):
     np.testing.assert_array_equal(found.frames, wanted.frames)
     np.testing.assert_array_equal(found.indices, wanted.indices)
@@ -62,7 +67,7 @@ def same(found, wanted):
         np.testing.assert_array_equal(found.over_white, wanted.over_white)
 
 
-@pytest.mark.parametrize("make", [video, folder, transparent, animation, array, images, sampled, photo])
+@pytest.mark.parametrize("make", [video, content, folder, transparent, animation, array, images, sampled, photo])
 def test_numbers_and_pixels_are_those_of_read_media(tmp_path, make):
     media = make(tmp_path)
     source, every = open_frames(media), read_media(media, None)
@@ -77,6 +82,18 @@ def test_numbers_and_pixels_are_those_of_read_media(tmp_path, make):
         same(source.sample(most), Clip(every.frames[places], every.indices[places], every.is_image, every.name, over))
         if make is not sampled:
             same(source.sample(most), read_media(media, most))
+
+
+@pytest.mark.parametrize("make", [video, animation, photo])
+def test_an_open_file_is_read_without_its_name(tmp_path, make):
+    path = make(tmp_path)
+    every = read_media(path, None)
+    with path.open("rb") as file:
+        path.unlink()
+        source = open_frames(OpenedContent(path.name, file=file))
+        np.testing.assert_array_equal([frame.pixels for frame in source], every.frames)
+        same(source.sample(COUNT), every)
+        assert file.tell() == 0
 
 
 @pytest.mark.parametrize("make", [folder, transparent, animation, video])

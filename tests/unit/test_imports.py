@@ -19,6 +19,7 @@ CONFIG = {"config", *BASE}
 INPUTS = {"batch", *CONFIG}
 ROOMS = {
     "errors": set(),
+    "client": {"processing.rle"},
     "arguments": set(),
     "config": {"core.fields", "core.files", "core.quantisation", *BASE},
     "batch": set(),
@@ -42,7 +43,7 @@ ROOMS = {
     "eval": {"infer", "data", "processing", "core", *ARGUMENTS, *INPUTS},
 }
 FREE = {"app", "cli", "demo", "parity", "bench", "plan", "convert.cli", "eval.cli", "infer.batch_cli", "infer.chat_cli", "infer.cli"}
-FREE |= {"train.cli", "train.export", "__init__"}
+FREE |= {"serve", "train.cli", "train.export", "__init__"}
 """These modules put the others together and may import everything."""
 
 
@@ -100,7 +101,7 @@ def test_imports_follow_the_plan(path, module):
 @pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
 def test_nobody_imports_torch_and_the_host_side_imports_no_jax(path, module):
     never = {"torch", "torchvision", "torch_npu"}
-    if room_of(module)[0] in ("processing", "data", "errors", "config", "batch"):
+    if room_of(module)[0] in ("processing", "data", "errors", "config", "batch", "client"):
         never |= {"jax", "jaxlib", "flax", "orbax", "optax"}
     for name, _ in imports(path, module):
         assert not within(name, never), f"{module} imports {name}"
@@ -163,10 +164,10 @@ def test_the_rules_see_what_they_forbid(tmp_path):
     assert not within("core.axes", ROOMS["processing"]) and within("core.buckets.Buckets", ROOMS["processing"])
 
 
-@pytest.mark.parametrize("statement", ["import unipixel_jax", "import unipixel_jax.cli", "import unipixel_jax.config", "import unipixel_jax.processing.batch"])
-def test_importing_is_cheap(statement):
-    heavy = "{'jax', 'flax', 'orbax', 'torch', 'transformers', 'huggingface_hub'}"
-    code = f"{statement}\nimport sys\nprint(sorted({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize("module", ["unipixel_jax", "unipixel_jax.cli", "unipixel_jax.client", "unipixel_jax.config", "unipixel_jax.processing.batch"])
+def test_importing_is_cheap(module):
+    heavy = "{'jax', 'flax', 'orbax', 'torch', 'transformers', 'huggingface_hub', 'fastapi'}"
+    code = f"import {module}\nimport sys\nprint(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -182,10 +183,13 @@ def test_the_public_api_can_be_imported():
 
 DISTRIBUTIONS = {
     "PIL": "pillow", "absl": "absl-py", "cv2": "opencv-python-headless", "jaxlib": "jax", "orbax": "orbax-checkpoint", "pi_heif": "pi-heif",
-    "tensorflow_datasets": "tensorflow-datasets",
+    "multipart": "python-multipart", "tensorflow_datasets": "tensorflow-datasets",
 }  # fmt: skip
 """The packages of modules that have another name."""
-NEED = {"app": "app", "data": "train", "infer.sound": "video", "parity": "train", "processing.video": "video", "synthetic": "train", "train": "train"}
+NEED = {
+    "app": "app", "client": "client", "data": "train", "infer.sound": "video", "parity": "train", "processing.video": "video", "serve": "serve", "synthetic": "train",
+    "train": "train",
+}  # fmt: skip
 """The extra that a room or module needs. Users without it are told by `errors.needing`, or by the function that imports the module."""
 
 

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from unipixel_jax.batch import ModelInputs
 from unipixel_jax.config import TextConfig
-from unipixel_jax.core.buckets import BUCKETS, BucketTable
+from unipixel_jax.core.buckets import BUCKETS, Buckets, BucketTable
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.infer.answers import without_end
 from unipixel_jax.infer.buckets import PROMPT_BUCKETS
-from unipixel_jax.infer.generate import Answering, Answers, Sampling, decode, states_before
+from unipixel_jax.infer.generate import Answering, Answers, RowSampling, Sampling, decode, states_before
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.models.qwen_vl.cache import KVCache
 from unipixel_jax.models.unipixel import UniPixelModel
@@ -43,6 +43,7 @@ class ReadPrompts:
         hidden: the states that predicted them [G, D].
         position: rotary positions of the first tokens [G], int32.
         prompt_hidden: the states before the prompts' ``<|seg|>`` tokens [G, O, D].
+        sampling: how each answer's tokens are drawn; None where all are drawn alike.
     """
 
     cache: KVCache
@@ -50,22 +51,26 @@ class ReadPrompts:
     hidden: jax.Array
     position: jax.Array
     prompt_hidden: jax.Array
+    sampling: RowSampling | None = None
 
 
 @Programs
-def read_prompts(model: UniPixelModel, inputs: ModelInputs, key: jax.Array, *, how: Answering) -> ReadPrompts:
+def read_prompts(model: UniPixelModel, inputs: ModelInputs, key: jax.Array, sampling: RowSampling | None = None, *, how: Answering) -> ReadPrompts:
     """Read prompts that are padded on the left, and draw the first token of each answer."""
     rows, length = inputs.input_ids.shape
     cache = KVCache.empty(model.config.text, rows, length, how.dtype)
     states, cache = model.text.extend(model.embed(inputs, how.dtype), inputs.position_ids, inputs.segments, cache, 0)
-    token, _ = how.draw(model, states[:, -1], key, 0)
-    return ReadPrompts(cache, token, states[:, -1], length + inputs.rope_deltas, states_before(states, inputs.seg_positions))
+    token, logits = how.draw(model, states[:, -1], key, 0)
+    if sampling is not None:
+        token = sampling.draw(logits, jnp.zeros(rows, jnp.int32))
+    return ReadPrompts(cache, token, states[:, -1], length + inputs.rope_deltas, states_before(states, inputs.seg_positions), sampling)
 
 
 @Programs
-def empty_rows(*, config: TextConfig, rows: int, slots: int, new_tokens: int, dtype: jnp.dtype) -> Answers:
+def empty_rows(*, config: TextConfig, rows: int, slots: int, new_tokens: int, dtype: jnp.dtype, own_sampling: bool) -> Answers:
     """Rows without answers."""
-    return Answers.start(KVCache.empty(config, rows, slots, dtype), 0, new_tokens, config.hidden_size)
+    answers = Answers.start(KVCache.empty(config, rows, slots, dtype), 0, new_tokens, config.hidden_size)
+    return replace(answers, sampling=RowSampling.greedy(rows) if own_sampling else None)
 
 
 @Programs
@@ -87,14 +92,21 @@ def admit(answers: Answers, prompts: ReadPrompts, rows: jax.Array, limit: jax.Ar
         return jnp.zeros((count, *values.shape[1:]), values.dtype).at[rows].set(values, mode="drop")
 
     begun, token = in_rows(jnp.ones(rows.shape, bool)), in_rows(prompts.token)
-    answers = replace(answers, cache=cache).begin(begun, in_rows(limit), in_rows(prompts.position))
+    sampling = jax.tree.map(lambda ours, theirs: ours.at[rows].set(theirs, mode="drop"), answers.sampling, prompts.sampling)
+    answers = replace(answers, cache=cache, sampling=sampling).begin(begun, in_rows(limit), in_rows(prompts.position))
     return answers.record(begun, token, in_rows(prompts.hidden), how.ends(token))
 
 
 @partial(Programs, donate=(1,))
-def decode_rows(model: UniPixelModel, answers: Answers, key: jax.Array, enough: jax.Array, *, how: Answering) -> Answers:
+def decode_rows(model: UniPixelModel, answers: Answers, key: jax.Array, enough: jax.Array, steps: jax.Array, *, how: Answering) -> Answers:
     """See ``decode``."""
-    return decode(model, answers, key, enough, how)
+    return decode(model, answers, key, enough, how, steps)
+
+
+@partial(Programs, donate=(0,))
+def stop_rows(answers: Answers, rows: jax.Array) -> Answers:
+    """End the answers in some rows [B], bool, where they are."""
+    return replace(answers, running=answers.running & ~rows)
 
 
 @Programs
@@ -116,6 +128,17 @@ def group_buckets(group: int, window_patches: int) -> BucketTable:
     )
 
 
+def live_buckets(group: int, window_patches: int) -> BucketTable:
+    """The padded sizes of 1, 2, 4, ... ``group`` prompts that are read together as they come. They are coarser: any number of prompts of any size may come
+    together, and a service must stop compiling soon.
+    """
+    return replace(
+        PROMPT_BUCKETS,
+        batch=Buckets("prompts in a batch", 1, 2.0, group),
+        patches=replace(BUCKETS.patches, step=window_patches, growth=2.0),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """An answer that has ended.
@@ -134,6 +157,9 @@ class Answer:
 class Engine:
     """Rows of answers on one device or mesh.
 
+    Attributes:
+        said: the tokens so far of each answer that was running before the last step, by its row [tokens], int32.
+
     Args:
         loaded: the model.
         sampling: how tokens are drawn.
@@ -141,18 +167,20 @@ class Engine:
         rows: B, how many answers are generated together.
         group: G, how many prompts are read together; ``rows`` or fewer.
         max_new_tokens: where answers are cut off.
+        live: whether prompts come while others are answered, in any number, and each with its own sampling.
     """
 
-    def __init__(self, loaded: LoadedModel, sampling: Sampling, seed: int, rows: int, group: int, max_new_tokens: int) -> None:
-        self.group = group
+    def __init__(self, loaded: LoadedModel, sampling: Sampling, seed: int, rows: int, group: int, max_new_tokens: int, live: bool = False) -> None:
+        self.group, self._live, self._sampling = group, live, sampling
         self._loaded = loaded
         self._how = Answering(loaded.end_tokens, loaded.dtype, sampling)
         self._seed, self._reads = seed, 0
         self._rows, self._limit = rows, max_new_tokens
         self._new_tokens = BUCKETS.new_tokens.size(max_new_tokens)
-        self._buckets = group_buckets(group, loaded.config.vision.window_patches)
+        self._buckets = (live_buckets if live else group_buckets)(group, loaded.config.vision.window_patches)
         self._known: list[batch.Sizes] = []
         self._answers: Answers | None = None
+        self.said: dict[int, NDArray[np.int32]] = {}
         self._prompts: dict[int, tuple[jax.Array, int, int]] = {}
 
     @property
@@ -165,12 +193,18 @@ class Engine:
         """Whether any row has an answer."""
         return bool(self._prompts)
 
-    def admit(self, conversations: Sequence[batch.Conversation], limits: Sequence[int | None] | None = None) -> list[int]:
+    def admit(
+        self,
+        conversations: Sequence[batch.Conversation],
+        limits: Sequence[int | None] | None = None,
+        samplings: Sequence[tuple[Sampling, int]] | None = None,
+    ) -> list[int]:
         """Read at most G prompts, and return the rows that they get. There must be as many free rows.
 
         Args:
             conversations: the prompts.
             limits: where each answer is cut off, if before ``max_new_tokens``.
+            samplings: how the tokens of each answer are drawn and from which seed, where prompts are ``live``.
 
         Raises:
             UserError: a size is beyond its buckets.
@@ -181,7 +215,8 @@ class Engine:
         self._reads += 1
         key = jax.random.key(self._seed + self._reads)
         with loaded.on_mesh():
-            prompts = read_prompts(loaded.model, jax.device_put(inputs), key, how=self._how)
+            own = (_row_sampling(samplings or [(self._sampling, self._seed)] * len(rows), padded),) if self._live else ()
+            prompts = read_prompts(loaded.model, jax.device_put(inputs), key, *own, how=self._how)
             answers = self._with_room(BUCKETS.tokens.size(length + self._new_tokens))
             places = np.full(padded, self._rows, np.int32)
             places[: len(rows)] = rows
@@ -194,16 +229,18 @@ class Engine:
             self._prompts[row] = (prompts.prompt_hidden, place, int(asked[place]))
         return rows
 
-    def advance(self, free: int) -> list[Answer]:
-        """Generate until at least ``free`` rows are free, and return the answers that ended."""
+    def advance(self, free: int, steps: int | None = None) -> list[Answer]:
+        """Generate until at least ``free`` rows are free, or ``steps`` tokens of each row; returns the answers that ended."""
         loaded = self._loaded
         assert self._answers is not None, "a prompt was admitted before"
         with loaded.on_mesh():
             enough = jax.device_put(np.int32(self._rows - free))
-            self._answers = decode_rows(loaded.model, self._answers, jax.random.key(self._seed), enough, how=self._how)
+            most = jax.device_put(np.int32(steps or self._new_tokens))
+            self._answers = decode_rows(loaded.model, self._answers, jax.random.key(self._seed), enough, most, how=self._how)
             running, count, tokens = (np.asarray(a) for a in (self._answers.running, self._answers.count, self._answers.tokens))
+            self.said = {row: without_end(tokens[row, : count[row]], loaded.end_tokens) for row in self._prompts}
             ended = [row for row in self._prompts if not running[row]]
-            said = [without_end(tokens[row, : count[row]], loaded.end_tokens) for row in ended]
+            said = [self.said[row] for row in ended]
             hidden = self._states(ended, [np.flatnonzero(own == loaded.config.seg_token_id) for own in said])
         out = []
         for row, own, states in zip(ended, said, hidden, strict=True):
@@ -212,6 +249,14 @@ class Engine:
                 states = np.concatenate([np.asarray(prompt_hidden)[place, :asked], states])
             out.append(Answer(row, own, states))
         return out
+
+    def stop(self, rows: Sequence[int]) -> None:
+        """Give up the answers in some rows."""
+        assert self._answers is not None, "a prompt was admitted before"
+        with self._loaded.on_mesh():
+            self._answers = stop_rows(self._answers, jax.device_put(np.isin(np.arange(self._rows), rows)))
+        for row in rows:
+            del self._prompts[row]
 
     def reset(self) -> None:
         """Give up all answers, as after an error in the device."""
@@ -222,7 +267,7 @@ class Engine:
         """The prompts as G rows. Fewer than G come at the end of the work: they take known sizes, if these are large enough, so that nothing is compiled."""
         config, rows = self._loaded.config, [[conversation] for conversation in conversations]
         sizes = batch.measure(rows, config, self._buckets)
-        if len(rows) < self.group:
+        if len(rows) < self.group and not self._live:
             fitting = [known for known in self._known if all(known[name] >= size for name, size in sizes.items())]
             sizes = min(fitting, key=lambda known: known["tokens"] * known["patches"], default=sizes)
         if sizes not in self._known:
@@ -234,7 +279,7 @@ class Engine:
     def _with_room(self, slots: int) -> Answers:
         config, how = self._loaded.config.text, self._how
         if self._answers is None:
-            return empty_rows(config=config, rows=self._rows, slots=slots, new_tokens=self._new_tokens, dtype=how.dtype)
+            return empty_rows(config=config, rows=self._rows, slots=slots, new_tokens=self._new_tokens, dtype=how.dtype, own_sampling=self._live)
         return self._answers if self._answers.cache.segments.shape[1] >= slots else with_slots(self._answers, slots=slots)
 
     def _states(self, rows: Sequence[int], places: Sequence[NDArray[np.intp]]) -> list[NDArray[np.generic]]:
@@ -248,3 +293,11 @@ class Engine:
             pad = BUCKETS.objects.size(len(own[0])) - len(own[0])
             pieces.append(np.asarray(take_states(self._answers.hidden, *(jax.device_put(np.pad(a, (0, pad))) for a in own)))[: len(own[0])])
         return np.split(np.concatenate(pieces), np.cumsum(counts)[:-1]) if counts else []
+
+
+def _row_sampling(samplings: Sequence[tuple[Sampling, int]], padded: int) -> RowSampling:
+    """How each row's tokens are drawn and from which seed, as arrays; the rows of the padding are greedy."""
+    filled = [*samplings, *[(Sampling(), 0)] * (padded - len(samplings))]
+    numbers = zip(*((own.temperature, own.top_k, own.top_p, seed % (1 << 32)) for own, seed in filled), strict=True)
+    arrays = [np.asarray(values, dtype) for values, dtype in zip(numbers, (np.float32, np.int32, np.float32, np.uint32), strict=True)]
+    return RowSampling(*map(jax.device_put, arrays))

@@ -33,6 +33,49 @@ class Sampling:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class RowSampling:
+    """How the next token of each row is drawn: ``Sampling`` as arrays, so that prompts with different ones share a program. What a row draws depends on its own
+    seed and on how many tokens it has, and not on the rows beside it.
+
+    Attributes:
+        temperature: [B] float32.
+        top_k: [B] int32.
+        top_p: [B] float32.
+        seed: [B] uint32.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    seed: jax.Array
+
+    @classmethod
+    def greedy(cls, batch: int) -> RowSampling:
+        """Return rows that take the likeliest token."""
+        return cls(jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32), jnp.ones(batch, jnp.float32), jnp.zeros(batch, jnp.uint32))
+
+    def draw(self, logits: jax.Array, count: jax.Array) -> jax.Array:
+        """Return the next tokens [B], int32, by the scores [B, V] of rows that have ``count`` [B] tokens. Only where a row is not greedy is anything sorted."""
+        likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+        def drawn() -> jax.Array:
+            warm = self.temperature > 0
+            scaled = logits / jnp.where(warm, self.temperature, 1.0)[:, None]
+            ordered = jnp.sort(scaled, axis=-1, descending=True)
+            last = jnp.where(self.top_k > 0, jnp.minimum(self.top_k, logits.shape[-1]), logits.shape[-1]) - 1
+            ordered = jnp.where(ordered < jnp.take_along_axis(ordered, last[:, None], axis=-1), -jnp.inf, ordered)
+            share = jax.nn.softmax(ordered, axis=-1)
+            taken = (jnp.cumsum(share, axis=-1) - share < self.top_p[:, None]) & (ordered > -jnp.inf)
+            least = jnp.min(jnp.where(taken, ordered, jnp.inf), axis=-1, keepdims=True)
+            keys = jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.key(seed), at))(self.seed, count)
+            own = jax.vmap(jax.random.categorical)(keys, jnp.where(scaled < least, -jnp.inf, scaled))
+            return jnp.where(warm, own.astype(jnp.int32), likeliest)
+
+        return jax.lax.cond(jnp.any(self.temperature > 0), drawn, lambda: likeliest)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Generation:
     """The answers to a batch of prompts.
 
@@ -70,6 +113,12 @@ class Answering:
         logits = model.text.logits(hidden)
         return _draw(logits, self.sampling, jax.random.fold_in(key, step)), logits
 
+    def draw_next(self, model: UniPixelModel, hidden: jax.Array, key: jax.Array, answers: Answers) -> jax.Array:
+        """Return the tokens [B] that follow states ``hidden`` [B, D] in answers, drawn as each row wants if the rows have their own sampling."""
+        if answers.sampling is None:
+            return self.draw(model, hidden, key, answers.step)[0]
+        return answers.sampling.draw(model.text.logits(hidden), answers.count)
+
     def ends(self, token: jax.Array) -> jax.Array:
         """Return which tokens [B] end an answer [B], bool."""
         return jnp.any(token[:, None] == jnp.asarray(self.end_tokens, jnp.int32)[None], axis=1)
@@ -90,6 +139,7 @@ class Answers:
         tokens: see ``Generation`` [B, N], int32.
         hidden: see ``Generation`` [B, N, D].
         cache: keys and values of everything but the last token drawn.
+        sampling: how each row's tokens are drawn; None where all are drawn as ``Answering.sampling`` says.
     """
 
     step: jax.Array
@@ -101,6 +151,7 @@ class Answers:
     tokens: jax.Array
     hidden: jax.Array
     cache: KVCache
+    sampling: RowSampling | None = None
 
     @classmethod
     def start(cls, cache: KVCache, at: jax.Array | int, slots: int, width: int) -> Answers:
@@ -152,8 +203,9 @@ class Answers:
         )
 
 
-def decode(model: UniPixelModel, answers: Answers, key: jax.Array, enough: jax.Array | int, how: Answering) -> Answers:
+def decode(model: UniPixelModel, answers: Answers, key: jax.Array, enough: jax.Array | int, how: Answering, steps: jax.Array | None = None) -> Answers:
     """Generate until at most ``enough`` answers go on. A row needs as many slots as its prompt and its answer together: the last slot is followed by the first.
+    Several calls of a few steps give what one call gives.
 
     Args:
         model: the weights.
@@ -161,10 +213,13 @@ def decode(model: UniPixelModel, answers: Answers, key: jax.Array, enough: jax.A
         key: the random key for sampling.
         enough: int32 scalar.
         how: the rest.
+        steps: the most tokens of an answer that are generated, int32 scalar; None for any number.
     """
+    begin = answers.step
 
     def more(answers: Answers) -> jax.Array:
-        return jnp.sum(answers.running, dtype=jnp.int32) > enough
+        going = jnp.sum(answers.running, dtype=jnp.int32) > enough
+        return going if steps is None else going & (answers.step - begin < steps)
 
     return jax.lax.while_loop(more, lambda answers: next_tokens(model, answers, key, how), answers)
 
@@ -175,7 +230,7 @@ def next_tokens(model: UniPixelModel, answers: Answers, key: jax.Array, how: Ans
     positions = jnp.broadcast_to(answers.position[None, :, None], (3, *last.shape))
     segments = answers.running[:, None].astype(jnp.int32)
     states, cache = model.text.extend(model.text.embed(last, how.dtype), positions, segments, answers.cache, answers.at)
-    token, _ = how.draw(model, states[:, -1], key, answers.step)
+    token = how.draw_next(model, states[:, -1], key, answers)
     at = (answers.at + 1) % cache.segments.shape[1]
     return replace(answers, cache=cache, at=at).record(answers.running, token, states[:, -1], how.ends(token))
 

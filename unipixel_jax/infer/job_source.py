@@ -20,18 +20,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.errors import UserError, one_line
+from unipixel_jax.infer.generate import Sampling
 from unipixel_jax.infer.loading import LoadedModel
-from unipixel_jax.infer.prediction import Prediction
+from unipixel_jax.infer.prediction import ClipAnswer, Prediction
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.chat import seconds_per_grid
 from unipixel_jax.processing.frames import FrameSource, open_frames
 from unipixel_jax.processing.media import Media
 from unipixel_jax.processing.memory import memory_grid, memory_prefix
 from unipixel_jax.processing.prompts import Reference, SquareReference, name_regions
-from unipixel_jax.processing.tokenizer import REF_TOKEN
+from unipixel_jax.processing.tokenizer import REF_TOKEN, Message
 
+_NO_MORE = object()
 ROWS = 16
 """Answers that are generated together; half as many prompts are read together."""
+
+
+class Watcher:
+    """Follows a job while it runs, for a service. The methods are called by the thread that runs the jobs; the job tells all of its ``Outcome`` without them.
+
+    Attributes:
+        cancelled: set by anyone once nobody waits for the job any more: it is then given up, wherever it is.
+        takes_frames: whether the results of a clip's frames go to ``frame``, and not into the outcome.
+    """
+
+    cancelled = False
+    takes_frames = False
+
+    def read(self, tokens: int) -> None:
+        """The prompt, of ``tokens`` tokens, those of the media included, is being read."""
+
+    def said(self, tokens: NDArray[np.int32]) -> None:
+        """These are the tokens of the answer so far [tokens], int32."""
+
+    def answered(self, answer: ClipAnswer) -> None:
+        """The answer is there, and what it segments is not."""
+
+    def ready(self) -> bool:
+        """Whether the next frame's result may come."""
+        return True
+
+    def frame(self, line: dict[str, Any]) -> None:
+        """Take the result of the next frame, as ``FrameResult.to_json`` has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +83,11 @@ class Job:
         min_pixels, max_pixels: see ``UniPixel.segment``.
         max_new_tokens: where the answer is cut off; None for where those of all jobs are.
         max_objects: how many objects of the answer are segmented, the first ones; None for all.
+        history: the turns of a conversation before the prompt; the media come before all words of the user.
+        skip_objects: how many ``<|seg|>`` of the prompt, those of ``history`` among them, are not segmented, the first ones.
+        sampling: how the tokens are drawn; None as for all jobs. It counts where jobs come live (see ``Options``).
+        seed: the seed with which they are drawn then.
+        watcher: what follows the job while it runs.
     """
 
     media: Media | FrameSource | Callable[[], FrameSource]
@@ -68,6 +103,16 @@ class Job:
     max_pixels: int | None = None
     max_new_tokens: int | None = None
     max_objects: int | None = None
+    history: Sequence[Message] = ()
+    skip_objects: int = 0
+    sampling: Sampling | None = None
+    seed: int = 0
+    watcher: Watcher | None = None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.watcher is not None and self.watcher.cancelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +123,13 @@ class Outcome:
         job: the job.
         prediction: the answer, as ``UniPixel.segment`` gives it; None where the job failed.
         reason: why it failed, in one line; empty where it did not.
+        error: the exception of which the reason tells.
     """
 
     job: Job
     prediction: Prediction | None = None
     reason: str = ""
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +142,9 @@ class Options:
         threads: threads that read media and finish masks.
         upright: see ``read_media``.
         note_wait: called with the seconds that a device waited for media, each time it did.
+        note_group: called with the number of prompts that are read together, each time.
+        live: for jobs that come while others run; None where all are known to come. The iterator of jobs then gives None where there is none at the moment, and
+            the event is set whenever a job has come or a ``Watcher`` has become ready. Whatever is there is run at once, in short pieces of work.
     """
 
     rows: int = ROWS
@@ -102,6 +152,8 @@ class Options:
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     upright: bool = True
     note_wait: Callable[[float], None] = field(default=lambda seconds: None)
+    note_group: Callable[[int], None] = field(default=lambda prompts: None)
+    live: threading.Event | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "max_new_tokens", "threads"):
@@ -167,13 +219,13 @@ class Source:
 
     Args:
         loaded: the model.
-        jobs: the jobs.
+        jobs: the jobs; None among them stands for none at the moment.
         options: how they are run.
         pool: the threads.
         ahead: how many jobs may be prepared and not yet taken.
     """
 
-    def __init__(self, loaded: LoadedModel, jobs: Iterable[Job], options: Options, pool: ThreadPoolExecutor, ahead: int) -> None:
+    def __init__(self, loaded: LoadedModel, jobs: Iterable[Job | None], options: Options, pool: ThreadPoolExecutor, ahead: int) -> None:
         self._loaded, self._options, self.pool, self._ahead = loaded, options, pool, ahead
         self._jobs = iter(jobs)
         self._futures: deque[Future[Ready | Outcome]] = deque()
@@ -187,6 +239,22 @@ class Source:
         with self._lock:
             self._submit()
             return self._exhausted and not self._futures
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no further job at the moment."""
+        with self._lock:
+            self._submit()
+            return not self._futures
+
+    def take_done(self, most: int) -> list[Ready | Outcome]:
+        """Return at most ``most`` jobs that are prepared, in whatever order they are."""
+        with self._lock:
+            self._submit()
+            done = [future for future in self._futures if future.done()][:most]
+            for future in done:
+                self._futures.remove(future)
+        return [future.result() for future in done]
 
     def take(self, most: int, wait: bool) -> list[Ready | Outcome]:
         """Return at most ``most`` jobs in their order. With ``wait`` none are returned only after the last; without, only such as are ready are."""
@@ -214,13 +282,19 @@ class Source:
 
     def _submit(self) -> None:
         while not self._exhausted and len(self._futures) < self._ahead:
-            job = next(self._jobs, None)
+            job = next(self._jobs, _NO_MORE)
             if job is None:
-                self._exhausted = True
-            else:
+                return
+            if isinstance(job, Job):
                 self._futures.append(self.pool.submit(self._prepare, job, self._media(job)))
+                if self._options.live is not None:
+                    self._futures[-1].add_done_callback(lambda _, bell=self._options.live: bell.set())  # type: ignore[misc]
+            else:
+                self._exhausted = True
 
     def _media(self, job: Job) -> Shared:
+        if job.watcher is not None:
+            return Shared(job, self._loaded, self._options.upright)
         if not isinstance(job.media, str | Path | FrameSource) and not callable(job.media):
             return Shared(job, self._loaded, self._options.upright)
         media = str(job.media) if isinstance(job.media, Path) else job.media
@@ -232,6 +306,8 @@ class Source:
         return shared
 
     def _prepare(self, job: Job, shared: Shared) -> Ready | Outcome:
+        if job.dropped:
+            return Outcome(job, reason="cancelled")
         try:
             source, media = shared.get()
             text = name_regions(job.prompt, [REF_TOKEN] * len(job.references)) if job.references else job.prompt
@@ -239,7 +315,7 @@ class Source:
             if job.remembered is not None:
                 memory = memory_grid(job.remembered(media.frame_size), media.grid_thw, self._loaded.config.vision, fill=False)
                 text = memory_prefix(memory, media.frame_count, job.ids) + text
-            messages = batch.user_turn(text)
+            messages = batch.about_media([*job.history, {"role": "user", "content": text}])
             if job.given_answer:
                 messages.append({"role": "assistant", "content": job.given_answer})
             conversation = batch.prepare_conversation(
@@ -253,7 +329,12 @@ class Source:
             )
             return Ready(job, source, media, conversation)
         except Exception as error:  # one job's failure, whatever it is, must not stop the others
-            return Outcome(job, reason=reason_of(error))
+            return failed(job, error)
+
+
+def failed(job: Job, error: Exception) -> Outcome:
+    """The outcome of a job that an error ended."""
+    return Outcome(job, reason=reason_of(error), error=error)
 
 
 def reason_of(error: Exception) -> str:

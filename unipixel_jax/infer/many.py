@@ -1,4 +1,5 @@
 """Many jobs at once: media are read ahead on threads, answers are generated together, and photos' masks are decoded together; clips are followed one by one.
+Jobs may also come live, from users who wait for them: then each is taken when it has come, and the work goes on in short pieces.
 
 U photos, O objects, S side of SAM's square image, D language width.
 """
@@ -16,31 +17,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from numpy.typing import NDArray
 
-from unipixel_jax.core.buckets import BUCKETS
+from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.infer import prediction
 from unipixel_jax.infer.answers import segmented_objects, text_and_spans
+from unipixel_jax.infer.clips import Clips, clip_answer, no_words
 from unipixel_jax.infer.engine import Answer, Engine
 from unipixel_jax.infer.generate import Sampling
-from unipixel_jax.infer.job_source import ROWS, Job, Options, Outcome, Ready, Source, reason_of
+from unipixel_jax.infer.job_source import ROWS, Job, Options, Outcome, Ready, Source, failed
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.masks import ClipMasks
 from unipixel_jax.infer.prediction import Collector, Prediction
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
-from unipixel_jax.processing.media import sample_indices
 
 __all__ = ["ROWS", "Job", "Options", "Outcome", "on_devices", "photo_masks", "run_jobs"]
 
 PHOTOS, OBJECTS = 8, 32
 """Photos, and objects in them, whose masks are decoded in one call; a single photo may have more objects."""
+LIVE_STEPS = 8
+"""Tokens of each answer that are generated between two looks at what jobs have come live."""
+_LIVE_WAIT = 0.1
+"""Seconds after which a runner looks for jobs without having been told, since another device's runner may have heard the bell."""
+_LIVE_PHOTOS = Buckets("photos", 1, 2.0, PHOTOS)
+_LIVE_OBJECTS = replace(BUCKETS.objects, growth=2.0)
 
 
 def run_jobs(
-    loaded: LoadedModel, sampling: Sampling, seed: int, jobs: Iterable[Job], options: Options, devices: Sequence[jax.Device] | None
+    loaded: LoadedModel, sampling: Sampling, seed: int, jobs: Iterable[Job | None], options: Options, devices: Sequence[jax.Device] | None
 ) -> Iterator[Outcome]:
     """Run jobs, and yield each one's outcome when it is there, in any order. Jobs are taken as they are needed, so that there may be any number.
 
@@ -48,7 +54,7 @@ def run_jobs(
         loaded: the model.
         sampling: how tokens are drawn.
         seed: seed of the random numbers for it.
-        jobs: the jobs.
+        jobs: the jobs; None among them where they come live (see ``Options``).
         options: how they are run.
         devices: the devices that take jobs, each with a copy of the weights, or as many together as the model's mesh has; None for all of this process.
     """
@@ -145,13 +151,20 @@ class _Answered:
     text: str
     spans: list[tuple[int, int] | None]
 
+    @property
+    def whole(self) -> prediction.ClipAnswer:
+        """The answer as the one answer about its media."""
+        return clip_answer(self.ready, prediction.Answer(self.text, self.answer.tokens.tolist(), self.answer.hidden, self.spans))
+
 
 class _Runner:
     """Runs the jobs of a source on one device or mesh. The arguments are those of ``run_jobs``."""
 
     def __init__(self, loaded: LoadedModel, sampling: Sampling, seed: int, options: Options, source: Source) -> None:
         self._loaded, self._options, self._source = loaded, options, source
-        self._engine = Engine(loaded, sampling, seed, options.rows, options.group, options.max_new_tokens)
+        self._sampling = sampling
+        self._engine = Engine(loaded, sampling, seed, options.rows, options.group, options.max_new_tokens, options.live is not None)
+        self._clips = Clips(loaded)
         self._waiting: list[Ready] = []
         self._rows: dict[int, Ready] = {}
         self._photos: list[_Answered] = []
@@ -159,6 +172,44 @@ class _Runner:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield the outcome of every job that this runner took."""
+        return self._known() if self._options.live is None else self._live(self._options.live)
+
+    def _live(self, bell: threading.Event) -> Iterator[Outcome]:
+        """The outcomes of jobs that come while others run. Each round does a little of everything that is there."""
+        engine = self._engine
+        while not (self._last and not self._busy):
+            bell.clear()
+            found = self._source.take_done(2 * self._options.rows - len(self._waiting))
+            self._waiting += [item for item in found if isinstance(item, Ready)]
+            yield from (item for item in found if isinstance(item, Outcome))
+            yield from self._drop()
+            while self._waiting and engine.free:
+                yield from self._admit(self._choose(min(self._options.group, len(self._waiting), len(engine.free))))
+            working = engine.busy or self._photos or self._clips.can_step or (self._done and self._done[0].done())
+            if engine.busy:
+                yield from self._advance(self._options.rows, LIVE_STEPS)
+            yield from self._mask_photos(least=1)
+            yield from self._clips.step()
+            yield from self._finished(wait=False)
+            if not working and not found:
+                bell.wait(_LIVE_WAIT)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._engine.busy or self._waiting or self._photos or self._done or self._clips)
+
+    def _drop(self) -> Iterator[Outcome]:
+        """Give up the jobs for which nobody waits any more."""
+        rows = [row for row, ready in self._rows.items() if ready.job.dropped]
+        if rows:
+            self._engine.stop(rows)
+        gone = [self._rows.pop(row) for row in rows]
+        gone += [ready for ready in self._waiting if ready.job.dropped] + [answered.ready for answered in self._photos if answered.ready.job.dropped]
+        self._waiting = [ready for ready in self._waiting if not ready.job.dropped]
+        self._photos = [answered for answered in self._photos if not answered.ready.job.dropped]
+        yield from (Outcome(ready.job, reason="cancelled") for ready in gone)
+
+    def _known(self) -> Iterator[Outcome]:
         engine, group = self._engine, self._options.group
         while True:
             yield from self._fill()
@@ -198,43 +249,56 @@ class _Runner:
 
     def _admit(self, chosen: list[Ready]) -> Iterator[Outcome]:
         """Read the prompts of a group; if that fails, one by one, to find out whose fault it is."""
+        conversations, limits = [ready.conversation for ready in chosen], [_limit(ready.job) for ready in chosen]
         try:
-            rows = self._engine.admit([ready.conversation for ready in chosen], [_limit(ready.job) for ready in chosen])
+            rows = self._engine.admit(conversations, limits, [(ready.job.sampling or self._sampling, ready.job.seed) for ready in chosen])
         except Exception as error:
             if len(chosen) == 1:
-                yield Outcome(chosen[0].job, reason=reason_of(error))
+                yield failed(chosen[0].job, error)
             else:
                 for ready in chosen:
                     yield from self._admit([ready])
             return
         self._rows.update(zip(rows, chosen, strict=True))
+        self._options.note_group(len(chosen))
+        for ready in chosen:
+            if ready.job.watcher is not None:
+                ready.job.watcher.read(len(ready.conversation.input_ids))
 
-    def _advance(self, free: int) -> Iterator[Outcome]:
+    def _advance(self, free: int, steps: int | None = None) -> Iterator[Outcome]:
         try:
-            answers = self._engine.advance(free)
+            answers = self._engine.advance(free, steps)
         except Exception as error:
             self._engine.reset()
-            failed, self._rows = list(self._rows.values()), {}
-            yield from (Outcome(ready.job, reason=reason_of(error)) for ready in failed)
+            lost, self._rows = list(self._rows.values()), {}
+            yield from (failed(ready.job, error) for ready in lost)
             return
+        for row, ready in self._rows.items():
+            if ready.job.watcher is not None:
+                ready.job.watcher.said(self._engine.said[row])
         for answer in answers:
             yield from self._sort(self._rows.pop(answer.row), answer)
 
     def _sort(self, ready: Ready, answer: Answer) -> Iterator[Outcome]:
-        """Keep a photo with objects until others have come; follow a clip's objects at once."""
+        """Keep a photo with objects until others have come; follow a clip's objects at once, or among other work where jobs come live."""
         try:
             tokenizer = self._loaded.tokenizer
             if ready.job.answer_start:
                 answer = replace(answer, tokens=np.concatenate([tokenizer.encode(ready.job.answer_start), answer.tokens]))
             text, found = text_and_spans(answer.tokens, tokenizer, self._loaded.config.seg_token_id)
-            spans = [*[None] * (len(answer.hidden) - len(found)), *found][: ready.job.max_objects]
-            answered = _Answered(ready, replace(answer, hidden=answer.hidden[: len(spans)]), text, spans)
+            skipped = ready.job.skip_objects
+            spans = [*[None] * (len(answer.hidden) - len(found)), *found][skipped:][: ready.job.max_objects]
+            answered = _Answered(ready, replace(answer, hidden=answer.hidden[skipped:][: len(spans)]), text, spans)
+            if ready.job.watcher is not None:
+                ready.job.watcher.answered(answered.whole)
             if ready.media.frames is not None and answered.spans:
                 self._photos.append(answered)
+            elif self._options.live is not None and answered.spans:
+                self._clips.add(ready, answered.whole)
             else:
                 yield Outcome(ready.job, _follow(self._loaded, answered))
         except Exception as error:
-            yield Outcome(ready.job, reason=reason_of(error))
+            yield failed(ready.job, error)
 
     def _mask_photos(self, least: int) -> Iterator[Outcome]:
         """Decode the masks of photos that wait for them, in calls of ``PHOTOS``, as long as there are ``least`` photos."""
@@ -252,17 +316,20 @@ class _Runner:
             try:
                 for answered, found in zip(taken, self._decode(taken, frames), strict=True):
                     self._done.append(self._source.pool.submit(_finish, answered, found))
+                    if (bell := self._options.live) is not None:
+                        self._done[-1].add_done_callback(lambda _, bell=bell: bell.set())  # type: ignore[misc]
             except Exception as error:
-                yield from (Outcome(answered.ready.job, reason=reason_of(error)) for answered in taken)
+                yield from (failed(answered.ready.job, error) for answered in taken)
 
     def _decode(self, taken: list[_Answered], frames: dict[int, int]) -> list[ClipMasks]:
         """The masks of each job; ``frames`` are the places of the photos by their identity."""
         images = {frames[id(answered.ready.media)]: answered.ready.media.frames for answered in taken}
         stacked = np.concatenate([image for _, image in sorted(images.items()) if image is not None])
-        stacked = np.pad(stacked, ((0, PHOTOS - len(stacked)), (0, 0), (0, 0), (0, 0)))
+        live = self._options.live is not None
+        stacked = np.pad(stacked, ((0, (_LIVE_PHOTOS.size(len(stacked)) if live else PHOTOS) - len(stacked)), (0, 0), (0, 0), (0, 0)))
         hidden = np.concatenate([answered.answer.hidden for answered in taken])
         photo = np.repeat([frames[id(answered.ready.media)] for answered in taken], [len(answered.answer.hidden) for answered in taken]).astype(np.int32)
-        pad = BUCKETS.objects.size(len(hidden)) - len(hidden)
+        pad = (_LIVE_OBJECTS if live else BUCKETS.objects).size(len(hidden)) - len(hidden)
         arrays = (stacked, np.pad(photo, (0, pad)), np.pad(hidden, ((0, pad), (0, 0))))
         with self._loaded.on_mesh():
             out = [np.asarray(a)[None] for a in photo_masks(self._loaded.model, *map(jax.device_put, arrays), dtype=self._loaded.dtype)]
@@ -282,18 +349,10 @@ def _limit(job: Job) -> int | None:
 
 def _follow(loaded: LoadedModel, answered: _Answered) -> Prediction:
     """The objects of a clip on every frame, of which only a few are in memory at a time. If there are none, no frame is read."""
-    ready, spans, collector = answered.ready, answered.spans, Collector()
-    answer = prediction.Answer(answered.text, answered.answer.tokens.tolist(), answered.answer.hidden, spans)
-    sampled = (ready.source.first + sample_indices(len(ready.source), ready.job.sample_frames)).tolist()
-    whole = prediction.ClipAnswer.joined([answer], [ready.job.prompt], sampled, ready.media.frame_size)
-    for result in Stream(loaded, _no_words, ready.source, whole) if spans else ():
+    collector, whole = Collector(), answered.whole
+    for result in Stream(loaded, no_words, answered.ready.source, whole) if answered.spans else ():
         collector.add(result.to_json())
     return collector.prediction(whole)
-
-
-def _no_words(frame: NDArray[np.uint8], words: str) -> prediction.Answer:
-    """What a ``Stream`` asks when it is prompted on its way, as a job's never is."""
-    raise NotImplementedError("a job has one prompt")
 
 
 def _finish(answered: _Answered, found: ClipMasks) -> Outcome:
@@ -303,4 +362,4 @@ def _finish(answered: _Answered, found: ClipMasks) -> Outcome:
         tokens, frames = answered.answer.tokens.tolist(), [ready.source.first]
         return Outcome(ready.job, Prediction(answered.text, tokens, objects, frames, ready.media.frame_size, [ready.job.prompt]))
     except Exception as error:
-        return Outcome(ready.job, reason=reason_of(error))
+        return failed(ready.job, error)

@@ -6,7 +6,7 @@ O objects, H hidden tokens of an object, S side of SAM's square image, D languag
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -160,6 +160,10 @@ class Stream:
         self._frames = _encoded(self._loaded, replace(self._source, first=int(saved["next_frame"])))
         self._waiting = None
 
+    def close(self) -> None:
+        """Stop reading the clip."""
+        self._frames.close()
+
     def _frame(self) -> Frame:
         if self._now is None:
             raise UserError("no frame has come yet: take the first result of the stream before you change its objects")
@@ -199,7 +203,7 @@ def filled(low_res: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     return np.where(holes, np.float32(0.1), low_res)
 
 
-def _encoded(loaded: LoadedModel, source: FrameSource) -> Iterator[tuple[Frame, FrameFeatures]]:
+def _encoded(loaded: LoadedModel, source: FrameSource) -> Generator[tuple[Frame, FrameFeatures], None, None]:
     """Each frame with its features. Frames of a file are decoded and resized on another thread before they are asked for; a live stream's as they come."""
     live, side = source.count is None, loaded.config.sam2.image_size
     read = ((frame, square_frames(frame.pixels[None], side)[0]) for frame in source)

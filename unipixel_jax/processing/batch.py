@@ -108,7 +108,18 @@ def prepare_media(
 
 def user_turn(text: str) -> list[Message]:
     """The conversation of one question about one clip."""
-    return [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
+    return about_media([{"role": "user", "content": text}])
+
+
+def about_media(turns: Sequence[Message]) -> list[Message]:
+    """A conversation about one clip, which comes before the user's first words.
+
+    Args:
+        turns: turns whose contents are text; at least one is the user's.
+    """
+    first = next(place for place, turn in enumerate(turns) if turn["role"] == "user")
+    shown = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": turns[first]["content"]}]}
+    return [*turns[:first], shown, *turns[first + 1 :]]
 
 
 def prepare_conversation(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unipixel_jax.core.files import require_regular_file
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.chat import FRAMES_PER_SECOND
-from unipixel_jax.processing.images import NotAnImage, open_image
+from unipixel_jax.processing.images import Content, NotAnImage, open_image
 from unipixel_jax.processing.media import ANIMATED, Clip, Media, count_animation, iterate_animation, list_frames, read_media, read_pixels, sample_indices
 
 log = logging.getLogger(__name__)
@@ -219,8 +219,8 @@ def open_frames(media: Media | Iterable[Any], *, upright: bool = True) -> FrameS
     """Find out what is to be read, and read no more than the first frame.
 
     Args:
-        media: a path (photo, video or folder of frames), a photo, frames as an array [F, H, W, 3] or a sequence, a ``Clip``, or any iterator of frames
-            [H, W, 3], uint8, which is taken for a live stream and read once.
+        media: a path (photo, video or folder of frames) or a file's content, a photo, frames as an array [F, H, W, 3] or a sequence, a ``Clip``, or any
+            iterator of frames [H, W, 3], uint8, which is taken for a live stream and read once.
         upright: turn photos and frames as their EXIF tags ask for; the reference takes them as they are stored.
 
     Raises:
@@ -228,6 +228,8 @@ def open_frames(media: Media | Iterable[Any], *, upright: bool = True) -> FrameS
     """
     if isinstance(media, str | Path) and not Path(media).is_dir() and not _is_photo(Path(media)):
         return _open_file(Path(media))
+    if isinstance(media, Content) and not _is_photo(media):
+        return _open_file(media)
     if isinstance(media, str | Path) and Path(media).is_dir():
         return open_files(list_frames(Path(media)), Path(media).resolve().name or "frames", upright=upright)
     if isinstance(media, Iterator):
@@ -296,7 +298,7 @@ def open_address(address: str) -> FrameSource:
     return FrameSource("stream", None, None, False, frames)
 
 
-def _is_photo(path: Path) -> bool:
+def _is_photo(path: Path | Content) -> bool:
     try:
         with open_image(path) as image:
             return not (image.format in ANIMATED and getattr(image, "is_animated", False))
@@ -304,9 +306,10 @@ def _is_photo(path: Path) -> bool:
         return False
 
 
-def _open_file(path: Path) -> FrameSource:
+def _open_file(path: Path | Content) -> FrameSource:
     """An animation or a video."""
-    require_regular_file(path, "expected a photo, a video or a folder of frames")
+    if isinstance(path, Path):
+        require_regular_file(path, "expected a photo, a video or a folder of frames")
     try:
         with open_image(path) as image:
             count = count_animation(image, path)

@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unipixel_jax.core.files import require_regular_file
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import TooLarge, UserError
 from unipixel_jax.processing.resize import check_ratio
 
 log = logging.getLogger(__name__)
@@ -60,9 +61,60 @@ class Content:
     def __str__(self) -> str:
         return self.name
 
-    def open(self) -> io.BytesIO:
+    @property
+    def size(self) -> int:
+        """The number of its bytes."""
+        return len(self.data)
+
+    def open(self) -> BinaryIO:
         """The bytes as a file."""
         return io.BytesIO(self.data)
+
+
+@dataclass(frozen=True)
+class OpenedContent(Content):
+    """A file that is open, and need not have a name any more, such as an upload.
+
+    Attributes:
+        file: a file of the system (one with ``fileno``), whose own position is left alone. Once it is closed, reading fails.
+    """
+
+    data: bytes = field(default=b"", repr=False)
+    file: Any = None
+
+    @property
+    def size(self) -> int:
+        """The number of its bytes."""
+        return os.fstat(self.file.fileno()).st_size
+
+    def open(self) -> BinaryIO:
+        """Open the file for one more reader, with a position of its own."""
+        return io.BufferedReader(_Reader(self.file, self.size))
+
+
+class _Reader(io.RawIOBase):
+    """Reads a file that others read too, at a position of its own."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        self._file, self._size, self._at = file, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise ValueError(f"the position {at} lies before the file's beginning")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._file.fileno(), [buffer], self._at)
+        self._at += count
+        return count
 
 
 class NotAnImage(UserError):
@@ -102,7 +154,7 @@ def open_image(source: str | Path | Content, formats: tuple[str, ...] = PHOTOS) 
         raise NotAnImage(f"{source} is not an image that can be read: expected {', '.join(formats)}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         pixels = next(iter(re.findall(r"\d+", str(error))), "too many")
-        raise UserError(f"{source} has {pixels} pixels, expected at most {MAX_PIXELS}: make it smaller") from None
+        raise TooLarge(f"{source} has {pixels} pixels, expected at most {MAX_PIXELS}: make it smaller") from None
     except Exception as error:  # a broken image can raise nearly anything
         raise UserError(f"{source} is broken or incomplete ({error or type(error).__name__}): copy it again") from error
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unipixel_jax.core.files import require_regular_file
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import TooLarge, UserError
 from unipixel_jax.processing.images import MAX_CLIP_PIXELS, Content, NotAnImage, open_image, to_rgb
 from unipixel_jax.processing.resize import check_ratio
 
@@ -206,7 +206,7 @@ def count_animation(image: Any, path: Path | Content) -> int:
         count = image.n_frames
     if count > MAX_ANIMATION_FRAMES or count * image.width * image.height > MAX_ANIMATION_PIXELS:
         size = f"{count} frames of {image.width}x{image.height} pixels"
-        raise UserError(f"{path} has {size}, expected at most {MAX_ANIMATION_FRAMES} and {MAX_ANIMATION_PIXELS} pixels in all: save it as a video")
+        raise TooLarge(f"{path} has {size}, expected at most {MAX_ANIMATION_FRAMES} and {MAX_ANIMATION_PIXELS} pixels in all: save it as a video")
     return int(image.n_frames)
 
 
@@ -248,4 +248,4 @@ def _count_gif_frames(content: bytes) -> int:
 
 def _require_room(name: str, count: int, height: int, width: int) -> None:
     if count * height * width > MAX_CLIP_PIXELS:
-        raise UserError(f"{name}: {count} frames of {width}x{height} are more than {MAX_CLIP_PIXELS} pixels: take fewer frames, or make them smaller")
+        raise TooLarge(f"{name}: {count} frames of {width}x{height} are more than {MAX_CLIP_PIXELS} pixels: take fewer frames, or make them smaller")

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from unipixel_jax.core.files import require_regular_file
-from unipixel_jax.errors import UserError
+from unipixel_jax.errors import TooLarge, UserError
 from unipixel_jax.processing.images import MAX_CLIP_PIXELS, MAX_PIXELS, Content
 from unipixel_jax.processing.resize import check_ratio
 
@@ -119,7 +119,7 @@ class VideoLength:
     rate: float | None
 
 
-def probe_video(path: Path) -> VideoLength:
+def probe_video(path: Path | Content) -> VideoLength:
     """Count the frames of a video by its packets, and decode the first one.
 
     Raises:
@@ -142,7 +142,7 @@ class VideoFrame(NamedTuple):
     pixels: NDArray[np.uint8]
 
 
-def iterate_video(path: Path) -> Generator[VideoFrame, None, None]:
+def iterate_video(path: Path | Content) -> Generator[VideoFrame, None, None]:
     """Decode all frames of a video in order, one at a time, so that memory does not grow with its length. They are those that ``read_video`` numbers.
 
     Raises:
@@ -215,7 +215,7 @@ def _video_track(container: Any, path: Path | Content) -> Any:
         raise UserError(f"{path} is broken or incomplete (it tells no image size): copy it again")
     check_ratio(track.height, track.width, str(path))
     if track.width * track.height > MAX_PIXELS:
-        raise UserError(f"{path} has {track.width * track.height} pixels a frame, expected at most {MAX_PIXELS}: make it smaller")
+        raise TooLarge(f"{path} has {track.width * track.height} pixels a frame, expected at most {MAX_PIXELS}: make it smaller")
     track.thread_type = "AUTO"
     return track
 
@@ -232,7 +232,7 @@ def _scan(container: Any, stream: Any, path: Path | Content, broken: bool = Fals
             raise UserError(f"{path} is broken or incomplete (it ends, or is damaged, after {len(packets)} frames): copy it again")
         if packet.size:
             packets.append(_Packet(packet.pts, not packet.is_discard, packet.is_keyframe))
-    size = len(path.data) if isinstance(path, Content) else path.stat().st_size
+    size = path.size if isinstance(path, Content) else path.stat().st_size
     beyond = sum(entry.pos + entry.size > size for entry in stream.index_entries)
     if beyond and not (broken and packets):
         raise UserError(f"{path} is broken or incomplete ({beyond} of {len(stream.index_entries)} frames lie beyond its end): copy it again")
@@ -249,7 +249,7 @@ def _read(path: Path | Content, track: _Track, choose: Callable[[int], NDArray[n
     """The wanted frames' numbers, and their pixels, or None where one of them did not come."""
     indices = choose(track.count)
     if len(indices) * track.pixels > MAX_CLIP_PIXELS:
-        raise UserError(f"{path}: {len(indices)} frames have {len(indices) * track.pixels} pixels, expected {MAX_CLIP_PIXELS}: take fewer, or make it smaller")
+        raise TooLarge(f"{path}: {len(indices)} frames have {len(indices) * track.pixels} pixels, expected {MAX_CLIP_PIXELS}: take fewer, or make it smaller")
     frames = None
     if track.times:
         _require_reachable(path, track, _steps(track, indices))
@@ -270,7 +270,7 @@ def _steps(track: _Track, indices: NDArray[np.int64]) -> int:
 
 def _require_reachable(path: Path | Content, track: _Track, steps: int) -> None:
     if steps * (track.pixels + FRAME_COST) > MAX_DECODED_PIXELS:
-        raise UserError(
+        raise TooLarge(
             f"{path}: {steps} frames would be decoded to reach those wanted, which takes too long, since key frames are too few or have no times: "
             "encode it again, for example with: ffmpeg -i VIDEO -g 48 OUT.mp4"
         )

@@ -1,0 +1,101 @@
+"""Clips whose objects are followed while other work goes on: a frame of each at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipixel_jax.infer.job_source import Job, Outcome, Ready, failed
+from unipixel_jax.infer.loading import LoadedModel
+from unipixel_jax.infer.prediction import Answer, ClipAnswer, Collector
+from unipixel_jax.infer.stream import Stream
+from unipixel_jax.processing.media import sample_indices
+
+AT_ONCE = 4
+"""Clips that are followed in turns, each with a tracker's state on the device; others wait."""
+
+
+def clip_answer(ready: Ready, answer: Answer) -> ClipAnswer:
+    """A job's answer as the one answer about its media."""
+    sampled = (ready.source.first + sample_indices(len(ready.source), ready.job.sample_frames)).tolist()
+    return ClipAnswer.joined([answer], [ready.job.prompt], sampled, ready.media.frame_size)
+
+
+def no_words(frame: NDArray[np.uint8], words: str) -> Answer:
+    """What a ``Stream`` asks when it is prompted on its way, as a job's never is."""
+    raise NotImplementedError("a job has one prompt")
+
+
+class Clips:
+    """Answers about clips whose objects are still to be followed.
+
+    Args:
+        loaded: the model.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._waiting: deque[_Clip] = deque()
+        self._followed: list[_Clip] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._followed)
+
+    def add(self, ready: Ready, answer: ClipAnswer) -> None:
+        """Take an answer with objects; they are followed when their turn comes."""
+        self._waiting.append(_Clip(ready, answer, lambda: Stream(self._loaded, no_words, ready.source, answer)))
+
+    def step(self) -> Iterator[Outcome]:
+        """Go on by a frame of each clip whose user is ready for it; yields the outcomes of those that ended."""
+        while self._waiting and len(self._followed) < AT_ONCE:
+            self._followed.append(self._waiting.popleft())
+        for clip in list(self._followed):
+            if (outcome := clip.step()) is not None:
+                self._followed.remove(clip)
+                yield outcome
+        for clip in [clip for clip in self._waiting if clip.job.dropped]:
+            self._waiting.remove(clip)
+            yield Outcome(clip.job, reason="cancelled")
+
+    @property
+    def can_step(self) -> bool:
+        """Whether a clip's user is ready for a frame."""
+        return any(clip.job.watcher is None or clip.job.watcher.ready() for clip in [*self._followed, *self._waiting])
+
+
+class _Clip:
+    """A clip and what was found in it so far."""
+
+    def __init__(self, ready: Ready, answer: ClipAnswer, open_stream: Callable[[], Stream]) -> None:
+        self.job: Job = ready.job
+        self._answer, self._open = answer, open_stream
+        self._stream: Stream | None = None
+        self._collector = Collector()
+
+    def step(self) -> Outcome | None:
+        """Go on by a frame; returns the outcome where that was the last."""
+        watcher = self.job.watcher
+        if self.job.dropped:
+            return self._end(Outcome(self.job, reason="cancelled"))
+        if watcher is not None and not watcher.ready():
+            return None
+        try:
+            self._stream = self._stream or self._open()
+            result = next(self._stream, None)
+            if result is None:
+                return self._end(Outcome(self.job, self._collector.prediction(self._answer)))
+            if watcher is not None and watcher.takes_frames:
+                watcher.frame(result.to_json())
+            else:
+                self._collector.add(result.to_json())
+        except Exception as error:  # one clip's failure, whatever it is, must not stop the others
+            return self._end(failed(self.job, error))
+        return None
+
+    def _end(self, outcome: Outcome) -> Outcome:
+        if self._stream is not None:
+            self._stream.close()
+        return outcome

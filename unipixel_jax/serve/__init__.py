@@ -1,0 +1,1 @@
+"""The service: the model behind HTTP, for programs (docs/service.md)."""
