@@ -187,8 +187,8 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 """The packages of modules that have another name."""
 NEED = {
-    "app": "app", "client": "client", "data": "train", "infer.sound": "video", "parity": "train", "processing.video": "video", "serve": "serve", "synthetic": "train",
-    "train": "train",
+    "app": "app", "client": "client", "data": "train", "export.to_onnx": "onnx", "export.to_stablehlo": "stablehlo", "infer.sound": "video", "parity": "train",
+    "processing.video": "video", "runtime.backends": "runtime", "serve": "serve", "synthetic": "train", "train": "train",
 }  # fmt: skip
 """The extra that a room or module needs. Users without it are told by `errors.needing`, or by the function that imports the module."""
 

@@ -21,7 +21,8 @@ from PIL import Image
 from unipixel_jax.app.worker import Result
 from unipixel_jax.core.files import replacing
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.exports import davis_palette, label_image, labels_of
+from unipixel_jax.infer.exports import labels_of
+from unipixel_jax.infer.exports.label_images import davis_palette, label_image
 from unipixel_jax.infer.looks import ContactSheet, draw
 from unipixel_jax.infer.overlays import open_overlay
 from unipixel_jax.infer.prediction import FrameResult

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.exports.base import class_name
 from unipixel_jax.infer.loading import EMBEDDED
+from unipixel_jax.infer.masks import sigmoid
 from unipixel_jax.infer.predictor import UniPixel
 from unipixel_jax.infer.sam2 import EncodedImage, Sam2Predictor
-from unipixel_jax.infer.segmentation import sigmoid
 from unipixel_jax.infer.tracking import resized
 from unipixel_jax.processing.media import Clip, Media, read_media
 

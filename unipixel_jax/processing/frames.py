@@ -328,7 +328,7 @@ def _open_file(path: Path | Content) -> FrameSource:
     def pick(numbers: NDArray[np.int64]) -> list[Frame]:
         return [Frame(int(number), None, pixels) for number, pixels in zip(numbers, read_video(path, lambda _: numbers)[0], strict=True)]
 
-    return FrameSource(path.stem, length.count, length.rate, False, frames, pick, video=path)
+    return FrameSource(path.stem, length.count, length.rate, False, frames, pick, video=path if isinstance(path, Path) else None)
 
 
 def _clip(frames: Sequence[Frame], name: str, is_image: bool) -> Clip:
