@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "plans"
 SEVEN, THREE = "configs/unipixel_7b_stage3.py", "configs/unipixel_3b_stage3.py"
 STEP = ["--programs", "gradients"]
-DOTS = ["--remat", "dots"]
+DOTS, HALF = ["--remat", "dots"], ["--remat", "half"]
+FULL = ["--full-effort"]
 LONG = ["--frames", "64", "--tokens", "32768"]
 
 
@@ -27,12 +28,14 @@ def batch(at_once: int, samples: int = 32) -> list[str]:
 
 
 ROWS = {
-    "7b_v5e-16": [SEVEN, "--topology", "v5e-16", "--programs", "gradients", "update", *batch(16)],
+    "7b_v5e-16": [SEVEN, "--topology", "v5e-16", *FULL, *STEP, *batch(16), *HALF],
+    "7b_v5e-16_update": [SEVEN, "--topology", "v5e-16", "--programs", "update", *batch(16)],
     "7b_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *batch(64, 64)],
     "7b_v5e-64_context": [SEVEN, "--topology", "v5e-64", *STEP, *batch(32), "--mesh.context", "2"],
-    "7b_v5p-16": [SEVEN, "--topology", "v5p-16", "--programs", "gradients", "language part", *batch(16), *DOTS],
-    "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *batch(16)],
-    "3b_v5e-8": [THREE, "--topology", "v5e-8", *STEP, *batch(8)],
+    "7b_v5p-16": [SEVEN, "--topology", "v5p-16", *FULL, *STEP, *batch(16), *DOTS],
+    "7b_v5p-16_language": [SEVEN, "--topology", "v5p-16", "--programs", "language part", *batch(16), *DOTS],
+    "7b_v6e-16": [SEVEN, "--topology", "v6e-16", *FULL, *STEP, *batch(16), *DOTS],
+    "3b_v5e-8": [THREE, "--topology", "v5e-8", *FULL, *STEP, *batch(8), *HALF],
     "3b_v5e-16": [THREE, "--topology", "v5e-16", *STEP, *batch(16)],
     "3b_v5e-64": [THREE, "--topology", "v5e-64", *STEP, *batch(32), "--mesh.context", "2"],
     "3b_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *batch(16), *DOTS],
@@ -47,13 +50,12 @@ ROWS = {
     "3b_long_v5e-64": [THREE, "--topology", "v5e-64", *STEP, *LONG, *batch(8), "--mesh.context", "8"],
     "3b_long_v6e-16": [THREE, "--topology", "v6e-16", *STEP, *LONG, *batch(2), "--mesh.context", "8"],
     "3b_long_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *LONG, *batch(2), "--mesh.context", "4"],
-    "7b_v5e-16_full": [SEVEN, "--topology", "v5e-16", "--full-effort", *STEP, *batch(16)],
     "7b_h100-8": [SEVEN, "--topology", "h100:8", *STEP, *batch(8)],
 }
 
 SERVED = ("v5e-1", "v5e-4", "v5e-8", "v6e-1", "v6e-8", "h100:1")
 """Topologies whose chips answer prompts."""
-DECODE = ["--programs", "decode", "--full-effort", "--prompts", "1", "8", "32"]
+DECODE = ["--programs", "decode", *FULL, "--prompts", "1", "8", "32"]
 READ = ["--programs", "prefill", "track", "--prompts", "8"]
 SERVING_ROWS = {
     f"serve_{size}_{topology.replace(':', '-')}_{what}": [config, "--topology", topology, *programs]
