@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
+from known_photo import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
 
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError

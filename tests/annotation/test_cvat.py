@@ -4,11 +4,11 @@ import base64
 import json
 from types import SimpleNamespace
 
+import annotation_tools as tools
 import numpy as np
 import pytest
-import tools
 import yaml
-from conftest import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
+from known_photo import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
 
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.infer.annotating import Annotator

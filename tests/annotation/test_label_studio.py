@@ -5,12 +5,11 @@ import math
 from copy import deepcopy
 from pathlib import Path
 
+import annotation_tools as tools
 import numpy as np
 import pytest
-import tools
-from conftest import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
+from known_photo import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
 
-from unipixel_jax.demo import ASSETS
 from unipixel_jax.infer.exports.label_studio import brush_mask, brush_runs
 
 CONFIG = (tools.FILES / "label_studio" / "labeling_config.xml").read_text(encoding="utf-8")
@@ -22,7 +21,6 @@ ADDRESS = "/data/local-files/?d=photo.png"
 def post(annotator, tmp_path_factory):
     """A function that posts to ``/predict``; the photo is the only file that Label Studio's local storage holds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_FILES_DOCUMENT_ROOT", str(ASSETS))
         for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST", "LABEL_STUDIO_API_KEY", "HOSTNAME"):
             patch.delenv(name, raising=False)
         backend, send = tools.label_studio(tmp_path_factory.mktemp("label_studio"))

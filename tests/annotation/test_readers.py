@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import annotation_tools as tools
 import numpy as np
 import pytest
-import tools
 
 from unipixel_jax.demo import ASSETS
 

@@ -1,11 +1,11 @@
 """The model of X-AnyLabeling-Server answers the client's requests with shapes that the server's schema takes."""
 
+import annotation_tools as tools
 import cv2
 import numpy as np
 import pytest
-import tools
 import yaml
-from conftest import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
+from known_photo import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
 
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.annotating import Annotator, Region

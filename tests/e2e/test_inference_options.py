@@ -218,7 +218,7 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(arguments, words, 
 def test_an_unknown_format_is_a_wrong_argument(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["segment", CLIP, "a", "--format", "coco,voc"])
-    assert ended.value.code == 2 and "'voc', expected some of gif, mp4, coco, yolo, labelme, png" in capsys.readouterr().err
+    assert ended.value.code == 2 and "'voc', expected some of gif, mp4, coco, yolo, labelme, cvat, label-studio, png" in capsys.readouterr().err
 
 
 def test_a_picture_on_the_standard_input(monkeypatch, capsys):

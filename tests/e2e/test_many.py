@@ -127,6 +127,7 @@ def command(*argv):
         parser.add_argument(f"--{name}", default=value, type=type(value or ""))
     parser.add_argument("--as-stored", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--format", action="append", default=[])
     add_weights(parser)
     batch_cli.configure_many(parser)
     args = parser.parse_args([*map(str, argv), "--devices", "1", "--rows", "4"])

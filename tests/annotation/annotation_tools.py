@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -30,11 +31,19 @@ def module(name, path):
     return made
 
 
-def stand_in(name, **contents):
-    made = ModuleType(name)
-    made.__dict__.update(contents)
-    made.__path__ = []
-    sys.modules[name] = made
+@contextmanager
+def standing_in(package, contents):
+    """While it lasts, a package and its modules hold these contents."""
+    names = [package, *(f"{package}.{name}" for name in contents)]
+    for name, own in zip(names, [{}, *contents.values()], strict=True):
+        made = sys.modules[name] = ModuleType(name)
+        made.__dict__.update(own)
+        made.__path__ = []
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 # Label Studio
@@ -108,11 +117,9 @@ def label_studio(folder):
     """The backend's module, and a function that posts a request to ``/predict`` and returns the status and the answer."""
     source = os.environ.get("LABEL_STUDIO_ML")
     if source is None:
-        stand_in("label_studio_ml")
-        stand_in("label_studio_ml.exceptions", AnswerException=AnswerException)
-        stand_in("label_studio_ml.model", LabelStudioMLBase=LabelStudioMLBase)
-        stand_in("label_studio_ml.response", ModelResponse=ModelResponse)
-        made = module("unipixel_label_studio", FILES / "label_studio" / "model.py")
+        own = {name: {kind.__name__: kind} for name, kind in (("exceptions", AnswerException), ("model", LabelStudioMLBase), ("response", ModelResponse))}
+        with standing_in("label_studio_ml", own):
+            made = module("unipixel_label_studio", FILES / "label_studio" / "model.py")
         return made, lambda request: stand_in_post(made.UniPixelBackend, request)
     os.environ["MODEL_DIR"] = str(folder)
     sys.path.insert(0, source)
@@ -153,23 +160,19 @@ class Shape:
 
 def x_anylabeling():
     """The class that the server registers as ``unipixel``."""
-    registered = {}
-    source = os.environ.get("X_ANYLABELING_SERVER")
+    source, file = os.environ.get("X_ANYLABELING_SERVER"), FILES / "x_anylabeling" / "unipixel.py"
     if source is not None:
         sys.path.insert(0, source)
         import app.core.registry
 
-        registered = app.core.registry._MODEL_REGISTRY
-    else:
+        module("app.models.unipixel", file)
+        return app.core.registry._MODEL_REGISTRY["unipixel"]
+    registered = {}
 
-        def register_model(*names):
-            return lambda cls: registered.update(dict.fromkeys(names, cls)) or cls
+    def register_model(*names):
+        return lambda cls: registered.update(dict.fromkeys(names, cls)) or cls
 
-        stand_in("app")
-        stand_in("app.core")
-        stand_in("app.core.registry", register_model=register_model)
-        stand_in("app.schemas")
-        stand_in("app.schemas.shape", Shape=Shape)
-        stand_in("app.models", BaseModel=BaseModel)
-    module("app.models.unipixel", FILES / "x_anylabeling" / "unipixel.py")
+    own = {"core": {}, "core.registry": {"register_model": register_model}, "schemas": {}, "schemas.shape": {"Shape": Shape}}
+    with standing_in("app", own | {"models": {"BaseModel": BaseModel}}):
+        module("app.models.unipixel", file)
     return registered["unipixel"]
