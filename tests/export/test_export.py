@@ -164,7 +164,8 @@ def _rename(root, name):
         (["--size", "huge"], "--size 'huge': expected width x height in pixels"),
         (["--objects", "0"], "an export with objects 0 holds nothing"),
         (["--platform", "cpu", "--format", "onnx"], "--platform is for StableHLO"),
-        (["--words", "100000"], "100000 tokens|prompt tokens"),
+        (["--words", "100000"], r"\d+ prompt tokens, expected 0 to 65536"),
+        (["--objects", "1000"], "1000 objects, expected 0 to 256"),
     ],
 )
 def test_an_export_that_cannot_be(tmp_path, capsys, arguments, message):

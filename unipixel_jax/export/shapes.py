@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.batch import Conversation, Sizes, measure, prepare_media
 from unipixel_jax.processing.media import Clip
@@ -47,13 +48,20 @@ class Shapes:
                 raise UserError(f"an export with {name} {value} holds nothing: expected at least 1")
 
     def sizes(self, config: UniPixelConfig) -> Sizes:
-        """Return the padded size of every dimension of a prompt."""
+        """Return the padded size of every dimension of a prompt.
+
+        Raises:
+            UserError: a size is beyond what inference takes.
+        """
         clip = Clip(np.zeros((self.frames, self.height, self.width, 3), np.uint8), np.arange(self.frames), self.frames == 1, "export")
         media = prepare_media(clip, config, sample_frames=self.frames, segment=False, max_pixels=self.height * self.width)
         seen = len(media.patches) // config.vision.merge_unit
         ids = [config.vision_start_token_id, *[config.video_token_id] * seen, config.vision_end_token_id]
         found = measure([[Conversation(np.asarray(ids, np.int32), media)]], config)
-        return found | {"tokens": seen + self.words + AROUND, "objects": self.objects}
+        exact = {"tokens": seen + self.words + AROUND, "objects": self.objects}
+        for name, count in exact.items():
+            getattr(BUCKETS, name).size(count)  # refuses what is beyond the largest bucket
+        return found | exact
 
     def slots(self, config: UniPixelConfig) -> int:
         """Return the slots of the cache: those of the prompt and of the answer."""
