@@ -10,7 +10,7 @@ import sys
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"grain", "tensorflow_datasets", "array_record", "qwix", "av", "pyarrow", "pycocotools", "matplotlib", "uvicorn"}:
+        if name.partition(".")[0] in {"grain", "tensorflow_datasets", "array_record", "qwix", "av", "pyarrow", "pycocotools", "matplotlib"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Hidden())
@@ -38,4 +38,4 @@ def test_a_missing_extra_is_named(command):
 
 def test_the_service_names_its_extra():
     done = run("serve", "--port", "0")
-    assert (done.returncode, done.stderr) == (1, "error: serve needs uvicorn: run pip install 'unipixel-jax[serve]'\n")
+    assert (done.returncode, done.stderr) == (1, "error: serve needs av: run pip install 'unipixel-jax[serve]'\n")

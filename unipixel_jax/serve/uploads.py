@@ -48,6 +48,7 @@ class Media:
     Attributes:
         files: one photo or video, or several photos that are the frames of a clip.
         settings: the limits.
+        sample_frames: the most frames that the language model looks at.
         sampled: the number of frames that the language model looks at; known once it was opened.
     """
 
@@ -72,7 +73,11 @@ class Media:
             raise self._too_many(len(source))
         self.sampled = min(len(source), self.sample_frames)
         pick = source.pick
-        return replace(source, frames=lambda: map(self._checked, source.frames()), pick=pick and (lambda places: [self._checked(f) for f in pick(places)]))
+        return replace(
+            source,
+            frames=lambda: (self._checked(frame) for frame in source.frames()),
+            pick=pick and (lambda places: [self._checked(frame) for frame in pick(places)]),
+        )
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
