@@ -229,8 +229,7 @@ def test_live_clip_and_camera(visitor, examples):
     visitor.wait(lambda: "Frames appear here" in visitor.text("#live-now"), "the clip does not go")
     visitor.click("#live-camera button[aria-label='Click to Access Webcam'], #live-camera .access-webcam, #live-camera div[title='grant webcam access']")
     visitor.click("#live-camera button[aria-label='start stream'], #live-camera .button-wrap button")
-    visitor.wait(lambda: "frames/s" in visitor.text("#live-now"), "the camera is not followed")
-    assert visitor.all("#live-now .ux-chip") and "small green square" in visitor.text("#live-now")
+    visitor.wait(lambda: "frames/s · It is the" in visitor.text("#live-now") and visitor.all("#live-now .ux-chip"), "the camera is not followed")
     shot(visitor, "live_camera")
 
 
@@ -286,16 +285,24 @@ def test_errors_are_told_in_words(visitor, examples, tmp_path):
     shot(visitor, "error")
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1360, "light"), (1360, "dark"), (380, "light"), (380, "dark")])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("width", "theme"), [(1360, "dark"), (380, "light"), pytest.param(1360, "light", marks=SLOW), pytest.param(380, "dark", marks=SLOW)]
+)
 def test_every_tab_is_legible_and_fits(visitor, width, theme):
     visitor.open(width, 800, theme)
+    faint = {}
     for label in TABS:
         visitor.tab(label)
         visitor.wait(lambda: visitor.all(".ux-lead"), f"{label} is empty")
         shot(visitor, f"{width}_{theme}_{label.lower().replace(' ', '_')}")
         inner, needed = visitor.driver.execute_script("return [window.innerWidth, document.documentElement.scrollWidth]")
         assert needed <= inner == width, f"{label} needs {needed} pixels"
-        assert visitor.driver.execute_script(CONTRAST) == {}, label
+        if found := visitor.driver.execute_script(CONTRAST):
+            faint[label] = found
+    assert faint == {}
 
 
 def test_it_ends_well_and_leaves_no_file(served, visitor):
