@@ -50,7 +50,7 @@ ROWS = {
     "3b_long_v5e-64": [THREE, "--topology", "v5e-64", *STEP, *LONG, *batch(8), "--mesh.context", "8"],
     "3b_long_v6e-16": [THREE, "--topology", "v6e-16", *STEP, *LONG, *batch(2), "--mesh.context", "8"],
     "3b_long_v5p-16": [THREE, "--topology", "v5p-16", *STEP, *LONG, *batch(2), "--mesh.context", "4"],
-    "7b_h100-8": [SEVEN, "--topology", "h100:8", *STEP, *batch(8)],
+    "7b_h100-8": [SEVEN, "--topology", "h100:8", *STEP, *batch(8), *DOTS],
 }
 
 SERVED = ("v5e-1", "v5e-4", "v5e-8", "v6e-1", "v6e-8", "h100:1")
