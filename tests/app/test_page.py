@@ -288,6 +288,11 @@ def test_errors_are_told_in_words(visitor, examples, tmp_path):
 SLOW = pytest.mark.slow
 
 
+WIDE = """return [...document.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > window.innerWidth + 1)
+    .map(e => [e, e.parentElement].map(x => x.tagName + "." + x.className + Math.round(x.getBoundingClientRect().right)).join(" in ")).slice(0, 12)"""
+"""The elements that reach beyond the right side."""
+
+
 @pytest.mark.parametrize(
     ("width", "theme"), [(1360, "dark"), (380, "light"), pytest.param(1360, "light", marks=SLOW), pytest.param(380, "dark", marks=SLOW)]
 )
@@ -299,7 +304,7 @@ def test_every_tab_is_legible_and_fits(visitor, width, theme):
         visitor.wait(lambda: visitor.all(".ux-lead"), f"{label} is empty")
         shot(visitor, f"{width}_{theme}_{label.lower().replace(' ', '_')}")
         inner, needed = visitor.driver.execute_script("return [window.innerWidth, document.documentElement.scrollWidth]")
-        assert needed <= inner == width, f"{label} needs {needed} pixels"
+        assert needed <= inner == width, f"{label} needs {needed} pixels: {visitor.driver.execute_script(WIDE)}"
         if found := visitor.driver.execute_script(CONTRAST):
             faint[label] = found
     assert faint == {}
