@@ -41,7 +41,7 @@ def page(examples, tmp_path_factory):
     return Page(worker, Folder(tmp_path_factory.mktemp("cache"), LIMITS.cache_megabytes), *examples)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The address of the page, the process that serves it, and the folder in which it keeps files."""
     folder = tmp_path_factory.mktemp("served")
@@ -63,7 +63,7 @@ def served(tmp_path_factory):
         process.wait(PATIENCE)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def visitor(served, examples, tmp_path_factory):
     """The browser, whose camera shows the first drawn clip."""
     folder = tmp_path_factory.mktemp("visitor")
