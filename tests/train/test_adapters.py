@@ -160,7 +160,7 @@ def test_an_abstract_model_has_the_form_of_a_real_one():
 
 def test_gradients_reach_a_and_b_in_every_layer(x):
     model = adapted()
-    grads = jax.jit(jax.grad(lambda m: jnp.sum(jnp.sin(m.text(x, jnp.zeros((3, 2, 6), jnp.int32), jnp.ones((2, 6), jnp.int32), remat=True)))))(model)
+    grads = jax.jit(jax.grad(lambda m: jnp.sum(jnp.sin(m.text(x, jnp.zeros((3, 2, 6), jnp.int32), jnp.ones((2, 6), jnp.int32), remat="half")))))(model)
     for name in "qkvo":
         layer = getattr(grads.text.blocks.attn, name)
         for matrix in (layer.lora_a, layer.lora_b):
