@@ -44,6 +44,7 @@ def test_a_photo_is_answered_and_looked_at_anew(page, examples):
         image_segmentation.segment(page, None, "Please segment the red circle.", "Overlay")
 
 
+@pytest.mark.slow
 def test_a_clip_is_followed_with_progress(page, examples):
     told = []
     film, html, *downloads = video_segmentation.segment(

@@ -168,6 +168,7 @@ def test_the_command_refuses_media_before_it_loads_a_model(tmp_path, capsys, mon
     assert capsys.readouterr().err.startswith("error: no/such.png does not exist")
 
 
+@pytest.mark.slow
 def test_a_random_model_says_the_same_on_its_cache(rng):
     """Its tokens change with any token that is not seen, where those of a trained model seldom do."""
     model = random_model(seed=1)

@@ -71,6 +71,7 @@ def test_only_the_programs_of_the_models_are_compiled(silent, compiled):
     assert len(compiled) == sum(map(len, PROGRAMS)) - before > 0
 
 
+@pytest.mark.slow
 def test_programs_beyond_the_limit_are_dropped_and_results_stay(silent, monkeypatch):
     for function in PROGRAMS:
         monkeypatch.setattr(function, "limit", 2)

@@ -40,6 +40,7 @@ def test_mutated_inputs_end_in_success_or_one_line(work):
     assert all(f"│ {kind}" in done.stdout for kind in KINDS)
 
 
+@pytest.mark.slow
 def test_killed_conversions_lose_nothing(work):
     done = run("scripts.fuzz.kills", "--only", "convert", "--count", "2", "--work", str(work))
     assert done.returncode == 0, done.stdout + done.stderr
