@@ -8,8 +8,10 @@ import struct
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
+import PIL
 import pytest
 from PIL import Image
 
@@ -199,9 +201,12 @@ def test_what_pillow_passes_over_in_a_file_is_not_printed(tmp_path, capsys, capl
     entry = struct.pack("<HHI", 0x010E, 2, 14)
     assert content.count(entry) == 1
     (tmp_path / "a.tiff").write_bytes(content.replace(entry, struct.pack("<HHI", 0x010E, 2, 9_999_999)))
-    with pytest.warns(UserWarning, match="Tag data larger than file"):
+    # Pillow 13 passes over the tag with a warning; Pillow 12, which Gradio asks for, warns and gives the file up.
+    passes = int(PIL.__version__.split(".")[0]) >= 13
+    with pytest.warns(UserWarning, match="Tag data larger than file" if passes else "Truncated File Read"), nullcontext() if passes else pytest.raises(UserError):
         read_media(tmp_path / "a.tiff")
-    assert run_command(lambda: len(read_media(tmp_path / "a.tiff").frames), verbose=False) == 1
+    if passes:
+        assert run_command(lambda: len(read_media(tmp_path / "a.tiff").frames), verbose=False) == 1
     assert run_command(lambda: logging.getLogger("PIL.TiffImagePlugin").error("more samples than can be decoded") or 0, verbose=False) == 0
     assert caplog.text == ""
     assert capsys.readouterr().err == ""
