@@ -1,7 +1,6 @@
 """One page, served by the command as users start it, and one browser for all tests that need them; and the page's model for those that need neither."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -59,7 +58,7 @@ def served(tmp_path_factory):
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/", process, folder
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(PATIENCE)
 
 
