@@ -106,7 +106,7 @@ def drawn_cases(count: int) -> list[Case]:
 
 @dataclass
 class Seen:
-    """What clients saw."""
+    """The results of all clients: seconds of each kind of request, and how often each kind had each outcome."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -241,7 +241,7 @@ async def batches(services: dict[str, Service], photos: int, clients: int, repea
 
 
 def _answer(case: Case, response: httpx.Response) -> Any:
-    """What is compared: the text, and how many objects or frames there are."""
+    """Return of a response what has to be equal in both modes: the text, and the number of objects or frames."""
     if case.kind == "clip":
         lines = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: ")]
         return lines[0].get("text"), len(lines)

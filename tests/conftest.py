@@ -87,6 +87,20 @@ def _full_disk() -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.fixture
+def compiled() -> Iterator[list[float]]:
+    """How long each program took that was compiled, or read from the cache of compiled programs, since the list was last cleared."""
+    events: list[float] = []
+
+    def listen(name: str, seconds: float, **_: object) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            events.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def devices() -> None:
     """Fails early where JAX was imported before the settings above were made."""

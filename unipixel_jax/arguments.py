@@ -16,6 +16,8 @@ MODEL_HELP = (
     "a Hub id such as PolyU-ChenLab/UniPixel-3B, a torch checkpoint's directory, or one made by `unipixel-jax convert to-jax` "
     "(default: the small model that ships with the package, which knows coloured shapes only)"
 )
+SMALL_MODEL = "shapes"
+"""The name of the small model that ships with the package, where a model must or may be named."""
 REVISION_HELP = "a branch, a tag or a commit of the Hub's repository (default: its main branch)"
 
 
@@ -74,17 +76,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="NAME", help=REVISION_HELP)
 
 
-def add_tensor(parser: argparse.ArgumentParser) -> None:
-    """Add ``--tensor``, the argument of ``infer.placement.shared_by``."""
-    fewest = "the fewest that hold the weights; --verbose shows"
-    parser.add_argument("--tensor", type=positive, metavar="N", help=f"devices of this machine that share a copy of the weights (default: {fewest})")
-
-
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Add ``--weights`` and ``--activations``: the arguments ``weights`` and ``activations`` of ``UniPixel.from_pretrained``."""
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``infer.from_arguments.model_of``: ``--model``, ``--revision``, ``--dtype``, ``--weights``, ``--activations`` and ``--tensor``."""
+    add_model(parser)
     quantise = "quantise the language model's weights while they are read, to int8 or int4 (default: as they are; docs/quantise.md)"
     parser.add_argument("--weights", metavar="DTYPE", help=quantise)
     parser.add_argument("--activations", metavar="DTYPE", help="round the inputs of products with int8 weights too, to int8 (default: full)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
+    fewest = "the fewest that hold the weights; --verbose shows"
+    parser.add_argument("--tensor", type=positive, metavar="N", help=f"devices of this machine that share a copy of the weights (default: {fewest})")
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:

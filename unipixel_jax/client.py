@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.processing.prompts import Box, Mask, Point
 from unipixel_jax.processing.rle import decode_mask, encode_mask
 
 Media = str | Path | bytes | Sequence[str | Path | bytes]
@@ -39,34 +40,6 @@ class ServiceError(Exception):
     def __init__(self, message: str, status: int = 0, code: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.retry_after = status, code, retry_after
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point on an object: pixels from the left and from the top, and the frame, counted among those that the language model looks at."""
-
-    x: float
-    y: float
-    frame: int = 0
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle around an object: left, top, right and bottom in pixels, and the frame as of a ``Point``."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    frame: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Mask:
-    """The pixels of an object, bool [height, width], and the frame as of a ``Point``."""
-
-    array: NDArray[np.bool_]
-    frame: int = 0
 
 
 @dataclass(frozen=True)

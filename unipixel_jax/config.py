@@ -21,6 +21,9 @@ from unipixel_jax.core.quantisation import Quantisation
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """The dtypes in which torch keeps weights."""
 
+UNKNOWN_LENGTH = 1 << 30
+"""The ``clip_length`` of a stream, which is expected to have at least 16 frames."""
+
 _T = TypeVar("_T")
 
 _WIDTH = 65_536

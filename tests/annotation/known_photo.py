@@ -1,4 +1,4 @@
-"""Where things are in the photo that ships with the package."""
+"""Places of the objects in the photo that ships with the package."""
 
 import numpy as np
 

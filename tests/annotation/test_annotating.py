@@ -1,4 +1,4 @@
-"""What the backends of all annotation tools share: words, clicks, boxes and strokes find objects, and clicks correct what words found."""
+"""The annotator that the backends of all tools share: words, clicks, boxes and strokes find objects, and clicks correct masks that words found."""
 
 import sys
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from chromium import PATIENCE, Visitor
@@ -73,17 +72,3 @@ def visitor(served, examples, tmp_path_factory):
     own = Visitor(served[0], camera)
     yield own
     own.driver.quit()
-
-
-@pytest.fixture
-def compiled():
-    """How long each program took that was compiled since the list was last cleared."""
-    events = []
-
-    def listen(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            events.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)

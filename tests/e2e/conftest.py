@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 import pytest
 from random_model import random_model
@@ -17,17 +16,3 @@ def photo():
 @pytest.fixture
 def clip():
     return np.random.default_rng(1).integers(0, 256, (3, 120, 160, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def compiled():
-    """How long each program took that was compiled, or read from the cache of compiled programs, since the list was last cleared."""
-    events = []
-
-    def listen(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            events.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)

@@ -15,8 +15,10 @@ import pytest
 
 from unipixel_jax.cli import main
 from unipixel_jax.errors import UserError
+from unipixel_jax.export.to_stablehlo import StableHloProgram
 from unipixel_jax.infer.loading import load
 from unipixel_jax.infer.predictor import UniPixel
+from unipixel_jax.runtime.backends import OnnxProgram
 from unipixel_jax.runtime.manifest import ExportManifest
 from unipixel_jax.runtime.session import Runtime
 
@@ -40,12 +42,20 @@ sys.exit(main(sys.argv[1:]) if sys.argv[1:] else 0)
 """
 
 
+ONNX = pytest.mark.parametrize("folder", [pytest.param("onnx", marks=pytest.mark.onnx)], indirect=True)
+
+
 @pytest.fixture(scope="module", params=["stablehlo", pytest.param("onnx", marks=pytest.mark.onnx)])
 def folder(request, tmp_path_factory):
     """The export of a small random model."""
     made = tmp_path_factory.mktemp("export") / "nano"
     assert main(["export", str(NANO), str(made), "--format", request.param, *SHAPES]) == 0
     return made
+
+
+def opened(folder):
+    """The runtime of an export, whose programs JAX runs where they are not ONNX."""
+    return Runtime.open(folder, OnnxProgram if list(folder.glob("*.onnx")) else StableHloProgram)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +79,7 @@ def test_every_part_computes_what_jax_does(folder):
 
 @pytest.mark.parametrize("prompt", ["Please segment <|seg|>.", "What is <|seg|> beside <|seg|>?"])
 def test_the_runtime_answers_and_tracks_as_the_model_does(folder, model, clip, prompt):
-    runtime = Runtime.open(folder)
+    runtime = opened(folder)
     for media in (clip[0], clip):
         expected = model.segment(media, prompt, sample_frames=1, max_new_tokens=4, max_pixels=112 * 112)
         found = runtime.segment(media, prompt)
@@ -85,10 +95,8 @@ def test_the_runtime_imports_no_jax():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.onnx
+@ONNX
 def test_a_photo_is_segmented_without_jax(folder, model, clip, tmp_path):
-    if ExportManifest.read(folder).kind != "onnx":
-        pytest.skip("programs of StableHLO are run by JAX")
     from PIL import Image
 
     Image.fromarray(clip[0]).save(tmp_path / "photo.png")
@@ -98,7 +106,7 @@ def test_a_photo_is_segmented_without_jax(folder, model, clip, tmp_path):
     assert json.loads((tmp_path / "found.json").read_text())["text"] == expected.text
 
 
-@pytest.mark.onnx
+@ONNX
 def test_no_part_has_an_operator_that_other_compilers_do_not_know(folder):
     import onnx
 
@@ -113,7 +121,7 @@ def test_no_part_has_an_operator_that_other_compilers_do_not_know(folder):
 
 
 def test_what_does_not_fit_is_refused(folder, clip):
-    runtime = Runtime.open(folder)
+    runtime = opened(folder)
     with pytest.raises(UserError, match=r"no room for this prompt \(3 objects, expected 0 to 2.* export with more --words, --frames or --objects"):
         runtime.segment(clip[0], "<|seg|> <|seg|> <|seg|>")
     with pytest.raises(UserError, match=r"the export has no room for this prompt \(\d+ prompt tokens, expected 0 to \d+: .*"):
@@ -138,7 +146,13 @@ def test_a_folder_that_is_no_export_is_refused(folder, tmp_path, change, message
     shutil.copytree(folder, root)
     change(root)
     with pytest.raises(UserError, match=message):
-        Runtime.open(root)
+        opened(root)
+
+
+def test_onnxruntime_is_given_no_stablehlo(folder):
+    if not list(folder.glob("*.onnx")):
+        with pytest.raises(UserError, match="holds programs of stablehlo, which JAX runs and not onnxruntime"):
+            Runtime.open(folder)
 
 
 def test_parts_that_are_not_there_are_named(folder, tmp_path, clip):
@@ -148,7 +162,7 @@ def test_parts_that_are_not_there_are_named(folder, tmp_path, clip):
     del found["parts"]["track"]
     (root / "export.json").write_text(json.dumps(found))
     with pytest.raises(UserError, match=r"the export has no track, which segmenting needs"):
-        Runtime.open(root).segment(clip[0], "<|seg|>")
+        opened(root).segment(clip[0], "<|seg|>")
 
 
 def _rename(root, name):

@@ -101,7 +101,7 @@ def test_imports_follow_the_plan(path, module):
 @pytest.mark.parametrize(("path", "module"), ALL, ids=[module for _, module in ALL])
 def test_nobody_imports_torch_and_the_host_side_imports_no_jax(path, module):
     never = {"torch", "torchvision", "torch_npu"}
-    if room_of(module)[0] in ("processing", "data", "errors", "config", "batch", "client"):
+    if room_of(module)[0] in ("processing", "data", "errors", "config", "batch", "client", "runtime"):
         never |= {"jax", "jaxlib", "flax", "orbax", "optax"}
     for name, _ in imports(path, module):
         assert not within(name, never), f"{module} imports {name}"

@@ -10,25 +10,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unipixel_jax.arguments import add_attention, add_model, add_tensor, add_weights, positive
+from unipixel_jax.arguments import SMALL_MODEL, add_attention, add_loading, positive
 from unipixel_jax.errors import UserError, needing
+from unipixel_jax.infer.from_arguments import model_of
 
 if TYPE_CHECKING:
     from unipixel_jax.app.worker import Worker
 
-SHAPES = "shapes"
-"""The name of the small model that ships with the package, for those who want to say it."""
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of ``app``."""
     parser.description = "Open a page in the browser on which all that the model can do is tried: words, points, boxes, brush, clips, cameras, conversations."
-    add_model(parser)
-    add_weights(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
-    add_tensor(parser)
+    add_loading(parser)
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, which this machine alone reaches)")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="the port to listen on (default: 7860)")
     parser.add_argument("--share", action="store_true", help="also ask Gradio's servers for a public address, which anybody can open who knows it")
@@ -73,20 +67,14 @@ def worker_of(args: argparse.Namespace) -> Worker:
     """The model that a command's arguments name, which is not loaded yet."""
     from unipixel_jax.app.limits import Limits
     from unipixel_jax.app.worker import Worker
-    from unipixel_jax.infer.loading import EMBEDDED
-    from unipixel_jax.infer.placement import shared_by
-    from unipixel_jax.infer.predictor import UniPixel
 
-    small = args.model in (None, SHAPES)
+    small = args.model in (None, SMALL_MODEL)
+    loading = argparse.Namespace(**vars(args) | {"model": None}) if small else args
     limits = Limits(
         megabytes=args.max_megabytes, pixels=args.max_pixels, frames=args.max_frames, tokens=args.max_new_tokens, queue=args.queue,
     )  # fmt: skip
 
-    def load() -> UniPixel:
-        options: dict[str, Any] = {"revision": args.revision, "weights": args.weights, "activations": args.activations, **shared_by(args.tensor)}
-        return UniPixel.from_pretrained(EMBEDDED if small else args.model, args.dtype, **options)
-
-    return Worker(load, "small model of drawn shapes" if small else Path(args.model).name or args.model, small, limits)
+    return Worker(lambda: model_of(loading), "small model of drawn shapes" if small else Path(args.model).name or args.model, small, limits)
 
 
 def _serve(args: argparse.Namespace, folder: Path) -> None:

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipixel_jax.arguments import CommandParser, add_attention, add_model, add_tensor, add_weights, positive, positive_or_all
+from unipixel_jax.arguments import CommandParser, add_attention, add_loading, positive, positive_or_all
 from unipixel_jax.errors import UserError, needing
+from unipixel_jax.infer.from_arguments import model_of
 
 if TYPE_CHECKING:
     from unipixel_jax.eval.benchmarks import Benchmark
@@ -47,9 +48,7 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     from unipixel_jax.eval.benchmarks import PROMPT_TYPES
 
     parser.description = "Run a model on a benchmark: write its predictions in the reference's layout, and score them. A run that was stopped goes on."
-    add_model(parser)
-    add_weights(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this type (default: the checkpoint's)")
+    add_loading(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="the folder that holds all data sets (the reference's data/)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for predictions and results")
     parser.add_argument("--split", help="the split (default: the benchmark's first)")
@@ -62,7 +61,6 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", metavar="I/N", help="run every Nth sample from the Ith on, counted from 0 (default: what Slurm or the TPU pod says)")
     parser.add_argument("--rows", type=positive, metavar="N", help="answers that are generated together on a device (default: 16)")
     parser.add_argument("--devices", type=positive_or_all, metavar="N|all", help="devices that take samples (default: all of this machine)")
-    add_tensor(parser)
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes that score (default: one for each core)")
     add_judge(parser)
     add_attention(parser)
@@ -259,12 +257,7 @@ def _run_one(
 
 
 def _load(args: argparse.Namespace) -> UniPixel:
-    from unipixel_jax.infer.loading import EMBEDDED
-    from unipixel_jax.infer.placement import shared_by
-    from unipixel_jax.infer.predictor import UniPixel
-
-    quantised = {"weights": args.weights, "activations": args.activations}
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision, **quantised)
+    model = model_of(args)
     if args.consistent is None:
         return model
     config = replace(model.config, sam2_batch_mode=args.consistent == "frame")

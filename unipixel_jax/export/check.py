@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from unipixel_jax.config import UNKNOWN_LENGTH
 from unipixel_jax.export.parts import NEXT, STATE, Part
 from unipixel_jax.export.shapes import Shapes
-from unipixel_jax.models.sam2.track_state import UNKNOWN_LENGTH
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
 from unipixel_jax.processing.batch import Conversation, empty_inputs, prepare_media, write_inputs

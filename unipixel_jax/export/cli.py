@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from unipixel_jax.arguments import SMALL_MODEL
 from unipixel_jax.errors import UserError
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--platform is for StableHLO: an ONNX program runs wherever its runtime does")
     width, height = map(int, size.groups())
     shapes = Shapes(args.objects, args.frames, height, width, args.words, args.new_tokens)
-    loaded = load(EMBEDDED if args.model == "shapes" else resolve(args.model), "float32")
+    loaded = load(EMBEDDED if args.model == SMALL_MODEL else resolve(args.model), "float32")
     made = export(loaded, args.output, args.format, shapes, args.parts or PARTS, args.platform or PLATFORMS)
     print(f"{'part':<12} {'file':<24} {'MB':>8}  largest relative error against JAX")
     for name, part in made.parts.items():

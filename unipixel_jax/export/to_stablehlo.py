@@ -12,13 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from numpy.typing import NDArray
 
 from unipixel_jax.core.trees import join
-from unipixel_jax.errors import needing
+from unipixel_jax.errors import UserError, needing
 from unipixel_jax.export.parts import Part, make_parts
 from unipixel_jax.export.shapes import Shapes
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
+from unipixel_jax.runtime.backends import Arrays
+from unipixel_jax.runtime.manifest import PartFile
 
 WEIGHTS = "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -67,3 +70,31 @@ def convert(model: UniPixelModel, shapes: Shapes, part: Part, platforms: Sequenc
     given = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights(model).items()}
     with use_attention("xla"):
         return bytes(jax.export.export(jax.jit(run), platforms=tuple(platforms))(given, *part.inputs.values()).serialize())
+
+
+class StableHloProgram:
+    """A program of the runtime (``runtime.session.Runtime``) that JAX runs, for comparison.
+
+    Args:
+        folder: the folder of the export.
+        part: the program.
+
+    Raises:
+        UserError: JAX or safetensors is missing, or the program cannot be read.
+    """
+
+    def __init__(self, folder: Path, part: PartFile) -> None:
+        with needing("stablehlo", "running a StableHLO export"):
+            from safetensors.numpy import load_file
+        weights = next(name for name in part.checksums if name != part.file)
+        try:
+            self._call = jax.export.deserialize(bytearray((folder / part.file).read_bytes())).call
+        except ValueError as error:
+            raise UserError(f"{folder / part.file} is no program of StableHLO ({str(error)[:200]}): export the model again") from None
+        self._weights: Any = load_file(folder / weights)
+        self._part = part
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """See ``Program``."""
+        found = self._call(self._weights, *(inputs[own.name] for own in self._part.inputs))
+        return {own.name: np.asarray(value) for own, value in zip(self._part.outputs, found, strict=True)}

@@ -20,7 +20,7 @@ from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.models.quantised import require_full
 from unipixel_jax.models.unipixel import unstack_towers
 from unipixel_jax.processing.batch import user_turn
-from unipixel_jax.runtime.backends import open_program
+from unipixel_jax.runtime.backends import OnnxProgram
 from unipixel_jax.runtime.manifest import Array, ExportManifest, PartFile, checksum
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _write(
     inputs = tuple(Array(name, tuple(spec.shape), str(spec.dtype)) for name, spec in part.inputs.items())
     outputs = tuple(Array(name, tuple(value.shape), str(value.dtype)) for name, value in checker.outputs(part.name).items())
     file = PartFile(path.name, {own.name: checksum(own) for own in files}, inputs, outputs)
-    program = open_program(folder, file, kind)
+    program = OnnxProgram(folder, file) if kind == "onnx" else to_stablehlo.StableHloProgram(folder, file)
 
     def run(given: Any) -> Arrays:
         return {name: np.asarray(value) for name, value in program.run(given).items()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from unipixel_jax.arguments import positive, positive_or_all
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.from_arguments import model_of
 
 if TYPE_CHECKING:
     from unipixel_jax.infer.exports import Export
@@ -97,10 +98,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int], expo
 
     from unipixel_jax.infer.exports.many import export_results
     from unipixel_jax.infer.jobs import Results
-    from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.many import ROWS, Options, run_jobs
-    from unipixel_jax.infer.placement import shared_by
-    from unipixel_jax.infer.predictor import UniPixel
 
     devices = jax.local_devices()
     if args.devices is not None and args.devices > len(devices):
@@ -111,8 +109,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], share: tuple[int, int], expo
     options = Options(args.rows or ROWS, args.max_new_tokens, upright=not args.as_stored)
     with results:
         if left:
-            quantised = {"weights": args.weights, "activations": args.activations}
-            model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), **quantised)
+            model = model_of(args)
             start = time.perf_counter()
             for outcome in run_jobs(model.loaded, model.sampling, model.seed, left, options, devices[: args.devices]):
                 results.add(outcome)

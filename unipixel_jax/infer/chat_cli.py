@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unipixel_jax.arguments import add_attention, add_model, add_tensor, add_weights, positive
+from unipixel_jax.arguments import add_attention, add_loading, positive
 from unipixel_jax.errors import UserError, one_line
+from unipixel_jax.infer.from_arguments import model_of
 
 if TYPE_CHECKING:
     from unipixel_jax.infer.chat import Chat
@@ -31,10 +32,7 @@ def configure_chat(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
     parser.add_argument("media", metavar="MEDIA", help="a photo, a video file, or a folder of frames")
-    add_model(parser)
-    add_weights(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
-    add_tensor(parser)
+    add_loading(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="where overlays go, one for each answer with objects")
     parser.add_argument("--format", choices=("gif", "mp4"), default="gif", help="of a clip's overlay file (default: gif); a photo's is a PNG")
     parser.add_argument("--sample-frames", type=positive, default=16, metavar="N", help="frames of a clip to take at most (default: 16)")
@@ -47,15 +45,11 @@ def configure_chat(parser: argparse.ArgumentParser) -> None:
 
 def _chat(args: argparse.Namespace) -> int:
     from unipixel_jax.core.files import writable
-    from unipixel_jax.infer.loading import EMBEDDED
-    from unipixel_jax.infer.placement import shared_by
-    from unipixel_jax.infer.predictor import UniPixel
     from unipixel_jax.processing.media import read_media
 
     clip = read_media(args.media, args.sample_frames, upright=not args.as_stored)
     writable(_overlay(args, clip.name, 1, len(clip.frames)))
-    quantised = {"weights": args.weights, "activations": args.activations}
-    model = UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), **quantised)
+    model = model_of(args)
     chat = model.chat(clip, sample_frames=args.sample_frames, max_slots=args.max_slots)
     references: list[Point | Box | Mask] = []
     answers, failed = 0, False

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipixel_jax.arguments import add_attention, add_model, add_tensor, add_weights
+from unipixel_jax.arguments import add_attention, add_loading
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.from_arguments import model_of
 
 if TYPE_CHECKING:
     from unipixel_jax.infer.exports import Export
@@ -98,10 +99,7 @@ def _add_prompts(parser: argparse.ArgumentParser, nargs: str | None = None) -> N
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    add_weights(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
-    add_tensor(parser)
+    add_loading(parser)
     parser.add_argument("--sample-frames", type=int, default=16, metavar="N", help="frames of a clip that the language model looks at (default: 16)")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="where an answer is cut off (default: 512)")
     parser.add_argument("--answer-start", default="", metavar="WORDS", help="words with which each answer has to begin")
@@ -168,7 +166,7 @@ def _segment(args: argparse.Namespace) -> int:
     with _opened(args) as source:
         targets = Targets.choose(args, source, _overlay_path(args, source), _exports(args, source))
         with progress("loading the model") as steps:
-            model = _load(args)
+            model = model_of(args)
             steps.stage("reading the media and answering")
             header = {"prompts": prompts, "media": source.name, "model": str(args.model or "embedded")}
             return follow(lambda: _stream(args, model, source, prompts), targets, steps, header, resume=args.resume)
@@ -205,7 +203,7 @@ def _track(args: argparse.Namespace) -> int:
         if path is not None:
             writable(path)
     with _opened(args, live=True) as source, progress("loading the model") as steps:
-        model = _load(args)
+        model = model_of(args)
         steps.stage("reading the media and answering")
         return print_lines(_stream(args, model, source, prompts), source, steps, args.overlay, args.look, args.sheet, args.frames)
 
@@ -222,15 +220,6 @@ def _describe(args: argparse.Namespace) -> int:
         return model.describe(clip, references[0], **_options(args))
 
     return _answer(args, run, only_one=True)
-
-
-def _load(args: argparse.Namespace) -> UniPixel:
-    from unipixel_jax.infer.loading import EMBEDDED
-    from unipixel_jax.infer.placement import shared_by
-    from unipixel_jax.infer.predictor import UniPixel
-
-    quantised = {"weights": args.weights, "activations": args.activations}
-    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, **shared_by(args.tensor), revision=args.revision, **quantised)
 
 
 def _stream(args: argparse.Namespace, model: UniPixel, source: FrameSource, prompts: list[str]) -> Stream:
@@ -310,7 +299,7 @@ def _answer(args: argparse.Namespace, run: Callable[[UniPixel, Clip, list[Point 
     references = read_references(args.references, (clip.frames.shape[1], clip.frames.shape[2]))
     if only_one and len(references) > 1:
         raise UserError(f"{len(references)} objects are pointed at, expected one: describe one after the other")
-    prediction = run(_load(args), clip, references)
+    prediction = run(model_of(args), clip, references)
     return _report(args, prediction, clip, overlay)
 
 

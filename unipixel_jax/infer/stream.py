@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from unipixel_jax.config import UNKNOWN_LENGTH
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.masks import resize_masks, sigmoid
@@ -21,7 +22,6 @@ from unipixel_jax.infer.prediction import Answer, ClipAnswer, FrameResult
 from unipixel_jax.infer.segmentation import encoded, hidden_tokens
 from unipixel_jax.infer.tracking import Tracker
 from unipixel_jax.models.sam2.neck import FrameFeatures
-from unipixel_jax.models.sam2.track_state import UNKNOWN_LENGTH
 from unipixel_jax.processing.frames import Frame, FrameSource
 from unipixel_jax.processing.square import square_frames
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from unipixel_jax.config import UNKNOWN_LENGTH
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.sam2.neck import FrameFeatures
-from unipixel_jax.models.sam2.track_state import FORWARD, UNKNOWN_LENGTH, TrackState
+from unipixel_jax.models.sam2.track_state import FORWARD, TrackState
 from unipixel_jax.models.sam2.tracker import Prompt, Sam2, TrackOutput
 from unipixel_jax.processing.resize import bilinear_weights
 

@@ -1,10 +1,10 @@
-"""What runs the programs of an export: onnxruntime, or for comparison JAX itself with those of StableHLO."""
+"""What runs the programs of an export: onnxruntime."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,41 +52,3 @@ class OnnxProgram:
         """See ``Program``. An input that the program does not depend on is none of onnxruntime's."""
         found = self._session.run(self._outputs, {name: inputs[name] for name in self._inputs})
         return dict(zip(self._outputs, found, strict=True))
-
-
-class StableHloProgram:
-    """A program run by JAX, for comparison.
-
-    Args:
-        folder: the folder of the export.
-        part: the program.
-
-    Raises:
-        UserError: JAX or safetensors is missing, or the program cannot be read.
-    """
-
-    def __init__(self, folder: Path, part: PartFile) -> None:
-        with needing("stablehlo", "running a StableHLO export"):
-            import jax.export
-            from safetensors.numpy import load_file
-        weights = next(name for name in part.checksums if name != part.file)
-        try:
-            self._call = jax.export.deserialize(bytearray((folder / part.file).read_bytes())).call
-        except ValueError as error:
-            raise UserError(f"{folder / part.file} is no program of StableHLO ({str(error)[:200]}): export the model again") from None
-        self._weights: Any = load_file(folder / weights)
-        self._part = part
-
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        """See ``Program``."""
-        found = self._call(self._weights, *(inputs[own.name] for own in self._part.inputs))
-        return {own.name: np.asarray(value) for own, value in zip(self._part.outputs, found, strict=True)}
-
-
-def open_program(folder: Path, part: PartFile, kind: str) -> Program:
-    """Return a part's program, ready to run.
-
-    Raises:
-        UserError: it cannot be read, or what runs it is not installed.
-    """
-    return OnnxProgram(folder, part) if kind == "onnx" else StableHloProgram(folder, part)

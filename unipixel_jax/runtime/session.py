@@ -5,7 +5,7 @@ The loop over an answer's tokens and the one over a clip's frames run on the hos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.batch import ModelInputs
-from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.config import UNKNOWN_LENGTH, UniPixelConfig
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.answers import text_and_spans, without_end
@@ -27,12 +27,11 @@ from unipixel_jax.processing.media import Clip, Media
 from unipixel_jax.processing.prompts import require_words
 from unipixel_jax.processing.square import square_frames
 from unipixel_jax.processing.tokenizer import Tokenizer
-from unipixel_jax.runtime.backends import Program, open_program
-from unipixel_jax.runtime.manifest import ExportManifest
+from unipixel_jax.runtime.backends import OnnxProgram, Program
+from unipixel_jax.runtime.manifest import ExportManifest, PartFile
 
-UNKNOWN_LENGTH = 1 << 30
-"""The ``clip_length`` of a stream, which is expected to have at least 16 frames."""
-STATE = ("memory", "memory_frame", "pointer", "pointer_frame")
+NEXT = "next_"
+"""What the names of the state's arrays after a frame begin with."""
 WORDS, MASKS = ("vision", "prefill", "step"), ("encode", "prompt", "first_frame", "track")
 """The parts that answering and segmenting need."""
 
@@ -48,28 +47,36 @@ class Runtime:
         manifest: what it is.
         config: the model's sizes.
         tokenizer: the tokenizer, without a chat template.
+        backend: a function of the folder and a part's file that returns the part's program.
     """
 
     folder: Path
     manifest: ExportManifest
     config: UniPixelConfig
     tokenizer: Tokenizer
+    backend: Callable[[Path, PartFile], Program] = OnnxProgram
     _programs: dict[str, Program] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Runtime:
+    def open(cls, folder: str | Path, backend: Callable[[Path, PartFile], Program] = OnnxProgram) -> Runtime:
         """Read the folder of an export, and compare its files with their checksums.
 
+        Args:
+            folder: the folder.
+            backend: see the attributes; onnxruntime unless given.
+
         Raises:
-            UserError: it is no such folder, or its files are not those of one export.
+            UserError: it is no such folder, its files are not those of one export, or they are programs of StableHLO for onnxruntime.
         """
         root = Path(folder)
         manifest = ExportManifest.read(root)
+        if manifest.kind != "onnx" and backend is OnnxProgram:
+            raise UserError(f"{root} holds programs of {manifest.kind}, which JAX runs and not onnxruntime: export with --format onnx")
         manifest.check_files(root, tuple(manifest.parts))
         config = UniPixelConfig.from_directory(root)
         tokenizer = Tokenizer.from_file(root / "tokenizer.json", manifest.pad_id, next(iter(manifest.end_tokens), manifest.pad_id))
         tokenizer.check(config)
-        return cls(root, manifest, config, tokenizer)
+        return cls(root, manifest, config, tokenizer, backend)
 
     def run(self, name: str, **inputs: NDArray[Any]) -> Arrays:
         """Run a part on arrays by name; returns its outputs by name.
@@ -83,7 +90,7 @@ class Runtime:
             if found.shape != own.shape or found.dtype != own.dtype:
                 raise UserError(f"{name} takes {own.name} {own.dtype}{list(own.shape)}, found {found.dtype}{list(found.shape)}: are these parts of one export?")
         if name not in self._programs:
-            self._programs[name] = open_program(self.folder, part, self.manifest.kind)
+            self._programs[name] = self.backend(self.folder, part)
         return self._programs[name].run({own.name: inputs[own.name] for own in part.inputs})
 
     def segment(self, media: Media | FrameSource, prompt: str, *, max_new_tokens: int | None = None) -> Prediction:
@@ -185,7 +192,7 @@ class Runtime:
                 out = self.run("first_frame", **features, **self.run("prompt", states=states))
             else:
                 out = self.run("track", **features, **state, frame=np.asarray(place, np.int32), clip_length=length)
-            state = {name: out[f"next_{name}"] for name in STATE}
+            state = {name.removeprefix(NEXT): value for name, value in out.items() if name.startswith(NEXT)}
             yield _result(frame, out, count)
 
 

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unipixel_jax.arguments import add_attention, add_model, add_tensor, add_weights, positive, positive_or_all
+from unipixel_jax.arguments import add_attention, add_loading, positive, positive_or_all
 from unipixel_jax.errors import UserError, needing
+from unipixel_jax.infer.from_arguments import model_of
 
 if TYPE_CHECKING:
-    from unipixel_jax.infer.predictor import UniPixel
     from unipixel_jax.serve.settings import Settings
 
 KEY_VARIABLE = "UNIPIXEL_API_KEY"
@@ -24,10 +24,7 @@ MIN_KEY = 16
 def configure(parser: argparse.ArgumentParser) -> None:
     """Fill the parser of ``serve``."""
     parser.description = "Answer programs over HTTP: /v1/segment, /v1/track, and /v1/chat/completions in OpenAI's form (docs/service.md)."
-    add_model(parser)
-    add_weights(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="cast the weights and compute in this (default: the checkpoint's own)")
-    add_tensor(parser)
+    add_loading(parser)
     add_attention(parser)
     parser.add_argument("--model-name", metavar="NAME", help="the name by which requests ask for the model (default: the last part of MODEL)")
     _add_place(parser)
@@ -74,16 +71,7 @@ def _serve(args: argparse.Namespace) -> int:
         shown = f"[{host}]" if ":" in host else host
         keys = "with a key" if settings.api_key else "without a key"
         print(f"model {settings.model_name}, {keys}; loading", flush=True)
-        return run(_load(args), settings, listening, sizes, f"http://{shown}:{port}")
-
-
-def _load(args: argparse.Namespace) -> UniPixel:
-    from unipixel_jax.infer.loading import EMBEDDED
-    from unipixel_jax.infer.placement import shared_by
-    from unipixel_jax.infer.predictor import UniPixel
-
-    quantised = {"weights": args.weights, "activations": args.activations}
-    return UniPixel.from_pretrained(args.model or EMBEDDED, args.dtype, revision=args.revision, **shared_by(args.tensor), **quantised)
+        return run(model_of(args), settings, listening, sizes, f"http://{shown}:{port}")
 
 
 def _settings(args: argparse.Namespace) -> Settings:

@@ -68,7 +68,7 @@ class Output:
 
 @dataclass
 class Asked:
-    """What was typed and marked: words, one object's points, box and stroke, and the label that was chosen for it."""
+    """A user's input in the labelling page: words, the points, box and stroke that mark one object, and the label that was chosen for it."""
 
     text: str = ""
     on: list[tuple[float, float]] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Asked:
 
     @property
     def clicks(self) -> Clicks:
-        """What was marked."""
+        """The marks, without the words."""
         return Clicks(self.on, self.off, self.box, self.brush)
 
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 
-from unipixel_jax.config import Sam2Config
+from unipixel_jax.config import UNKNOWN_LENGTH, Sam2Config
 
 MAX_POINTERS = 16
 """The object pointers that a frame attends to at most: one of a conditioning frame and 15 recent ones."""
-UNKNOWN_LENGTH = 1 << 30
-"""The ``clip_length`` of a stream, which is expected to have at least 16 frames."""
 FORWARD, BACKWARD = 1, -1
 """The directions of time in which objects are tracked."""
 

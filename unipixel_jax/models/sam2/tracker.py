@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 
-from unipixel_jax.config import Sam2Config
+from unipixel_jax.config import UNKNOWN_LENGTH, Sam2Config
 from unipixel_jax.core.axes import CHANNELS, EMBED, IMAGES
 from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.params import declare, zeros
@@ -29,7 +29,7 @@ from unipixel_jax.models.sam2.memory import MemoryAttention, MemoryEncoder
 from unipixel_jax.models.sam2.neck import FrameFeatures, Neck
 from unipixel_jax.models.sam2.position import sine_1d, sine_grid
 from unipixel_jax.models.sam2.prompt_encoder import PromptEncoder
-from unipixel_jax.models.sam2.track_state import MAX_POINTERS, UNKNOWN_LENGTH, TrackState
+from unipixel_jax.models.sam2.track_state import MAX_POINTERS, TrackState
 from unipixel_jax.ops.conv import conv_patches
 from unipixel_jax.ops.resize import resize_bilinear
 
