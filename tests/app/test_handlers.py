@@ -154,6 +154,7 @@ from pathlib import Path
 from unipixel_jax.app.examples import draw_examples
 from unipixel_jax.app.files import Folder
 from unipixel_jax.app.limits import Limits
+from unipixel_jax.app.page import build_page, launch_options
 from unipixel_jax.app.parts import Page
 from unipixel_jax.app.worker import Worker
 

@@ -1,6 +1,5 @@
 """Many jobs at once give what each gives alone, whatever the others do, and files of results survive a kill at any moment."""
 
-import argparse
 import json
 
 import jax
@@ -9,11 +8,11 @@ import pytest
 from PIL import Image
 
 from unipixel_jax import Point, UniPixel
-from unipixel_jax.arguments import add_weights
+from unipixel_jax.cli import main
 from unipixel_jax.data.synthetic.language import full_name
 from unipixel_jax.data.synthetic.scene import draw_scene
-from unipixel_jax.errors import UserError, run_command
-from unipixel_jax.infer import batch_cli, engine, many
+from unipixel_jax.errors import UserError
+from unipixel_jax.infer import engine, many
 from unipixel_jax.infer.many import Job, Outcome
 
 NEW = 24
@@ -119,19 +118,9 @@ def test_jobs_that_are_not_wanted_any_more_end(model, jobs):
 
 
 def command(*argv):
-    """Run the options of many jobs with those of `segment` that they need."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("media")
-    parser.add_argument("prompt", nargs="?")
-    for name, value in (("model", None), ("dtype", "float32"), ("tensor", 1), ("sample-frames", 16), ("max-new-tokens", NEW)):
-        parser.add_argument(f"--{name}", default=value, type=type(value or ""))
-    parser.add_argument("--as-stored", action="store_true")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--format", action="append", default=[])
-    add_weights(parser)
-    batch_cli.configure_many(parser)
-    args = parser.parse_args([*map(str, argv), "--devices", "1", "--rows", "4"])
-    return run_command(lambda: batch_cli.run_many(args), verbose=False)
+    """Run `segment` on many jobs."""
+    options = {"dtype": "float32", "tensor": 1, "max-new-tokens": NEW, "devices": 1, "rows": 4}
+    return main(["segment", *map(str, argv), *(f"--{name}={value}" for name, value in options.items())])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ CONFIG = {"config", *BASE}
 INPUTS = {"batch", *CONFIG}
 ROOMS = {
     "errors": set(),
-    "client": {"processing.rle"},
+    "client": {"processing.prompts", "processing.rle"},
     "arguments": set(),
     "config": {"core.fields", "core.files", "core.quantisation", *BASE},
     "batch": set(),
