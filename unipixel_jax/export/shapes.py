@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Shapes:
         words: tokens of the words of a prompt.
         new_tokens: tokens of an answer.
         points: points and corners of boxes for each object.
+        least: the least padded size of dimensions of a prompt, by their names in ``processing/batch.py``, where the numbers above do not ask for more.
     """
 
     objects: int = 1
@@ -36,6 +38,12 @@ class Shapes:
     words: int = 64
     new_tokens: int = 64
     points: int = 8
+    least: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """All but ``least``, by name."""
+        return {name: value for name, value in vars(self).items() if name != "least"}
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -43,7 +51,7 @@ class Shapes:
         Raises:
             UserError: one is below 1.
         """
-        for name, value in vars(self).items():
+        for name, value in self.numbers.items():
             if value < 1:
                 raise UserError(f"an export with {name} {value} holds nothing: expected at least 1")
 
@@ -61,7 +69,7 @@ class Shapes:
         exact = {"tokens": seen + self.words + AROUND, "objects": self.objects}
         for name, count in exact.items():
             getattr(BUCKETS, name).size(count)  # refuses what is beyond the largest bucket
-        return found | exact
+        return {name: max(size, self.least.get(name, 0)) for name, size in (found | exact).items()}
 
     def slots(self, config: UniPixelConfig) -> int:
         """Return the slots of the cache: those of the prompt and of the answer."""

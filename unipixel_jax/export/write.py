@@ -20,6 +20,7 @@ from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.models.quantised import require_full
 from unipixel_jax.models.unipixel import unstack_towers
 from unipixel_jax.processing.batch import user_turn
+from unipixel_jax.runtime import ascend
 from unipixel_jax.runtime.backends import OnnxProgram
 from unipixel_jax.runtime.manifest import Array, ExportManifest, PartFile, checksum
 
@@ -68,13 +69,15 @@ def export(
             kind=kind,
             platforms=tuple(platforms) if kind == "stablehlo" else (),
             model=loaded.directory.name if loaded.directory else "",
-            shapes=vars(shapes),
+            shapes=shapes.numbers,
             sizes=shapes.sizes(loaded.config),
             prompt=(before, after),
             pad_id=loaded.tokenizer.pad_id,
             end_tokens=loaded.end_tokens,
             parts=written,
         )
+        if kind == "onnx":
+            (folder / ascend.SCRIPT).write_text(ascend.script(list(written)), encoding="utf-8")
         loaded.tokenizer.backend.save(str(folder / "tokenizer.json"))
         assert loaded.directory is not None, "it was read from a directory"
         shutil.copyfile(loaded.directory / "config.json", folder / "config.json")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unipixel_jax.arguments import add_attention
-from unipixel_jax.errors import needing
+from unipixel_jax.errors import UserError, needing
 
 if TYPE_CHECKING:
     from unipixel_jax.parity.recording import Recording
@@ -33,6 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("recording", type=Path, metavar="RECORDING", help="a folder made by scripts/record_reference.py")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="replay nothing; compare what RECORDING and this other one hold for the cases in both")
+    runtimes = "replay through the programs of an export: onnxruntime, StableHLO by JAX, or an Ascend NPU (docs/export.md)"
+    parser.add_argument("--runtime", choices=("onnx", "stablehlo", "acl"), help=runtimes)
+    exported = "the folder of the export for --runtime, which is made if it is not there (default: a temporary one)"
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help=exported)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     add_attention(parser)
     parser.set_defaults(run=_run)
@@ -46,8 +50,12 @@ def _run(args: argparse.Namespace) -> int:
     with needing("train", "replaying a recording"):
         from unipixel_jax.parity.against import compare_recordings
         from unipixel_jax.parity.recording import open_recording
-        from unipixel_jax.parity.run import CaseResult, print_table, replay, to_json
+        from unipixel_jax.parity.run import CaseResult, print_table, replay, replay_exported, to_json
 
+    if args.runtime is not None and args.against is not None:
+        raise UserError("--runtime replays a recording and --against compares two without replaying: give one of them")
+    if args.export is not None and args.runtime is None:
+        raise UserError("--export is the folder of the programs for --runtime: add --runtime onnx, stablehlo or acl")
     _compile_fast(args.recording)
     if args.json is not None:
         writable(args.json)
@@ -55,7 +63,11 @@ def _run(args: argparse.Namespace) -> int:
     recording = open_recording(args.recording)
     other = None if args.against is None else open_recording(args.against)
     results: list[CaseResult] = []
-    for result in replay(recording) if other is None else compare_recordings(recording, other):
+    if other is not None:
+        found = compare_recordings(recording, other)
+    else:
+        found = replay(recording) if args.runtime is None else replay_exported(recording, args.runtime, args.export)
+    for result in found:
         log.debug("case %d of %d, %s done", len(results) + 1, len(recording.cases), result.name)
         results.append(result)
     report = to_json(results)
@@ -65,6 +77,9 @@ def _run(args: argparse.Namespace) -> int:
             aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if other is not None:
         _print_pair(recording, other)
+    left = len(recording.cases) - len(results)
+    if args.runtime is not None and left:
+        print(f"{left} other cases are of things that no program of an export computes")
     failed = [case["name"] for case in report["cases"] if not case["passed"]]
     print(f"{len(results)} cases, all passed" if report["passed"] else f"{len(failed)} of {len(results)} cases FAILED: {', '.join(failed)}")
     return 0 if report["passed"] else 1

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unipixel_jax.batch import ModelInputs, VisionTables
+from unipixel_jax.core.buckets import BUCKETS, BucketTable
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.generate import Generation, generate
 from unipixel_jax.infer.loading import LoadedModel
@@ -34,7 +35,7 @@ from unipixel_jax.parity.recording import Case, inside
 from unipixel_jax.parity.training import compare_steps
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.chat import chatml_labels
-from unipixel_jax.processing.frames import open_frames
+from unipixel_jax.processing.frames import FrameSource, open_frames
 from unipixel_jax.processing.prompts import SquareReference
 from unipixel_jax.processing.resize import smart_resize
 from unipixel_jax.processing.rope_index import rope_index
@@ -75,11 +76,15 @@ class Context:
 
 def vision(case: Case, context: Context) -> list[Check]:
     """Compare the vision tower: its tokens, and the merger's input in raster order and in window order."""
-    config = context.loaded.config
-    grid = case.grid("grid_thw")
     padded, tables, places = vision_inputs(case, context)
-    tokens, merger_input = (np.asarray(a)[places] for a in _vision(context.loaded.model, padded, jax.device_put(tables)))
-    ours = {"embeds": tokens, "merger_input": merger_input, "merger_input_window_order": merger_input[reference_order(grid, config.vision)]}
+    tokens, merger_input = _vision(context.loaded.model, padded, jax.device_put(tables))
+    return judge_vision(case, context, np.asarray(tokens)[places], np.asarray(merger_input)[places])
+
+
+def judge_vision(case: Case, context: Context, tokens: np.ndarray, merger_input: np.ndarray) -> list[Check]:
+    """Compare vision tokens [M, D] and what the merger was given for each [M, E] with the recorded ones."""
+    order = reference_order(case.grid("grid_thw"), context.loaded.config.vision)
+    ours = {"embeds": tokens, "merger_input": merger_input, "merger_input_window_order": merger_input[order]}
     return [compare.close(name, ours[name], value, context.hidden) for name, value in case.outputs.items()]
 
 
@@ -139,9 +144,13 @@ def sam2_image(case: Case, context: Context) -> list[Check]:
 
 def sam2_video(case: Case, context: Context) -> list[Check]:
     """Compare tracking from recorded hidden tokens, frame by frame as a stream of known length."""
+    return judge_track(case, context, track(case, context.loaded.model))
+
+
+def judge_track(case: Case, context: Context, ours: dict[str, np.ndarray]) -> list[Check]:
+    """Compare what was computed of a clip, laid out as ``track`` returns it, with what was recorded."""
     size, model, theirs = case.frame_size(), context.loaded.model, case.outputs
-    frames, hidden = _clip(case)
-    ours = track(case, model)
+    frames, hidden = clip_of(case)
     low_res, score = ours["low_res_masks"], ours["object_score_logits"]
     ours["memory_features"] = ours["memory_features"][: len(theirs["memory_features"])]
     masks = np.asarray(resize_masks(low_res, size) > 0)
@@ -171,7 +180,7 @@ def track(case: Case, model: UniPixelModel) -> dict[str, np.ndarray]:
         Under the names of the recorded outputs, F frames first: low_res_masks [F, 4g, 4g], obj_ptr [F, D], object_score_logits [F, 1] and memory_features
         [F, channels, g, g], for SAM's grid of g by g.
     """
-    frames, hidden = _clip(case)
+    frames, hidden = clip_of(case)
     state = model.sam2.start(1, F32, len(frames))
     rows = []
     for number, frame in enumerate(frames):
@@ -184,7 +193,7 @@ def track(case: Case, model: UniPixelModel) -> dict[str, np.ndarray]:
 def generated(case: Case, context: Context) -> list[Check]:
     """Compare greedy tokens, and the masks of every `<|seg|>`, those of the prompt first; of a recording in bfloat16, our logits along the recorded answer."""
     loaded, theirs = context.loaded, case.outputs
-    conversation, size = _conversation(case), case.frame_size()
+    conversation, size = conversation_of(case), case.frame_size()
     if context.reduced:
         return [_compare_scores(conversation, context, theirs["tokens"])]
     inputs = batch.collate([conversation], loaded.config, loaded.tokenizer.pad_id)
@@ -212,19 +221,10 @@ def end_to_end(case: Case, context: Context) -> list[Check]:
     ``unipixel/eval/infer_seg.py``.
     """
     loaded, options = context.loaded, case.options
-    count = case.number("sample_frames", MAX_FRAMES)
-    source = open_frames(inside(context.root, options["media"]))
-    clip = source.sample(count)
-    if not options.get("every_frame"):
-        source = open_frames(clip)
-    if len(source) > MAX_FRAMES:
-        raise UserError(f"{case.name}: {options['media']} has {len(source)} frames, expected at most {MAX_FRAMES}: record it again, or copy it again")
-    media = batch.prepare_media(clip, loaded.config, sample_frames=count, segment=False)
-    messages = batch.user_turn(options["prompt"])
-    conversation = batch.prepare_conversation(messages, media, loaded.tokenizer, loaded.config)
+    source, media, conversation = told(case, context)
     squares = square_frames(np.stack([frame.pixels for frame in islice(source, 0, None, 3)]), loaded.config.sam2.image_size)
     theirs = case.outputs
-    rendered = loaded.tokenizer.render(messages, add_generation_prompt=True)
+    rendered = loaded.tokenizer.render(batch.user_turn(options["prompt"]), add_generation_prompt=True)
     checks = [
         compare.exact("text", np.asarray(rendered == options["text"]), np.asarray(True)),
         compare.exact("input_ids", conversation.input_ids, case.input("input_ids")[0]),
@@ -234,7 +234,8 @@ def end_to_end(case: Case, context: Context) -> list[Check]:
     ]
     if context.reduced:
         return [*checks, _compare_scores(conversation, context, theirs["tokens"])]
-    found = UniPixel(loaded).segment(source, options["prompt"], sample_frames=count, max_new_tokens=case.number("max_new_tokens", MAX_NEW_TOKENS))
+    frames, limit = case.number("sample_frames", MAX_FRAMES), case.number("max_new_tokens", MAX_NEW_TOKENS)
+    found = UniPixel(loaded).segment(source, options["prompt"], sample_frames=frames, max_new_tokens=limit)
     masks = np.stack([item.masks for item in found.objects]) if found.objects else np.zeros((0, len(source), *found.size), bool)
     spoken = theirs["tokens"][:-1] if theirs["tokens"][-1] in loaded.end_tokens else theirs["tokens"]
     return [
@@ -243,6 +244,23 @@ def end_to_end(case: Case, context: Context) -> list[Check]:
         compare.exact("response", np.asarray(found.text == options["response"]), np.asarray(True)),
         compare.same_masks("masks", masks, theirs["masks"]),
     ]
+
+
+def told(case: Case, context: Context) -> tuple[FrameSource, batch.PreparedMedia, batch.Conversation]:
+    """Return the frames that SAM looks at in a case of the kind ``e2e``, the frames that the language model looks at, and the conversation about them.
+
+    Raises:
+        UserError: the clip is too long.
+    """
+    options, count = case.options, case.number("sample_frames", MAX_FRAMES)
+    source = open_frames(inside(context.root, options["media"]))
+    clip = source.sample(count)
+    if not options.get("every_frame"):
+        source = open_frames(clip)
+    if len(source) > MAX_FRAMES:
+        raise UserError(f"{case.name}: {options['media']} has {len(source)} frames, expected at most {MAX_FRAMES}: record it again, or copy it again")
+    media = batch.prepare_media(clip, context.loaded.config, sample_frames=count, segment=False)
+    return source, media, batch.prepare_conversation(batch.user_turn(options["prompt"]), media, context.loaded.tokenizer, context.loaded.config)
 
 
 def resized(case: Case, context: Context) -> list[Check]:
@@ -322,7 +340,7 @@ def channels_last(frames: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(frames.astype(np.float32).transpose(0, 2, 3, 1))
 
 
-def _clip(case: Case) -> tuple[np.ndarray, jax.Array]:
+def clip_of(case: Case) -> tuple[np.ndarray, jax.Array]:
     """Return the frames [F, S, S, 3] and the object's hidden tokens [1, H, D] of a recorded clip."""
     return channels_last(case.input("frames")), jax.device_put(case.input("hidden"))
 
@@ -333,7 +351,7 @@ def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
     return state.memory[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
 
 
-def _conversation(case: Case) -> batch.Conversation:
+def conversation_of(case: Case) -> batch.Conversation:
     """Return the recorded inputs of a case as one conversation."""
     ids = case.input("input_ids")[0].astype(np.int32)
     grid = case.grid("video_grid_thw")
@@ -353,10 +371,10 @@ def _conversation(case: Case) -> batch.Conversation:
     return batch.Conversation(ids, media, references, memory)
 
 
-def vision_inputs(case: Case, context: Context) -> tuple[np.ndarray, VisionTables, np.ndarray]:
+def vision_inputs(case: Case, context: Context, buckets: BucketTable = BUCKETS) -> tuple[np.ndarray, VisionTables, np.ndarray]:
     """Return the patches [P, patch_dim] of a case of the kind ``vision`` in our order and padded, their index tables, and the place of each recorded token."""
     patches = case.input("pixel_values")
-    tables, places = build_vision_index(case.grid("grid_thw"), context.loaded.config.vision)
+    tables, places = build_vision_index(case.grid("grid_thw"), context.loaded.config.vision, buckets)
     padded = np.zeros((len(tables.rope), patches.shape[1]), np.float32)
     place_patches([patches], places, padded)
     return padded, tables, places
@@ -364,7 +382,7 @@ def vision_inputs(case: Case, context: Context) -> tuple[np.ndarray, VisionTable
 
 def model_inputs(case: Case, context: Context) -> ModelInputs:
     """Return the recorded inputs of a case as a batch of one row."""
-    return batch.collate([_conversation(case)], context.loaded.config, context.loaded.tokenizer.pad_id)
+    return batch.collate([conversation_of(case)], context.loaded.config, context.loaded.tokenizer.pad_id)
 
 
 def _seg_hidden(answer: Generation, inputs: ModelInputs, tokens: np.ndarray, seg: int) -> np.ndarray:
@@ -374,17 +392,22 @@ def _seg_hidden(answer: Generation, inputs: ModelInputs, tokens: np.ndarray, seg
 
 
 def _compare_scores(conversation: batch.Conversation, context: Context, tokens: np.ndarray) -> Check:
-    """Compare the recorded answer with our logits along it: by how much they prefer another token to a recorded one.
+    """Compare the recorded answer with our logits along it."""
+    loaded = context.loaded
+    told = replace(conversation, input_ids=np.concatenate([conversation.input_ids, tokens[:-1]]).astype(np.int32))
+    inputs = batch.collate([told], loaded.config, loaded.tokenizer.pad_id)
+    _, logits, _ = _language(loaded.model, jax.device_put(inputs))
+    return judge_scores(context, np.asarray(logits)[0, -len(tokens) :], tokens)
+
+
+def judge_scores(context: Context, logits: np.ndarray, tokens: np.ndarray) -> Check:
+    """Compare recorded tokens [N] with logits [N, V] by how much these prefer another token to a recorded one.
 
     In bfloat16 rounding may decide an argmax, so that equal tokens cannot be asked for. The preference is measured in units of the root mean square of a
     step's logits. Two logits that are each off by the allowed share of that unit may exchange their order when they lie within a few such errors of each
     other; ``ARGMAX_MARGIN`` says how many.
     """
-    loaded = context.loaded
-    told = replace(conversation, input_ids=np.concatenate([conversation.input_ids, tokens[:-1]]).astype(np.int32))
-    inputs = batch.collate([told], loaded.config, loaded.tokenizer.pad_id)
-    _, logits, _ = _language(loaded.model, jax.device_put(inputs))
-    scores = np.asarray(logits, np.float64)[0, -len(tokens) :]
+    scores = logits.astype(np.float64)
     gap = scores.max(axis=1) - scores[np.arange(len(tokens)), tokens]
     unit = np.sqrt(np.mean(scores**2, axis=1))
     return Check("tokens by scores", float(np.max(gap / unit)), float(gap.max()), ARGMAX_MARGIN * context.hidden)

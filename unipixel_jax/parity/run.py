@@ -20,7 +20,7 @@ from unipixel_jax.infer.loading import LoadedModel, load
 from unipixel_jax.infer.sam2 import Sam2Predictor
 from unipixel_jax.models.unipixel import with_config
 from unipixel_jax.ops.attention import use_attention
-from unipixel_jax.parity import sam2
+from unipixel_jax.parity import exported, sam2
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case, Recording, inside
 from unipixel_jax.parity.replay import F32, KINDS, Context
@@ -54,6 +54,28 @@ def replay(recording: Recording) -> Iterator[CaseResult]:
         return
     with _converted(recording.root / "checkpoint") as plain:
         yield from _replay_cases(recording, plain)
+
+
+def replay_exported(recording: Recording, runtime: str, folder: Path | None) -> Iterator[CaseResult]:
+    """Yield the result of each case that programs of an export take part in, replayed through them.
+
+    Args:
+        recording: a recording of UniPixel.
+        runtime: a name in ``exported.RUNTIMES``.
+        folder: see ``exported.opened``.
+
+    Raises:
+        UserError: no case is of programs, or the export cannot be made or opened.
+    """
+    cases = exported.of_programs(recording)
+    if not cases:
+        raise UserError(f"{recording.root} has no case that programs of an export take part in: expected one of {', '.join(exported.KINDS)}")
+    with _converted(recording.root / "checkpoint") as loaded, exported.opened(recording, loaded, runtime, folder) as made:
+        for case in cases:
+            with readable(case):
+                replayed, _ = exported.KINDS[case.kind]
+                checks = replayed(case, Context(loaded, recording.root, recording.dtype != "float32"), made)
+            yield CaseResult(case.name, case.kind, tuple(checks))
 
 
 def to_json(results: list[CaseResult]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by: unipixel-jax export MODEL FOLDER --format onnx")
     parser.add_argument("media", help="a photo, a video, or a folder of frames")
     parser.add_argument("prompt", help='for example "Please segment the dog."')
+    parser.add_argument("--backend", choices=("onnx", "acl"), default="onnx", help="onnxruntime, or pyACL on an Ascend NPU (default: onnx)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write text, boxes, scores and masks (COCO's run lengths)")
     parser.add_argument("--masks", type=Path, metavar="FILE", help="write the masks as a compressed .npz")
     args = parser.parse_args(argv)
@@ -26,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from unipixel_jax.runtime.session import Runtime
+    from unipixel_jax.runtime.session import BACKENDS, Runtime
 
-    found = Runtime.open(args.folder).segment(args.media, args.prompt)
+    found = Runtime.open(args.folder, BACKENDS[args.backend]).segment(args.media, args.prompt)
     print(found.text)
     for number, item in enumerate(found.objects, 1):
         seen = [place for place, area in enumerate(item.areas) if area]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ class Program(Protocol):
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return the outputs, by name, of inputs by name."""
 
+
+Backend: TypeAlias = Callable[[Path, PartFile], Program]
+"""A function of the folder of an export and a part's file that returns the part's program."""
 
 class OnnxProgram:
     """A program run by onnxruntime.

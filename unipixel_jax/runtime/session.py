@@ -5,7 +5,8 @@ The loop over an answer's tokens and the one over a clip's frames run on the hos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ from unipixel_jax.processing.media import Clip, Media
 from unipixel_jax.processing.prompts import require_words
 from unipixel_jax.processing.square import square_frames
 from unipixel_jax.processing.tokenizer import Tokenizer
-from unipixel_jax.runtime.backends import OnnxProgram, Program
-from unipixel_jax.runtime.manifest import ExportManifest, PartFile
+from unipixel_jax.runtime.ascend import AclProgram
+from unipixel_jax.runtime.backends import Backend, OnnxProgram, Program
+from unipixel_jax.runtime.manifest import ExportManifest
 
 NEXT = "next_"
 """What the names of the state's arrays after a frame begin with."""
 WORDS, MASKS = ("vision", "prefill", "step"), ("encode", "prompt", "first_frame", "track")
 """The parts that answering and segmenting need."""
+BACKENDS: Mapping[str, Backend] = {"onnx": OnnxProgram, "acl": AclProgram}
+"""What runs ONNX exports without JAX, by the names that commands take."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -47,18 +51,18 @@ class Runtime:
         manifest: what it is.
         config: the model's sizes.
         tokenizer: the tokenizer, without a chat template.
-        backend: a function of the folder and a part's file that returns the part's program.
+        backend: what runs the programs.
     """
 
     folder: Path
     manifest: ExportManifest
     config: UniPixelConfig
     tokenizer: Tokenizer
-    backend: Callable[[Path, PartFile], Program] = OnnxProgram
+    backend: Backend = OnnxProgram
     _programs: dict[str, Program] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: str | Path, backend: Callable[[Path, PartFile], Program] = OnnxProgram) -> Runtime:
+    def open(cls, folder: str | Path, backend: Backend = OnnxProgram) -> Runtime:
         """Read the folder of an export, and compare its files with their checksums.
 
         Args:
@@ -70,8 +74,8 @@ class Runtime:
         """
         root = Path(folder)
         manifest = ExportManifest.read(root)
-        if manifest.kind != "onnx" and backend is OnnxProgram:
-            raise UserError(f"{root} holds programs of {manifest.kind}, which JAX runs and not onnxruntime: export with --format onnx")
+        if manifest.kind != "onnx" and backend in BACKENDS.values():
+            raise UserError(f"{root} holds programs of {manifest.kind}, which JAX runs and no other runtime: export with --format onnx")
         manifest.check_files(root, tuple(manifest.parts))
         config = UniPixelConfig.from_directory(root)
         tokenizer = Tokenizer.from_file(root / "tokenizer.json", manifest.pad_id, next(iter(manifest.end_tokens), manifest.pad_id))
@@ -119,81 +123,126 @@ class Runtime:
         require_words(prompt)
         source = media if isinstance(media, FrameSource) else open_frames(media)
         source, clip = (source, source.sample(self.manifest.shapes["frames"])) if source.count is not None else source.with_first_frame()
-        answer = self.answer(clip, prompt, max_new_tokens)
+        answer = self.answer(self.conversation(clip, prompt), max_new_tokens)
         joined = ClipAnswer.joined([answer], [prompt], clip.indices.tolist(), clip.frames.shape[1:3])
-        room = self.manifest.shapes["objects"]
-        if len(answer.hidden) > room:
-            raise UserError(f"{len(answer.hidden)} objects are to be segmented, and the export has room for {room}: export with --objects {len(answer.hidden)}")
         return joined, self._follow(source, answer.hidden)
 
-    def answer(self, clip: Clip, prompt: str, max_new_tokens: int | None = None) -> Answer:
-        """Answer a prompt about the frames of a clip, with the likeliest tokens."""
+    def conversation(self, clip: Clip, prompt: str) -> Conversation:
+        """A prompt about the frames of a clip, which are made as small as the export asks."""
         shapes, c = self.manifest.shapes, self.config
-        limit = min(max_new_tokens or shapes["new_tokens"], shapes["new_tokens"])
-        inputs = self._inputs(clip, prompt)
-        seen = self.run("vision", patches=inputs.patches, **vars(inputs.vision))
-        references = {f"reference_{name}": array for name, array in vars(inputs.references).items()}
-        plain = {name: value for name, value in vars(inputs).items() if isinstance(value, np.ndarray)}
-        read = self.run("prefill", **seen, **plain, **references)
-        length = inputs.input_ids.shape[1]
-        asked = read["prompt_states"][0][inputs.seg_positions[0] < length]
-        tokens, states = self._generate(read, inputs, limit)
-        tokens = without_end(tokens, self.manifest.end_tokens)
-        said = states[: len(tokens)][tokens == c.seg_token_id]
-        text, spans = text_and_spans(tokens, self.tokenizer, c.seg_token_id)
-        return Answer(text, tokens.tolist(), np.concatenate([asked, said]), [*[None] * len(asked), *spans])
-
-    def _generate(self, read: Arrays, inputs: ModelInputs, limit: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The tokens [N] of the answer to a prompt that was read, and the states [N, D] that predicted them."""
-        length = inputs.input_ids.shape[1]
-        slots = length + self.manifest.shapes["new_tokens"]
-        keys, values = (np.zeros((*read[name].shape[:3], slots, read[name].shape[4]), np.float32) for name in ("keys", "values"))
-        keys[:, :, :, :length], values[:, :, :, :length] = read["keys"], read["values"]
-        held = np.zeros((1, slots), np.int32)
-        held[:, :length] = inputs.segments
-        tokens, states, logits, state = [], [], read["logits"], read["state"]
-        for number in range(limit):
-            token = int(np.argmax(logits[0]))
-            tokens.append(token)
-            states.append(state[0])
-            if token in self.manifest.end_tokens or number + 1 == limit:
-                break
-            position = np.asarray(length + inputs.rope_deltas[0] + number, np.int32)
-            out = self.run("step", token=np.asarray(token, np.int32), position=position, held=held, keys=keys, values=values)
-            at = length + number
-            keys[:, :, :, at], values[:, :, :, at], held[0, at] = out["key"][:, :, :, 0], out["value"][:, :, :, 0], 1
-            logits, state = out["logits"], out["state"]
-        return np.asarray(tokens, np.int32), np.stack(states)
-
-    def _inputs(self, clip: Clip, prompt: str) -> ModelInputs:
-        """A prompt about a clip in the shapes of the export."""
-        shapes, sizes, c = self.manifest.shapes, dict(self.manifest.sizes), self.config
         media = prepare_media(clip, c, sample_frames=shapes["frames"], segment=False, max_pixels=shapes["height"] * shapes["width"])
         before, after = self.manifest.prompt
-        conversation = Conversation(self.tokenizer.encode(expand_image_tokens(before + prompt + after, [media.grid_thw], c.vision)), media)
+        return Conversation(self.tokenizer.encode(expand_image_tokens(before + prompt + after, [media.grid_thw], c.vision)), media)
+
+    def answer(self, conversation: Conversation, max_new_tokens: int | None = None) -> Answer:
+        """Answer a conversation with the likeliest tokens.
+
+        Raises:
+            UserError: it has more tokens, patches or objects than the export has room for.
+        """
+        room = self.manifest.shapes["new_tokens"]
+        limit, ends = min(max_new_tokens or room, room), self.manifest.end_tokens
+        reading, tokens, states = self.read(conversation), [], []
+        while True:
+            tokens.append(int(np.argmax(reading.logits)))
+            states.append(reading.state)
+            if tokens[-1] in ends or len(tokens) == limit:
+                break
+            reading.say(tokens[-1])
+        spoken = without_end(np.asarray(tokens, np.int32), ends)
+        said = np.stack(states)[: len(spoken)][spoken == self.config.seg_token_id]
+        text, spans = text_and_spans(spoken, self.tokenizer, self.config.seg_token_id)
+        return Answer(text, spoken.tolist(), np.concatenate([reading.asked, said]), [*[None] * len(reading.asked), *spans])
+
+    def read(self, conversation: Conversation) -> Reading:
+        """Read a conversation, and return what is known at its end.
+
+        Raises:
+            UserError: it has more tokens, patches or objects than the export has room for.
+        """
+        sizes, c = dict(self.manifest.sizes), self.config
         try:
             measure([[conversation]], c, BUCKETS.fixed(sizes))
         except UserError as error:
             raise UserError(f"the export has no room for this prompt ({error}): export with more --words, --frames or --objects, or a larger --size") from None
         inputs = empty_inputs(sizes, c, self.manifest.pad_id, np.dtype(np.float32))
         write_inputs(inputs, [[conversation]], c)
-        return inputs
+        seen = self.run("vision", patches=inputs.patches, **vars(inputs.vision))
+        references = {f"reference_{name}": array for name, array in vars(inputs.references).items()}
+        plain = {name: value for name, value in vars(inputs).items() if isinstance(value, np.ndarray)}
+        return Reading(self, inputs, self.run("prefill", **seen, **plain, **references))
 
-    def _follow(self, source: FrameSource, hidden: NDArray[np.float32]) -> Iterator[FrameResult]:
-        """The results of all frames for objects by the states that predicted them [O, D]."""
-        count, side = len(hidden), self.config.sam2.image_size
-        states = np.zeros((self.manifest.shapes["objects"], hidden.shape[1]), np.float32)
-        states[:count] = hidden
-        length = np.asarray(UNKNOWN_LENGTH if source.count is None else len(source), np.int32)
+    def hidden_tokens(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What prompts the mask decoder for objects, by the states that predicted them [O, D]; in the export's number of objects.
+
+        Raises:
+            UserError: there are more objects than the export has room for.
+        """
+        room = self.manifest.shapes["objects"]
+        if len(states) > room:
+            raise UserError(f"{len(states)} objects are to be segmented, and the export has room for {room}: export with --objects {len(states)}")
+        padded = np.zeros((room, states.shape[1]), np.float32)
+        padded[: len(states)] = states
+        return self.run("prompt", states=padded)["hidden_tokens"]
+
+    def follow(self, frames: Iterable[NDArray[np.float32]], hidden_tokens: NDArray[np.float32], length: int) -> Iterator[Arrays]:
+        """Track objects through normalised frames [1, S, S, 3].
+
+        Args:
+            frames: the frames.
+            hidden_tokens: from ``hidden_tokens``.
+            length: how many frames the clip has; ``UNKNOWN_LENGTH`` for a stream.
+
+        Yields:
+            What the parts ``first_frame`` and ``track`` return: masks, predicted IoU, presence, and the tracker's state after the frame.
+        """
         state: Arrays = {}
-        for place, frame in enumerate(source):
-            features = self.run("encode", frame=square_frames(frame.pixels[None], side))
+        for place, frame in enumerate(frames):
+            features = self.run("encode", frame=frame)
             if place == 0:
-                out = self.run("first_frame", **features, **self.run("prompt", states=states))
+                out = self.run("first_frame", **features, hidden_tokens=hidden_tokens)
             else:
-                out = self.run("track", **features, **state, frame=np.asarray(place, np.int32), clip_length=length)
+                out = self.run("track", **features, **state, frame=np.asarray(place, np.int32), clip_length=np.asarray(length, np.int32))
             state = {name.removeprefix(NEXT): value for name, value in out.items() if name.startswith(NEXT)}
-            yield _result(frame, out, count)
+            yield out
+
+    def _follow(self, source: FrameSource, states: NDArray[np.float32]) -> Iterator[FrameResult]:
+        """The results of all frames for objects by the states that predicted them [O, D]."""
+        length = UNKNOWN_LENGTH if source.count is None else len(source)
+        frames, again = itertools.tee(source)
+        squares = (square_frames(frame.pixels[None], self.config.sam2.image_size) for frame in frames)
+        found = self.follow(squares, self.hidden_tokens(states), length)
+        return (_result(frame, out, len(states)) for frame, out in zip(again, found, strict=True))
+
+
+class Reading:
+    """A conversation that was read, and what was said since.
+
+    Attributes:
+        logits: the scores of the next token [V].
+        state: the state that predicts it [D].
+        asked: the states that predicted the ``<|seg|>`` of the prompt [O, D].
+    """
+
+    def __init__(self, runtime: Runtime, inputs: ModelInputs, read: Arrays) -> None:
+        length = inputs.input_ids.shape[1]
+        slots = length + runtime.manifest.shapes["new_tokens"]
+        self._runtime, self._slot, self._position = runtime, length, length + int(inputs.rope_deltas[0])
+        self._keys, self._values = (np.zeros((*read[name].shape[:3], slots, read[name].shape[4]), np.float32) for name in ("keys", "values"))
+        self._keys[:, :, :, :length], self._values[:, :, :, :length] = read["keys"], read["values"]
+        self._held = np.zeros((1, slots), np.int32)
+        self._held[:, :length] = inputs.segments
+        self.logits, self.state = read["logits"][0], read["state"][0]
+        self.asked: NDArray[np.float32] = read["prompt_states"][0][inputs.seg_positions[0] < length]
+
+    def say(self, token: int) -> None:
+        """Add a token to what was said; the export has room for so many (``new_tokens``)."""
+        numbers = {name: np.asarray(value, np.int32) for name, value in (("token", token), ("position", self._position))}
+        out = self._runtime.run("step", **numbers, held=self._held, keys=self._keys, values=self._values)
+        self._keys[:, :, :, self._slot], self._values[:, :, :, self._slot] = out["key"][:, :, :, 0], out["value"][:, :, :, 0]
+        self._held[0, self._slot] = 1
+        self._slot, self._position = self._slot + 1, self._position + 1
+        self.logits, self.state = out["logits"][0], out["state"][0]
 
 
 def _result(frame: Frame, out: Arrays, count: int) -> FrameResult:
