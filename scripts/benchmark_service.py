@@ -149,7 +149,7 @@ async def load(service: Service, clients: int, seconds: float) -> None:
     """Put load on the service, and print what came of it."""
     cases, alone = drawn_cases(16), Seen()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=service.url, timeout=300, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=360, limits=limits, trust_env=False) as client:
         for case in cases:
             found = await send(client, case, alone)
             case.wanted = case.wanted or found

@@ -11,6 +11,7 @@ from unipixel_jax import Point, UniPixel
 from unipixel_jax.data.synthetic.language import full_name
 from unipixel_jax.data.synthetic.scene import draw_scene
 from unipixel_jax.infer import engine, many
+from unipixel_jax.infer.clips import AT_ONCE
 from unipixel_jax.infer.generate import Sampling
 from unipixel_jax.infer.job_source import Watcher
 from unipixel_jax.infer.many import Job, Options
@@ -125,6 +126,23 @@ def test_frames_go_to_whom_follows_them(model, running, scenes):
     wanted = [result.to_json() for result in model.track(clip.media, clip.prompt, sample_frames=4, max_new_tokens=NEW)]
     assert [line["frame"] for line in clip.watcher.lines] == list(range(6))
     assert [line["objects"][0]["mask"] for line in clip.watcher.lines] == [line["objects"][0]["mask"] for line in wanted]
+
+
+def test_clips_whose_users_are_not_ready_let_others_pass(running, scenes):
+    class Slow(Seen):
+        is_ready = False
+
+        def ready(self):
+            return self.is_ready
+
+    words = f"Segment the {full_name(scenes[3], 0)}."
+    slow = [Job(scenes[3].frames, words, id=f"slow {number}", sample_frames=4, watcher=Slow(takes_frames=True)) for number in range(AT_ONCE + 1)]
+    running.put(*slow, Job(scenes[3].frames, words, id="quick", sample_frames=4, watcher=Seen(takes_frames=True)))
+    assert running.get("quick").prediction is not None
+    assert not any(job.watcher.lines for job in slow)
+    for job in slow:
+        job.watcher.is_ready = True
+    assert all(running.get(job.id).prediction is not None and len(job.watcher.lines) == 6 for job in slow)
 
 
 def test_pieces_of_tokens_give_the_whole_answer(model, running, scenes, monkeypatch):

@@ -151,7 +151,7 @@ def test_a_folder_that_is_no_export_is_refused(folder, tmp_path, change, message
 
 def test_onnxruntime_is_given_no_stablehlo(folder):
     if not list(folder.glob("*.onnx")):
-        with pytest.raises(UserError, match="holds programs of stablehlo, which JAX runs and not onnxruntime"):
+        with pytest.raises(UserError, match="holds programs of stablehlo, which JAX runs and no other runtime"):
             Runtime.open(folder)
 
 
@@ -178,6 +178,9 @@ def _rename(root, name):
         (["--size", "huge"], "--size 'huge': expected width x height in pixels"),
         (["--objects", "0"], "an export with objects 0 holds nothing"),
         (["--platform", "cpu", "--format", "onnx"], "--platform is for StableHLO"),
+        (["--chip", "v5e", "--format", "onnx"], "--chip is for StableHLO"),
+        (["--chip", "v5e", "--platform", "tpu"], "--chip v5e makes programs for its own platform: leave --platform out"),
+        (["--chip", "v99"], "chip 'v99' is unknown: expected one of v5e"),
         (["--words", "100000"], r"\d+ prompt tokens, expected 0 to 65536"),
         (["--objects", "1000"], "1000 objects, expected 0 to 256"),
     ],
@@ -187,6 +190,18 @@ def test_an_export_that_cannot_be(tmp_path, capsys, arguments, message):
     assert main(["export", str(NANO), str(tmp_path / "out"), *arguments]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("chip", "platform", "kernel"), [("v5e", "tpu", b"tpu_custom_call"), ("h100", "cuda", b"__gpu$xla.gpu.triton")])
+def test_programs_for_a_chip_that_is_not_here_hold_its_kernels(tmp_path, capsys, chip, platform, kernel):
+    folder = tmp_path / "tuned"
+    assert main(["export", str(NANO), str(folder), "--format", "stablehlo", "--parts", "vision", "--chip", chip]) == 0
+    assert f"not run: there is no {chip} here" in capsys.readouterr().out
+    manifest = ExportManifest.read(folder)
+    assert (manifest.chip, manifest.platforms, manifest.parts["vision"].parity) == (chip, (platform,), {})
+    assert kernel in (folder / "vision.stablehlo").read_bytes()
+    with pytest.raises(UserError, match=f"is for {platform}, and this machine computes on cpu: export with --platform cpu"):
+        opened(folder).run("vision", **{own.name: np.zeros(own.shape, own.dtype) for own in manifest.parts["vision"].inputs})
 
 
 def test_a_folder_with_files_is_not_replaced(tmp_path, capsys):

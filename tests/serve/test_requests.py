@@ -1,6 +1,7 @@
 """Many requests at once: each is answered once, with its own answer, in batches; those that nobody waits for are given up; a stop finishes or fails each."""
 
 import asyncio
+import contextlib
 import json
 import threading
 from dataclasses import replace
@@ -11,6 +12,7 @@ from running_service import KEY, NEW, Running, form, png, question, wait_for
 
 from unipixel_jax.client import Client, ServiceError
 from unipixel_jax.infer import engine, many
+from unipixel_jax.serve import service
 from unipixel_jax.serve.guard import Guard
 from unipixel_jax.serve.service import EventStream
 
@@ -204,3 +206,28 @@ def test_a_client_that_does_not_read_is_given_up(running, caplog):
     stuck = Guard(app, settings, running.service.metrics, lambda: False)
     asyncio.run(asyncio.wait_for(stuck(scope, receive, never), 20))
     assert closed == [True] and stuck.taken == guard.taken == 0 and "has not read its response" in caplog.text
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by the client"])
+def test_a_silent_stream_is_kept_alive_by_comments(monkeypatch, ends):
+    monkeypatch.setattr(service, "BEAT_SECONDS", 0.05)
+    closed, sent = [], []
+
+    async def lines():
+        try:
+            yield "data: 1\n\n"
+            await asyncio.sleep(0.4 if ends == "by itself" else 100)
+            yield "data: 2\n\n"
+        finally:
+            closed.append(True)
+
+    async def run():
+        async with contextlib.aclosing(service._with_beats(lines())) as beats:
+            async for line in beats:
+                sent.append(line)
+                if ends == "by the client" and len(sent) == 4:
+                    break
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert sent[0] == "data: 1\n\n" and sent[1:3] == [": wait\n\n"] * 2 and closed == [True]
+    assert (sent[-1] == "data: 2\n\n") == (ends == "by itself") and all(line[:2] in ("da", ": ") for line in sent)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from unipixel_jax.errors import UserError
 
@@ -115,15 +115,30 @@ def _same_kind(chip: Chip, kind: str) -> bool:
     return kind == chip.kind if chip.platform == "tpu" else chip.kind in kind
 
 
+def abstract_mesh(name: str) -> AbstractMesh:
+    """Return a mesh of one device of a chip, for which programs can be traced and lowered without the chip and its compiler.
+
+    Raises:
+        UserError: an unknown chip.
+    """
+    chip = _chip(name)
+    return AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=AbstractDevice(chip.kind, None, chip.platform))
+
+
+def _chip(name: str) -> Chip:
+    if name not in CHIPS:
+        raise UserError(f"chip {name!r} is unknown: expected one of {', '.join(CHIPS)}")
+    return CHIPS[name]
+
+
 def compile_mesh(name: str) -> Mesh:
     """Return a mesh of one device of a chip that this machine does not have. Programs lowered inside ``jax.set_mesh`` of it can be compiled, but not run.
 
     Raises:
         UserError: an unknown chip, or its compiler is not installed.
     """
-    if name not in CHIPS:
-        raise UserError(f"chip {name!r} is unknown: expected one of {', '.join(CHIPS)}")
-    shape = CHIPS[name].topology if CHIPS[name].platform == "tpu" else "1x1"
+    chip = _chip(name)
+    shape = chip.topology if chip.platform == "tpu" else "1x1"
     return Mesh(np.array(absent_devices(name, shape)[:1]), ("x",), axis_types=(AxisType.Auto,))
 
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from unipixel_jax.convert.output import new_directory
+from unipixel_jax.core.accelerators import abstract_mesh, is_here
 from unipixel_jax.errors import UserError
 from unipixel_jax.export import to_onnx, to_stablehlo
 from unipixel_jax.export.check import Arrays, Checker
@@ -34,7 +36,13 @@ MARK = "\ue000"
 
 
 def export(
-    loaded: LoadedModel, target: Path, kind: str, shapes: Shapes, names: Sequence[str] = PARTS, platforms: Sequence[str] = to_stablehlo.PLATFORMS
+    loaded: LoadedModel,
+    target: Path,
+    kind: str,
+    shapes: Shapes,
+    names: Sequence[str] = PARTS,
+    platforms: Sequence[str] = to_stablehlo.PLATFORMS,
+    chip: str | None = None,
 ) -> ExportManifest:
     """Export parts of a model, and compare each program with JAX.
 
@@ -45,6 +53,7 @@ def export(
         shapes: what the parts have room for.
         names: the parts.
         platforms: the platforms of StableHLO; ONNX knows none.
+        chip: the chip for whose kernels StableHLO is made, instead of for ``platforms``. Such programs are compared with JAX only on a machine that has it.
 
     Raises:
         UserError: the target exists, a part is unknown, the model is quantised, the shapes are beyond what it can have, or a package is missing.
@@ -52,6 +61,9 @@ def export(
     unknown = [name for name in names if name not in PARTS]
     if unknown or not names:
         raise UserError(f"there is no part {unknown[0][:40] if unknown else 'named'!r}: expected some of {', '.join(PARTS)}")
+    if chip is not None:
+        abstract_mesh(chip)  # refuses an unknown one
+        platforms = (to_stablehlo.platform_of(chip),)
     require_full(loaded.config, "this model", "export")
     unstack_towers(loaded.model)
     size = sum(value.nbytes for value in to_stablehlo.weights(loaded.model).values())
@@ -63,11 +75,12 @@ def export(
             to_stablehlo.save_weights(loaded.model, folder / to_stablehlo.WEIGHTS)
         for name in names:
             log.info("exporting %s", name)
-            written[name] = _write(parts[name], folder, kind, loaded, shapes, platforms, checker)
+            written[name] = _write(parts[name], folder, kind, loaded, shapes, platforms, chip, checker)
         before, after = loaded.tokenizer.render(user_turn(MARK), add_generation_prompt=True).split(MARK)
         manifest = ExportManifest(
             kind=kind,
             platforms=tuple(platforms) if kind == "stablehlo" else (),
+            chip=chip or "",
             model=loaded.directory.name if loaded.directory else "",
             shapes=shapes.numbers,
             sizes=shapes.sizes(loaded.config),
@@ -86,19 +99,22 @@ def export(
 
 
 def _write(
-    part: Part, folder: Path, kind: str, loaded: LoadedModel, shapes: Shapes, platforms: Sequence[str], checker: Checker
+    part: Part, folder: Path, kind: str, loaded: LoadedModel, shapes: Shapes, platforms: Sequence[str], chip: str | None, checker: Checker
 ) -> PartFile:
-    """Write a part's program and compare it with JAX."""
+    """Write a part's program and, where it can run here, compare it with JAX."""
     path = folder / f"{part.name}{SUFFIXES[kind]}"
     if kind == "onnx":
         to_onnx.save(to_onnx.convert(part), path)
         files = [path, *folder.glob(f"{path.name}.data")]
     else:
-        path.write_bytes(to_stablehlo.convert(loaded.model, shapes, part, platforms))
+        path.write_bytes(to_stablehlo.convert(loaded.model, shapes, part, platforms, chip))
         files = [path, folder / to_stablehlo.WEIGHTS]
     inputs = tuple(Array(name, tuple(spec.shape), str(spec.dtype)) for name, spec in part.inputs.items())
-    outputs = tuple(Array(name, tuple(value.shape), str(value.dtype)) for name, value in checker.outputs(part.name).items())
+    made = zip(part.outputs, jax.eval_shape(part.function, *part.inputs.values()), strict=True)
+    outputs = tuple(Array(name, tuple(spec.shape), str(spec.dtype)) for name, spec in made)
     file = PartFile(path.name, {own.name: checksum(own) for own in files}, inputs, outputs)
+    if chip is not None and not is_here(chip):
+        return file
     program = OnnxProgram(folder, file) if kind == "onnx" else to_stablehlo.StableHloProgram(folder, file)
 
     def run(given: Any) -> Arrays:

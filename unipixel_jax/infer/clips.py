@@ -14,8 +14,9 @@ from unipixel_jax.infer.prediction import Answer, ClipAnswer, Collector
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing.media import sample_indices
 
-AT_ONCE = 4
-"""Clips that are followed in turns, each with a tracker's state on the device; others wait."""
+AT_ONCE, OPEN = 4, 16
+"""Clips that are followed in turns, and clips that are open, each with a tracker's state on the device: those whose users are not ready for a frame let others
+pass. All others wait."""
 
 
 def clip_answer(ready: Ready, answer: Answer) -> ClipAnswer:
@@ -50,7 +51,7 @@ class Clips:
 
     def step(self) -> Iterator[Outcome]:
         """Go on by a frame of each clip whose user is ready for it; yields the outcomes of those that ended."""
-        while self._waiting and len(self._followed) < AT_ONCE:
+        while self._waiting and self._has_room:
             self._followed.append(self._waiting.popleft())
         for clip in list(self._followed):
             if (outcome := clip.step()) is not None:
@@ -62,8 +63,12 @@ class Clips:
 
     @property
     def can_step(self) -> bool:
-        """Whether a clip's user is ready for a frame."""
-        return any(clip.job.watcher is None or clip.job.watcher.ready() for clip in [*self._followed, *self._waiting])
+        """Whether there is a clip to go on with."""
+        return any(clip.is_awaited for clip in self._followed) or (bool(self._waiting) and self._has_room)
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._followed) < OPEN and sum(clip.is_awaited for clip in self._followed) < AT_ONCE
 
 
 class _Clip:
@@ -75,12 +80,17 @@ class _Clip:
         self._stream: Stream | None = None
         self._collector = Collector()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the clip's user is ready for a frame."""
+        return self.job.watcher is None or self.job.watcher.ready()
+
     def step(self) -> Outcome | None:
         """Go on by a frame; returns the outcome where that was the last."""
         watcher = self.job.watcher
         if self.job.dropped:
             return self._end(Outcome(self.job, reason="cancelled"))
-        if watcher is not None and not watcher.ready():
+        if not self.is_awaited:
             return None
         try:
             self._stream = self._stream or self._open()

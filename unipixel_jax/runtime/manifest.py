@@ -51,6 +51,7 @@ class ExportManifest:
     Attributes:
         kind: "onnx" or "stablehlo".
         platforms: the platforms that its programs are for.
+        chip: the chip for whose kernels they were made; "" for programs without kernels.
         model: the name of the model.
         shapes: what its parts have room for (``export/shapes.py``).
         sizes: the padded size of each dimension of a prompt, as ``processing/batch.py`` names them.
@@ -62,6 +63,7 @@ class ExportManifest:
 
     kind: str
     platforms: tuple[str, ...]
+    chip: str
     model: str
     shapes: Mapping[str, int]
     sizes: Mapping[str, int]
@@ -93,8 +95,9 @@ class ExportManifest:
             numbers = {key: {str(name): int(value) for name, value in found[key].items()} for key in ("shapes", "sizes")}
             before, after = map(str, found["prompt"])
             ends = tuple(map(int, found["end_tokens"]))
-            kind, model, platforms = str(found["kind"]), str(found["model"]), tuple(map(str, found["platforms"]))
-            return cls(kind, platforms, model, numbers["shapes"], numbers["sizes"], (before, after), int(found["pad_id"]), ends, parts)
+            kind, chip, model = (str(found[key]) for key in ("kind", "chip", "model"))
+            platforms = tuple(map(str, found["platforms"]))
+            return cls(kind, platforms, chip, model, numbers["shapes"], numbers["sizes"], (before, after), int(found["pad_id"]), ends, parts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not the manifest of an export ({type(error).__name__}: {str(error)[:100]}): {_ADVICE}") from None
 

@@ -27,7 +27,7 @@ from unipixel_jax.serve.settings import Settings
 log = logging.getLogger(__name__)
 
 FRAMES_AHEAD = 4
-"""Results of a tracked clip that wait for a client that reads slowly; then its clip waits too, and memory stays where it is."""
+"""Results of a tracked clip that wait for a client that reads slowly; then its clip waits too, memory stays where it is, and other clips pass."""
 PAUSE_SECONDS = 0.5
 """How long the model's thread waits after all its work has failed, which it may do again."""
 

@@ -23,6 +23,8 @@ from unipixel_jax.serve.schema import RunLengths, Segmented, SegmentedObject, Ti
 from unipixel_jax.serve.settings import Settings
 
 EVENTS = "text/event-stream"
+BEAT_SECONDS = 15.0
+"""How long a stream of events may be silent."""
 
 
 @dataclass(eq=False)
@@ -106,16 +108,37 @@ class Service:
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events, which no proxy is to hold back. What makes them is closed however the response ends."""
+    """A response of server-sent events, which no proxy is to hold back. What makes them is closed however the response ends.
+
+    A comment is sent where nothing else was for ``BEAT_SECONDS``, so that neither the client nor a proxy takes the connection for dead.
+    """
 
     def __init__(self, lines: AsyncGenerator[str, None]) -> None:
-        super().__init__(lines, media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._lines = lines
+        self._lines = _with_beats(lines)
+        super().__init__(self._lines, media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
         async with contextlib.aclosing(self._lines):
             await super().__call__(scope, receive, send)
+
+
+async def _with_beats(lines: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The lines, and comments while there is none."""
+    async with contextlib.aclosing(lines):
+        while True:
+            line = asyncio.ensure_future(anext(lines, None))
+            try:
+                while not (await asyncio.wait([line], timeout=BEAT_SECONDS))[0]:
+                    yield ": wait\n\n"
+                found = line.result()
+            finally:
+                if not line.done():
+                    line.cancel()
+                    await asyncio.wait([line])  # a generator that is running cannot be closed
+            if found is None:
+                return
+            yield found
 
 
 def usage_of(ticket: Ticket, tokens: int) -> Usage:
