@@ -40,8 +40,8 @@ parity: .venv-parity/installed-dev,parity  ## add torch, and compare with it liv
 	@.venv-parity/bin/python -m pytest -q -m torch
 
 # jax2onnx pins an older Orbax, so that it has an environment of its own.
-onnx: .venv-onnx/installed-dev,onnx  ## export to ONNX, and run that without JAX
-	@.venv-onnx/bin/python -m pytest -q -m onnx tests/export
+onnx: .venv-onnx/installed-dev,onnx  ## export to ONNX, run that without JAX, and replay recordings through it
+	@.venv-onnx/bin/python -m pytest -q -m onnx tests/export tests/parity
 
 test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found here and the newest JAX for it
 	@.venv-newest/bin/python -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'

@@ -155,6 +155,9 @@ def test_the_device_notebook_says_what_its_recordings_are_and_where_they_differ(
         assert 0 < first < compare.FORWARD and 1e-3 < between < 2 * compare.BF16_SAM
         # the recording in float32 is where we are, so that the other one is as far from it as from us
         assert 0.5 < between / second < 2 and between > 1000 * first
+    parts = ("embeds", "merger_input", "merger_input_window_order")
+    assert found["programs"].keys() == {f"vision_window_edges {part}" for part in parts} | {f"sam2_image fpn.{level}" for level in range(3)}
+    assert all(0 < value < compare.FORWARD for value in found["programs"].values())
     assert [len(values) for values in found["frames"].values()] == [5, 5, 5]
     assert all(1e-4 < value < 0.1 for values in found["frames"].values() for value in values)
 
