@@ -51,6 +51,7 @@ def test_a_mixed_workload_compiles_nothing_after_warm_up(silent, compiled):
     assert compiled == []
 
 
+@pytest.mark.slow
 def test_only_the_programs_of_the_models_are_compiled(silent, compiled):
     """Everything around them is numpy, for any length of answers, frames, references and masks, since a small program for each shape would add up too."""
     rng = np.random.default_rng(0)

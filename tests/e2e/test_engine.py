@@ -36,6 +36,7 @@ def conversations(model):
     return made
 
 
+@pytest.mark.slow
 def test_states_after_the_ring_came_round_are_those_of_each_prompt_alone(model, conversations):
     """Both rows are refilled sixteen times, and each time the ring has moved on by the length of an answer."""
     alone = [np.asarray(model._generate(conversation, NEW)[1].hidden)[0, :NEW] for conversation in conversations]

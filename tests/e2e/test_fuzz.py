@@ -15,7 +15,7 @@ from scripts.fuzz.judge import FAILURES, MAX_GROWTH, Ended, judge  # noqa: E402
 
 SEED = "7"
 KINDS = ("torch", "converted", "shards", "recordings", "images", "videos", "annotations", "commands")
-CASES = 16
+CASES = 8
 
 
 def run(module, *arguments):

@@ -88,7 +88,13 @@ def test_shards_are_those_of_one_device(name, mesh):
     assert sum(leaf.addressable_shards[0].data.size for leaf in blocks) < 0.3 * sum(leaf.size for leaf in blocks)
 
 
-@pytest.mark.parametrize(("name", "mesh"), [("int8", MeshConfig("fsdp_tp", tensor=4)), ("int4", MeshConfig())], ids=["int8 fsdp_tp", "int4 fsdp"])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        pytest.param("int8", MeshConfig("fsdp_tp", tensor=4), id="int8 fsdp_tp"),
+        pytest.param("int4", MeshConfig(), id="int4 fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_answers_on_a_mesh(name, mesh):
     """Both run the products of few rows as digits, whose sums are exact, so that only what lies between them differs."""
     frames = draw_scene(np.random.default_rng(5), 2).frames

@@ -1,13 +1,19 @@
 """OpenAI's own client works unchanged."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
 import pytest
 from running_service import KEY, NEW, png, question, text64
 
+from unipixel_jax.infer.answers import text_and_spans, without_end
+from unipixel_jax.processing.batch import prepare_conversation
 from unipixel_jax.processing.rle import decode_mask
+
+WORDS = {"role": "user", "content": "Segment the large red circle."}
+"""A conversation about no photo, which the small model answers as if there were one."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,20 @@ def test_several_photos_are_frames_and_words_alone_need_no_masks(official, clip)
     assert found.choices[0].message.content and found.unipixel["objects"] == []
 
 
+def test_words_alone_are_answered_beside_photos(official, model, scenes):
+    loaded = model.loaded
+    _, answer, count = model._generate(prepare_conversation([WORDS], None, loaded.tokenizer, loaded.config), NEW)
+    wanted, _ = text_and_spans(without_end(np.asarray(answer.tokens)[0, :count], loaded.end_tokens), loaded.tokenizer, loaded.config.seg_token_id)
+
+    def ask(turn):
+        return official.chat.completions.create(model="shapes_tiny", messages=[turn], max_tokens=NEW)
+
+    with ThreadPoolExecutor(4) as pool:
+        photo, *alone = pool.map(ask, [user(question(scenes[0]), png(scenes[0].frames[0])), WORDS, WORDS, WORDS])
+    assert photo.unipixel["objects"] and [found.choices[0].message.content for found in alone] == [wanted] * 3
+    assert all(found.unipixel["objects"] == [] for found in alone)
+
+
 def test_models(official):
     assert [model.id for model in official.models.list()] == ["shapes_tiny"]
     assert official.models.retrieve("shapes_tiny").id == "shapes_tiny"
@@ -72,7 +92,8 @@ def test_models(official):
     ("change", "error", "words"),
     [
         ({"model": "gpt"}, openai.NotFoundError, "there is no model 'gpt'"),
-        ({"messages": [{"role": "user", "content": "Hello."}]}, openai.UnprocessableEntityError, "holds 0 photos and 0 videos"),
+        ({"messages": [{"role": "user", "content": "<|video_pad|>"}]}, openai.UnprocessableEntityError, "leave those tokens out of your text"),
+        ({"extra_body": {"unipixel": {"references": [{"point": [1, 1]}]}}, "messages": [WORDS]}, openai.UnprocessableEntityError, "references and no media"),
         ({"messages": [{"role": "assistant", "content": "Hello."}]}, openai.UnprocessableEntityError, "the roles are assistant"),
         ({"messages": []}, openai.UnprocessableEntityError, "messages"),
         ({"temperature": -1}, openai.UnprocessableEntityError, "temperature"),

@@ -64,13 +64,18 @@ class Watcher:
         """Take the result of the next frame, as ``FrameResult.to_json`` has it."""
 
 
+NO_FRAMES = FrameSource("", 0, None, False, lambda: iter(()))
+NO_MEDIA = batch.PreparedMedia(np.zeros((0, 0), np.float32), (0, 0, 0), None, (0, 0), 0)
+"""What a job without media has in their place."""
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """One prompt about one photo or clip.
 
     Attributes:
         media: see ``UniPixel.segment``; or a function that opens it on one of the threads, when the job's turn comes. Jobs that follow one another with the
-            same path, source or function share what is read.
+            same path, source or function share what is read. None for words alone, which segment nothing.
         prompt: any words.
         references: points and boxes for ``<region>`` in the prompt.
         id: a name by which results are told apart.
@@ -90,7 +95,7 @@ class Job:
         watcher: what follows the job while it runs.
     """
 
-    media: Media | FrameSource | Callable[[], FrameSource]
+    media: Media | FrameSource | Callable[[], FrameSource] | None
     prompt: str
     references: Sequence[Reference | SquareReference] = ()
     id: str = ""
@@ -184,6 +189,8 @@ class Shared:
         if most < 1:
             raise UserError(f"sample_frames is {most}, expected at least 1")
         media, config = self._job.media, self._loaded.config
+        if media is None:
+            return NO_FRAMES, NO_MEDIA
         opened = media() if callable(media) else media
         source = opened if isinstance(opened, FrameSource) else open_frames(opened, upright=self._upright)
         prepared = batch.prepare_media(
@@ -315,12 +322,13 @@ class Source:
             if job.remembered is not None:
                 memory = memory_grid(job.remembered(media.frame_size), media.grid_thw, self._loaded.config.vision, fill=False)
                 text = memory_prefix(memory, media.frame_count, job.ids) + text
-            messages = batch.about_media([*job.history, {"role": "user", "content": text}])
+            turns: list[Message] = [*job.history, {"role": "user", "content": text}]
+            messages = turns if job.media is None else batch.about_media(turns)
             if job.given_answer:
                 messages.append({"role": "assistant", "content": job.given_answer})
             conversation = batch.prepare_conversation(
                 messages,
-                media,
+                None if job.media is None else media,
                 self._loaded.tokenizer,
                 self._loaded.config,
                 references=job.references,

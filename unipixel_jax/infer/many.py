@@ -287,7 +287,8 @@ class _Runner:
                 answer = replace(answer, tokens=np.concatenate([tokenizer.encode(ready.job.answer_start), answer.tokens]))
             text, found = text_and_spans(answer.tokens, tokenizer, self._loaded.config.seg_token_id)
             skipped = ready.job.skip_objects
-            spans = [*[None] * (len(answer.hidden) - len(found)), *found][skipped:][: ready.job.max_objects]
+            most = 0 if ready.job.media is None else ready.job.max_objects
+            spans = [*[None] * (len(answer.hidden) - len(found)), *found][skipped:][:most]
             answered = _Answered(ready, replace(answer, hidden=answer.hidden[skipped:][: len(spans)]), text, spans)
             if ready.job.watcher is not None:
                 ready.job.watcher.answered(answered.whole)

@@ -124,7 +124,7 @@ def about_media(turns: Sequence[Message]) -> list[Message]:
 
 def prepare_conversation(
     messages: Sequence[Message],
-    media: PreparedMedia,
+    media: PreparedMedia | None,
     tokenizer: Tokenizer,
     config: UniPixelConfig,
     *,
@@ -132,11 +132,11 @@ def prepare_conversation(
     memory: NDArray[np.bool_] | None = None,
     answer_start: str = "",
 ) -> Conversation:
-    """Render and tokenise a conversation about one clip.
+    """Render and tokenise a conversation about one clip, or one of words alone.
 
     Args:
         messages: the turns; if the last is the user's, the assistant's turn is opened for an answer.
-        media: the clip.
+        media: the clip; None for words alone, which have no references.
         tokenizer: the checkpoint's.
         config: the model's sizes and token ids.
         references: points and boxes for the ``<|ref|>`` tokens of the text, in pixels of the media, or already in those of SAM's square.
@@ -152,6 +152,8 @@ def prepare_conversation(
     for token, count, what in ((REF_TOKEN, len(references), "points and boxes"), (MEM_TOKEN, memories, "memories of objects")):
         if text.count(token) != count:
             raise UserError(f"the prompt holds {text.count(token)} {token} for {count} {what}: expected one each")
+    if media is None:
+        return Conversation(tokenizer.encode(expand_image_tokens(text, [], config.vision)), None)
     ids = tokenizer.encode(expand_image_tokens(text, [media.grid_thw], config.vision))
     square = [
         reference if isinstance(reference, SquareReference) else to_square(reference, media.frame_count, *media.frame_size, config.sam2.image_size)

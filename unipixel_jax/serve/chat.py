@@ -141,10 +141,13 @@ def _job(service: Service, asked: ChatRequest, ticket: Ticket) -> Job:
     _check_roles(turns)
     if asked.max_tokens and asked.max_completion_tokens:
         raise Fault(422, "invalid_request", "max_tokens and max_completion_tokens are given: give one of them")
-    media = Media(_files(turns), service.settings, asked.unipixel.sample_frames)
+    files = _files(turns)
+    media = Media(files, service.settings, asked.unipixel.sample_frames) if files else None
     texts = [_text(turn) for turn in turns]
     require_words(texts[-1])
-    words: dict[str, Any] = referring(texts[-1], asked.unipixel.references, media)
+    if media is None and asked.unipixel.references:
+        raise Fault(422, "invalid_request", "there are references and no media: send the photo or video that they point at")
+    words: dict[str, Any] = {"prompt": texts[-1]} if media is None else referring(texts[-1], asked.unipixel.references, media)
     history = [{"role": "system" if turn.role == "developer" else turn.role, "content": text} for turn, text in zip(turns[:-1], texts, strict=False)]
     temperature = asked.temperature or 0.0
     sampling = Sampling(temperature if temperature >= COLDEST else 0.0, asked.top_k or 0, 1.0 if asked.top_p is None else asked.top_p)
@@ -178,7 +181,7 @@ def _text(turn: Turn) -> str:
 
 
 def _files(turns: Sequence[Turn]) -> list[Content]:
-    """The one video, or the photos, of a conversation."""
+    """The one video, or the photos, of a conversation, if there are any."""
     photos: list[str] = []
     videos: list[str] = []
     for turn in turns:
@@ -189,7 +192,7 @@ def _files(turns: Sequence[Turn]) -> list[Content]:
                 photos.append(part.image_url.url)
             elif isinstance(part, VideoPart):
                 videos.append(part.video_url.url)
-    if len(videos) + bool(photos) != 1:
+    if len(videos) + bool(photos) > 1:
         found = f"{len(photos)} photos and {len(videos)} videos"
         raise Fault(422, "invalid_request", f"the conversation holds {found}, expected one video, or photos, of which several are the frames of one clip")
     for url in (*photos, *videos):
