@@ -1,13 +1,15 @@
 # Everything runs in virtual environments made here: .venv (demo, test, lint), .venv-parity (with torch), .venv-newest,
-# .venv-onnx (with jax2onnx), .venv-chips (with compilers for TPUs and GPUs), .venv-annotation (with annotation tools).
+# .venv-lowest (the lowest versions that pyproject.toml allows), .venv-nightly (JAX and flax of last night), .venv-onnx (with jax2onnx),
+# .venv-chips (with compilers for TPUs and GPUs), .venv-annotation (with annotation tools).
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= $(shell scripts/find_python.sh)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint package fuzz parity onnx test-newest chips annotation clean
+.PHONY: help demo test test-slow lint package constraints fuzz parity onnx test-newest test-lowest test-nightly chips annotation clean
 
-ENVIRONMENTS := .venv .venv-parity .venv-onnx .venv-newest .venv-chips .venv-annotation
+ENVIRONMENTS := .venv .venv-parity .venv-onnx .venv-newest .venv-lowest .venv-nightly .venv-chips .venv-annotation
+PRINT_VERSIONS := -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -26,9 +28,12 @@ lint: .venv/installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-package:  ## build the sdist and the wheel, and use each in a new environment outside the clone
+package:  ## build the sdist and the wheel into dist, and use each in a new environment outside the clone
 	@test -n "$(PYTHON)"
 	@scripts/check_package.sh $(PYTHON)
+
+constraints: .venv/installed-dev  ## write the versions that are in .venv into constraints.txt
+	@$(BIN)/python -m pip freeze --exclude-editable >constraints.txt
 
 fuzz: .venv/installed-dev  ## 5,000 mutated files and command lines, then 100 kills amid their work (an hour)
 	@$(BIN)/python -m scripts.fuzz
@@ -44,8 +49,20 @@ onnx: .venv-onnx/installed-dev,onnx  ## export to ONNX, run that without JAX, an
 	@.venv-onnx/bin/python -m pytest -q -m onnx tests/export tests/parity
 
 test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found here and the newest JAX for it
-	@.venv-newest/bin/python -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
+	@.venv-newest/bin/python $(PRINT_VERSIONS)
 	@.venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Nearly every dependency is used by these tests: models and tracker, restoring, tokenizers and chat templates, media of every kind, exports, the looks of results.
+test-lowest: .venv-lowest/installed-dev  ## tests/unit with the lowest versions that pyproject.toml allows, those of the extras in dev too
+	@.venv-lowest/bin/python $(PRINT_VERSIONS)
+	@.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile tests/unit
+
+# The index is the one that JAX's installation guide names for its nightly builds.
+test-nightly: .venv-nightly/installed-dev  ## the tests with last night's JAX and the head of flax
+	@.venv-nightly/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --pre jax jaxlib "flax @ git+https://github.com/google/flax" \
+	  --index-url https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/
+	@.venv-nightly/bin/python $(PRINT_VERSIONS)
+	@.venv-nightly/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The compilers alone: libtpu with the tpu extra; for GPUs, JAX's plugin and ptxas without the libraries that only running needs.
 chips: .venv-chips/installed-dev,tpu  ## compile kernels and small plans for TPUs and GPUs that are not here
@@ -61,10 +78,20 @@ annotation: .venv-annotation/installed-dev  ## the tests of exports and backends
 	  .venv-annotation/bin/python -m pytest -q -W default -m "not slow" tests/annotation
 
 clean:  ## remove environments, caches and outputs
-	rm -rf $(ENVIRONMENTS) outputs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(ENVIRONMENTS) outputs build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 .venv-newest/installed-%: PYTHON = $(shell scripts/find_python.sh newest)
+.venv-lowest/installed-%: PYTHON = $(shell scripts/find_python.sh oldest)
 .venv-newest/installed-%: INSTALL = --upgrade --upgrade-strategy eager
+
+# pip knows no lowest versions; uv does.
+.venv-lowest/installed-%: pyproject.toml
+	@test -n "$(PYTHON)"
+	@test -x .venv-lowest/bin/python || { echo "making .venv-lowest with $(PYTHON)"; $(PYTHON) -m venv .venv-lowest; }
+	@echo "installing the lowest versions for unipixel-jax[$*] into .venv-lowest"
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-lowest/bin/python -m uv pip install --quiet --python .venv-lowest/bin/python --upgrade --resolution lowest-direct --editable ".[$*]"
+	@touch "$@"
 
 # ENVIRONMENT/installed-EXTRAS: an environment with the project and those extras, made again when pyproject.toml changes.
 define environment
@@ -75,4 +102,4 @@ $(1)/installed-%: pyproject.toml
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $$(INSTALL) --editable ".[$$*]"
 	@touch "$$@"
 endef
-$(foreach e,$(ENVIRONMENTS),$(eval $(call environment,$(e))))
+$(foreach e,$(filter-out .venv-lowest,$(ENVIRONMENTS)),$(eval $(call environment,$(e))))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the sdist and the wheel, install each into a new environment, and use it in an empty folder as a user would: scripts/check_package.sh [PYTHON]
+# Build the sdist and the wheel into dist, install each into a new environment, and use it in an empty folder as a user would: scripts/check_package.sh [PYTHON]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
@@ -9,8 +9,10 @@ trap 'rm -rf "$work"' EXIT
 quiet=(--quiet --disable-pip-version-check)
 
 "$python" -m venv "$work/build"
-"$work/build/bin/python" -m pip install "${quiet[@]}" build
-"$work/build/bin/python" -m build --outdir "$work/dist" . >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+"$work/build/bin/python" -m pip install "${quiet[@]}" build twine
+rm -rf dist
+"$work/build/bin/python" -m build . >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+"$work/build/bin/python" -m twine check --strict dist/*
 "$python" -m venv "$work/env"
 bin=$work/env/bin
 mkdir "$work/empty"
@@ -29,14 +31,15 @@ use() {
     "$bin/python" -c 'import json; assert json.load(open("answer.json"))["objects"][0]["areas"][0] > 100'
     test -s demo/demo_photo.png -a -s demo/demo_clip.gif -a -s outputs/photo-objects.png
     "$bin/unipixel-jax" bench attention --help >help.txt
+    "$bin/python" -m unipixel_jax.runtime --help >help.txt
     "$bin/unipixel-jax" convert inspect "$package/assets/shapes_tiny"
     rm -r demo outputs answer.json help.txt
 }
 
 echo "== the wheel"
-"$bin/python" -m pip install "${quiet[@]}" "$work"/dist/*.whl
+"$bin/python" -m pip install "${quiet[@]}" dist/*.whl
 (use)
 echo "== the sdist"
-"$bin/python" -m pip install "${quiet[@]}" --force-reinstall --no-deps "$work"/dist/*.tar.gz
+"$bin/python" -m pip install "${quiet[@]}" --force-reinstall --no-deps dist/*.tar.gz
 (use)
-echo "the wheel and the sdist work outside the clone"
+echo "the wheel and the sdist in dist work outside the clone"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Print a Python of at least 3.11 that can make virtual environments: `python3` if it is one, else the oldest;
-# with the argument "newest", the newest of all. Interpreters are looked for on the path and among pyenv's.
+# with the argument "oldest" or "newest", that one of all. Interpreters are looked for on the path and among pyenv's.
 set -euo pipefail
 shopt -s nullglob
 
@@ -12,7 +12,7 @@ done
 if [ "${1:-}" = newest ]; then
   for ((i = ${#candidates[@]} - 1; i >= 0; i--)); do reversed+=("${candidates[i]}"); done
   candidates=(${reversed[@]+"${reversed[@]}"})
-else
+elif [ "${1:-}" != oldest ]; then
   candidates=(python3 ${candidates[@]+"${candidates[@]}"})
 fi
 for python in ${candidates[@]+"${candidates[@]}"}; do

@@ -9,6 +9,6 @@ assets=unipixel_jax/assets/shapes_tiny
 "$(dirname "$command")/python" scripts/train_shapes_model.py runs/shapes_tiny_curriculum
 "$command" train configs/shapes_tiny.py
 "$command" train export runs/shapes_tiny runs/shapes_tiny/model --force
-rm -rf "$assets"
+find "$assets" -type f ! -name README.md -delete
 "$(dirname "$command")/python" scripts/pack_model.py runs/shapes_tiny/model "$assets"
 "$command" eval shapes --json docs/shapes_tiny.json

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unipixel_jax.core.files import require_regular_file
-from unipixel_jax.errors import TooLarge, UserError
+from unipixel_jax.errors import TooLarge, UserError, one_line
 from unipixel_jax.processing.resize import check_ratio
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def open_image(source: str | Path | Content, formats: tuple[str, ...] = PHOTOS) 
         pixels = next(iter(re.findall(r"\d+", str(error))), "too many")
         raise TooLarge(f"{source} has {pixels} pixels, expected at most {MAX_PIXELS}: make it smaller") from None
     except Exception as error:  # a broken image can raise nearly anything
-        raise UserError(f"{source} is broken or incomplete ({error or type(error).__name__}): copy it again") from error
+        raise UserError(f"{source} is broken or incomplete ({one_line(str(error)) or type(error).__name__}): copy it again") from error
 
 
 def to_rgb(image: Image.Image, name: str, upright: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -187,7 +187,7 @@ def to_rgb(image: Image.Image, name: str, upright: bool = True) -> tuple[NDArray
     except UserError:
         raise
     except Exception as error:  # as in open_image
-        raise UserError(f"{name} is broken or incomplete ({error or type(error).__name__}): copy it again") from error
+        raise UserError(f"{name} is broken or incomplete ({one_line(str(error)) or type(error).__name__}): copy it again") from error
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unipixel_jax.core.files import require_regular_file
-from unipixel_jax.errors import TooLarge, UserError
+from unipixel_jax.errors import TooLarge, UserError, one_line
 from unipixel_jax.processing.images import MAX_CLIP_PIXELS, Content, NotAnImage, open_image, to_rgb
 from unipixel_jax.processing.resize import check_ratio
 
@@ -220,7 +220,7 @@ def _seek(image: Any, i: int, path: Path | Content) -> NDArray[np.uint8]:
     try:
         image.seek(i)
     except Exception as error:  # a broken image can raise nearly anything
-        raise UserError(f"{path}: frame {i} is broken or incomplete ({error}): copy it again") from error
+        raise UserError(f"{path}: frame {i} is broken or incomplete ({one_line(str(error))}): copy it again") from error
     return to_rgb(image, str(path), upright=False)[0]
 
 
