@@ -57,10 +57,11 @@ test-lowest: .venv-lowest/installed-dev  ## tests/unit with the lowest versions 
 	@.venv-lowest/bin/python $(PRINT_VERSIONS)
 	@.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile tests/unit
 
-# The index is the one that JAX's installation guide names for its nightly builds.
+# JAX_NIGHTLY_INDEX is the address of the package index that JAX's installation guide names for its nightly builds.
 test-nightly: .venv-nightly/installed-dev  ## the tests with last night's JAX and the head of flax
+	@test -n "$(JAX_NIGHTLY_INDEX)" || { echo "give make JAX_NIGHTLY_INDEX=ADDRESS, the index of nightly builds in JAX's installation guide"; exit 1; }
 	@.venv-nightly/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --pre jax jaxlib "flax @ git+https://github.com/google/flax" \
-	  --index-url https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/
+	  --index-url "$(JAX_NIGHTLY_INDEX)"
 	@.venv-nightly/bin/python $(PRINT_VERSIONS)
 	@.venv-nightly/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
