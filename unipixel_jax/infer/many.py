@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -175,9 +176,10 @@ class _Runner:
         return self._known() if self._options.live is None else self._live(self._options.live)
 
     def _live(self, bell: threading.Event) -> Iterator[Outcome]:
-        """The outcomes of jobs that come while others run. Each round does a little of everything that is there."""
+        """The outcomes of jobs that come while others run. Each round does a little of everything that is there, and clips get as much time as all the rest."""
         engine = self._engine
         while not (self._last and not self._busy):
+            start = time.perf_counter()
             bell.clear()
             found = self._source.take_done(2 * self._options.rows - len(self._waiting))
             self._waiting += [item for item in found if isinstance(item, Ready)]
@@ -189,7 +191,10 @@ class _Runner:
             if engine.busy:
                 yield from self._advance(self._options.rows, LIVE_STEPS)
             yield from self._mask_photos(least=1)
+            rest = time.perf_counter() - start
             yield from self._clips.step()
+            while self._clips.can_step and time.perf_counter() - start < 2 * rest:
+                yield from self._clips.step()
             yield from self._finished(wait=False)
             if not working and not found:
                 bell.wait(_LIVE_WAIT)
