@@ -15,10 +15,10 @@ help:  ## list the targets
 demo: .venv/installed-demo  ## segment a photo and a clip that ship with the project, and say where the images are
 	@$(BIN)/unipixel-jax demo --output-dir outputs
 
-# The variable silences what mkdocs-material says of its own future at every start (docs/site.md).
+# The variable silences what mkdocs-material says of its own future at every start (docs/site.md). With --quiet MkDocs would count no warnings.
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/installed-docs  ## build the documentation site into build/site; a warning is an error
-	@$(BIN)/mkdocs build --quiet
+	@$(BIN)/mkdocs build
 	@echo build/site/index.html
 
 docs-serve: .venv/installed-docs  ## show the documentation site on this machine, and build it again as pages change
