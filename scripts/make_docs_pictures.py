@@ -232,7 +232,7 @@ def export(folder: Path) -> None:
         pixels = np.asarray(picture)
         drawn = [Image.fromarray(draw_objects(pixels, [masks[number]])) for masks in (ours, theirs)]
         differ = int((ours[number] != theirs[number]).sum())
-        frames.append(row(drawn, ["unipixel-jax segment", f"exported: {differ} pixels differ"]))
+        frames.append(row(drawn, ["unipixel-jax segment", f"exported, differing pixels: {differ}"]))
     save("export", frames)
 
 
@@ -245,7 +245,7 @@ def page(folder: Path) -> None:
     words = [sys.executable, "-u", "-m", "unipixel_jax.cli", "app", "--port", "7869"]
     process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,820"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(argument)
     try:
         next(line for line in process.stdout or () if "http://" in line)
@@ -254,11 +254,13 @@ def page(folder: Path) -> None:
 
         def shot() -> None:
             shots.append(folder / f"page{len(shots)}.png")
+            driver.execute_script("window.scrollTo(0, 0)")
             driver.save_screenshot(str(shots[-1]))
 
         def there(selector: str) -> webdriver.remote.webelement.WebElement:
             return WebDriverWait(driver, 300).until(lambda d: next((e for e in d.find_elements(By.CSS_SELECTOR, selector) if e.is_displayed()), None))
 
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 1100, "height": 980, "deviceScaleFactor": 1, "mobile": False})
         driver.get("http://127.0.0.1:7869?__theme=light")
         there("#image-segmentation-photo")
         driver.find_element(By.CSS_SELECTOR, "#image-segmentation-photo input[type=file]").send_keys(str(PHOTO))
@@ -275,7 +277,7 @@ def page(folder: Path) -> None:
     finally:
         process.terminate()
         process.wait()
-    save("page", [Image.open(path).convert("RGB").resize((770, 574), Image.Resampling.LANCZOS) for path in shots], 1500)
+    save("page", [Image.open(path).convert("RGB").resize((770, 686), Image.Resampling.LANCZOS) for path in shots], 1500)
 
 
 PICTURES = {make.__name__: make for make in (segment, track, looks, regions, chat, service, annotation, sam2, export, page)}
