@@ -1,9 +1,11 @@
 """The documentation site builds without a warning, says what the pages say in the repository, and no link leads nowhere."""
 
+import dataclasses
 import os
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 from blocks import ROOT, read
@@ -11,6 +13,7 @@ from markdown_it import MarkdownIt
 
 import unipixel_jax
 from scripts.make_docs_pictures import PICTURES, TARGET
+from unipixel_jax.train.config import TrainConfig
 
 PAGES = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md") if path.parent.name not in ("plans", "api"))
 TAGS = ("table", "li", "code", "h2", "h3", "img")
@@ -84,6 +87,25 @@ def test_a_link_that_leads_nowhere_stops_the_build(tmp_path, link, said):
     (tmp_path / "mkdocs.yml").write_text("\n".join(lines) + "\n")
     done = mkdocs("--config-file", tmp_path / "mkdocs.yml")
     assert done.returncode == 1 and said in done.stderr
+
+
+def field(path):
+    """Whether a training run has a field by this path, such as data.max-tokens."""
+    kind = TrainConfig
+    for part in path.replace("-", "_").split("."):
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if part not in hints:
+            return False
+        kind = next((one for one in typing.get_args(hints[part]) if dataclasses.is_dataclass(one)), hints[part])
+    return True
+
+
+def test_fields_that_take_the_place_of_the_references_exist():
+    table = read("docs/from_unipixel.md").split("Every argument that")[1].split("What a step computes")[0]
+    rows = [row for row in re.findall(r"^\|.*\| (.*) \|$", table, re.MULTILINE)[2:] if "convert to-jax" not in row and "train export" not in row]
+    named = re.findall(r"--([\w.-]+)", " ".join(rows))
+    assert len(named) > 40 and [path for path in named if not field(path)] == []
+    assert not field("data.max-token") and not field("batch-size.more")
 
 
 def test_pictures_are_those_of_the_script_and_small():
