@@ -6,7 +6,7 @@
 PYTHON ?= $(shell scripts/find_python.sh)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint package constraints fuzz parity onnx test-newest test-lowest test-nightly chips annotation clean
+.PHONY: help demo docs docs-serve test test-slow lint package constraints fuzz parity onnx test-newest test-lowest test-nightly chips annotation clean
 
 ENVIRONMENTS := .venv .venv-parity .venv-onnx .venv-newest .venv-lowest .venv-nightly .venv-chips .venv-annotation
 PRINT_VERSIONS := -c 'import sys, jax, flax; print("python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
@@ -16,6 +16,15 @@ help:  ## list the targets
 
 demo: .venv/installed-demo  ## segment a photo and a clip that ship with the project, and say where the images are
 	@$(BIN)/unipixel-jax demo --output-dir outputs
+
+# The variable silences what mkdocs-material says of its own future at every start (docs/site.md). With --quiet MkDocs would count no warnings.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/installed-docs  ## build the documentation site into build/site; a warning is an error
+	@$(BIN)/mkdocs build
+	@echo build/site/index.html
+
+docs-serve: .venv/installed-docs  ## show the documentation site on this machine, and build it again as pages change
+	@$(BIN)/mkdocs serve
 
 # Two processes share the files of tests, since compiling, which is most of the work, uses one core. Each takes up to 4 GB.
 test: lint  ## ruff, mypy and the tests, without torch

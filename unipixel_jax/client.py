@@ -1,11 +1,13 @@
 """A client of the service (`unipixel-jax serve`): photos, clips and words to answers and masks, without JAX.
 
+```python
 with Client("http://127.0.0.1:8000") as client:
-found = client.segment("photo.jpg", "Please segment the dog.")
-found.objects[0].mask()                        # bool [height, width]
-for frame in client.track("clip.mp4", "Please segment the dog."):
-frame.objects[0].box
-client.chat("photo.jpg", "What is at the left?").text
+    found = client.segment("photo.jpg", "Please segment the dog.")
+    found.objects[0].mask()  # bool [height, width]
+    for frame in client.track("clip.mp4", "Please segment the dog."):
+        frame.objects[0].box
+    client.chat("photo.jpg", "What is at the left?").text
+```
 """
 
 from __future__ import annotations

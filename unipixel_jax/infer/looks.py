@@ -35,7 +35,9 @@ def draw(
 
     Args:
         look: one of ``LOOKS``.
-        frame, masks, numbers: see ``draw_objects``.
+        frame: see ``draw_objects``.
+        masks: see ``draw_objects``.
+        numbers: see ``draw_objects``.
 
     Returns:
         RGB [H, W, 3], uint8; of "side-by-side" twice as wide and a gap; of "cutout" RGBA [H, W, 4].

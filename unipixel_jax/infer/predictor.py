@@ -150,7 +150,8 @@ class UniPixel:
             max_new_tokens: where an answer is cut off.
             only_sampled: segment only the frames that the language model looks at, as the reference's tools/inference.py does.
             answer_start: words with which each answer has to begin; they are part of its text, and a ``<|seg|>`` in them is one of the answer.
-            min_pixels, max_pixels: the fewest and the most pixels of a frame for the language side; None for the reference's (``resize.pixel_budget``).
+            min_pixels: the fewest pixels of a frame for the language side; None for the reference's (``resize.pixel_budget``).
+            max_pixels: the most pixels of a frame for the language side; None for the reference's.
 
         Returns:
             The answer; ``objects`` holds those of ``<|seg|>`` in the prompt first, then those of the answer, and so on for each prompt.
@@ -188,7 +189,14 @@ class UniPixel:
 
         Args:
             media: as for ``segment``, or any iterator of frames [H, W, 3] of uint8.
-            prompt, references, sample_frames, max_new_tokens, only_sampled, answer_start, min_pixels, max_pixels: see ``segment``.
+            prompt: see ``segment``.
+            references: see ``segment``.
+            sample_frames: see ``segment``.
+            max_new_tokens: see ``segment``.
+            only_sampled: see ``segment``.
+            answer_start: see ``segment``.
+            min_pixels: see ``segment``.
+            max_pixels: see ``segment``.
 
         Returns:
             An iterator over the results of the frames, which takes corrections while it runs.
@@ -253,7 +261,10 @@ class UniPixel:
             question: the question, with ``<region>`` for each reference in turn; without any ``<region>``, the objects are named in front of it.
             references: at least one; all masks, or points and boxes.
             sample_frames: see ``segment``.
-            max_new_tokens, answer_start, min_pixels, max_pixels: see ``segment``.
+            max_new_tokens: see ``segment``.
+            answer_start: see ``segment``.
+            min_pixels: see ``segment``.
+            max_pixels: see ``segment``.
 
         Returns:
             The answer, with the masks of the references, whatever their kind, as ``objects`` in front of those that the answer segments.

@@ -98,7 +98,8 @@ def gradient(name: str, ours: np.ndarray, theirs: np.ndarray, all_norm: float) -
 
     Args:
         name: the gradient's name.
-        ours, theirs: gradients of the same shape.
+        ours: the gradient that this project computed.
+        theirs: the recorded one, of the same shape.
         all_norm: the norm of all recorded gradients together. ``GRADIENT_FLOOR`` of it is allowed as an absolute error, which is added to the relative bound.
     """
     check = close(name, ours, theirs, GRADIENT)

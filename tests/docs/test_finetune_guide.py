@@ -2,29 +2,26 @@
 
 import csv
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from blocks import ROOT, blocks, environment
 from PIL import Image
 
 from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
 from unipixel_jax.infer.loading import EMBEDDED
 
-ROOT = Path(__file__).parents[2]
 IMAGES, NAMES = 20, ("one", "two")
 STEPS = ["--steps", "2", "--log-every", "1"]
 
 
 def guide():
     """The commands of the guide for the small model, in their order, without comments."""
-    text = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8").split("With UniPixel-3B")[0]
-    lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = [line for block in blocks("docs/finetune.md") if not block.reason for line in block.text.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("unipixel-jax ")]
 
 
@@ -53,10 +50,8 @@ def photos(tmp_path):
 
 
 def command(arguments, folder):
-    """Run a command as on a laptop, with one device; return what it wrote to both outputs."""
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
-    done = subprocess.run([sys.executable, "-m", "unipixel_jax.cli", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    """Run a command as on a laptop; return what it wrote to both outputs."""
+    done = subprocess.run([sys.executable, "-m", "unipixel_jax.cli", *arguments], cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
