@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shutil
 from pathlib import Path
@@ -14,9 +15,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "build" / "reference"
 NOTEBOOK = re.compile(r"\]\((?:\.\./)+(notebooks/\w+\.ipynb)\)")
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:configs|scripts|tests)\b[^)]*\)")
-"""A link to a file of the project that is no page. On the site it is its text alone, since no address of the project is known to it."""
-
+UPWARDS = re.compile(r"\[([^\]]+)\]\((\.\./[^)#\s]+)(?:#[^)]*)?\)")
+"""A link that begins with the folder above."""
 ROW, CODE = re.compile(r"^\|.*$", re.MULTILINE), re.compile(r"`[^`]+`")
 """Tables of Markdown on repositories want a bar within code escaped, and Python-Markdown shows the backslash."""
 
@@ -44,7 +44,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to notebooks at their pages, take away links to files that are no part of the site, and unescape bars within code."""
+    """Point links to notebooks at their pages, take away links to files that are no part of the site, and unescape bars within code.
+
+    A link to another file of the project is its text alone, since no address of the project is known to the site.
+    """
+    folder = posixpath.dirname(page.file.src_uri)
     up = "../" * page.file.src_uri.count("/")
-    linked = OUTSIDE.sub(r"\1", NOTEBOOK.sub(rf"]({up}\1)", markdown))
+
+    def inside(link: re.Match[str]) -> str:
+        return link[1] if posixpath.normpath(posixpath.join(folder, link[2])).startswith("../") else link[0]
+
+    linked = UPWARDS.sub(inside, NOTEBOOK.sub(rf"]({up}\1)", markdown))
     return ROW.sub(lambda row: CODE.sub(lambda code: code[0].replace(r"\|", "|"), row[0]), linked)

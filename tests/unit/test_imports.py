@@ -186,6 +186,8 @@ DISTRIBUTIONS = {
     "multipart": "python-multipart", "tensorflow_datasets": "tensorflow-datasets",
 }  # fmt: skip
 """The packages of modules that have another name."""
+UNPACKAGED = ("acl",)
+"""Modules that come with a vendor's software and are on no index."""
 NEED = {
     "app": "app", "client": "client", "data": "train", "export.to_onnx": "onnx", "export.to_stablehlo": "stablehlo", "infer.sound": "video", "parity": "train",
     "processing.video": "video", "runtime.backends": "runtime", "serve": "serve", "synthetic": "train", "train": "train",
@@ -205,7 +207,7 @@ def test_what_is_imported_of_others_is_declared(path, module):
     own = next((declared(extras[extra]) for need, extra in NEED.items() if within(room_of(module)[1], {need})), set())
     for name, top in imports(path, module):
         root = name.split(".")[0]
-        if root in sys.stdlib_module_names or root in ("unipixel_jax", "__future__"):
+        if root in sys.stdlib_module_names or root in ("unipixel_jax", "__future__", *UNPACKAGED):
             continue
         allowed = core | own if top else core.union(*(declared(extras[extra]) for extra in extras.keys() - {"dev", "parity"}))
         assert DISTRIBUTIONS.get(root, root) in allowed, f"{module} imports {name}, which pyproject.toml does not declare for it"
