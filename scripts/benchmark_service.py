@@ -1,7 +1,7 @@
 """The service under load on this machine: `unipixel-jax serve` with the small model in processes of its own, and clients in this one.
 
     python scripts/benchmark_service.py load [--clients 64] [--seconds 120]
-    python scripts/benchmark_service.py batches [--photos 64] [--clients 32] [--repeats 5]
+    python scripts/benchmark_service.py batches [--photos 192] [--clients 32] [--repeats 5]
 
 `load` sends photos, clips, conversations, rubbish and uploads that break off, all mixed. It checks each answer against the one that the same request got alone
 before, compares what clients sent with what the service counted, and samples the service's memory. `batches` compares a service that answers up to 16 prompts
@@ -217,7 +217,7 @@ async def batches(services: dict[str, Service], photos: int, clients: int, repea
     cases = [case for case in drawn_cases(photos) if case.kind == "photo"]
     rates: dict[str, list[float]] = {name: [] for name in services}
     answers: dict[str, list[Any]] = {}
-    for turn in range(-1, repeats):  # the first turn compiles
+    for turn in range(-1, repeats):  # the first turn compiles: prompts come together in ever other numbers
         for name, service in services.items():
             gate, seen = asyncio.Semaphore(clients), Seen()
             async with httpx.AsyncClient(base_url=service.url, timeout=300, trust_env=False) as client:
@@ -226,7 +226,7 @@ async def batches(services: dict[str, Service], photos: int, clients: int, repea
                     async with gate:
                         return await send(client, case, seen)
 
-                for _ in range(1 if turn >= 0 else 3):
+                for _ in range(1 if turn >= 0 else 10):
                     start = time.perf_counter()
                     answers[name] = await asyncio.gather(*map(one, cases))
                     took = time.perf_counter() - start
@@ -268,7 +268,7 @@ def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("load", "batches"))
-    for name, default in (("clients", None), ("seconds", 120), ("photos", 64), ("repeats", 5)):
+    for name, default in (("clients", None), ("seconds", 120), ("photos", 192), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     size = ("--warm-up", f"{SIZE}x{SIZE}")

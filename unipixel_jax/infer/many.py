@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from numpy.typing import NDArray
 
 from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.programs import Programs
@@ -189,7 +190,7 @@ class _Runner:
                 yield from self._admit(self._choose(min(self._options.group, len(self._waiting), len(engine.free))))
             working = engine.busy or self._photos or self._clips.can_step or (self._done and self._done[0].done())
             if engine.busy:
-                yield from self._advance(self._options.rows, LIVE_STEPS)
+                yield from self._advance(self._options.group if self._waiting else self._options.rows, LIVE_STEPS)
             yield from self._mask_photos(least=1)
             rest = time.perf_counter() - start
             yield from self._clips.step()
@@ -320,15 +321,18 @@ class _Runner:
                 taken.append(answered)
             self._photos = self._photos[len(taken) :]
             try:
-                for answered, found in zip(taken, self._decode(taken, frames), strict=True):
-                    self._done.append(self._source.pool.submit(_finish, answered, found))
+                # A thread waits for the masks, so that the device has the next prompts to read meanwhile.
+                found = self._source.pool.submit(_fetch, self._decode(taken, frames))
+                ends = np.cumsum([len(answered.answer.hidden) for answered in taken]).tolist()
+                for answered, end in zip(taken, ends, strict=True):
+                    self._done.append(self._source.pool.submit(_finish, answered, found, slice(end - len(answered.answer.hidden), end)))
                     if (bell := self._options.live) is not None:
                         self._done[-1].add_done_callback(lambda _, bell=bell: bell.set())  # type: ignore[misc]
             except Exception as error:
                 yield from (failed(answered.ready.job, error) for answered in taken)
 
-    def _decode(self, taken: list[_Answered], frames: dict[int, int]) -> list[ClipMasks]:
-        """The masks of each job; ``frames`` are the places of the photos by their identity."""
+    def _decode(self, taken: list[_Answered], frames: dict[int, int]) -> tuple[jax.Array, ...]:
+        """What ``photo_masks`` returns of all jobs; ``frames`` are the places of the photos by their identity."""
         images = {frames[id(answered.ready.media)]: answered.ready.media.frames for answered in taken}
         stacked = np.concatenate([image for _, image in sorted(images.items()) if image is not None])
         live = self._options.live is not None
@@ -338,9 +342,7 @@ class _Runner:
         pad = (_LIVE_OBJECTS if live else BUCKETS.objects).size(len(hidden)) - len(hidden)
         arrays = (stacked, np.pad(photo, (0, pad)), np.pad(hidden, ((0, pad), (0, 0))))
         with self._loaded.on_mesh():
-            out = [np.asarray(a)[None] for a in photo_masks(self._loaded.model, *map(jax.device_put, arrays), dtype=self._loaded.dtype)]
-        ends = np.cumsum([len(answered.answer.hidden) for answered in taken])
-        return [ClipMasks(*(a[:, end - len(answered.answer.hidden) : end] for a in out)) for end, answered in zip(ends, taken, strict=True)]
+            return photo_masks(self._loaded.model, *map(jax.device_put, arrays), dtype=self._loaded.dtype)
 
     def _finished(self, wait: bool) -> Iterator[Outcome]:
         while self._done and (wait or self._done[0].done()):
@@ -361,10 +363,17 @@ def _follow(loaded: LoadedModel, answered: _Answered) -> Prediction:
     return collector.prediction(whole)
 
 
-def _finish(answered: _Answered, found: ClipMasks) -> Outcome:
+def _fetch(found: tuple[jax.Array, ...]) -> list[NDArray[np.float32]]:
+    """Arrays of objects [O, ...] as arrays of a frame's objects [1, O, ...] on the host."""
+    return [np.asarray(a)[None] for a in found]
+
+
+def _finish(answered: _Answered, found: Future[list[NDArray[np.float32]]], own: slice) -> Outcome:
+    """The outcome of a job whose objects are those of a slice."""
     ready = answered.ready
     try:
-        objects = segmented_objects(found, ready.media.frame_size, answered.spans)
+        masks = ClipMasks(*(a[:, own] for a in found.result()))
+        objects = segmented_objects(masks, ready.media.frame_size, answered.spans)
         tokens, frames = answered.answer.tokens.tolist(), [ready.source.first]
         return Outcome(ready.job, Prediction(answered.text, tokens, objects, frames, ready.media.frame_size, [ready.job.prompt]))
     except Exception as error:
