@@ -15,7 +15,7 @@ from scripts.fuzz.judge import FAILURES, MAX_GROWTH, Ended, judge  # noqa: E402
 
 SEED = "7"
 KINDS = ("torch", "converted", "shards", "recordings", "images", "videos", "annotations", "commands")
-CASES = 8
+CASES = 24
 
 
 def run(module, *arguments):
@@ -32,6 +32,7 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
+@pytest.mark.slow
 def test_mutated_inputs_end_in_success_or_one_line(work):
     chosen = [word for kind in KINDS for word in ("--only", kind)]
     # Where the tests share the machine with other work, a first `segment`, which compiles, takes longer than the fuzz allows by itself.

@@ -30,7 +30,8 @@ def alone(scene):
     return answers(UniPixel.from_pretrained(dtype="float32"), scene.frames)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "all" else pytest.mark.slow) for name in MESHES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_the_same_answers_and_masks(name, scene, alone):
     model = UniPixel.from_pretrained(dtype="float32", mesh=MESHES[name])
     leaves = jax.tree.leaves(nnx.state(model.loaded.model))

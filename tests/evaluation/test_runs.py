@@ -201,6 +201,7 @@ def scores_of(out):
     return {path.parent.name: {key: json.loads(path.read_text())[key] for key in ("scores", "per_sample", "failures")} for path in out.glob("*/results.json")}
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_scores(data, tmp_path):
     options = ("--rows", "2")
     assert killed(data, tmp_path / "killed", "refcoco", options, kills=2, seed=0) >= 1
