@@ -32,6 +32,7 @@ def test_figures_are_of_the_parts_after_the_first_save():
     )
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     config, figures = tmp_path / "micro.py", tmp_path / "figures.json"
     config.write_text(CONFIG.format(here=str(Path(__file__).parent), start=str(micro_start(tmp_path / "start"))))
