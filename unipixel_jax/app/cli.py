@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import tempfile
@@ -77,6 +78,11 @@ def worker_of(args: argparse.Namespace) -> Worker:
     return Worker(lambda: model_of(loading), "small model of drawn shapes" if small else Path(args.model).name or args.model, small, limits)
 
 
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """Whether a record of the server is to be shown. A visitor who leaves during an upload is none of its faults, though it logs a traceback."""
+    return record.exc_info is None or type(record.exc_info[1]).__name__ != "ClientDisconnect"
+
+
 def _serve(args: argparse.Namespace, folder: Path) -> None:
     """Open the page, load the model behind it, and serve until Ctrl-C."""
     import gradio
@@ -92,6 +98,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     gradio.set_static_paths([folder / "examples"])
     page = Page(worker, Folder(folder / "cache", worker.limits.cache_megabytes), photos, clips, args.allow_url)
     blocks = build_page(page)
+    logging.getLogger("uvicorn.error").addFilter(_is_a_fault)
     try:
         _, local, public = blocks.launch(
             server_name=args.host, server_port=args.port, share=args.share, prevent_thread_lock=True, **launch_options(worker.limits)
