@@ -10,8 +10,11 @@ quiet=(--quiet --disable-pip-version-check)
 
 "$python" -m venv "$work/build"
 "$work/build/bin/python" -m pip install "${quiet[@]}" build twine
+# Built from a copy of the files that git knows, so that nothing of the clone gets into it, nor is written into the clone, where an environment may be made meanwhile.
+mkdir "$work/source"
+git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --create --file=- | tar --extract --file=- --directory="$work/source"
 rm -rf dist
-"$work/build/bin/python" -m build . >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+"$work/build/bin/python" -m build --outdir dist "$work/source" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 "$work/build/bin/python" -m twine check --strict dist/*
 "$python" -m venv "$work/env"
 bin=$work/env/bin
