@@ -32,7 +32,7 @@ from unipixel_jax.runtime.session import Runtime
 FRAMES = 16
 NEW_TOKENS = 32
 PACKAGES = (("jax", "flax", "orbax-checkpoint", "transformers", "einops", "av"), ("onnxruntime", "tokenizers", "pillow", "av"))
-"""What has to be installed for a photo and a clip."""
+"""The packages that JAX's side and the runtime's side need for photos and clips."""
 
 
 def installed(*names: str) -> float:

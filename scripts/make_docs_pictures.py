@@ -182,7 +182,7 @@ def service(folder: Path) -> None:
 
 
 def annotation(folder: Path) -> None:
-    """What the backends of annotation tools answer to words and to clicks, and a label image for import."""
+    """Draw the answers of annotation backends to words and to clicks, beside a label image that annotation tools import."""
     from unipixel_jax.infer.annotating import Annotator, Clicks
     from unipixel_jax.infer.visualize import draw_objects
 

@@ -79,7 +79,7 @@ class Visitor:
         return [element for element in self.driver.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]
 
     def wait(self, condition, what, seconds=PATIENCE):
-        """What a condition gives when it gives something."""
+        """Call a condition until it returns something true, and return that; the test fails after ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:

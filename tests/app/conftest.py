@@ -21,7 +21,7 @@ from unipixel_jax.processing.frames import open_frames
 
 LIMITS = Limits(tokens=32)
 FRAMES = 8
-"""Of the drawn clips, which take less time than those of the page."""
+"""The number of frames of the drawn clips; the clips of the page have more."""
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def examples(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def page(examples, tmp_path_factory):
-    """What tabs are built with, and the small model."""
+    """A page with the small model, as the functions that build tabs take it."""
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     worker = Worker(lambda: UniPixel.from_pretrained(dtype="float32"), "small", True, LIMITS)
     worker.start()

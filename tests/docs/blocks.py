@@ -53,7 +53,7 @@ def clone(folder):
 
 
 def environment():
-    """That of the tests, but with one device as on a laptop, and with the commands of this installation."""
+    """Return the environment variables of the tests, but with one device as on a laptop, and with this installation's commands in the path."""
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "PATH": path}
