@@ -4,8 +4,9 @@
     python scripts/benchmark_service.py batches [--photos 192] [--clients 32] [--repeats 5]
 
 `load` sends photos, clips, conversations, rubbish and uploads that break off, all mixed. It checks each answer against the one that the same request got alone
-before, compares what clients sent with what the service counted, and samples the service's memory. `batches` compares a service that answers up to 16 prompts
-together with one that answers one at a time, in turns within one run.
+before, compares what clients sent with what the service counted, and samples the service's memory. `batches` compares, in turns within one run, one client that
+sends a photo when it has the answer about the one before; many clients of a service that answers one prompt at a time; and many of one that answers up to 16
+together.
 """
 
 from __future__ import annotations
@@ -212,13 +213,13 @@ async def _counted(client: httpx.AsyncClient) -> dict[str, float]:
     return found
 
 
-async def batches(services: dict[str, Service], photos: int, clients: int, repeats: int) -> None:
-    """Compare the throughput of services, in turns."""
+async def batches(ways: dict[str, tuple[Service, int]], photos: int, repeats: int) -> None:
+    """Compare the throughput of services with some number of clients, in turns."""
     cases = [case for case in drawn_cases(photos) if case.kind == "photo"]
-    rates: dict[str, list[float]] = {name: [] for name in services}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     answers: dict[str, list[Any]] = {}
     for turn in range(-1, repeats):  # the first turn compiles: prompts come together in ever other numbers
-        for name, service in services.items():
+        for name, (service, clients) in ways.items():
             gate, seen = asyncio.Semaphore(clients), Seen()
             async with httpx.AsyncClient(base_url=service.url, timeout=300, trust_env=False) as client:
 
@@ -232,12 +233,15 @@ async def batches(services: dict[str, Service], photos: int, clients: int, repea
                     took = time.perf_counter() - start
             if turn >= 0:
                 rates[name].append(len(cases) / took)
-                print(f"{name:12} {rates[name][-1]:6.2f} photos a second", flush=True)
+                print(f"{name:24} {rates[name][-1]:6.2f} photos a second", flush=True)
     medians = {name: statistics.median(own) for name, own in rates.items()}
-    (first, slow), (second, fast) = medians.items()
-    texts = [[answer[0] for answer in own] for own in answers.values()]
-    same = "equal" if texts[0] == texts[1] else "DIFFERENT"
-    print(f"medians of {repeats} turns: {first} {slow:.2f}, {second} {fast:.2f} photos a second, {fast / slow:.2f} times; texts {same}")
+    first = next(iter(medians.values()))
+    print(f"| medians of {repeats} turns | photos a second | times the first |")
+    print("| --- | --- | --- |")
+    for name, rate in medians.items():
+        print(f"| {name} | {rate:.1f} | {rate / first:.2f} |")
+    texts = {tuple(answer[0] for answer in own) for own in answers.values()}
+    print("texts " + ("equal" if len(texts) == 1 else "DIFFERENT"))
 
 
 def _answer(case: Case, response: httpx.Response) -> Any:
@@ -279,7 +283,13 @@ def main() -> None:
             asyncio.run(load(service, clients, args.seconds))
         return
     with serving("--max-batch", "1", *size) as alone, serving("--max-batch", "16", *size) as together:
-        asyncio.run(batches({"one at a time": alone, "together": together}, args.photos, args.clients or 32, args.repeats))
+        clients = args.clients or 32
+        ways = {
+            "one client": (alone, 1),
+            f"{clients} clients, one prompt at a time": (alone, clients),
+            f"{clients} clients, up to 16 prompts together": (together, clients),
+        }
+        asyncio.run(batches(ways, args.photos, args.repeats))
 
 
 if __name__ == "__main__":

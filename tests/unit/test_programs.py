@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from unipixel_jax.core.mesh import MeshConfig, make_mesh
-from unipixel_jax.core.programs import Programs
+from unipixel_jax.core.programs import Programs, packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,20 @@ def test_other_weights_of_a_configuration_use_the_same_program(traced):
 def test_weights_of_other_shapes_are_told_apart_within_an_entry(traced):
     scale, _ = traced
     assert (scale(Scale(2.0), ones(1))[0], scale(Scale(2.0, width=4), ones(1))[0]) == (6, 12)
+
+
+def test_what_is_packed_stands_for_its_module_as_it_was(traced):
+    scale, shapes = traced
+    module = Scale(2.0)
+    before = packed(module)
+    module.weight[...] = module.weight[...] + 1
+    assert [float(scale(one, ones(1))[0]) for one in (before, packed(module), module, packed(Scale(3.0)))] == [6, 12, 12, 9]
+    assert len(shapes) == len(scale) == 2
+
+
+def test_programs_keep_the_name_of_their_function(traced):
+    scale, _ = traced
+    assert "name=scale" in str(jax.make_jaxpr(scale)(packed(Scale(2.0)), ones(1)))
 
 
 def test_threads_share_it(traced):

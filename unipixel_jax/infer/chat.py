@@ -149,7 +149,7 @@ class Chat:
         length = inputs.input_ids.shape[1]
         self._require_room(length)
         with loaded.on_mesh():
-            cache, self._merger_input = read_media_part(loaded.model, jax.device_put(inputs), dtype=loaded.dtype)
+            cache, self._merger_input = read_media_part(loaded.packed, jax.device_put(inputs), dtype=loaded.dtype)
         self._read = _Read(text, (), ids, 0, cache, length, length + int(inputs.rope_deltas[0]))
         self._layout = TurnLayout(prepared, self._merger_input.shape[0], config, PROMPT_BUCKETS)
 
@@ -207,7 +207,7 @@ class Chat:
             scalars = [jax.device_put(np.int32(value)) for value in (read.at, max_new_tokens)]
             key = jax.random.key(self._seed + self._turns)
             answers, in_prompt = answer_turn(
-                loaded.model, jax.device_put(inputs), cache, self._merger_input, scalars[0], key, scalars[1], new_token_slots=slots, how=self._how
+                loaded.packed, jax.device_put(inputs), cache, self._merger_input, scalars[0], key, scalars[1], new_token_slots=slots, how=self._how
             )
         drawn = np.asarray(answers.tokens)[0, : int(np.asarray(answers.count)[0])]
         tokens = without_end(drawn, loaded.end_tokens)

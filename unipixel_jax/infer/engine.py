@@ -216,7 +216,7 @@ class Engine:
         key = jax.random.key(self._seed + self._reads)
         with loaded.on_mesh():
             own = (_row_sampling(samplings or [(self._sampling, self._seed)] * len(rows), padded),) if self._live else ()
-            prompts = read_prompts(loaded.model, jax.device_put(inputs), key, *own, how=self._how)
+            prompts = read_prompts(loaded.packed, jax.device_put(inputs), key, *own, how=self._how)
             answers = self._with_room(BUCKETS.tokens.size(length + self._new_tokens))
             places = np.full(padded, self._rows, np.int32)
             places[: len(rows)] = rows
@@ -236,7 +236,7 @@ class Engine:
         with loaded.on_mesh():
             enough = jax.device_put(np.int32(self._rows - free))
             most = jax.device_put(np.int32(steps or self._new_tokens))
-            self._answers = decode_rows(loaded.model, self._answers, jax.random.key(self._seed), enough, most, how=self._how)
+            self._answers = decode_rows(loaded.packed, self._answers, jax.random.key(self._seed), enough, most, how=self._how)
             running, count, tokens = (np.asarray(a) for a in (self._answers.running, self._answers.count, self._answers.tokens))
             self.said = {row: without_end(tokens[row, : count[row]], loaded.end_tokens) for row in self._prompts}
             ended = [row for row in self._prompts if not running[row]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from unipixel_jax.config import UniPixelConfig
 from unipixel_jax.core.checkpoint import restore_model
 from unipixel_jax.core.files import PARAMS, read_json_object
+from unipixel_jax.core.programs import packed
 from unipixel_jax.core.quantisation import Quantisation
 from unipixel_jax.core.stacking import unstack_layers
 from unipixel_jax.core.stored import has_arrays
@@ -55,6 +57,11 @@ class LoadedModel:
     def dtype(self) -> jnp.dtype:
         """The dtype of the weights that are not quantised, in which inference computes."""
         return jnp.dtype(self.model.text.norm.weight[...].dtype)
+
+    @cached_property
+    def packed(self) -> UniPixelModel:
+        """What stands for the model in calls of programs (see core/programs.py). The model must have its final form by then."""
+        return packed(self.model)
 
     def on_mesh(self) -> AbstractContextManager[Any]:
         """The context in which the model's programs are called: that of its mesh, if it has one."""

@@ -342,7 +342,7 @@ class _Runner:
         pad = (_LIVE_OBJECTS if live else BUCKETS.objects).size(len(hidden)) - len(hidden)
         arrays = (stacked, np.pad(photo, (0, pad)), np.pad(hidden, ((0, pad), (0, 0))))
         with self._loaded.on_mesh():
-            return photo_masks(self._loaded.model, *map(jax.device_put, arrays), dtype=self._loaded.dtype)
+            return photo_masks(self._loaded.packed, *map(jax.device_put, arrays), dtype=self._loaded.dtype)
 
     def _finished(self, wait: bool) -> Iterator[Outcome]:
         while self._done and (wait or self._done[0].done()):

@@ -376,7 +376,7 @@ class UniPixel:
         inputs = batch.collate([conversation], self.config, loaded.tokenizer.pad_id, PROMPT_BUCKETS)
         with _stage("answering"), loaded.on_mesh():
             generation = generate(
-                loaded.model,
+                loaded.packed,
                 jax.device_put(inputs),
                 jax.random.key(self.seed),
                 jax.device_put(np.int32(max_new_tokens)),

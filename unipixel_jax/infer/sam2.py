@@ -7,6 +7,7 @@ width of the picture. Source: facebookresearch/sam2, sam2/sam2_image_predictor.p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jax.typing import DTypeLike
 from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.core.buckets import BUCKETS, Buckets
-from unipixel_jax.core.programs import Programs
+from unipixel_jax.core.programs import Programs, packed
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.sam2_loading import load_sam2
@@ -73,6 +74,10 @@ class Sam2Predictor:
         """Load SAM 2.1; arguments and errors are those of ``load_sam2``."""
         return cls(load_sam2(path, dtype, image_size, revision=revision, token=token))
 
+    @cached_property
+    def _packed(self) -> Sam2:
+        return packed(self.sam2)
+
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of the weights, in which the model computes."""
@@ -91,7 +96,7 @@ class Sam2Predictor:
         if len(clip.frames) != 1:
             raise UserError(f"{len(clip.frames)} frames, expected one image: take one of them, or track objects through the clip")
         square = square_frames(clip.frames, self.sam2.config.image_size)
-        return EncodedImage(_encode(self.sam2, jax.device_put(square), dtype=self.dtype), clip.frames.shape[1:3])
+        return EncodedImage(_encode(self._packed, jax.device_put(square), dtype=self.dtype), clip.frames.shape[1:3])
 
     def segment(
         self,
@@ -136,7 +141,7 @@ class Sam2Predictor:
         xy, kind = np.pad(xy, ((0, more), (0, unused), (0, 0))), np.pad(kind, ((0, more), (0, unused)), constant_values=UNUSED)
         given = np.zeros((count + more, side, side), np.float32)
         given[:count] = 0 if logits is None else logits
-        found = _predict(self.sam2, seen.features, *jax.device_put((xy, kind, given, np.asarray(logits is not None))))
+        found = _predict(self._packed, seen.features, *jax.device_put((xy, kind, given, np.asarray(logits is not None))))
         low_res, iou, presence, answer = (np.asarray(array)[:count] for array in found)
         chosen = np.broadcast_to(np.arange(1, 4), (count, 3)) if multimask else answer[:, None]
         low_res = np.take_along_axis(low_res, chosen[..., None, None], axis=1)

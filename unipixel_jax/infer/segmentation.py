@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from unipixel_jax.core.buckets import BUCKETS
-from unipixel_jax.core.programs import Programs
+from unipixel_jax.core.programs import Programs, packed
 from unipixel_jax.infer.masks import ClipMasks
 from unipixel_jax.infer.tracking import Tracker
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Sam2
-from unipixel_jax.models.unipixel import UniPixelModel
+from unipixel_jax.models.unipixel import SegHead, UniPixelModel
 
 ENCODE_FRAMES = {"cpu": 1}
 """Frames per call of the encoder; an accelerator takes more to fill its matrix units."""
@@ -71,10 +71,10 @@ def encoded(sam2: Sam2, squares: Iterable[np.ndarray], dtype: jnp.dtype, size: i
     backend = jax.default_backend()
     size = size or ENCODE_FRAMES.get(backend, 8)
     depth = 1 if ahead and backend != "cpu" else 0
-    frames, waiting = iter(squares), deque[tuple[int, FrameFeatures]]()
+    weights, frames, waiting = packed(sam2), iter(squares), deque[tuple[int, FrameFeatures]]()
     while chunk := list(islice(frames, size)):
         padded = np.stack(chunk + chunk[-1:] * (size - len(chunk)))
-        waiting.append((len(chunk), _encode(sam2, jax.device_put(padded), dtype=dtype)))
+        waiting.append((len(chunk), _encode(weights, jax.device_put(padded), dtype=dtype)))
         if len(waiting) > depth:
             yield from _split(*waiting.popleft())
     for count, features in waiting:
@@ -84,7 +84,7 @@ def encoded(sam2: Sam2, squares: Iterable[np.ndarray], dtype: jnp.dtype, size: i
 def hidden_tokens(model: UniPixelModel, hidden: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
     """The hidden tokens [O, H, d] that prompt the mask decoder, of states that predicted ``<|seg|>`` [O, D]."""
     padding = BUCKETS.objects.size(len(hidden)) - len(hidden)
-    return np.asarray(_hidden_tokens(model, jnp.asarray(np.pad(hidden, ((0, padding), (0, 0))).astype(dtype))))[: len(hidden)]
+    return np.asarray(_hidden_tokens(model.seg_head, jnp.asarray(np.pad(hidden, ((0, padding), (0, 0))).astype(dtype))))[: len(hidden)]
 
 
 def _split(count: int, features: FrameFeatures) -> Iterator[FrameFeatures]:
@@ -103,5 +103,5 @@ def _one(features: FrameFeatures, index: jax.Array) -> FrameFeatures:
 
 
 @Programs
-def _hidden_tokens(model: UniPixelModel, hidden: jax.Array) -> jax.Array:
-    return model.seg_head(hidden)
+def _hidden_tokens(seg_head: SegHead, hidden: jax.Array) -> jax.Array:
+    return seg_head(hidden)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from unipixel_jax.config import UNKNOWN_LENGTH
 from unipixel_jax.core.buckets import BUCKETS
-from unipixel_jax.core.programs import Programs
+from unipixel_jax.core.programs import Programs, packed
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import FORWARD, TrackState
@@ -71,7 +71,7 @@ class Tracker:
             alone: whether words find their objects on every frame anew, without memory: on a photo, and with the reference's ``sam2_batch_mode``.
         """
         self.objects: list[int] = []
-        self._sam2, self._dtype = sam2, dtype
+        self._sam2, self._packed, self._dtype = sam2, packed(sam2), dtype
         self._length, self._recent = clip_length, recent
         self._alone, self._words = alone, dict[int, NDArray[np.floating]]()
         self._capacity = 0
@@ -126,7 +126,7 @@ class Tracker:
             return
         rows = np.zeros(self._capacity, bool)
         rows[[self._rows[number] for number in active]] = True
-        self._state, low_res, iou, presence = _step(self._sam2, self._here(), self._seen(), jnp.asarray(rows))
+        self._state, low_res, iou, presence = _step(self._packed, self._here(), self._seen(), jnp.asarray(rows))
         arrays = np.asarray(low_res), np.asarray(iou), np.asarray(presence)
         for number in active:
             row = self._rows[number]
@@ -150,7 +150,7 @@ class Tracker:
             self._find_by_words(numbers)
             return numbers
         for number, own in zip(numbers, tokens, strict=True):
-            self._prompt(number, _words(self._sam2, jnp.asarray(own[None])), exact=False)
+            self._prompt(number, _words(self._packed, jnp.asarray(own[None])), exact=False)
         return numbers
 
     def add(
@@ -217,7 +217,7 @@ class Tracker:
         side = 4 * self._sam2.config.grid
         given = np.zeros((1, side, side), np.float32) if logits is None else logits[None]
         flags = jnp.asarray([logits is not None]), jnp.asarray([len(np.asarray(labels)) > 1])
-        prompt = _points(self._sam2, jnp.asarray(coords), jnp.asarray(kinds), jnp.asarray(given), *flags)
+        prompt = _points(self._packed, jnp.asarray(coords), jnp.asarray(kinds), jnp.asarray(given), *flags)
         self._prompt(number, prompt, exact=True)
         return number
 
@@ -235,7 +235,7 @@ class Tracker:
         low_res = resized(square.astype(np.float32) * 20 - 10, side // 4)
         slot = self._slot(number)
         index, given = jnp.int32(self._rows[number]), jnp.asarray(square[None], jnp.float32)
-        self._state, out = _prompt_mask(self._sam2, self._here(), index, self._seen(), given, jnp.asarray(low_res[None]), jnp.int32(slot))
+        self._state, out = _prompt_mask(self._packed, self._here(), index, self._seen(), given, jnp.asarray(low_res[None]), jnp.int32(slot))
         self._keep(number, out)
         return number
 
@@ -294,7 +294,7 @@ class Tracker:
     def _prompt(self, number: int, prompt: Prompt, exact: bool) -> None:
         slot = self._slot(number)
         index, remember = jnp.int32(self._rows[number]), jnp.asarray(number in self._tracked)
-        self._state, out = _prompt(self._sam2, self._here(), index, self._seen(), prompt, jnp.int32(slot), remember, jnp.asarray(exact))
+        self._state, out = _prompt(self._packed, self._here(), index, self._seen(), prompt, jnp.int32(slot), remember, jnp.asarray(exact))
         self._keep(number, out)
 
     def _find_by_words(self, numbers: list[int]) -> None:
@@ -304,7 +304,7 @@ class Tracker:
         tokens = np.stack([self._words[number] for number in numbers])
         padding = BUCKETS.objects.size(len(tokens)) - len(tokens)
         padded = jnp.asarray(np.pad(tokens, ((0, padding), (0, 0), (0, 0))))
-        low_res, iou, presence = map(np.asarray, _segment(self._sam2, self._seen(), padded))
+        low_res, iou, presence = map(np.asarray, _segment(self._packed, self._seen(), padded))
         for row, number in enumerate(numbers):
             self._outputs[number] = ObjectOutput(low_res[row], float(iou[row]), float(presence[row]))
 
