@@ -17,7 +17,7 @@ from unipixel_jax.train.loop import train
 from unipixel_jax.train.reproduce import reproduce
 from unipixel_jax.train.saved_step import read_saved_step
 from unipixel_jax.train.setup import lay_out, set_up
-from unipixel_jax.train.step import make_gradients, scale, step_key
+from unipixel_jax.train.step import scale, step_key
 from unipixel_jax.train.validation import Validation
 
 
@@ -156,7 +156,7 @@ def test_not_finite_stops_and_saves_the_batch(start, tmp_path, monkeypatch):
     monkeypatch.undo()
     before = train(micro_config(start, steps=2), tmp_path / "before", start, jax.devices()[:1])
     setup = set_up(lay_out(micro_config(start), MODEL, 6, jax.devices()[:1]), start, before)
-    _, parts = make_gradients(setup)(before.trained, setup.frozen, real(arrays, setup.mesh), step_key(0, 2, 0))
+    _, parts = loop.make_gradients(setup)(before.trained, setup.frozen, real(arrays, setup.mesh), step_key(0, 2, 0))
     assert lines[1].startswith(f"batch 0: loss {float(parts.total):.4g}")
     (tmp_path / "not_finite_step_2").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="expected the folder with the weights of step 2"):
