@@ -7,12 +7,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from converting import main
+from flax import nnx
 from tiny_checkpoints import TIED, TINY, as_tensors, newer_name, random_arrays, same_bits, write_adapter, write_checkpoint, write_qwen, write_sam2
 
 from unipixel_jax.convert import sources
 from unipixel_jax.convert.lora import read_adapter
 from unipixel_jax.convert.safetensors_io import write_safetensors
+from unipixel_jax.core.quantisation import Quantisation
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.loading import load
 
 BF16 = ml_dtypes.bfloat16
 TARGETS = ("model.layers.1.self_attn.q_proj.weight", "model.layers.2.self_attn.v_proj.weight", "visual.blocks.0.attn.qkv.weight")
@@ -233,3 +236,26 @@ def test_the_command_merges_and_the_way_back_is_a_whole_checkpoint(tmp_path, arr
     assert main(["to-torch", str(tmp_path / "jax"), str(tmp_path / "torch")]) == 0
     assert same_bits({n: t.load() for n, t in sources.open_checkpoint(tmp_path / "torch").tensors.items()}, opened(path))
     assert (tmp_path / "torch" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_an_adapter_is_merged_before_its_weights_are_quantised(tmp_path, arrays, base):
+    """The stored whole numbers times their scales are the merged weights, to half a step."""
+    path = write_adapter(tmp_path / "adapter", base, lora(arrays), {})
+    for source, name in ((path, "merged"), (base, "plain")):
+        assert main(["to-jax", str(source), str(tmp_path / name)]) == 0
+    assert main(["quantise", str(tmp_path / "merged"), str(tmp_path / "int8"), "--weights", "int8"]) == 0
+    merged, plain, stored = (weights(tmp_path / name) for name in ("merged", "plain", "int8"))
+    place = ("text", "blocks", "attn", "q")
+    steps = stored[(*place, "scales")][..., None]
+    off = np.abs(stored[(*place, "weight")] * steps - merged[(*place, "weight")])
+    assert stored[(*place, "weight")].dtype == np.int8 and np.all(off <= 0.5001 * steps)
+    assert not np.array_equal(merged[(*place, "weight")], plain[(*place, "weight")])
+    on_load = weights(tmp_path / "merged", Quantisation("int8"))
+    assert on_load.keys() == stored.keys()
+    for name, array in on_load.items():
+        np.testing.assert_array_equal(array, stored[name], err_msg=str(name))
+
+
+def weights(directory, how=None):
+    """The arrays of a converted directory by their paths."""
+    return {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(load(directory, how=how).model))}
