@@ -52,6 +52,7 @@ def parts(chip: str, small: bool) -> list[Part]:
     platform = "cpu" if chip == "cpu" else {"gpu": "cuda", "tpu": "tpu"}[CHIPS[chip].platform]
     dtypes = ["--dtypes", "float32" if small else "bfloat16"]
     works = ["--work", "Hiera windows"] if small else []
+    quick = ["--backends", "xla", "--repeats", "1"] if small else []  # a CPU interprets the kernels, which takes minutes
     sam = ["--parts", "sam2", *dtypes, "--frames", "1" if small else "16", "--objects", "1" if small else "5", "--repeats", "1" if small else "5"]
     sides = ("64",) if small else ("768", "1024")
     language = ["--parts", "language", *dtypes, *(["--layers", "1", "--prompt-tokens", "8", "--new-tokens", "2"] if small else ["--layers", "36"])]
@@ -60,8 +61,8 @@ def parts(chip: str, small: bool) -> list[Part]:
     step = [config, *sample, "--mesh.preset", "single", "--batch-size", "1"]
     return [
         Part("attention, battery", [*BATTERY, *(SMALL_TEST if small else [])], 0.3, (("UNIPIXEL_TEST_PLATFORM", platform),)),
-        Part("attention, forward", [*COMMAND, "attention", "--chip", chip, *works, "--json", "JSON"], 0.3),
-        Part("attention, forward and backward", [*COMMAND, "attention", "--chip", chip, "--backward", *works, "--json", "JSON"], 0.4),
+        Part("attention, forward", [*COMMAND, "attention", "--chip", chip, *works, *quick, "--json", "JSON"], 0.3),
+        Part("attention, forward and backward", [*COMMAND, "attention", "--chip", chip, "--backward", *works, *quick, "--json", "JSON"], 0.4),
         Part("attention, torch", [sys.executable, str(ROOT / "scripts" / "benchmark_torch_attention.py"), *works, "--json", "JSON"], 0.2),
         *(Part(f"SAM 2, {side} pixels", [*COMMAND, "models", *sam, "--image-size", side, "--json", "JSON"], 0.4) for side in sides),
         Part("language", [*COMMAND, "models", *language, "--json", "JSON"], 0.5),
