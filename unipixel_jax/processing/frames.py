@@ -199,12 +199,34 @@ class FrameSource:
         """
         whole = replace(self, crop=None)
         try:
-            if self.pick is None:
-                raise UserError(f"{self.name} can only be read in order")
-            frames = self.pick(self.first + sample_indices(len(self), most))
+            frames = whole._picked(self.first + sample_indices(len(self), most))
         except UserError:
             frames = whole._sample_in_order(most)
         return _clip(frames if self.crop is None else [self.crop.of(frame) for frame in frames], self.name, self.is_image)
+
+    def take(self, numbers: Sequence[int]) -> list[Frame]:
+        """Frames by their numbers, in order, read without holding the others.
+
+        Raises:
+            UserError: the clip has no such frame, or it cannot be read.
+        """
+        last = self.first + len(self) - 1
+        if wrong := [number for number in numbers if not self.first <= number <= last]:
+            expected = f"{self.first} to {last}" if last > self.first else f"{last}, since it is one picture"
+            raise UserError(f"{self.name} has no frame {wrong[0]}: expected {expected}")
+        try:
+            frames = self._picked(np.asarray(numbers, np.int64))
+        except UserError:
+            wanted = set(numbers)
+            frames = [frame for frame in replace(self, crop=None, stop=max(numbers) + 1)._read(logging.DEBUG) if frame.number in wanted]
+            if len(frames) < len(wanted):
+                raise UserError(f"{self.name} is broken or incomplete (frame {max(numbers)} cannot be read): copy it again") from None
+        return frames if self.crop is None else [self.crop.of(frame) for frame in frames]
+
+    def _picked(self, numbers: NDArray[np.int64]) -> list[Frame]:
+        if self.pick is None:
+            raise UserError(f"{self.name} can only be read in order")
+        return self.pick(numbers)
 
     def _sample_in_order(self, most: int) -> list[Frame]:
         """Frames spread evenly over those that can be read, which are counted first."""
