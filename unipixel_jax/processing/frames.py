@@ -24,6 +24,9 @@ from unipixel_jax.processing.media import ANIMATED, Clip, Media, count_animation
 
 log = logging.getLogger(__name__)
 
+_SILENT_SECONDS = 10.0
+"""How long a camera or a stream may give nothing."""
+
 
 class Frame(NamedTuple):
     """One frame.
@@ -311,9 +314,11 @@ def open_address(address: str) -> FrameSource:
     def frames() -> Iterator[Frame]:
         device = "v4l2" if address.startswith("/dev/") else None
         try:
-            with av.open(address, format=device, timeout=10.0) as container:
+            with av.open(address, format=device, timeout=_SILENT_SECONDS) as container:
                 for number, frame in enumerate(container.decode(video=0)):
                     yield Frame(number, frame.time, np.ascontiguousarray(frame.to_ndarray(format="rgb24")))
+        except av.error.ExitError as error:
+            raise UserError(f"{address} was silent for {_SILENT_SECONDS:g} s, expected a video stream: check the address") from error
         except (av.error.FFmpegError, IndexError) as error:
             raise UserError(f"{address} does not give a video stream ({getattr(error, 'strerror', None) or error}): check the address") from error
 
