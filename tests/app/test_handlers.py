@@ -111,7 +111,7 @@ def test_clicks_correct_a_clip_and_are_taken_back(page, examples):
 def test_regions_are_asked_about_on_the_frames_that_the_model_sees(page, examples):
     canvas = clicked(begun(str(examples[0][0].path), Limits()), POINT, *examples[0][0].places[-1])
     found = page.worker.ask(canvas.path, "What is <region>?", canvas.references)
-    assert found.prediction.text == "It is a large red cross." and found.first == 0
+    assert found.prediction.text == "It is a large red cross." and found.prediction.first == 0
     with pytest.raises(UserError, match="not in the clip"):
         page.worker.ask(canvas.path, "What is <region>?", [Point(3, 3, 1)])
 
