@@ -183,8 +183,9 @@ def service(folder: Path) -> None:
 
 def annotation(folder: Path) -> None:
     """Draw the answers of annotation backends to words and to clicks, beside a label image that annotation tools import."""
-    from unipixel_jax.infer.annotating import Annotator, Clicks
+    from unipixel_jax.infer.annotating import Annotator
     from unipixel_jax.infer.visualize import draw_objects
+    from unipixel_jax.processing.prompts import Clicks
 
     photo = np.asarray(frames_of(PHOTO)[0])
     annotator = Annotator.from_settings({})

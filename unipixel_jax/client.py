@@ -6,6 +6,7 @@ with Client("http://127.0.0.1:8000") as client:
     found.objects[0].mask()  # bool [height, width]
     for frame in client.track("clip.mp4", "Please segment the dog."):
         frame.objects[0].box
+    client.segment("photo.jpg", clicks=[Clicks(on=[(74, 147)], off=[(20, 30)])])
     client.chat("photo.jpg", "What is at the left?").text
 ```
 """
@@ -23,7 +24,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from unipixel_jax.processing.prompts import Box, Mask, Point
+from unipixel_jax.processing.prompts import Box, Clicks, Mask, Point
 from unipixel_jax.processing.rle import decode_mask, encode_mask
 
 Media = str | Path | bytes | Sequence[str | Path | bytes]
@@ -55,12 +56,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class SegmentedObject:
-    """What one ``<|seg|>`` stands for on F frames.
+    """What one ``<|seg|>`` stands for, or what clicks mark, on F frames.
 
     Attributes:
         number: its number, from 1 on.
         found: whether it is to be seen on any frame.
-        span: where its ``<|seg|>`` begins and ends in the text; None if it stood in the prompt.
+        span: where its ``<|seg|>`` begins and ends in the text; None if it stood in the prompt, or was clicked on.
         scores: probability that it is on the frame times the predicted IoU of its mask [F].
         presence: probability that it is on the frame [F].
         boxes: COCO's x, y, width, height in pixels, None where the mask is empty [F].
@@ -87,10 +88,10 @@ class Answer:
     """An answer and its objects.
 
     Attributes:
-        text: the words, special tokens included.
+        text: the words, special tokens included; empty with clicks.
         size: height and width of the media in pixels.
-        frames: the number of each frame in the clip.
-        objects: what its ``<|seg|>`` stand for.
+        frames: the number of each frame in the clip; with clicks, from the first marked frame on.
+        objects: what its ``<|seg|>`` stand for, or what the clicks mark.
         usage: how many tokens there were.
     """
 
@@ -160,23 +161,28 @@ class Client:
         """The name of the service's model."""
         return str(self._send("GET", "/v1/models")["data"][0]["id"])
 
-    def segment(self, media: Media, prompt: str, references: Sequence[Point | Box | Mask] = (), **options: Any) -> Answer:
-        """Answer a prompt about a photo or a clip, and segment each ``<|seg|>`` of the answer on every frame.
+    def segment(
+        self, media: Media, prompt: str | None = None, references: Sequence[Point | Box | Mask] = (), *, clicks: Sequence[Clicks] = (), **options: Any
+    ) -> Answer:
+        """Answer a prompt about a photo or a clip, and segment each ``<|seg|>`` of the answer on every frame; or segment what clicks mark, without words.
 
         Args:
             media: the photo or the clip.
-            prompt: any words.
+            prompt: any words; None with clicks.
             references: what each ``<region>`` of the prompt stands for, in its order.
+            clicks: what marks the objects, each of its own or by their numbers; in a clip they are followed from the first marked frame on.
             options: ``sample_frames``, ``max_new_tokens``, ``answer_start``.
 
         Raises:
             ServiceError: the service refuses, or does not answer.
         """
-        return _answer(self._send("POST", "/v1/segment", **_form(media, prompt, references, options)))
+        return _answer(self._send("POST", "/v1/segment", **_form(media, prompt, references, clicks, options)))
 
-    def track(self, media: Media, prompt: str, references: Sequence[Point | Box | Mask] = (), **options: Any) -> Iterator[Frame]:
-        """Follow what a prompt asks for, and yield each frame's result when it is there; the arguments and errors are those of ``segment``."""
-        with self._stream("/v1/track", **_form(media, prompt, references, options)) as response:
+    def track(
+        self, media: Media, prompt: str | None = None, references: Sequence[Point | Box | Mask] = (), *, clicks: Sequence[Clicks] = (), **options: Any
+    ) -> Iterator[Frame]:
+        """Follow what a prompt asks for, or what clicks mark, and yield each frame's result when it is there; arguments and errors are those of ``segment``."""
+        with self._stream("/v1/track", **_form(media, prompt, references, clicks, options)) as response:
             ended = False
             for kind, data in _events(response):
                 if kind == "error":
@@ -273,8 +279,13 @@ def _files(media: Media) -> list[bytes]:
     return [one if isinstance(one, bytes) else Path(one).read_bytes() for one in several]
 
 
-def _form(media: Media, prompt: str, references: Sequence[Point | Box | Mask], options: dict[str, Any]) -> dict[str, Any]:
-    asked = {"prompt": prompt, "references": [_reference(one) for one in references], **options}
+def _form(
+    media: Media, prompt: str | None, references: Sequence[Point | Box | Mask], clicks: Sequence[Clicks], options: dict[str, Any]
+) -> dict[str, Any]:
+    asked: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+    asked |= {"references": [_reference(one) for one in references]} if references else {}
+    asked |= {"clicks": [_clicks(one) for one in clicks]} if clicks else {}
+    asked |= options
     return {"data": {"request": json.dumps(asked)}, "files": [("file", ("file", content)) for content in _files(media)]}
 
 
@@ -284,6 +295,11 @@ def _reference(one: Point | Box | Mask) -> dict[str, Any]:
     if isinstance(one, Box):
         return {"box": [one.x0, one.y0, one.x1, one.y1], "frame": one.frame}
     return {"mask": encode_mask(one.array), "frame": one.frame}
+
+
+def _clicks(one: Clicks) -> dict[str, Any]:
+    masks = {name: None if array is None else encode_mask(array) for name, array in (("brush", one.brush), ("mask", one.mask))}
+    return {"on": one.on, "off": one.off, "box": one.box, **masks, "frame": one.frame, "number": one.number}
 
 
 def _part(content: bytes) -> dict[str, Any]:

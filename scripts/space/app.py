@@ -6,4 +6,5 @@ import sys
 from unipixel_jax.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["app", "--host", "0.0.0.0", "--port", os.environ.get("PORT", "7860"), "--model", os.environ.get("UNIPIXEL_MODEL", "shapes")]))
+    where = ["--host", "0.0.0.0", "--port", os.environ.get("GRADIO_SERVER_PORT", "7860")]
+    sys.exit(main(["app", *where, "--model", os.environ.get("UNIPIXEL_MODEL", "shapes")]))

@@ -8,7 +8,9 @@ from known_photo import CIRCLE, SQUARE, TRIANGLE, is_circle, is_square
 
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.annotating import BRUSH_POINTS, Annotator, Clicks, Region, label_for, numbers, prompts_of, stroke_points
+from unipixel_jax.infer.annotating import Annotator, Region, label_for, numbers, prompts_of
+from unipixel_jax.infer.clicks import BRUSH_POINTS, stroke_points
+from unipixel_jax.processing.prompts import Clicks
 
 
 def test_a_whole_sentence_is_asked_as_it_is(annotator):

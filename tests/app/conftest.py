@@ -40,14 +40,15 @@ def page(examples, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """The address of the page, the process that serves it, and the folder in which it keeps files."""
+def served(tmp_path_factory, request):
+    """The address of the page, the process that serves it, and the folder in which it keeps files. A file of tests may name further ``PAGE_OPTIONS``."""
     folder = tmp_path_factory.mktemp("served")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "log.txt"
     command = [sys.executable, "-m", "unipixel_jax.cli", "app", "--port", str(port), "--no-warm-up", "--max-new-tokens", "32", "--max-frames", "40"]
+    command += getattr(request.module, "PAGE_OPTIONS", [])
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(folder)})
     try:

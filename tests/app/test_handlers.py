@@ -1,7 +1,9 @@
 """The page's functions with the small model, without a browser."""
 
 import ast
+import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -111,7 +113,7 @@ def test_clicks_correct_a_clip_and_are_taken_back(page, examples):
 def test_regions_are_asked_about_on_the_frames_that_the_model_sees(page, examples):
     canvas = clicked(begun(str(examples[0][0].path), Limits()), POINT, *examples[0][0].places[-1])
     found = page.worker.ask(canvas.path, "What is <region>?", canvas.references)
-    assert found.prediction.text == "It is a large red cross." and found.first == 0
+    assert found.prediction.text == "It is a large red cross." and found.prediction.first == 0
     with pytest.raises(UserError, match="not in the clip"):
         page.worker.ask(canvas.path, "What is <region>?", [Point(3, 3, 1)])
 
@@ -199,3 +201,40 @@ def test_after_the_warm_up_nothing_is_compiled(page, examples, compiled):
         options = {"max_new_tokens": page.worker.limits.tokens, **page.worker.budget((height, width), True)}
         page.worker.model.segment(photo, "Please segment the blue square.", **options)
     assert compiled == []
+
+
+SHARING = """
+import sys
+from gradio import networking
+from unipixel_jax.app.worker import Worker
+from unipixel_jax.cli import main
+from unipixel_jax.errors import UserError
+
+def tunnel(local_port, **more):
+    print(f"asked for {local_port}", flush=True)
+    if sys.argv[2] == "works":
+        return "https://words.gradio.live"
+    raise ConnectionError("no network")
+
+def enough(worker):
+    raise UserError("that is enough")
+
+networking.setup_tunnel, Worker.start = tunnel, enough
+sys.exit(main(["app", "--port", sys.argv[1], *sys.argv[3:]]))
+"""
+
+
+@pytest.mark.parametrize(("tunnel", "options"), [("works", ["--share"]), ("fails", ["--share"]), ("works", [])])
+def test_a_public_address_is_asked_for_and_told(tunnel, options, tmp_path):
+    """A stand-in takes the place of Gradio's servers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SHARING, str(port), tunnel, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"TMPDIR": str(tmp_path)})
+    lines = done.stdout.splitlines()
+    assert f"the page is at http://127.0.0.1:{port}/" in lines and (f"asked for {port}" in lines) == bool(options)
+    assert ("the page is at https://words.gradio.live" in lines) == (tunnel == "works" and bool(options))
+    without = "no public address could be had from Gradio's servers: the page goes on without one"
+    assert (without in done.stderr.splitlines()) == (tunnel == "fails")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: that is enough" and "Traceback" not in done.stderr + done.stdout

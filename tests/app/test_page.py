@@ -217,6 +217,7 @@ def test_a_click_changes_the_mask_and_the_rest_of_the_clip(visitor, examples):
 def test_live_clip_and_camera(visitor, examples):
     clip = examples[1][0]
     visitor.open().tab("Live")
+    assert [label.text.strip() for label in visitor.all("#live-kind label")] == ["Camera", "Clip"], "streams need --allow-url"
     visitor.choose("live-kind", "Clip")
     visitor.upload("live-clip", clip.path)
     visitor.write("live-prompt", clip.prompt)

@@ -109,13 +109,13 @@ def result(text="A <b> <|seg|> and [0], [7].", first=1, path="photo.png", frames
     where = text.find("<|seg|>")
     span = None if where < 0 else (where, where + len("<|seg|>"))
     item = SegmentedObject.from_masks(masks, sure, sure, span)
-    return Result(Path(path), Prediction(text, [1, 2, 3], [item], list(range(frames)), (40, 60), ("the <i>dog</i>",)), Figures(2.0, 3, 0.5, frames), first)
+    return Result(Path(path), Prediction(text, [1, 2, 3], [item], list(range(frames)), (40, 60), ("the <i>dog</i>",), first), Figures(2.0, 3, 0.5, frames))
 
 
 def test_answers_are_coloured_and_escaped():
     found = result()
     assert words(found.prediction) == f"A &lt;b&gt; {chip(1)} and [0], [7]."
-    assert words(found.prediction, 0, known=1) == f"A &lt;b&gt; {chip(0)} and {chip(0)}, [7]."
+    assert words(result(first=0).prediction, known=1) == f"A &lt;b&gt; {chip(0)} and {chip(0)}, [7]."
     assert "250 pixels, score 0.90" in card(found) and "2.00 s · 3 tokens · 6.0 tokens/s" in card(found)
     assert "<script>" not in card(found, "<script>")
     assert figures(Figures(2.0, 4, 1.0, 10)) == "2.00 s · 4 tokens · 4.0 tokens/s · 10.0 frames/s"

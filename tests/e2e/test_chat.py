@@ -64,6 +64,7 @@ def test_turns_on_the_cache_are_those_of_the_whole_conversation(model, scene):
         known = list(chat.objects)
         found = chat.ask(question, own, max_new_tokens=new_tokens)
         assert len(chat.objects) == len(known) + len(found.objects) + sum(isinstance(r, Mask) for r in own)
+        assert [chat.objects[number] for number in found.numbers] == list(found.objects)
         references += [r for r in own if not isinstance(r, Mask)]
         messages = chat._read.messages
         told = chat.objects[: chat._told]

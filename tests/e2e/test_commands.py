@@ -14,7 +14,10 @@ from PIL import Image
 from unipixel_jax.cli import COMMANDS, main
 from unipixel_jax.demo import ASSETS
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.visualize import draw_objects
+from unipixel_jax.processing.media import read_media
 from unipixel_jax.processing.prompts import Box, Point
+from unipixel_jax.processing.rle import decode_mask
 
 TORCH_CHECKPOINT = Path(__file__).parents[1] / "recordings" / "nano_a" / "checkpoint"
 
@@ -57,6 +60,21 @@ def test_a_question_about_a_point_and_a_box(directory, tmp_path, capsys):
     where = ["--point", "30,40", "--box", "10,10,60,50", "--output-dir", str(tmp_path), "--max-new-tokens", "2"]
     assert main(["ask", str(ASSETS / "photo.png"), "Is <region> left of <region>?", "--model", str(directory), *where, "--attention", "xla_chunked"]) == 0
     assert "1" in capsys.readouterr().out
+
+
+def test_an_answer_and_the_list_below_it_count_objects_alike(tmp_path, capsys):
+    """The small model answers that the blue square is larger than the green triangle, and calls it [1]."""
+    where = ["--point", "74,147", "--point", "124,222", "--output-dir", str(tmp_path), "--json", str(tmp_path / "a.json")]
+    assert main(["ask", str(ASSETS / "photo.png"), "Which is larger, <region> or <region>?", *where]) == 0
+    said, triangle, square, path = capsys.readouterr().out.splitlines()
+    assert said == "[1] is larger." and triangle.startswith("[0] ") and square.startswith("[1] ")
+    areas = [int(re.match(r"\[\d\] (\d+) pixels", line)[1]) for line in (triangle, square)]
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert [(item["number"], item["areas"][0]) for item in report["objects"]] == [(0, areas[0]), (1, areas[1])] and areas[0] < areas[1]
+    clip = read_media(ASSETS / "photo.png")
+    with Image.open(path) as overlay:
+        drawn = draw_objects(clip.frames[0], [decode_mask(item["masks"][0]) for item in report["objects"]], [0, 1])
+        np.testing.assert_array_equal(np.asarray(overlay), drawn)
 
 
 PHOTO = str(ASSETS / "photo.png")

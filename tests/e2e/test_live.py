@@ -1,5 +1,6 @@
 """Jobs that come live: answers are those of each alone, in whatever pieces they are made and whoever comes beside them; what nobody waits for is given up."""
 
+import itertools
 import queue
 import threading
 
@@ -15,6 +16,8 @@ from unipixel_jax.infer.clips import AT_ONCE
 from unipixel_jax.infer.generate import Sampling
 from unipixel_jax.infer.job_source import Watcher
 from unipixel_jax.infer.many import Job, Options
+from unipixel_jax.processing.frames import Frame, FrameSource
+from unipixel_jax.processing.prompts import Clicks, numbered
 
 NEW = 24
 
@@ -143,6 +146,21 @@ def test_clips_whose_users_are_not_ready_let_others_pass(running, scenes):
     for job in slow:
         job.watcher.is_ready = True
     assert all(running.get(job.id).prediction is not None and len(job.watcher.lines) == 6 for job in slow)
+
+
+def test_photos_with_clicks_or_words_do_not_wait_for_clips(running, scenes):
+    endless = FrameSource("long", 1 << 30, None, False, lambda: (Frame(number, None, scenes[3].frames[number % 6]) for number in itertools.count()))
+    clicks = numbered([Clicks([(40, 40)])])
+    clips = [Job(endless, "", clicks=clicks, id=f"long {number}", watcher=Seen(takes_frames=True)) for number in range(AT_ONCE + 1)]
+    running.put(*clips)
+    running.put(Job(scenes[0].frames[0], "", clicks=clicks, id="clicks beside", watcher=Seen()), question(scenes[0], id="words beside"))
+    found = running.get("clicks beside").prediction
+    assert found.text == "" and len(found.objects) == 1 and running.get("words beside").prediction.objects
+    assert not any(job.id in running.found for job in clips)
+    for job in clips:
+        job.watcher.cancelled = True
+    assert all(running.get(job.id).reason == "cancelled" for job in clips)
+    assert sum(bool(job.watcher.lines) for job in clips) == AT_ONCE and all(job.watcher.texts == [""] for job in clips)
 
 
 def test_pieces_of_tokens_give_the_whole_answer(model, running, scenes, monkeypatch):

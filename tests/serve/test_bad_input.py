@@ -26,6 +26,10 @@ def changed(**changes):
     return {"json": PLAIN | changes}
 
 
+def clicked(**changes):
+    return {"json": {"media": text64(PHOTO), "clicks": [changes]}}
+
+
 NESTED = b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 HUGE = b'{"prompt": "x", "media": "aa", "sample_frames": ' + b"9" * 5000 + b"}"
 CASES = {
@@ -65,6 +69,19 @@ CASES = {
     "other frame": (changed(references=[{"point": [1, 1], "frame": 3}]), 422, "frame 3"),
     "empty mask": (changed(references=[{"mask": {"size": [32, 32], "counts": "P10"}}]), 422, "run|mask"),
     "mask of another size": (changed(references=[{"mask": {"size": [2, 2], "counts": "04"}}]), 422, "the mask is"),
+    "neither words nor clicks": ({"json": {"media": text64(PHOTO)}}, 422, "neither a prompt nor clicks are given"),
+    "words and clicks": (changed(clicks=[{"on": [[1, 1]]}]), 422, "clicks are given with prompt, max_new_tokens: leave those out"),
+    "unknown field of clicks": (clicked(points=[[1, 1]]), 422, "clicks.0.points: is no field that is known here"),
+    "click of three numbers": (clicked(on=[[1, 1, 1]]), 422, r"clicks\.0\.on\.0: "),
+    "too many clicks": ({"json": {"media": text64(PHOTO), "clicks": [{"on": [[1, 1]]}] * 65}}, 422, "clicks: "),
+    "too many points": (clicked(on=[[1, 1]] * 33), 422, r"clicks\.0\.on: "),
+    "click outside": (clicked(on=[[33, 1]]), 422, "the point 33,1 lies outside the picture of 32x32"),
+    "click on another frame": (clicked(on=[[1, 1]], frame=3), 422, "has no frame 3"),
+    "clicks without media": ({"json": {"clicks": [{"on": [[1, 1]]}]}}, 422, "holds no media"),
+    "no run lengths": (clicked(mask={"size": [32, 32], "counts": "P10"}), 422, "run"),
+    "large mask of clicks": (clicked(mask={"size": [700, 700], "counts": "0"}), 413, "a mask is of 700x700 pixels"),
+    "bomb of a mask of clicks": (clicked(mask={"size": [1 << 40, 1 << 40], "counts": "0"}), 422, "size"),
+    "clicks on what is no photo": ({"json": {"media": text64(b"nonsense" * 50), "clicks": [{"on": [[1, 1]]}]}}, 422, "is not a photo or video"),
     "bomb of a mask": (changed(references=[{"mask": {"size": [1 << 40, 1 << 40], "counts": "0"}}]), 422, "size"),
     "token of the model": (changed(prompt="<|video_pad|>"), 422, "leave those tokens out"),
     "end of a turn": (changed(answer_start="<|im_end|>"), 422, "leave them out"),

@@ -80,7 +80,7 @@ def test_a_signal_ends_it_after_the_requests_that_it_has_taken(tmp_path, scenes)
         with Client(process.url, KEY) as client:
             try:
                 found.append(client.segment(png(scenes[0].frames[0]), question(scenes[0])).text)
-            except ServiceError as error:  # it came after the signal, where a connection may be refused
+            except ServiceError as error:  # it came after the signal, where a connection may be refused, or closed before its request was read
                 found.append(error.code or type(error.__cause__).__name__)
 
     with Client(process.url, KEY) as client:
@@ -94,7 +94,7 @@ def test_a_signal_ends_it_after_the_requests_that_it_has_taken(tmp_path, scenes)
     assert process.end(signal.SIGTERM) == (0, "")
     for thread in asked:
         thread.join()
-    answers = [text for text in found if text not in ("stopping", "ConnectError")]
+    answers = [text for text in found if text not in ("stopping", "ConnectError", "ReadError")]
     assert len(found) == 8 and len(answers) >= 3 and len(set(answers)) == 1 and not list(tmp_path.iterdir())
 
 

@@ -60,6 +60,16 @@ def test_the_frames_of_a_clip_are_sent_as_they_come(client, model, clip):
     assert [encode_mask(frame.objects[0].mask()) for frame in tracked] == list(whole.objects[0].masks)
 
 
+def test_a_photo_is_followed_for_one_frame(running, client, scenes):
+    photo, before = png(scenes[0].frames[0]), running.metric("unipixel_masks_total")
+    (frame,) = client.track(photo, question(scenes[0]))
+    assert running.metric("unipixel_masks_total") - before == len(frame.objects) == 1
+    (item,) = client.segment(photo, question(scenes[0])).objects
+    (own,) = frame.objects
+    assert frame.number == 0 and (own.number, own.encoded, own.box, own.area) == (1, item.masks[0], item.boxes[0], item.areas[0])
+    assert [own.score, own.presence] == [item.scores[0], item.presence[0]]
+
+
 def test_an_answer_without_objects_has_no_frames(client, clip):
     assert list(client.track([png(frame) for frame in clip.frames], "What is <region>?", [Point(40, 50)], sample_frames=4)) == []
 

@@ -109,6 +109,19 @@ def test_one_frame_and_a_part_of_it(tmp_path, make):
     same(source.sample(16), Clip(every.frames[7:8, 2:4, 1:4], np.array([7]), True, every.name, over))
 
 
+@pytest.mark.parametrize("make", [folder, transparent, animation, video])
+def test_frames_are_taken_by_their_numbers(tmp_path, make):
+    media = make(tmp_path)
+    source, every = replace(open_frames(media), crop=Crop(1, 2, 3, 2)), read_media(media, None)
+    taken = source.take([0, 7, COUNT - 1])
+    assert [frame.number for frame in taken] == [0, 7, COUNT - 1]
+    np.testing.assert_array_equal([frame.pixels for frame in taken], every.frames[[0, 7, COUNT - 1], 2:4, 1:4])
+    with pytest.raises(UserError, match=f"has no frame {COUNT}: expected 0 to {COUNT - 1}"):
+        source.take([3, COUNT])
+    with pytest.raises(UserError, match="has no frame 8: expected 7, since it is one picture"):
+        source.only(7).take([8])
+
+
 def test_a_stream_gives_its_first_frame_again(tmp_path):
     source, clip = replace(open_frames(iter(array(tmp_path))), crop=Crop(0, 0, 2, 2)).with_first_frame()
     assert clip.is_image and clip.indices.tolist() == [0]
@@ -170,6 +183,15 @@ def test_a_video_that_breaks_off_gives_the_frames_before(tmp_path, caplog):
     assert f"only the first {len(frames)} frames are used" in warning and str(path) in warning
     assert clip.indices[0] == 0 and clip.indices[-1] == len(frames) - 1 and len(clip.frames) == 5
     np.testing.assert_array_equal(clip.frames, every[clip.indices])
+
+
+def test_frames_before_a_break_are_taken(tmp_path):
+    path, every = broken(tmp_path)
+    source = open_frames(path)
+    (frame,) = source.take([12])
+    np.testing.assert_array_equal(frame.pixels, every[12])
+    with pytest.raises(UserError, match=r"broken or incomplete \(frame 55 cannot be read\)"):
+        replace(source, count=60).take([12, 55])
 
 
 def test_nothing_is_left_of_a_part_after_the_break(tmp_path):

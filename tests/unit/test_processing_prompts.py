@@ -9,7 +9,7 @@ from unipixel_jax.config import VisionConfig
 from unipixel_jax.core.buckets import BUCKETS
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.memory import memory_grid, memory_prefix, memory_tokens
-from unipixel_jax.processing.prompts import Box, Mask, Point, locating_turn, name_regions, reference_table, to_square
+from unipixel_jax.processing.prompts import Box, Clicks, Mask, Point, locating_turn, name_regions, numbered, reference_table, to_square
 
 CONFIG = VisionConfig()
 
@@ -57,6 +57,29 @@ def test_locating_turn_is_worded_as_in_training():
     question, answer = locating_turn("Who follows <region> and <region>?", 2)
     assert question == "Who follows [0] <|ref|> and [1] <|ref|>?. Please localize the relevant objects with IDs."
     assert answer == "[0] <|seg|> [1] <|seg|>"
+
+
+def test_clicks_are_objects_of_their_own_or_have_numbers():
+    alone = numbered([Clicks([(1, 2)]), Clicks(box=(1, 2, 3, 4), frame=3)])
+    assert [(one.number, one.frame) for one in alone] == [(1, 0), (2, 3)] and numbered([]) == []
+    given = [Clicks([(1, 2)], number=2), Clicks([(1, 2)], number=1, frame=1), Clicks([(1, 2)], number=2, frame=1)]
+    assert numbered(given) == given
+
+
+@pytest.mark.parametrize(
+    ("clicks", "message"),
+    [
+        ([Clicks()], "clicks 1 hold nothing: give a point on the object"),
+        ([Clicks([(1, 2)]), Clicks(off=[(1, 2)])], "clicks 2 hold points beside an object alone"),
+        ([Clicks([(1, 2)], number=2)], r"are 2: expected 1, 2, \.\.\. without gaps"),
+        ([Clicks([(1, 2)], number=0)], "are 0: expected"),
+        ([Clicks([(1, 2)]), Clicks([(1, 2)], number=1)], "are none, 1: expected"),
+        ([Clicks([(1, 2)], number=1, frame=4), Clicks(box=(1, 2, 3, 4), number=1, frame=4)], "object 1 is clicked on twice on frame 4"),
+    ],
+)
+def test_clicks_that_mark_nothing(clicks, message):
+    with pytest.raises(UserError, match=message):
+        numbered(clicks)
 
 
 def test_masks_on_a_clip():

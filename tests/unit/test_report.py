@@ -34,6 +34,16 @@ def test_a_photo_has_its_box_and_nothing_more(capsys):
     assert capsys.readouterr() == ("[1].\n[1] 2 pixels, box [0, 0, 2, 1], score 0.30\n", "")
 
 
+def test_objects_are_counted_as_the_words_count_them(capsys):
+    found = Prediction("[1] is larger.", [], [item([2], 0), item([5], 0)], [0], (4, 5), ["Which is larger?"], first=0)
+    print_prediction(found)
+    assert capsys.readouterr().out.splitlines() == [
+        "[1] is larger.", "[0] 2 pixels, box [0, 0, 2, 1], score 0.30", "[1] 5 pixels, box [0, 0, 5, 1], score 0.30"
+    ]  # fmt: skip
+    told = found.to_json()
+    assert [part["number"] for part in told["objects"]] == told["prompts"][0]["objects"] == list(found.numbers) == [0, 1]
+
+
 def test_answers_are_joined_with_their_spans():
     first, second = Answer("a <|seg|>", [1, 2], np.ones((2, 3)), [None, (2, 9)]), Answer("b", [3], np.ones((0, 3)), [])
     whole = ClipAnswer.joined([first, second, Answer("<|seg|>", [2], np.ones((1, 3)), [(0, 7)])], ["a", "b", "c"], [0], (4, 6))

@@ -1,6 +1,7 @@
 """Drawing objects over photos and clips."""
 
 import sys
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -87,6 +88,7 @@ def test_answers_show_numbers_for_segments():
     prediction = Prediction("A <|seg|> and <|seg|>.", [], [item(None), item((2, 9)), item((14, 21))], [0], (4, 6))
     assert format_answer(prediction, colour=False) == "A [2] and [3]."
     assert format_answer(prediction) == f"A {color_label(2)} and {color_label(3)}."
+    assert format_answer(replace(prediction, first=0), colour=False) == "A [1] and [2]."
 
 
 def test_a_photo_file_holds_what_was_drawn(tmp_path):

@@ -20,16 +20,15 @@ def chip(number: int, name: str = "") -> str:
     return f'<span class="ux-chip ux-object-{colour}">{label}</span>'
 
 
-def words(prediction: Prediction, first: int = 1, known: int = 0) -> str:
+def words(prediction: Prediction, known: int = 0) -> str:
     """The answer's text, with a chip in place of each ``<|seg|>``, and of each number in brackets of an object that is known.
 
     Args:
         prediction: the answer.
-        first: the number of its first object.
         known: how many objects the words may speak of by numbers in brackets, which begin at 0.
     """
     pieces, done = [], 0
-    for number, item in enumerate(prediction.objects, start=first):
+    for number, item in zip(prediction.numbers, prediction.objects, strict=True):
         if item.span is not None:
             pieces += [_bracketed(prediction.text[done : item.span[0]], known), chip(number)]
             done = item.span[1]
@@ -53,12 +52,13 @@ def card(result: Result, note: str = "") -> str:
     """
     prediction = result.prediction
     rows = [
-        f'<li>{chip(number)}<span>{_where(item)}{_asked(prediction, item)}</span></li>' for number, item in enumerate(prediction.objects, start=result.first)
+        f'<li>{chip(number)}<span>{_where(item)}{_asked(prediction, item)}</span></li>'
+        for number, item in zip(prediction.numbers, prediction.objects, strict=True)
     ]
     if not prediction.objects:
         note = note or "Nothing is segmented: no such object is there, or the words do not ask for a mask."
-    known = len(prediction.objects) if result.first == 0 else 0
-    said = words(prediction, result.first, known) or "<em>no words</em>"
+    known = len(prediction.objects) if prediction.first == 0 else 0
+    said = words(prediction, known) or "<em>no words</em>"
     listed = f'<ul class="ux-objects">{"".join(rows)}</ul>' if rows else ""
     noted = f'<p class="ux-note">{escape(note)}</p>' if note else ""
     return f'<div class="ux-card"><p class="ux-said">{said}</p>{listed}{noted}<p class="ux-figures">{figures(result.figures)}</p></div>'

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -108,6 +109,8 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     try:
         for address in filter(None, (local, public)):
             print(f"the page is at {address}", flush=True)
+        if args.share and public is None:
+            print("no public address could be had from Gradio's servers: the page goes on without one", file=sys.stderr, flush=True)
         worker.start()
         if not args.no_warm_up:
             worker.warm_up()

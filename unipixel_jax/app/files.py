@@ -76,7 +76,7 @@ def frames_of(result: Result) -> Iterator[FrameResult]:
     if not result.path.exists():
         raise UserError("the upload is no longer here, since files are removed after a while: upload it again")
     places = {frame: place for place, frame in enumerate(prediction.frames)}
-    numbers = tuple(range(result.first, result.first + len(prediction.objects)))
+    numbers = tuple(prediction.numbers)
     for frame in open_frames(result.path):
         if (place := places.get(frame.number)) is not None:
             yield _frame(result, frame, place, numbers)

@@ -91,16 +91,20 @@ def look(worker: Worker, following: Following | None, frame: NDArray[np.uint8] |
 
 
 def play(worker: Worker, source: FrameSource, prompt: str) -> Iterator[str]:
-    """Follow objects through a clip or a stream; each frame as HTML when it is done.
+    """Follow objects through a clip or a stream; each frame as HTML when it is done. While a stream's next frame is waited for, others have the model.
 
     Raises:
         UserError: there are no words, or see ``UniPixel.track``.
     """
-    first, times = None, deque[float](maxlen=RECENT)
+    asked, times = require_prompt(prompt), deque[float](maxlen=RECENT)
     if source.count is None:
-        source, clip = source.with_first_frame()
-        first = clip.frames.shape[1:3]
-    stream = worker.track(source, require_prompt(prompt), first)
+        following = None
+        for frame in source:
+            following, shown = look(worker, following, frame.pixels, asked)
+            if shown is not None:
+                yield shown
+        return
+    stream = worker.track(source, asked)
     if not stream.answer.spans:
         for frame in source:
             yield frame_html(frame.pixels, f"nothing found · {_said(stream)}")

@@ -64,13 +64,11 @@ class Result:
         path: the upload.
         prediction: the answer.
         figures: what it cost.
-        first: the number of the first object: 1, or 0 where the words speak of objects by numbers in brackets.
     """
 
     path: Path
     prediction: Prediction
     figures: Figures
-    first: int = 1
 
 
 @dataclass(eq=False)
@@ -239,7 +237,7 @@ class Worker:
         with self.turn() as model:
             found = model.ask(clip, question, references, max_new_tokens=self.limits.tokens, **self.budget(clip.frames.shape[1:3], clip.is_image))
         figures = Figures(time.perf_counter() - began, len(found.tokens), None, len(found.frames))
-        return Result(Path(str(path)), found, figures, first=0)
+        return Result(Path(str(path)), found, figures)
 
     def chat(self, path: str | Path | None) -> Chat:
         """Begin a conversation about an upload.

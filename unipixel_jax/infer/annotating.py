@@ -11,29 +11,23 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.errors import UserError
+from unipixel_jax.infer.clicks import find_by_clicks, marks_of
 from unipixel_jax.infer.exports.base import class_name
 from unipixel_jax.infer.loading import EMBEDDED
-from unipixel_jax.infer.masks import sigmoid
 from unipixel_jax.infer.predictor import UniPixel
 from unipixel_jax.infer.sam2 import EncodedImage, Sam2Predictor
-from unipixel_jax.infer.tracking import resized
 from unipixel_jax.processing.media import Clip, Media, read_media
+from unipixel_jax.processing.prompts import Clicks
 
 MAX_PROMPTS = 32
 """Prompts in one text at most; the language model reads the picture once for each."""
-BRUSH_POINTS = 8
-"""The points that stand for a brush stroke."""
-_STROKE_PIXELS = 4096
-"""Pixels of a stroke at most among which its points are chosen."""
-_SURE = 10.0
-"""The logit of a pixel of a mask that is corrected, as SAM 2 takes masks."""
 _DETERMINED = re.compile(r"(a|all|an|any|both|each|every|her|his|its|my|our|that|the|their|these|this|those|your)\b", re.IGNORECASE)
 
 
@@ -50,26 +44,6 @@ class Region:
     label: str
     mask: NDArray[np.bool_]
     score: float
-
-
-@dataclass(frozen=True, eq=False)
-class Clicks:
-    """What an annotator marked of one object.
-
-    Attributes:
-        on: points (x, y) on the object, in pixels from the left and from the top.
-        off: points beside it.
-        box: left, top, right and bottom in pixels; what reaches beyond the picture is cut off.
-        brush: a stroke along the object, bool [H, W].
-    """
-
-    on: Sequence[tuple[float, float]] = ()
-    off: Sequence[tuple[float, float]] = ()
-    box: tuple[float, float, float, float] | None = None
-    brush: NDArray[np.bool_] | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.on or self.off or self.box or self.brush is not None)
 
 
 class Annotator:
@@ -140,41 +114,23 @@ class Annotator:
         return [Region(labels[item.prompt], item.mask(0), float(item.scores[0])) for item in found.objects if item.found]
 
     def _by_clicks(self, pixels: NDArray[np.uint8], regions: list[Region], clicks: Clicks) -> list[Region]:
-        size = pixels.shape[:2]
-        on = [*clicks.on, *(stroke_points(clicks.brush) if clicks.brush is not None else ())]
-        points = [*on, *clicks.off]
-        for x, y in points:
-            if not (0 <= x <= size[1] and 0 <= y <= size[0]):
-                raise UserError(f"the point {x:g},{y:g} lies outside the picture of {size[1]}x{size[0]} pixels")
+        height, width = pixels.shape[:2]
+        on = marks_of(clicks, (height, width)).on
         place = max(range(len(regions)), key=lambda index: _touched(regions[index].mask, on), default=0)
-        known = regions[place].mask if regions else None
-        mask, score = self._corrected(pixels, known, points, [1] * len(on) + [0] * len(clicks.off), clicks.box and _within(clicks.box, size))
+        mask, score = self._corrected(pixels, replace(clicks, mask=regions[place].mask) if regions else clicks)
         found = Region(regions[place].label if regions else "", mask, score)
         return [region for region in [*regions[:place], found, *regions[place + 1 :]] if region.mask.any()]
 
-    def _corrected(
-        self,
-        pixels: NDArray[np.uint8],
-        known: NDArray[np.bool_] | None,
-        points: Sequence[tuple[float, float]],
-        labels: Sequence[int],
-        box: Sequence[float] | None,
-    ) -> tuple[NDArray[np.bool_], float]:
-        """The mask of one object and its score: of the four masks that SAM 2.1 gives, the one with the highest predicted IoU."""
+    def _corrected(self, pixels: NDArray[np.uint8], clicks: Clicks) -> tuple[NDArray[np.bool_], float]:
+        """The mask of one object and its score. The picture is looked at where it is not the last one."""
         loaded = self._model.loaded
         predictor = Sam2Predictor(loaded.model.sam2)
-        given: dict[str, Any] = {"points": points, "labels": labels} if points else {}
-        if known is not None:
-            side = 4 * loaded.config.sam2.grid
-            given["mask_input"] = resized(known.astype(np.float32) * (2 * _SURE) - _SURE, side)
         with loaded.on_mesh():
             key = hashlib.sha256(pixels.tobytes()).digest() + repr(pixels.shape).encode()
             if self._seen is None or self._seen[0] != key:
                 self._seen = key, predictor.encode(pixels)
-            found = [predictor.segment(self._seen[1], box=box, multimask=several, **given) for several in (False, True)]
-        masks, iou = (np.concatenate([getattr(answer, name)[0] for answer in found]) for name in ("masks", "iou"))
-        best = int(np.argmax(iou))
-        return masks[best], float(iou[best] * sigmoid(found[0].presence)[0])
+            found = find_by_clicks(predictor, self._seen[1], clicks)
+        return found.mask, found.iou * found.presence
 
 
 def prompts_of(text: str) -> dict[str, str]:
@@ -222,39 +178,6 @@ def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
     if not sound:
         raise UserError(f"{what} is {str(value)[:60]}, expected {count} finite numbers")
     return tuple(map(float, value))
-
-
-def stroke_points(brush: NDArray[np.bool_]) -> list[tuple[float, float]]:
-    """Points (x, y) that are spread over a brush stroke [H, W]: first the pixel next to its middle, then each time the one farthest from those before.
-
-    Raises:
-        UserError: the stroke is empty.
-    """
-    pixels = np.argwhere(brush)[:, ::-1] + 0.5
-    if not len(pixels):
-        raise UserError("the brush stroke is empty: mark at least one pixel")
-    pixels = pixels[:: -(-len(pixels) // _STROKE_PIXELS)]
-    chosen = [int(np.argmin(_distances(pixels, pixels.mean(0))))]
-    nearest = _distances(pixels, pixels[chosen[0]])
-    while len(chosen) < BRUSH_POINTS and nearest.max() > 0:
-        chosen.append(int(np.argmax(nearest)))
-        nearest = np.minimum(nearest, _distances(pixels, pixels[chosen[-1]]))
-    return [(float(x), float(y)) for x, y in pixels[chosen]]
-
-
-def _distances(points: NDArray[np.floating], to: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.square(points - to[None]).sum(1)
-
-
-def _within(box: tuple[float, float, float, float], size: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """The part of a box that lies within a picture of the size (height, width)."""
-    height, width = size
-    left, right = sorted((box[0], box[2]))
-    top, bottom = sorted((box[1], box[3]))
-    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
-    if left >= right or top >= bottom:
-        raise UserError(f"the box {', '.join(f'{value:g}' for value in box)} has no area within the picture of {width}x{height} pixels")
-    return left, top, right, bottom
 
 
 def _touched(mask: NDArray[np.bool_], points: Iterable[tuple[float, float]]) -> int:

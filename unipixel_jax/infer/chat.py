@@ -162,7 +162,7 @@ class Chat:
             max_new_tokens: where the answer is cut off.
 
         Returns:
-            The answer; its objects are those that this turn has found, and the last of ``objects`` from now on.
+            The answer; its objects are those that this turn has found, and the last of ``objects`` from now on, whose numbers they have.
 
         Raises:
             UserError: an empty question, references that do not fit, or a conversation that has become too long.
@@ -179,7 +179,8 @@ class Chat:
         grid = memory_grid(np.stack([item.masks for item in new]), self._media.grid_thw, self._loaded.config.vision) if new else None
         told = range(self._told, self._told + len(new))
         message = self._message(named if grid is None else memory_prefix(grid, count, told) + named)
-        found = self._answer(message, [r for r in references if not isinstance(r, Mask)], grid, max_new_tokens)
+        pointed = [r for r in references if not isinstance(r, Mask)]
+        found = self._answer(message, pointed, grid, max_new_tokens, len(self.objects) + len(given))
         self._told = told.stop
         self.objects += [*given, *found.objects]
         return found
@@ -192,7 +193,7 @@ class Chat:
     def _message(self, text: str) -> Message:
         return {"role": "user", "content": text} if self._read.messages else batch.user_turn(text)[0]
 
-    def _answer(self, message: Message, references: Sequence[Point | Box], memory: NDArray[np.bool_] | None, max_new_tokens: int) -> Prediction:
+    def _answer(self, message: Message, references: Sequence[Point | Box], memory: NDArray[np.bool_] | None, max_new_tokens: int, known: int) -> Prediction:
         loaded, read = self._loaded, self._read
         messages = (*read.messages, message)
         text = added_text(messages, read.text, loaded.tokenizer)
@@ -226,7 +227,7 @@ class Chat:
             position=read.position + steps,
         )
         self._turns += 1
-        return Prediction(said, tokens.tolist(), objects, self.clip.indices.tolist(), self.clip.frames.shape[1:3])
+        return Prediction(said, tokens.tolist(), objects, self.clip.indices.tolist(), self.clip.frames.shape[1:3], first=known)
 
     def _segment(self, hidden: NDArray[np.generic], spans: Sequence[tuple[int, int] | None]) -> list[SegmentedObject]:
         assert self._media.frames is not None, "media are prepared for masks"

@@ -139,15 +139,15 @@ def _ask(args: argparse.Namespace, chat: Chat, question: str, references: list[P
     from unipixel_jax.infer.visualize import color_label, format_answer
 
     found = chat.ask(question, references, max_new_tokens=args.max_new_tokens)
-    first, colour = len(chat.objects) - len(found.objects), sys.stdout.isatty()
-    print(format_answer(found, colour, first))
-    for place, item in enumerate(found.objects, start=first):
+    colour = sys.stdout.isatty()
+    print(format_answer(found, colour))
+    for place, item in zip(found.numbers, found.objects, strict=True):
         seen = sum(area > 0 for area in item.areas)
         where = f"in {seen} of {len(item.areas)} frames" if len(item.areas) > 1 else f"{item.areas[0]} pixels, box {item.boxes[0]}"
         print(f"{color_label(place, colour)} {where}")
     if found.objects:
         path = _overlay(args, chat.clip.name, number, len(chat.clip.frames))
-        save_overlay(path, chat.clip.frames, [item.masks for item in found.objects], first=first)
+        save_overlay(path, chat.clip.frames, [item.masks for item in found.objects], first=found.first)
         print(path)
     sys.stdout.flush()
 

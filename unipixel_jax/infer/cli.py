@@ -338,7 +338,7 @@ def _report(args: argparse.Namespace, prediction: Prediction, clip: Clip, overla
         prediction.save_json(args.json)
     if args.masks is not None:
         prediction.save_masks(args.masks)
-    save_overlay(overlay, clip.frames, [item.masks for item in prediction.objects], look=args.look)
+    save_overlay(overlay, clip.frames, [item.masks for item in prediction.objects], first=prediction.first, look=args.look)
     print(overlay)
     return 0
 

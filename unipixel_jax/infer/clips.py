@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unipixel_jax.infer.job_source import Job, Outcome, Ready, failed
+from unipixel_jax.infer.clicks import clicked
+from unipixel_jax.infer.job_source import Job, Marked, Outcome, Ready, Watcher, failed
 from unipixel_jax.infer.loading import LoadedModel
-from unipixel_jax.infer.prediction import Answer, ClipAnswer, Collector
+from unipixel_jax.infer.prediction import Answer, ClipAnswer, Collector, FrameResult
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.processing.media import sample_indices
 
@@ -19,10 +20,21 @@ AT_ONCE, OPEN = 4, 16
 pass. All others wait."""
 
 
+Results = Stream | Generator[FrameResult, None, None]
+"""The results of a clip's frames; closing them stops its reading."""
+
+
 def clip_answer(ready: Ready, answer: Answer) -> ClipAnswer:
     """A job's answer as the one answer about its media."""
     sampled = (ready.source.first + sample_indices(len(ready.source), ready.job.sample_frames)).tolist()
     return ClipAnswer.joined([answer], [ready.job.prompt], sampled, ready.media.frame_size)
+
+
+def no_answer(marked: Marked) -> ClipAnswer:
+    """What stands for an answer where clicks are in the place of words: no text, and an object for each number."""
+    count = max(one.number or 0 for one in marked.job.clicks)
+    sampled, size = [frame.number for frame in marked.frames], marked.frames[0].pixels.shape[:2]
+    return ClipAnswer.joined([Answer("", [], np.zeros((count, 0), np.float32), [None] * count)], [""], sampled, size)
 
 
 def no_words(frame: NDArray[np.uint8], words: str) -> Answer:
@@ -47,7 +59,11 @@ class Clips:
 
     def add(self, ready: Ready, answer: ClipAnswer) -> None:
         """Take an answer with objects; they are followed when their turn comes."""
-        self._waiting.append(_Clip(ready, answer, lambda: Stream(self._loaded, no_words, ready.source, answer)))
+        self._waiting.append(_Clip(ready.job, answer, lambda: Stream(self._loaded, no_words, ready.source, answer)))
+
+    def add_marked(self, marked: Marked, answer: ClipAnswer) -> None:
+        """Take a clip with clicks, whose objects are followed when their turn comes; ``answer`` is what ``no_answer`` makes of it."""
+        self._waiting.append(_Clip(marked.job, answer, lambda: clicked(self._loaded, marked.source, marked.frames, marked.job.clicks)))
 
     def step(self) -> Iterator[Outcome]:
         """Go on by a frame of each clip whose user is ready for it; yields the outcomes of those that ended."""
@@ -74,10 +90,10 @@ class Clips:
 class _Clip:
     """A clip and what was found in it so far."""
 
-    def __init__(self, ready: Ready, answer: ClipAnswer, open_stream: Callable[[], Stream]) -> None:
-        self.job: Job = ready.job
-        self._answer, self._open = answer, open_stream
-        self._stream: Stream | None = None
+    def __init__(self, job: Job, answer: ClipAnswer, open_results: Callable[[], Results]) -> None:
+        self.job = job
+        self._answer, self._open = answer, open_results
+        self._results: Results | None = None
         self._collector = Collector()
 
     @property
@@ -93,19 +109,24 @@ class _Clip:
         if not self.is_awaited:
             return None
         try:
-            self._stream = self._stream or self._open()
-            result = next(self._stream, None)
+            self._results = self._results or self._open()
+            result = next(self._results, None)
             if result is None:
                 return self._end(Outcome(self.job, self._collector.prediction(self._answer)))
-            if watcher is not None and watcher.takes_frames:
-                watcher.frame(result.to_json())
-            else:
-                self._collector.add(result.to_json())
+            deliver(result, watcher, self._collector)
         except Exception as error:  # one clip's failure, whatever it is, must not stop the others
             return self._end(failed(self.job, error))
         return None
 
     def _end(self, outcome: Outcome) -> Outcome:
-        if self._stream is not None:
-            self._stream.close()
+        if self._results is not None:
+            self._results.close()
         return outcome
+
+
+def deliver(result: FrameResult, watcher: Watcher | None, collector: Collector) -> None:
+    """Hand a frame's result to whom takes frames, or keep it for the outcome."""
+    if watcher is not None and watcher.takes_frames:
+        watcher.frame(result.to_json())
+    else:
+        collector.add(result.to_json())

@@ -20,20 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipixel_jax.errors import UserError, one_line
+from unipixel_jax.infer.clicks import marks_of
 from unipixel_jax.infer.generate import Sampling
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.prediction import ClipAnswer, Prediction
 from unipixel_jax.processing import batch
 from unipixel_jax.processing.chat import seconds_per_grid
-from unipixel_jax.processing.frames import FrameSource, open_frames
+from unipixel_jax.processing.frames import Frame, FrameSource, open_frames
 from unipixel_jax.processing.media import Media
 from unipixel_jax.processing.memory import memory_grid, memory_prefix
-from unipixel_jax.processing.prompts import Reference, SquareReference, name_regions
+from unipixel_jax.processing.prompts import Clicks, Reference, SquareReference, name_regions
 from unipixel_jax.processing.tokenizer import REF_TOKEN, Message
 
 _NO_MORE = object()
 ROWS = 16
 """Answers that are generated together; half as many prompts are read together."""
+MARKED_FRAMES = 16
+"""Frames of a clip with clicks at most, since they are held."""
 
 
 class Watcher:
@@ -92,6 +95,8 @@ class Job:
         skip_objects: how many ``<|seg|>`` of the prompt, those of ``history`` among them, are not segmented, the first ones.
         sampling: how the tokens are drawn; None as for all jobs. It counts where jobs come live (see ``Options``).
         seed: the seed with which they are drawn then.
+        clicks: what marks the objects, in place of words, with their numbers (see ``processing/prompts.py:numbered``): SAM 2.1 alone finds them, and follows
+            them from the first marked frame on. The prompt is then empty, and what else is said of prompts and answers counts for nothing.
         watcher: what follows the job while it runs.
     """
 
@@ -112,6 +117,7 @@ class Job:
     skip_objects: int = 0
     sampling: Sampling | None = None
     seed: int = 0
+    clicks: Sequence[Clicks] = ()
     watcher: Watcher | None = None
 
     @property
@@ -188,11 +194,10 @@ class Shared:
         most = self._job.sample_frames
         if most < 1:
             raise UserError(f"sample_frames is {most}, expected at least 1")
-        media, config = self._job.media, self._loaded.config
-        if media is None:
+        config = self._loaded.config
+        if self._job.media is None:
             return NO_FRAMES, NO_MEDIA
-        opened = media() if callable(media) else media
-        source = opened if isinstance(opened, FrameSource) else open_frames(opened, upright=self._upright)
+        source = open_media(self._job, self._upright)
         prepared = batch.prepare_media(
             source.sample(most),
             config,
@@ -221,6 +226,21 @@ class Ready:
     conversation: batch.Conversation
 
 
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """A job with clicks, whose marked frames were read.
+
+    Attributes:
+        job: the job.
+        source: the frames that are segmented.
+        frames: those of them on which there are clicks, in order.
+    """
+
+    job: Job
+    source: FrameSource
+    frames: Sequence[Frame]
+
+
 class Source:
     """Jobs that are prepared ahead on threads, for several runners.
 
@@ -235,7 +255,7 @@ class Source:
     def __init__(self, loaded: LoadedModel, jobs: Iterable[Job | None], options: Options, pool: ThreadPoolExecutor, ahead: int) -> None:
         self._loaded, self._options, self.pool, self._ahead = loaded, options, pool, ahead
         self._jobs = iter(jobs)
-        self._futures: deque[Future[Ready | Outcome]] = deque()
+        self._futures: deque[Future[Ready | Marked | Outcome]] = deque()
         self._shared: OrderedDict[Any, Shared] = OrderedDict()
         self._lock = threading.Lock()
         self._exhausted = False
@@ -254,7 +274,7 @@ class Source:
             self._submit()
             return not self._futures
 
-    def take_done(self, most: int) -> list[Ready | Outcome]:
+    def take_done(self, most: int) -> list[Ready | Marked | Outcome]:
         """Return at most ``most`` jobs that are prepared, in whatever order they are."""
         with self._lock:
             self._submit()
@@ -263,9 +283,9 @@ class Source:
                 self._futures.remove(future)
         return [future.result() for future in done]
 
-    def take(self, most: int, wait: bool) -> list[Ready | Outcome]:
+    def take(self, most: int, wait: bool) -> list[Ready | Marked | Outcome]:
         """Return at most ``most`` jobs in their order. With ``wait`` none are returned only after the last; without, only such as are ready are."""
-        out: list[Ready | Outcome] = []
+        out: list[Ready | Marked | Outcome] = []
         while len(out) < most:
             with self._lock:
                 self._submit()
@@ -312,10 +332,12 @@ class Source:
             self._shared.popitem(last=False)
         return shared
 
-    def _prepare(self, job: Job, shared: Shared) -> Ready | Outcome:
+    def _prepare(self, job: Job, shared: Shared) -> Ready | Marked | Outcome:
         if job.dropped:
             return Outcome(job, reason="cancelled")
         try:
+            if job.clicks:
+                return _marked(job, open_media(job, self._options.upright))
             source, media = shared.get()
             text = name_regions(job.prompt, [REF_TOKEN] * len(job.references)) if job.references else job.prompt
             memory = None
@@ -338,6 +360,25 @@ class Source:
             return Ready(job, source, media, conversation)
         except Exception as error:  # one job's failure, whatever it is, must not stop the others
             return failed(job, error)
+
+
+def open_media(job: Job, upright: bool) -> FrameSource:
+    """Open a job's media, which it has."""
+    assert job.media is not None
+    opened = job.media() if callable(job.media) else job.media
+    return opened if isinstance(opened, FrameSource) else open_frames(opened, upright=upright)
+
+
+def _marked(job: Job, source: FrameSource) -> Marked:
+    """Read the frames on which there are clicks, and check them, before the device's turn comes."""
+    numbers = sorted({one.frame for one in job.clicks})
+    if len(numbers) > MARKED_FRAMES:
+        raise UserError(f"there are clicks on {len(numbers)} frames, expected at most {MARKED_FRAMES}: leave some out")
+    frames = source.take(numbers)
+    sizes = {frame.number: frame.pixels.shape[:2] for frame in frames}
+    for one in job.clicks:
+        marks_of(one, sizes[one.frame])
+    return Marked(job, source, frames)
 
 
 def failed(job: Job, error: Exception) -> Outcome:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,14 @@ from unipixel_jax.core.buckets import BUCKETS, Buckets
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.infer import prediction
 from unipixel_jax.infer.answers import segmented_objects, text_and_spans
-from unipixel_jax.infer.clips import Clips, clip_answer, no_words
+from unipixel_jax.infer.clicks import clicked
+from unipixel_jax.infer.clips import Clips, clip_answer, deliver, no_answer, no_words
 from unipixel_jax.infer.engine import Answer, Engine
 from unipixel_jax.infer.generate import Sampling
-from unipixel_jax.infer.job_source import ROWS, Job, Options, Outcome, Ready, Source, failed
+from unipixel_jax.infer.job_source import ROWS, Job, Marked, Options, Outcome, Ready, Source, failed
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.masks import ClipMasks
-from unipixel_jax.infer.prediction import Collector, Prediction
+from unipixel_jax.infer.prediction import Collector, Prediction, SegmentedObject
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
@@ -168,6 +170,7 @@ class _Runner:
         self._engine = Engine(loaded, sampling, seed, options.rows, options.group, options.max_new_tokens, options.live is not None)
         self._clips = Clips(loaded)
         self._waiting: list[Ready] = []
+        self._marked: list[Marked] = []
         self._rows: dict[int, Ready] = {}
         self._photos: list[_Answered] = []
         self._done: deque[Future[Outcome]] = deque()
@@ -183,15 +186,16 @@ class _Runner:
             start = time.perf_counter()
             bell.clear()
             found = self._source.take_done(2 * self._options.rows - len(self._waiting))
-            self._waiting += [item for item in found if isinstance(item, Ready)]
-            yield from (item for item in found if isinstance(item, Outcome))
+            yield from self._receive(found)
             yield from self._drop()
             while self._waiting and engine.free:
                 yield from self._admit(self._choose(min(self._options.group, len(self._waiting), len(engine.free))))
-            working = engine.busy or self._photos or self._clips.can_step or (self._done and self._done[0].done())
+            working = engine.busy or self._photos or self._marked or self._clips.can_step or (self._done and self._done[0].done())
             if engine.busy:
                 yield from self._advance(self._options.group if self._waiting else self._options.rows, LIVE_STEPS)
             yield from self._mask_photos(least=1)
+            if self._marked:
+                yield self._click(self._marked.pop(0))
             rest = time.perf_counter() - start
             yield from self._clips.step()
             while self._clips.can_step and time.perf_counter() - start < 2 * rest:
@@ -202,7 +206,7 @@ class _Runner:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._engine.busy or self._waiting or self._photos or self._done or self._clips)
+        return bool(self._engine.busy or self._waiting or self._marked or self._photos or self._done or self._clips)
 
     def _drop(self) -> Iterator[Outcome]:
         """Give up the jobs for which nobody waits any more."""
@@ -211,9 +215,39 @@ class _Runner:
             self._engine.stop(rows)
         gone = [self._rows.pop(row) for row in rows]
         gone += [ready for ready in self._waiting if ready.job.dropped] + [answered.ready for answered in self._photos if answered.ready.job.dropped]
+        jobs = [ready.job for ready in gone] + [marked.job for marked in self._marked if marked.job.dropped]
         self._waiting = [ready for ready in self._waiting if not ready.job.dropped]
+        self._marked = [marked for marked in self._marked if not marked.job.dropped]
         self._photos = [answered for answered in self._photos if not answered.ready.job.dropped]
-        yield from (Outcome(ready.job, reason="cancelled") for ready in gone)
+        yield from (Outcome(job, reason="cancelled") for job in jobs)
+
+    def _receive(self, found: Sequence[Ready | Marked | Outcome]) -> Iterator[Outcome]:
+        """Keep what was prepared until its turn comes. Clicks, for which no group has to gather, are answered at once unless jobs come live."""
+        for item in found:
+            if isinstance(item, Outcome):
+                yield item
+            elif isinstance(item, Ready):
+                self._waiting.append(item)
+            else:
+                answer = no_answer(item)
+                if item.job.watcher is not None:
+                    item.job.watcher.answered(answer)
+                if self._options.live is None:
+                    yield self._click(item)
+                elif len(item.source) > 1:
+                    self._clips.add_marked(item, answer)
+                else:
+                    self._marked.append(item)
+
+    def _click(self, marked: Marked) -> Outcome:
+        """The outcome of a job with clicks, all at once."""
+        collector = Collector()
+        try:
+            for result in clicked(self._loaded, marked.source, marked.frames, marked.job.clicks):
+                deliver(result, marked.job.watcher, collector)
+            return Outcome(marked.job, collector.prediction(no_answer(marked)))
+        except Exception as error:
+            return failed(marked.job, error)
 
     def _known(self) -> Iterator[Outcome]:
         engine, group = self._engine, self._options.group
@@ -241,8 +275,7 @@ class _Runner:
         while (room := 2 * self._options.rows - len(self._waiting)) > 0:
             idle = not self._engine.busy and len(self._waiting) < self._options.group
             found = self._source.take(1 if idle else room, wait=idle)
-            self._waiting += [item for item in found if isinstance(item, Ready)]
-            yield from (item for item in found if isinstance(item, Outcome))
+            yield from self._receive(found)
             if not found:
                 return
 
@@ -374,7 +407,26 @@ def _finish(answered: _Answered, found: Future[list[NDArray[np.float32]]], own: 
     try:
         masks = ClipMasks(*(a[:, own] for a in found.result()))
         objects = segmented_objects(masks, ready.media.frame_size, answered.spans)
+        if ready.job.watcher is not None and ready.job.watcher.takes_frames:
+            ready.job.watcher.frame(_line(ready.source.first, objects))
+            return Outcome(ready.job, Collector().prediction(answered.whole))
         tokens, frames = answered.answer.tokens.tolist(), [ready.source.first]
         return Outcome(ready.job, Prediction(answered.text, tokens, objects, frames, ready.media.frame_size, [ready.job.prompt]))
     except Exception as error:
         return failed(ready.job, error)
+
+
+def _line(frame: int, objects: Sequence[SegmentedObject]) -> dict[str, Any]:
+    """A photo's objects as ``FrameResult.to_json`` has them."""
+    found = [
+        {
+            "number": number,
+            "score": round(float(item.scores[0]), 6),
+            "presence": round(float(item.presence[0]), 6),
+            "box": item.boxes[0],
+            "area": item.areas[0],
+            "mask": item.runs[0],
+        }
+        for number, item in enumerate(objects, start=1)
+    ]
+    return {"frame": frame, "seconds": None, "objects": found}

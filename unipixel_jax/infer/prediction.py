@@ -171,6 +171,7 @@ class Prediction:
         frames: the number of each frame in the video or folder that was read [F].
         size: height and width of the media in pixels.
         prompts: what was asked.
+        first: the number of the first object: 1, or what numbers in brackets in the words begin at, which is 0 for PixelQA.
     """
 
     text: str
@@ -179,6 +180,12 @@ class Prediction:
     frames: Sequence[int]
     size: tuple[int, int]
     prompts: Sequence[str] = ()
+    first: int = 1
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the objects."""
+        return range(self.first, self.first + len(self.objects))
 
     @property
     def found(self) -> bool:
@@ -189,8 +196,9 @@ class Prediction:
         """Everything but the pixels as plain numbers, lists and text.
 
         Keys: ``text``, ``tokens``, ``frames``, ``size`` (height and width), ``found``; ``prompts`` with each one's words as ``prompt``, ``found``, and the
-        numbers of its ``objects``; and ``objects`` with per object ``number`` (from 1), ``prompt`` (its index), ``found``, ``span``, and per frame ``scores``,
-        ``presence``, ``boxes`` (COCO's ``[x, y, width, height]``, null where empty), ``areas`` in pixels and ``masks`` (COCO's compressed run lengths).
+        numbers of its ``objects``; and ``objects`` with per object ``number`` (see ``numbers``), ``prompt`` (its index), ``found``, ``span``, and per frame
+        ``scores``, ``presence``, ``boxes`` (COCO's ``[x, y, width, height]``, null where empty), ``areas`` in pixels and ``masks`` (COCO's compressed run
+        lengths).
         """
         return {
             "text": self.text,
@@ -202,7 +210,7 @@ class Prediction:
                 {
                     "prompt": words,
                     "found": any(item.found for item in self.objects if item.prompt == index),
-                    "objects": [number for number, item in enumerate(self.objects, start=1) if item.prompt == index],
+                    "objects": [number for number, item in zip(self.numbers, self.objects, strict=True) if item.prompt == index],
                 }
                 for index, words in enumerate(self.prompts)
             ],
@@ -218,7 +226,7 @@ class Prediction:
                     "areas": list(item.areas),
                     "masks": list(item.runs),
                 }
-                for number, item in enumerate(self.objects, start=1)
+                for number, item in zip(self.numbers, self.objects, strict=True)
             ],
         }
 

@@ -267,7 +267,8 @@ class UniPixel:
             max_pixels: see ``segment``.
 
         Returns:
-            The answer, with the masks of the references, whatever their kind, as ``objects`` in front of those that the answer segments.
+            The answer, with the masks of the references, whatever their kind, as ``objects`` in front of those that the answer segments. Their numbers begin at
+            0, since the answer speaks of the references as ``[0]``, ``[1]`` and so on.
 
         Raises:
             UserError: the reasons of ``segment``, or no references, or masks mixed with points or boxes.
@@ -289,7 +290,7 @@ class UniPixel:
         text = memory_prefix(grid, count) + name_regions(question, [f"[{i}]" for i in range(len(objects))])
         answer = self._generate_answer(batch.user_turn(text), prepared, max_new_tokens, memory=grid, answer_start=answer_start)
         objects += self._track(clip, prepared, answer.hidden, answer.spans)
-        return Prediction(answer.text, answer.tokens, objects, clip.indices.tolist(), clip.frames.shape[1:3], (question,))
+        return Prediction(answer.text, answer.tokens, objects, clip.indices.tolist(), clip.frames.shape[1:3], (question,), first=0)
 
     def describe(self, media: Media, reference: Point | Box | Mask, **options: Any) -> Prediction:
         """Describe one object: ``ask`` with a request for a description. The options, the result and the errors are those of ``ask``."""

@@ -13,7 +13,7 @@ def print_prediction(prediction: Prediction) -> None:
     """Print the answer and where each object is; and on the standard error, for each prompt whose object is not there, that it is not."""
     colour = sys.stdout.isatty()
     print(format_answer(prediction, colour))
-    for number, item in enumerate(prediction.objects, start=1):
+    for number, item in zip(prediction.numbers, prediction.objects, strict=True):
         asked = f" ({one_line(prediction.prompts[item.prompt])})" if len(prediction.prompts) > 1 else ""
         print(f"{color_label(number, colour)} {_where(item)}{asked}")
     for index, words in enumerate(prediction.prompts):

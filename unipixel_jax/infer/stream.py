@@ -56,7 +56,7 @@ class Stream:
         self._tracker = Tracker(self._loaded.model.sam2, self._loaded.dtype, clip_length=length, alone=alone)
         self._waiting: NDArray[np.floating] | None = answer.hidden if len(answer.hidden) else None
         self._source = source
-        self._frames = _encoded(self._loaded, source)
+        self._frames = frames_with_features(self._loaded, source)
         self._now: Frame | None = None
         # Memories tell time by the frames that are tracked, whose numbers in the clip have gaps where it is sampled.
         self._place = 0
@@ -157,7 +157,7 @@ class Stream:
         with self._loaded.on_mesh():
             self._tracker.restore(saved)
         self._place = int(saved["frame"]) + 1
-        self._frames = _encoded(self._loaded, replace(self._source, first=int(saved["next_frame"])))
+        self._frames = frames_with_features(self._loaded, replace(self._source, first=int(saved["next_frame"])))
         self._waiting = None
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ def filled(low_res: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     return np.where(holes, np.float32(0.1), low_res)
 
 
-def _encoded(loaded: LoadedModel, source: FrameSource) -> Generator[tuple[Frame, FrameFeatures], None, None]:
+def frames_with_features(loaded: LoadedModel, source: FrameSource) -> Generator[tuple[Frame, FrameFeatures], None, None]:
     """Each frame with its features. Frames of a file are decoded and resized on another thread before they are asked for; a live stream's as they come."""
     live, side = source.count is None, loaded.config.sam2.image_size
     read = ((frame, square_frames(frame.pixels[None], side)[0]) for frame in source)

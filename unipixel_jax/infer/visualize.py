@@ -56,16 +56,15 @@ def draw_objects(
     return np.asarray(image)
 
 
-def format_answer(prediction: Prediction, colour: bool = True, first: int = 1) -> str:
+def format_answer(prediction: Prediction, colour: bool = True) -> str:
     """The answer with each ``<|seg|>`` shown as its object's number, for a terminal.
 
     Args:
         prediction: the answer.
         colour: show the number on its object's colour, by ANSI codes, rather than in square brackets.
-        first: the number of the first object.
     """
     pieces, done = [], 0
-    for number, item in enumerate(prediction.objects, start=first):
+    for number, item in zip(prediction.numbers, prediction.objects, strict=True):
         if item.span is not None:
             pieces += [prediction.text[done : item.span[0]], color_label(number, colour)]
             done = item.span[1]

@@ -24,6 +24,9 @@ from unipixel_jax.processing.media import ANIMATED, Clip, Media, count_animation
 
 log = logging.getLogger(__name__)
 
+_SILENT_SECONDS = 10.0
+"""How long a camera or a stream may give nothing."""
+
 
 class Frame(NamedTuple):
     """One frame.
@@ -199,12 +202,34 @@ class FrameSource:
         """
         whole = replace(self, crop=None)
         try:
-            if self.pick is None:
-                raise UserError(f"{self.name} can only be read in order")
-            frames = self.pick(self.first + sample_indices(len(self), most))
+            frames = whole._picked(self.first + sample_indices(len(self), most))
         except UserError:
             frames = whole._sample_in_order(most)
         return _clip(frames if self.crop is None else [self.crop.of(frame) for frame in frames], self.name, self.is_image)
+
+    def take(self, numbers: Sequence[int]) -> list[Frame]:
+        """Frames by their numbers, in order, read without holding the others.
+
+        Raises:
+            UserError: the clip has no such frame, or it cannot be read.
+        """
+        last = self.first + len(self) - 1
+        if wrong := [number for number in numbers if not self.first <= number <= last]:
+            expected = f"{self.first} to {last}" if last > self.first else f"{last}, since it is one picture"
+            raise UserError(f"{self.name} has no frame {wrong[0]}: expected {expected}")
+        try:
+            frames = self._picked(np.asarray(numbers, np.int64))
+        except UserError:
+            wanted = set(numbers)
+            frames = [frame for frame in replace(self, crop=None, stop=max(numbers) + 1)._read(logging.DEBUG) if frame.number in wanted]
+            if len(frames) < len(wanted):
+                raise UserError(f"{self.name} is broken or incomplete (frame {max(numbers)} cannot be read): copy it again") from None
+        return frames if self.crop is None else [self.crop.of(frame) for frame in frames]
+
+    def _picked(self, numbers: NDArray[np.int64]) -> list[Frame]:
+        if self.pick is None:
+            raise UserError(f"{self.name} can only be read in order")
+        return self.pick(numbers)
 
     def _sample_in_order(self, most: int) -> list[Frame]:
         """Frames spread evenly over those that can be read, which are counted first."""
@@ -289,9 +314,11 @@ def open_address(address: str) -> FrameSource:
     def frames() -> Iterator[Frame]:
         device = "v4l2" if address.startswith("/dev/") else None
         try:
-            with av.open(address, format=device, timeout=10.0) as container:
+            with av.open(address, format=device, timeout=_SILENT_SECONDS) as container:
                 for number, frame in enumerate(container.decode(video=0)):
                     yield Frame(number, frame.time, np.ascontiguousarray(frame.to_ndarray(format="rgb24")))
+        except av.error.ExitError as error:
+            raise UserError(f"{address} was silent for {_SILENT_SECONDS:g} s, expected a video stream: check the address") from error
         except (av.error.FFmpegError, IndexError) as error:
             raise UserError(f"{address} does not give a video stream ({getattr(error, 'strerror', None) or error}): check the address") from error
 

@@ -7,7 +7,7 @@ R references, F frames, H height, W width. Coordinates given by users are pixels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -76,6 +76,32 @@ class Mask:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class Clicks:
+    """What a user marked of one object on one frame, for SAM 2.1 alone, without words.
+
+    Attributes:
+        on: points (x, y) on the object, in pixels from the left and from the top.
+        off: points beside it.
+        box: left, top, right and bottom in pixels; what reaches beyond the picture is cut off.
+        brush: a stroke along the object, bool [H, W].
+        mask: what is known of the object's mask, bool [H, W], which points and a box correct.
+        frame: the number of the frame in its clip; 0 for a picture.
+        number: the object's number, from 1 on; None where each ``Clicks`` stands for an object of its own.
+    """
+
+    on: Sequence[tuple[float, float]] = ()
+    off: Sequence[tuple[float, float]] = ()
+    box: tuple[float, float, float, float] | None = None
+    brush: NDArray[np.bool_] | None = None
+    mask: NDArray[np.bool_] | None = None
+    frame: int = 0
+    number: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.on or self.off or self.box or self.brush is not None or self.mask is not None)
+
+
 @dataclass(frozen=True)
 class SquareReference:
     """A point or a box as the model takes it.
@@ -90,6 +116,31 @@ class SquareReference:
 
 
 Reference: TypeAlias = Point | Box
+
+
+def numbered(clicks: Sequence[Clicks]) -> list[Clicks]:
+    """Clicks with the numbers of their objects, which are 1, 2, ... without gaps.
+
+    Raises:
+        UserError: only some of them have numbers, numbers are left out, an object is marked twice on a frame, or nothing says where it is.
+    """
+    for place, one in enumerate(clicks, start=1):
+        if not (one.on or one.box or one.brush is not None or one.mask is not None):
+            what = "points beside an object alone" if one.off else "nothing"
+            raise UserError(f"clicks {place} hold {what}: give a point on the object, a box around it, a brush stroke along it, or its mask")
+    given = [one.number for one in clicks]
+    known = {number for number in given if number is not None}
+    if not known:
+        return [replace(one, number=number) for number, one in enumerate(clicks, start=1)]
+    if None in given or known != set(range(1, len(known) + 1)):
+        shown = ", ".join("none" if number is None else str(number) for number in given)
+        raise UserError(f"the numbers of the objects that are clicked on are {shown}: expected 1, 2, ... without gaps, or none at all")
+    marked: set[tuple[int | None, int]] = set()
+    for one in clicks:
+        if (one.number, one.frame) in marked:
+            raise UserError(f"object {one.number} is clicked on twice on frame {one.frame}: put all that marks it there into one")
+        marked.add((one.number, one.frame))
+    return list(clicks)
 
 
 def require_words(text: str) -> None:

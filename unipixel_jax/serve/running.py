@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,7 @@ import uvicorn
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.many import PHOTOS, Job
 from unipixel_jax.infer.predictor import UniPixel
+from unipixel_jax.processing.prompts import Clicks, numbered
 from unipixel_jax.processing.tokenizer import SEG_TOKEN
 from unipixel_jax.serve.app import make_app
 from unipixel_jax.serve.scheduler import Ticket
@@ -95,14 +97,17 @@ class Server(uvicorn.Server):
 
 
 async def warm_up(service: Service, width: int, height: int) -> None:
-    """Answer 1, 2, 4, ... prompts together about photos of a size, and one about a clip, so that their programs are compiled."""
+    """Answer 1, 2, 4, ... prompts together about photos of a size, one about a clip, and clicks in both, so that their programs are compiled."""
     rng = np.random.default_rng(0)
     together = [count for count in (1, 2, 4, 8) if count <= min(PHOTOS, service.settings.max_batch)]
-    for count, frames in [*((count, 1) for count in together), (1, 2)]:
+    words = Job(None, f"Is this {SEG_TOKEN} an object?", max_new_tokens=2)
+    marked = numbered([Clicks([(0.0, 0.0)], mask=np.ones((height, width), bool))])
+    clicks = Job(None, "", clicks=marked), Job(None, "", clicks=[replace(marked[0], off=[(0.0, 0.0)] * 4)])
+    for asked, count, frames in [*((words, count, 1) for count in together), (words, 1, 2), *((job, 1, frames) for job in clicks for frames in (1, 2))]:
         tickets = [Ticket() for _ in range(count)]
         for ticket in tickets:
             media: Any = rng.integers(0, 256, (frames, height, width, 3), np.uint8)
-            service.scheduler.submit(Job(media, f"Is this {SEG_TOKEN} an object?", max_new_tokens=2, watcher=ticket))
+            service.scheduler.submit(replace(asked, media=media, watcher=ticket))
         for found in await asyncio.gather(*(ticket.outcome for ticket in tickets), return_exceptions=True):
             if isinstance(found, BaseException):
                 log.warning("media of %dx%d pixels cannot be warmed up for: %s", width, height, found)

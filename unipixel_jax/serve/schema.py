@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_PROMPT = 100_000
 MAX_REFERENCES = 256
+MAX_CLICKS, MAX_POINTS = 64, 32
 MAX_TURNS = 256
 _PHOTO = (
     "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAALUlEQVR4nGOUsznBQEvARFPTRy0YtWDUglELRi0YtWDUglELRi0YtWDUAioCAEpTAWLOOMVTAAAAAElFTkSuQmCC"
@@ -58,20 +59,37 @@ References = Annotated[list[Reference], Field(max_length=MAX_REFERENCES, descrip
 SampleFrames = Annotated[int, Field(ge=1, le=128, description="frames of a clip that the language model looks at, spread evenly")]
 NewTokens = Annotated[int | None, Field(ge=1, le=1 << 20, description="where the answer is cut off; the service has a limit of its own")]
 
+Points = Annotated[list[Annotated[list[Coordinate], Field(min_length=2, max_length=2)]], Field(max_length=MAX_POINTS)]
+
+
+class ObjectClicks(Strict):
+    """What marks one object on one frame: points, a box, a brush stroke and a mask, at least one of which says where it is."""
+
+    on: Annotated[Points, Field(description="points on the object, each x and y in pixels")] = []
+    off: Annotated[Points, Field(description="points beside it")] = []
+    box: Annotated[list[Coordinate] | None, Field(min_length=4, max_length=4, description="left, top, right and bottom in pixels")] = None
+    brush: Annotated[RunLengths | None, Field(description="a stroke along the object, for which up to eight of its points stand")] = None
+    mask: Annotated[RunLengths | None, Field(description="a mask of the object, which points and the box correct; alone, a clip takes it as it is")] = None
+    frame: Annotated[Whole, Field(description="the number of the frame in the clip")] = 0
+    number: Annotated[int | None, Field(ge=1, le=MAX_CLICKS, description="the object: 1, 2, ... without gaps; null in all where each is its own")] = None
+
 
 class MediaRequest(Strict):
-    """A prompt about a photo or a clip. In a form it is the part `request`, and the photo, the video or the frames are parts `file`."""
+    """A prompt about a photo or a clip, or clicks in it. In a form it is the part `request`, and the photo, the video or the frames are parts `file`."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"prompt": "Please segment the large blue square.", "media": _PHOTO},
                 {"prompt": "What is <region>?", "references": [{"point": [16, 16]}], "media": _PHOTO, "max_new_tokens": 24},
+                {"clicks": [{"on": [[16, 16], [18, 14]], "off": [[2, 2]]}, {"box": [8, 8, 24, 24]}], "media": _PHOTO},
+                {"clicks": [{"number": 1, "on": [[16, 16]]}, {"number": 1, "frame": 1, "off": [[2, 2]], "box": [8, 8, 24, 24]}], "frames": [_PHOTO, _PHOTO]},
             ]
         }
     )
 
-    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, description="any words; each <|seg|> in them is segmented as well")]
+    prompt: Annotated[str | None, Field(max_length=MAX_PROMPT, description="any words; each <|seg|> in them is segmented as well")] = None
+    clicks: Annotated[list[ObjectClicks], Field(max_length=MAX_CLICKS, description="what marks objects, in place of a prompt, for SAM 2.1 alone")] = []
     media: Annotated[str | None, Field(description="a photo or a video in base64; in JSON only")] = None
     frames: Annotated[list[str] | None, Field(min_length=1, max_length=256, description="photos of one size, the frames of a clip; in JSON only")] = None
     references: References = []
@@ -83,6 +101,11 @@ class MediaRequest(Strict):
     def _one_kind(self) -> MediaRequest:
         if self.media is not None and self.frames is not None:
             raise ValueError("media and frames are given: give one of them")
+        if self.prompt is None and not self.clicks:
+            raise ValueError("neither a prompt nor clicks are given: say what to look for, or mark it")
+        of_words = ("prompt", "references", "sample_frames", "max_new_tokens", "answer_start")
+        if self.clicks and (idle := [name for name in of_words if getattr(self, name) != MediaRequest.model_fields[name].default]):
+            raise ValueError(f"clicks are given with {', '.join(idle)}: leave those out, or mark what a prompt speaks of by references in place of clicks")
         return self
 
 
@@ -103,11 +126,11 @@ class Usage(BaseModel):
 
 
 class SegmentedObject(BaseModel):
-    """What one <|seg|> stands for, on each frame."""
+    """What one <|seg|> stands for, or what clicks mark, on each frame."""
 
     number: Annotated[int, Field(description="from 1 on")]
     found: Annotated[bool, Field(description="whether it is to be seen on any frame")]
-    span: Annotated[list[int] | None, Field(description="where its <|seg|> begins and ends in the text, in characters; null if it stood in the prompt")]
+    span: Annotated[list[int] | None, Field(description="where its <|seg|> begins and ends in the text, in characters; null if there is none")]
     scores: Annotated[list[float], Field(description="probability that it is on the frame times the predicted IoU of its mask")]
     presence: Annotated[list[float], Field(description="probability that it is on the frame")]
     boxes: Annotated[list[list[int] | None], Field(description="COCO's x, y, width, height in pixels; null where the mask is empty")]
@@ -119,7 +142,7 @@ class Segmented(BaseModel):
     """The objects of an answer."""
 
     size: Annotated[list[int], Field(description="height and width of the media in pixels")]
-    frames: Annotated[list[int], Field(description="the number of each frame in the clip; 0 for a photo")]
+    frames: Annotated[list[int], Field(description="the number of each frame in the clip; 0 for a photo; with clicks, from the first marked frame on")]
     objects: list[SegmentedObject]
 
 
@@ -127,7 +150,7 @@ class SegmentResponse(Segmented):
     """An answer and its objects."""
 
     model: str
-    text: Annotated[str, Field(description="the answer, special tokens included")]
+    text: Annotated[str, Field(description="the answer, special tokens included; empty with clicks")]
     usage: Usage
     timing: Timing
 

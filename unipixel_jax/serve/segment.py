@@ -1,7 +1,8 @@
-"""``/v1/segment`` and ``/v1/track``: a prompt about a photo or a clip to text and masks, at once or frame by frame."""
+"""``/v1/segment`` and ``/v1/track``: a prompt about a photo or a clip to text and masks, or clicks in it to masks, at once or frame by frame."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -18,7 +19,7 @@ from unipixel_jax.serve.openapi import media_body, refusals
 from unipixel_jax.serve.scheduler import Ticket
 from unipixel_jax.serve.schema import MediaRequest, SegmentResponse
 from unipixel_jax.serve.service import EVENTS, Clock, EventStream, Service, segmented, usage_of
-from unipixel_jax.serve.uploads import Media, read_request, referring
+from unipixel_jax.serve.uploads import Media, clicking, read_request, referring
 
 TRACK_EXAMPLE = (
     'event: answer\ndata: {"model": "shapes_tiny", "text": "It is the circle<|seg|>.", "spans": [[16, 23]], "size": [128, 128]}\n\n'
@@ -38,14 +39,15 @@ def segment_routes(service: Service) -> APIRouter:
         response_model=SegmentResponse,
         responses=refusals(),
         openapi_extra=media_body(),
-        summary="Segment what a prompt asks for",
-        description="Answers a prompt about a photo, a video or frames, and segments each <|seg|> of the answer on every frame.",
+        summary="Segment what a prompt asks for, or what clicks mark",
+        description="Answers a prompt about a photo, a video or frames, and segments each <|seg|> of the answer on every frame. With clicks in place of the "
+        "prompt, SAM 2.1 alone segments what they mark, in a clip from the first marked frame on.",
     )
     async def segment(request: Request) -> SegmentResponse:
         asked, media = await read_request(request, MediaRequest, service.settings)
         ticket = Ticket(close=media.close)
         clock = Clock(request, ticket)
-        found = await service.predict(request, _job(service, asked, media, ticket), ticket)
+        found = await service.predict(request, await _job(service, asked, media, ticket), ticket)
         return SegmentResponse(
             model=service.settings.model_name,
             text=found.text,
@@ -59,14 +61,14 @@ def segment_routes(service: Service) -> APIRouter:
         response_class=StreamingResponse,
         responses=refusals() | {200: {"description": "Server-sent events: answer, frame ..., end", "content": {EVENTS: {"example": TRACK_EXAMPLE}}}},
         openapi_extra=media_body(),
-        summary="Follow what a prompt asks for, frame by frame",
+        summary="Follow what a prompt asks for, or what clicks mark, frame by frame",
         description="As /v1/segment, but each frame's result is sent when it is there, so that neither side holds the clip. A later error is an event too.",
     )
     async def track(request: Request) -> StreamingResponse:
         asked, media = await read_request(request, MediaRequest, service.settings)
         ticket = Ticket(("answer", "frame"), media.close)
         clock = Clock(request, ticket)
-        events = service.events(_job(service, asked, media, ticket), ticket)
+        events = service.events(await _job(service, asked, media, ticket), ticket)
         first = await service.first(request, events)
         assert first is not None, "an answer comes before the end"
         return EventStream(_track(service, ticket, clock, first[1], events))
@@ -97,8 +99,10 @@ def _event(kind: str, data: Any) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def _job(service: Service, asked: MediaRequest, media: Media, ticket: Ticket) -> Job:
+async def _job(service: Service, asked: MediaRequest, media: Media, ticket: Ticket) -> Job:
     with media.closed_on_error():
+        if asked.prompt is None:
+            return Job(media, "", clicks=await asyncio.to_thread(clicking, asked.clicks, service.settings), watcher=ticket)
         require_words(asked.prompt)
         require_answer_start(asked.answer_start)
         words: dict[str, Any] = referring(asked.prompt, asked.references, media)

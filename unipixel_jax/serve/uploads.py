@@ -21,11 +21,11 @@ from starlette.requests import ClientDisconnect
 from unipixel_jax.errors import TooLarge
 from unipixel_jax.processing.frames import Frame, FrameSource, open_frames
 from unipixel_jax.processing.images import Content, NotAnImage, OpenedContent, open_image
-from unipixel_jax.processing.prompts import Box, Mask, Point, name_regions
-from unipixel_jax.processing.rle import decode_mask
+from unipixel_jax.processing.prompts import Box, Clicks, Mask, Point, name_regions, numbered
+from unipixel_jax.processing.rle import decode_mask, mask_size
 from unipixel_jax.processing.tokenizer import REF_TOKEN
 from unipixel_jax.serve.faults import Fault, schema_fault
-from unipixel_jax.serve.schema import BoxReference, MaskReference, MediaRequest, PointReference
+from unipixel_jax.serve.schema import BoxReference, MaskReference, MediaRequest, ObjectClicks, PointReference, RunLengths
 from unipixel_jax.serve.settings import Settings
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
@@ -194,6 +194,30 @@ def referring(prompt: str, references: Sequence[PointReference | BoxReference | 
 
     out: dict[str, object] = {"prompt": text, "references": pointed}
     return out | {"remembered": remembered, "ids": range(len(masks))} if masks else out
+
+
+def clicking(clicks: Sequence[ObjectClicks], settings: Settings) -> list[Clicks]:
+    """The clicks of a request with the numbers of their objects.
+
+    Raises:
+        TooLarge: a mask has more pixels than a photo may have.
+        UserError: see ``numbered``; or a mask cannot be read.
+    """
+
+    def pixels(encoded: RunLengths | None) -> NDArray[np.bool_] | None:
+        if encoded is None:
+            return None
+        height, width = mask_size(encoded.size)
+        if height * width > settings.max_pixels:
+            raise TooLarge(f"a mask is of {width}x{height} pixels, expected at most {settings.max_pixels} pixels, as a photo has them")
+        return decode_mask(encoded.model_dump())
+
+    made = []
+    for one in clicks:
+        box = None if one.box is None else (one.box[0], one.box[1], one.box[2], one.box[3])
+        on, off = ([(x, y) for x, y in points] for points in (one.on, one.off))
+        made.append(Clicks(on, off, box, pixels(one.brush), pixels(one.mask), one.frame, one.number))
+    return numbered(made)
 
 
 async def _read_form(request: Request, kind: type[MediaRequest]) -> tuple[MediaRequest, list[Content]]:

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from unipixel_jax.errors import UserError, one_line
-from unipixel_jax.infer.annotating import Annotator, Clicks, Region, numbers
+from unipixel_jax.infer.annotating import Annotator, Region, numbers
 from unipixel_jax.infer.exports.base import polygons
 from unipixel_jax.infer.prediction import box_of
 from unipixel_jax.processing.images import Content
+from unipixel_jax.processing.prompts import Clicks
 
 MAX_BYTES = 32 << 20
 """The largest body of a request, which function.yaml has too."""

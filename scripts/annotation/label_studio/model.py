@@ -18,10 +18,11 @@ from label_studio_ml.model import LabelStudioMLBase
 from label_studio_ml.response import ModelResponse
 
 from unipixel_jax.errors import UserError, one_line
-from unipixel_jax.infer.annotating import Annotator, Clicks, Region, label_for, numbers
+from unipixel_jax.infer.annotating import Annotator, Region, label_for, numbers
 from unipixel_jax.infer.exports.base import polygons
 from unipixel_jax.infer.exports.label_studio import brush_mask, brush_region
 from unipixel_jax.processing.media import Clip, read_media
+from unipixel_jax.processing.prompts import Clicks
 
 MODEL_VERSION = f"unipixel-jax {os.environ.get('UNIPIXEL_MODEL') or 'embedded'}"
 OUTPUTS = ("BrushLabels", "PolygonLabels")

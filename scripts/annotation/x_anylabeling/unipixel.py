@@ -15,9 +15,10 @@ from app.core.registry import register_model
 from app.schemas.shape import Shape
 
 from unipixel_jax.errors import UserError
-from unipixel_jax.infer.annotating import Annotator, Clicks, Region, numbers
+from unipixel_jax.infer.annotating import Annotator, Region, numbers
 from unipixel_jax.infer.exports.base import polygons
 from unipixel_jax.infer.prediction import box_of
+from unipixel_jax.processing.prompts import Clicks
 
 from . import BaseModel
 

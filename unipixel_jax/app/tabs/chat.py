@@ -57,8 +57,8 @@ class Conversation:
     def result(self) -> Result:
         """All objects so far as one answer."""
         clip = self.chat.clip
-        found = Prediction("", [], self.chat.objects, clip.indices.tolist(), clip.frames.shape[1:3], ("object",))
-        return Result(Path(self.path), found, Figures(0, 0), first=0)
+        found = Prediction("", [], self.chat.objects, clip.indices.tolist(), clip.frames.shape[1:3], ("object",), first=0)
+        return Result(Path(self.path), found, Figures(0, 0))
 
 
 def ask(
@@ -85,7 +85,7 @@ def ask(
         found = conversation.chat.ask(question.strip(), marked.references, max_new_tokens=page.worker.limits.tokens)
     cost = Figures(time.perf_counter() - began, len(found.tokens))
     known = len(conversation.chat.objects)
-    said = words(found, known - len(found.objects), known)
+    said = words(found, known)
     pointed = f' <span class="ux-caption">pointing at {len(marked.marks)}</span>' if marked.marks else ""
     conversation.messages += [
         {"role": "user", "content": escape(question.strip()) + pointed},

@@ -12,11 +12,13 @@ from unipixel_jax.app.events import LIVE, on
 from unipixel_jax.app.live import Following, look, play
 from unipixel_jax.app.media import open_media
 from unipixel_jax.app.parts import CLIP, HEIGHT, Page, example_row, lead, question_row, video_input
+from unipixel_jax.app.worker import require_prompt
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.frames import open_address
 
 NAME = "live"
 CAMERA, STREAM = "Camera", "Stream"
+SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "srt", "rtp", "udp", "tcp")
 EMPTY = notice("Frames appear here with their masks as they come.")
 
 
@@ -24,14 +26,25 @@ def run(page: Page, kind: str, clip: str | None, address: str, prompt: str) -> I
     """Play a clip or a stream.
 
     Raises:
-        UserError: there is none, it is a photo, or see ``live.play``.
+        UserError: there is none, it is a photo, the page opens no such address, or see ``live.play``.
     """
     if kind == STREAM:
-        if not address.strip():
-            raise UserError("there is no address yet: give that of a stream, such as rtsp://host/stream")
-        yield from play(page.worker, open_address(address.strip()), prompt)
+        require_prompt(prompt)
+        yield from play(page.worker, open_address(_checked(page, address)), prompt)
         return
     yield from play(page.worker, open_media(clip, page.worker.limits), prompt)
+
+
+def _checked(page: Page, address: str) -> str:
+    """The address of a stream. What FFmpeg would open on this machine, such as its files and cameras, is refused."""
+    shown = address.strip()
+    if not page.streams:
+        raise UserError("this page opens no addresses: start it with --allow-url")
+    if not shown:
+        raise UserError("there is no address yet: give that of a stream, such as rtsp://host/stream")
+    if not shown.lower().startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        raise UserError(f"{shown} is no address of a stream: expected one that begins with {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
+    return shown
 
 
 def _chosen(kind: str) -> list[Any]:
