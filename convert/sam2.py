@@ -77,4 +77,4 @@ def _array(rule: Rule, shape: tuple[int, ...], tensors: dict[str, Tensor], dtype
     out = np.empty(shape, jnp.dtype(dtype))
     for part, name in zip(out if rule.stacked else [out], rule.torch, strict=True):
         part[...] = tensors[name].load().reshape(part.shape)
-    return jnp.asarray(out)
+    return jax.device_put(out)

@@ -180,8 +180,10 @@ def _write(file: Path, piece: Callable[[], Blocks]) -> None:
 
 
 def _restored(array: Stored, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array.load(index or (), np.dtype(leaf.dtype)))
+    if leaf.sharding is None:
+        # not committed to the device: committed weights make committed results, and a program that gets those back is compiled a second time
+        return jax.device_put(array.load((slice(None),) * len(array.shape), np.dtype(leaf.dtype)))
+    return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array.load(index or (), np.dtype(leaf.dtype)))
 
 
 def _like(abstract: Mapping[Any, Any], tree: Mapping[str, Any]) -> dict[Any, Any]:

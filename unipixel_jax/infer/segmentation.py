@@ -84,7 +84,7 @@ def encoded(sam2: Sam2, squares: Iterable[np.ndarray], dtype: jnp.dtype, size: i
 def hidden_tokens(model: UniPixelModel, hidden: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
     """The hidden tokens [O, H, d] that prompt the mask decoder, of states that predicted ``<|seg|>`` [O, D]."""
     padding = BUCKETS.objects.size(len(hidden)) - len(hidden)
-    return np.asarray(_hidden_tokens(model.seg_head, jnp.asarray(np.pad(hidden, ((0, padding), (0, 0))).astype(dtype))))[: len(hidden)]
+    return np.asarray(_hidden_tokens(model.seg_head, jax.device_put(np.pad(hidden, ((0, padding), (0, 0))).astype(dtype))))[: len(hidden)]
 
 
 def _split(count: int, features: FrameFeatures) -> Iterator[FrameFeatures]:

@@ -126,7 +126,7 @@ class Tracker:
             return
         rows = np.zeros(self._capacity, bool)
         rows[[self._rows[number] for number in active]] = True
-        self._state, low_res, iou, presence = _step(self._packed, self._here(), self._seen(), jnp.asarray(rows))
+        self._state, low_res, iou, presence = _step(self._packed, self._here(), self._seen(), jax.device_put(rows))
         arrays = np.asarray(low_res), np.asarray(iou), np.asarray(presence)
         for number in active:
             row = self._rows[number]
@@ -150,7 +150,7 @@ class Tracker:
             self._find_by_words(numbers)
             return numbers
         for number, own in zip(numbers, tokens, strict=True):
-            self._prompt(number, _words(self._packed, jnp.asarray(own[None])), exact=False)
+            self._prompt(number, _words(self._packed, jax.device_put(own[None])), exact=False)
         return numbers
 
     def add(
@@ -216,8 +216,8 @@ class Tracker:
             logits = None if known is None else np.clip(known.low_res, -LOGITS, LOGITS)
         side = 4 * self._sam2.config.grid
         given = np.zeros((1, side, side), np.float32) if logits is None else logits[None]
-        flags = jnp.asarray([logits is not None]), jnp.asarray([len(np.asarray(labels)) > 1])
-        prompt = _points(self._packed, jnp.asarray(coords), jnp.asarray(kinds), jnp.asarray(given), *flags)
+        flags = jax.device_put((np.asarray([logits is not None]), np.asarray([len(np.asarray(labels)) > 1])))
+        prompt = _points(self._packed, *jax.device_put((coords, kinds, given)), *flags)
         self._prompt(number, prompt, exact=True)
         return number
 
@@ -234,8 +234,8 @@ class Tracker:
         square = resized(mask.astype(np.float32), side) >= 0.5
         low_res = resized(square.astype(np.float32) * 20 - 10, side // 4)
         slot = self._slot(number)
-        index, given = jnp.int32(self._rows[number]), jnp.asarray(square[None], jnp.float32)
-        self._state, out = _prompt_mask(self._packed, self._here(), index, self._seen(), given, jnp.asarray(low_res[None]), jnp.int32(slot))
+        index, given = jnp.int32(self._rows[number]), jax.device_put(square[None].astype(np.float32))
+        self._state, out = _prompt_mask(self._packed, self._here(), index, self._seen(), given, jax.device_put(low_res[None]), jnp.int32(slot))
         self._keep(number, out)
         return number
 
@@ -293,8 +293,8 @@ class Tracker:
 
     def _prompt(self, number: int, prompt: Prompt, exact: bool) -> None:
         slot = self._slot(number)
-        index, remember = jnp.int32(self._rows[number]), jnp.asarray(number in self._tracked)
-        self._state, out = _prompt(self._packed, self._here(), index, self._seen(), prompt, jnp.int32(slot), remember, jnp.asarray(exact))
+        index, remember = jnp.int32(self._rows[number]), jax.device_put(np.asarray(number in self._tracked))
+        self._state, out = _prompt(self._packed, self._here(), index, self._seen(), prompt, jnp.int32(slot), remember, jax.device_put(np.asarray(exact)))
         self._keep(number, out)
 
     def _find_by_words(self, numbers: list[int]) -> None:
@@ -303,7 +303,7 @@ class Tracker:
             return
         tokens = np.stack([self._words[number] for number in numbers])
         padding = BUCKETS.objects.size(len(tokens)) - len(tokens)
-        padded = jnp.asarray(np.pad(tokens, ((0, padding), (0, 0), (0, 0))))
+        padded = jax.device_put(np.pad(tokens, ((0, padding), (0, 0), (0, 0))))
         low_res, iou, presence = map(np.asarray, _segment(self._packed, self._seen(), padded))
         for row, number in enumerate(numbers):
             self._outputs[number] = ObjectOutput(low_res[row], float(iou[row]), float(presence[row]))
@@ -312,7 +312,8 @@ class Tracker:
         return self._sam2.start(self._capacity, self._dtype, self._length, CONDITIONING, self._recent)
 
     def _keep(self, number: int, out: TrackOutput) -> None:
-        self._outputs[number] = ObjectOutput(np.asarray(out.low_res)[0], float(out.iou[0]), float(out.decoded.object_score[0]))
+        low_res, iou, presence = (np.asarray(array)[0] for array in (out.low_res, out.iou, out.decoded.object_score))
+        self._outputs[number] = ObjectOutput(low_res, float(iou), float(presence))
 
     def _here(self) -> TrackState:
         if self._state is None:

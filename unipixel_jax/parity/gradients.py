@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import jax
@@ -13,8 +14,11 @@ from unipixel_jax.batch import ModelInputs, TrainBatch, TrainClips
 from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.rules import Rule
 from unipixel_jax.convert.tables import all_rules
+from unipixel_jax.core.params import abstract, filled, shapes
+from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.losses.mask import MaskLossWeights
+from unipixel_jax.models.lora import LoraConfig, add_lora
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
@@ -24,10 +28,19 @@ from unipixel_jax.train.objective import LossParts, objective
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[Check]:
-    """Compare the losses and gradients of one recorded sample."""
+def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs, adapters: LoraConfig | None) -> list[Check]:
+    """Compare the losses and gradients of one recorded sample.
+
+    Args:
+        case: the case.
+        loaded: the converted model.
+        inputs: what it reads.
+        adapters: the adapters of other cases, which the model is given with weights of zero, so that one program serves them all; None for none.
+    """
     batch = to_batch(case, inputs)
-    (_, parts), grads = loss_and_gradients(loaded.model, batch)
+    model = loaded.model if adapters is None else with_adapters(loaded.model, adapters, {})
+    (_, parts), grads = loss_and_gradients(model, batch)
+    parts = jax.tree.map(np.asarray, parts)
     # the recorded parts are sums over the frames of a tracked clip, and means in batch mode
     masks = jax.tree.map(lambda a: a * (1 if loaded.config.sam2_batch_mode else case.input("label_mask").shape[0]), parts.masks)
     ours = {
@@ -50,6 +63,14 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> l
         if name.startswith("grad."):
             checks.append(compare.gradient(name, _find(torch_grads, name.removeprefix("grad.")), value, total))
     return checks
+
+
+def with_adapters(model: UniPixelModel, config: LoraConfig, given: Mapping[KeyPath, np.ndarray]) -> UniPixelModel:
+    """Return the model with adapters whose arrays are ``given`` by path, or else zero, so that they change neither an output nor another gradient."""
+    adapted = abstract(lambda rngs: add_lora(model, config, rngs))
+    own = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    added = {path: given.get(path, np.zeros(shape, np.float32)) for path, shape in shapes(adapted).items() if path not in own}
+    return filled(adapted, own | jax.device_put(added))
 
 
 @jax.jit

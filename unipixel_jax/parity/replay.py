@@ -23,6 +23,7 @@ from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.predictor import UniPixel
 from unipixel_jax.infer.segmentation import clip_logits
+from unipixel_jax.models.lora import LoraConfig
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.position import sine_grid
 from unipixel_jax.models.sam2.track_state import TrackState
@@ -57,11 +58,13 @@ class Context:
         loaded: the converted model and its tokenizer.
         root: the recording's folder, for media.
         reduced: whether the reference ran in bfloat16.
+        adapters: those that the model has in all of the recording's cases of training, with weights of zero where a case has none; None for none.
     """
 
     loaded: LoadedModel
     root: Path
     reduced: bool
+    adapters: LoraConfig | None = None
 
     @property
     def hidden(self) -> float:
@@ -161,7 +164,7 @@ def judge_track(case: Case, context: Context, ours: dict[str, np.ndarray]) -> li
         return [*checks, scores, compare.same_masks("masks", masks, theirs["masks"])]
     # In bfloat16 the tracking of a random model drifts apart. So outputs are compared on the first frame, and on all others only whether the object is there.
     rounded_state, rounded = _step(model, model.sam2.start(1, BF16, len(frames)), _encode(model, frames[:1].astype(BF16)), hidden.astype(BF16))
-    moved = {"low_res_masks": rounded.low_res[0], "obj_ptr": rounded.pointer[0], "object_score_logits": rounded.decoded.object_score}
+    moved = {"low_res_masks": np.asarray(rounded.low_res)[0], "obj_ptr": np.asarray(rounded.pointer)[0], "object_score_logits": rounded.decoded.object_score}
     moved["memory_features"] = _memory_of(rounded_state, 0, model.sam2)
     checks = []
     for name, value in ours.items():
@@ -185,9 +188,9 @@ def track(case: Case, model: UniPixelModel) -> dict[str, np.ndarray]:
     rows = []
     for number, frame in enumerate(frames):
         state, out = _step(model, state, _encode(model, frame[None]), hidden)
-        rows.append((out.low_res[0], out.pointer[0], out.decoded.object_score, _memory_of(state, number, model.sam2)))
+        rows.append((np.asarray(out.low_res)[0], np.asarray(out.pointer)[0], np.asarray(out.decoded.object_score), _memory_of(state, number, model.sam2)))
     names = ("low_res_masks", "obj_ptr", "object_score_logits", "memory_features")
-    return {name: np.stack([np.asarray(row[i]) for row in rows]) for i, name in enumerate(names)}
+    return {name: np.stack([row[i] for row in rows]) for i, name in enumerate(names)}
 
 
 def generated(case: Case, context: Context) -> list[Check]:
@@ -207,7 +210,7 @@ def generated(case: Case, context: Context) -> list[Check]:
         end_tokens=loaded.end_tokens,
         dtype=F32,
     )
-    tokens = np.asarray(answer.tokens[0, : int(answer.count[0])])
+    tokens = np.asarray(answer.tokens)[0, : int(np.asarray(answer.count)[0])]
     hidden = _seg_hidden(answer, inputs, tokens, loaded.config.seg_token_id)
     logits = clip_logits(loaded.model, channels_last(case.input("frames")), hidden, F32).low_res
     masks = np.asarray(resize_masks(np.asarray(logits).swapaxes(0, 1), size) > 0)
@@ -283,12 +286,12 @@ def labels(case: Case, context: Context) -> list[Check]:
 
 def train_loss(case: Case, context: Context) -> list[Check]:
     """Compare losses, and the gradient of every trained tensor under its torch name."""
-    return compare_gradients(case, context.loaded, model_inputs(case, context))
+    return compare_gradients(case, context.loaded, model_inputs(case, context), context.adapters)
 
 
 def train_steps(case: Case, context: Context) -> list[Check]:
     """Compare some steps of training: their losses, and the change of every trained tensor."""
-    return compare_steps(case, context.loaded, model_inputs(case, context))
+    return compare_steps(case, context.loaded, model_inputs(case, context), context.adapters)
 
 
 KINDS: Mapping[str, Callable[[Case, Context], list[Check]]] = {
@@ -345,10 +348,10 @@ def clip_of(case: Case) -> tuple[np.ndarray, jax.Array]:
     return channels_last(case.input("frames")), jax.device_put(case.input("hidden"))
 
 
-def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> jax.Array:
+def _memory_of(state: TrackState, frame: int, sam2: Sam2) -> np.ndarray:
     """Return the first object's memory of a frame as the reference lays it out: [channels, grid, grid]."""
     slot = int(np.flatnonzero(np.asarray(state.memory_frame)[:, 0] == frame)[0])
-    return state.memory[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
+    return np.asarray(state.memory)[slot, 0].reshape(sam2.config.grid, sam2.config.grid, -1).transpose(2, 0, 1)
 
 
 def conversation_of(case: Case) -> batch.Conversation:
@@ -387,8 +390,8 @@ def model_inputs(case: Case, context: Context) -> ModelInputs:
 
 def _seg_hidden(answer: Generation, inputs: ModelInputs, tokens: np.ndarray, seg: int) -> np.ndarray:
     """Return the hidden states [O, D] of the `<|seg|>` tokens, those of the prompt first."""
-    in_prompt = np.asarray(answer.prompt_hidden[0])[inputs.seg_positions[0] < inputs.input_ids.shape[1]]
-    return np.concatenate([in_prompt, np.asarray(answer.hidden[0])[: len(tokens)][tokens == seg]])
+    in_prompt = np.asarray(answer.prompt_hidden)[0][inputs.seg_positions[0] < inputs.input_ids.shape[1]]
+    return np.concatenate([in_prompt, np.asarray(answer.hidden)[0, : len(tokens)][tokens == seg]])
 
 
 def _compare_scores(conversation: batch.Conversation, context: Context, tokens: np.ndarray) -> Check:

@@ -24,6 +24,7 @@ from unipixel_jax.parity import exported, sam2
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case, Recording, inside
 from unipixel_jax.parity.replay import F32, KINDS, Context
+from unipixel_jax.parity.training import adapters_of
 
 TRAINING = ("train_loss", "train_steps")
 """The kinds of cases that compile gradients."""
@@ -156,7 +157,8 @@ def _checks(case: Case, recording: Recording, loaded: LoadedModel) -> list[Check
     if "batch_mode" in case.options:
         config = dataclasses.replace(loaded.config, sam2_batch_mode=bool(case.options["batch_mode"]))
         loaded = dataclasses.replace(loaded, config=config, model=with_config(loaded.model, config))
-    return KINDS[case.kind](case, Context(loaded, recording.root, recording.dtype != "float32"))
+    adapters = adapters_of(recording.cases) if case.kind in TRAINING else None
+    return KINDS[case.kind](case, Context(loaded, recording.root, recording.dtype != "float32", adapters))
 
 
 @contextmanager

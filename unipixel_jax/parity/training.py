@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,13 +15,14 @@ from unipixel_jax.batch import ModelInputs, TrainBatch
 from unipixel_jax.convert.names import canonical
 from unipixel_jax.convert.rules import Rule
 from unipixel_jax.convert.tables import all_rules
+from unipixel_jax.core.params import abstract
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.models.lora import LoraConfig, LoraLinear, add_lora
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
-from unipixel_jax.parity.gradients import loss_and_gradients, to_batch
+from unipixel_jax.parity.gradients import loss_and_gradients, to_batch, with_adapters
 from unipixel_jax.parity.recording import Case
 from unipixel_jax.train.optim import OptimConfig, make_optimizer
 from unipixel_jax.train.trainable import Group, Predicate, groups, trained
@@ -36,12 +37,17 @@ NAMES = {"sam2_enc_lr": "sam_encoder_lr", "sam2_dec_lr": "sam_decoder_lr", "max_
 """Our names of the optimizer's settings by the reference's names, where they differ."""
 
 
-def compare_steps(case: Case, loaded: LoadedModel, inputs: ModelInputs) -> list[Check]:
-    """Compare the losses of every step, what is trained at which rate, the adapters' gradients of the first step, and the change of every trained weight."""
+def compare_steps(case: Case, loaded: LoadedModel, inputs: ModelInputs, adapters: LoraConfig | None) -> list[Check]:
+    """Compare the losses of every step, what is trained at which rate, the adapters' gradients of the first step, and the change of every trained weight.
+
+    The arguments are those of ``compare_gradients``; a case with adapters has its own.
+    """
     config = OptimConfig(**{NAMES.get(key, key): value for key, value in case.options["optimizer"].items()})
     model, rules = loaded.model, all_rules(loaded.config)
     if case.options["lora"]:
-        model, rules = _with_adapters(model, rules, case)
+        model, rules = _with_own_adapters(model, rules, case)
+    elif adapters is not None:
+        model = with_adapters(model, adapters, {})
     which = trained(case.options["tuning"])
     losses, first, change = _train(model, which, to_batch(case, inputs), config, case.number("steps", MAX_STEPS))
 
@@ -72,7 +78,7 @@ def _train(model: UniPixelModel, which: Predicate, batch: TrainBatch, config: Op
     losses: list[np.ndarray] = []
     params = first = start
     weights = _joined(start, owners)
-    state = optimizer.init(weights)
+    state = jax.jit(optimizer.init)(weights)
     for number in range(steps):
         (loss, _), grads = loss_and_gradients(nnx.merge(graph, params, *frozen), _moved(batch, number))
         trained_grads = nnx.state(grads, which)
@@ -96,7 +102,7 @@ def _parted(vectors: list[jax.Array], owners: list[Group], like: nnx.State) -> n
     parts = []
     for leaf, owner in zip(leaves, owners, strict=True):
         part, rests[owner] = np.split(rests[owner], [leaf.size])
-        parts.append(jax.device_put(part.reshape(leaf.shape), leaf.sharding))
+        parts.append(jax.device_put(part.reshape(leaf.shape)))
     return jax.tree.unflatten(structure, parts)
 
 
@@ -139,24 +145,31 @@ def _moved(batch: TrainBatch, step: int) -> TrainBatch:
     return dataclasses.replace(batch, clips=dataclasses.replace(batch.clips, frames=frames, masks=masks))
 
 
-def _with_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple[UniPixelModel, list[Rule]]:
-    """Return the model with the case's adapters, and the conversion rules extended by those for the adapters."""
+def adapters_of(cases: Sequence[Case]) -> LoraConfig | None:
+    """Return the adapters of the first case of training that has some; None if none has."""
+    return next((_adapters(case) for case in cases if case.kind == "train_steps" and case.options.get("lora")), None)
+
+
+def _adapters(case: Case) -> LoraConfig:
     lora = case.options["lora"]
     if type(lora["rank"]) is not int or lora["rank"] > MAX_RANK:
         raise UserError(f"{case.name}: LoRA of rank {str(lora['rank'])[:40]}, expected a whole number of at most {MAX_RANK}: record it again")
-    model = add_lora(model, LoraConfig(lora["rank"], lora["alpha"], dropout=0.0), nnx.Rngs(0))
-    layers = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, LoraLinear)}
-    given = {canonical(name.removeprefix("inputs.lora.")): value for name, value in case.tensors.items() if name.startswith("inputs.lora.")}
-    more = []
+    return LoraConfig(lora["rank"], lora["alpha"], dropout=0.0)
+
+
+def _with_own_adapters(model: UniPixelModel, rules: list[Rule], case: Case) -> tuple[UniPixelModel, list[Rule]]:
+    """Return the model with the case's adapters, and the conversion rules extended by those for the adapters."""
+    config = _adapters(case)
+    recorded = {canonical(name.removeprefix("inputs.lora.")): value for name, value in case.tensors.items() if name.startswith("inputs.lora.")}
+    adapted = {path for path, module in nnx.iter_modules(abstract(lambda rngs: add_lora(model, config, rngs))) if isinstance(module, LoraLinear)}
+    more, given = [], {}
     for rule in rules:
-        if rule.jax[:-1] in layers and rule.jax[-1] == "weight":
+        if rule.jax[:-1] in adapted and rule.jax[-1] == "weight":
             for theirs, ours in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
                 names = tuple(name.removesuffix("weight") + f"{theirs}.weight" for name in rule.torch)
                 more.append(Rule(names, (*rule.jax[:-1], ours), rule.stacked))
-                layer = layers[rule.jax[:-1]]
-                # where the layer's own weight is, so that the first step's program is that of all steps
-                getattr(layer, ours)[...] = jax.device_put(np.stack([given[name] for name in names]), layer.weight[...].sharding)
-    return model, rules + more
+                given[more[-1].jax] = np.stack([recorded[name] for name in names])
+    return with_adapters(model, config, given), rules + more
 
 
 def _by_torch_name(tree: nnx.State, rules: list[Rule]) -> dict[str, Group]:
@@ -168,11 +181,12 @@ def _by_torch_name(tree: nnx.State, rules: list[Rule]) -> dict[str, Group]:
 def _arrays(tree: nnx.State, rules: list[Rule]) -> dict[str, np.ndarray]:
     """Return the state's arrays in torch's shapes, by canonical torch name."""
     out = {}
+    arrays = {path: np.asarray(array) for path, array in _flat(tree).items()}
     for rule in rules:
-        array = _flat(tree).get(rule.jax)
-        if array is not None:
+        if rule.jax in arrays:
+            array = arrays[rule.jax]
             for i, (name, shape) in enumerate(rule.torch_shapes(array.shape).items()):
-                out[name] = np.asarray(array[i] if rule.stacked else array).reshape(shape)
+                out[name] = (array[i] if rule.stacked else array).reshape(shape)
     return out
 
 
