@@ -22,7 +22,7 @@ from unipixel_jax.infer.generate import Generation, generate
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.predictor import UniPixel
-from unipixel_jax.infer.segmentation import clip_logits
+from unipixel_jax.infer.segmentation import clip_logits, encoded
 from unipixel_jax.models.lora import LoraConfig
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.position import sine_grid
@@ -139,8 +139,8 @@ def rope(case: Case, context: Context) -> list[Check]:
 def sam2_image(case: Case, context: Context) -> list[Check]:
     """Compare SAM 2's image encoder and its position encodings."""
     sizes = context.loaded.config.sam2
-    features = _encode(context.loaded.model, channels_last(case.input("frames")))
-    ours = {f"fpn.{i}": np.asarray(a).transpose(0, 3, 1, 2) for i, a in enumerate((features.high0, features.high1, features.low))}
+    rows = [(own.high0, own.high1, own.low) for own in encoded(context.loaded.model.sam2, channels_last(case.input("frames")), F32)]
+    ours = {f"fpn.{i}": np.concatenate(level).transpose(0, 3, 1, 2) for i, level in enumerate(zip(*rows, strict=True))}
     ours |= {f"pos.{i}": sine_grid(sizes.grid * 4 // 2**i, sizes.d_model).transpose(2, 0, 1)[None] for i in range(3)}
     return [compare.close(name, ours[name], value, context.sam) for name, value in case.outputs.items()]
 
@@ -163,7 +163,8 @@ def judge_track(case: Case, context: Context, ours: dict[str, np.ndarray]) -> li
         checks = [compare.close_per_frame(name, value, theirs[name], context.sam) for name, value in ours.items()]
         return [*checks, scores, compare.same_masks("masks", masks, theirs["masks"])]
     # In bfloat16 the tracking of a random model drifts apart. So outputs are compared on the first frame, and on all others only whether the object is there.
-    rounded_state, rounded = _step(model, model.sam2.start(1, BF16, len(frames)), _encode(model, frames[:1].astype(BF16)), hidden.astype(BF16))
+    first = next(encoded(model.sam2, frames[:1], BF16))
+    rounded_state, rounded = _step(model, model.sam2.start(1, BF16, len(frames)), first, hidden.astype(BF16))
     moved = {"low_res_masks": np.asarray(rounded.low_res)[0], "obj_ptr": np.asarray(rounded.pointer)[0], "object_score_logits": rounded.decoded.object_score}
     moved["memory_features"] = _memory_of(rounded_state, 0, model.sam2)
     checks = []
@@ -186,8 +187,8 @@ def track(case: Case, model: UniPixelModel) -> dict[str, np.ndarray]:
     frames, hidden = clip_of(case)
     state = model.sam2.start(1, F32, len(frames))
     rows = []
-    for number, frame in enumerate(frames):
-        state, out = _step(model, state, _encode(model, frame[None]), hidden)
+    for number, features in enumerate(encoded(model.sam2, frames, F32)):
+        state, out = _step(model, state, features, hidden)
         rows.append((np.asarray(out.low_res)[0], np.asarray(out.pointer)[0], np.asarray(out.decoded.object_score), _memory_of(state, number, model.sam2)))
     names = ("low_res_masks", "obj_ptr", "object_score_logits", "memory_features")
     return {name: np.stack([row[i] for row in rows]) for i, name in enumerate(names)}
@@ -326,11 +327,6 @@ def _text(model: UniPixelModel, ids: jax.Array, positions: jax.Array, segments: 
 def _language(model: UniPixelModel, inputs: ModelInputs, dtype: jnp.dtype = F32) -> tuple[jax.Array, jax.Array, jax.Array]:
     hidden = model.text(model.embed(inputs, dtype), inputs.position_ids, inputs.segments)
     return hidden, model.text.logits(hidden), model.seg_head(hidden)
-
-
-@jax.jit
-def _encode(model: UniPixelModel, frames: jax.Array) -> FrameFeatures:
-    return model.sam2.encode(frames)
 
 
 @jax.jit
