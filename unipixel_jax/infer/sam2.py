@@ -23,6 +23,7 @@ from unipixel_jax.errors import UserError
 from unipixel_jax.infer.masks import resize_masks
 from unipixel_jax.infer.sam2_loading import load_sam2
 from unipixel_jax.infer.sam2_session import Sam2Session
+from unipixel_jax.infer.segmentation import encoded
 from unipixel_jax.infer.tracking import LOGITS
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Prompt, Sam2
@@ -96,7 +97,7 @@ class Sam2Predictor:
         if len(clip.frames) != 1:
             raise UserError(f"{len(clip.frames)} frames, expected one image: take one of them, or track objects through the clip")
         square = square_frames(clip.frames, self.sam2.config.image_size)
-        return EncodedImage(_encode(self._packed, jax.device_put(square), dtype=self.dtype), clip.frames.shape[1:3])
+        return EncodedImage(next(encoded(self._packed, square, self.dtype, size=1)), clip.frames.shape[1:3])
 
     def segment(
         self,
@@ -198,11 +199,6 @@ def _numbers(name: str, value: Any, inner: tuple[int | None, ...]) -> NDArray[np
         what = f"{list(array.shape)}" if not fits or not array.size else "not finite"
         raise UserError(f"{name} is {what}: expected finite numbers {expected}, or those of each object")
     return array
-
-
-@Programs
-def _encode(sam2: Sam2, square: jax.Array, *, dtype: jnp.dtype) -> FrameFeatures:
-    return sam2.encode(square.astype(dtype))
 
 
 @Programs

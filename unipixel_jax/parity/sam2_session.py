@@ -19,6 +19,7 @@ import numpy as np
 from unipixel_jax.core.programs import Programs
 from unipixel_jax.errors import UserError
 from unipixel_jax.infer.masks import resize_masks
+from unipixel_jax.infer.segmentation import encoded
 from unipixel_jax.infer.tracking import LOGITS, resized
 from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.track_state import BACKWARD, FORWARD, TrackState
@@ -28,6 +29,7 @@ from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case
 from unipixel_jax.processing.square import square_frames
 
+F32 = jnp.dtype("float32")
 MAX_FRAMES, MAX_ACTIONS = 64, 64
 """The most frames and actions of a recorded session that are accepted."""
 CONDITIONING = 4
@@ -38,8 +40,8 @@ CONDITIONING = 4
 class Stored:
     """What is kept of one object on one frame: memory [1, g * g, M], pointer [1, D], logits [4g, 4g] and object score."""
 
-    memory: jax.Array
-    pointer: jax.Array
+    memory: np.ndarray
+    pointer: np.ndarray
     low_res: np.ndarray
     score: np.ndarray
 
@@ -64,15 +66,19 @@ class Tracked:
         """Let what waits become outputs. A correction of a conditioning frame that does not become one itself is lost, as in the reference."""
         for frame, stored in self.waiting_others.items():
             self.others[frame] = stored
-            self.state = self.state.at(frame).write(stored.memory, stored.pointer)
+            self._write(frame, stored)
         for frame, stored in self.waiting_conditioning.items():
             self.conditioning[frame] = stored
-            slot = list(self.conditioning).index(frame)
-            self.state = self.state.at(frame).write(stored.memory, stored.pointer, jnp.int32(slot))
+            self._write(frame, stored, list(self.conditioning).index(frame))
         for frame in self.conditioning.keys() & self.others.keys():
             del self.others[frame]
             self.state = _without(self.state, frame)
         self.waiting_conditioning, self.waiting_others = {}, {}
+
+    def _write(self, frame: int, stored: Stored, slot: int = -1) -> None:
+        """Write what is kept of a frame into the state, into a conditioning slot or else its place for tracked frames."""
+        memory, pointer = jax.device_put((stored.memory, stored.pointer))
+        self.state = _written(self.state.at(frame), memory, pointer, jnp.int32(slot))
 
 
 class Session:
@@ -88,7 +94,7 @@ class Session:
         """Prompt an object on a frame; return its output, and the masks [O, h, w] of all objects there."""
         if number not in self.objects:
             # the same number of places for clips of all lengths, so that one program tracks them all
-            self.objects[number] = Tracked(self.sam2.start(1, jnp.dtype("float32"), jnp.int32(len(self.squares)), CONDITIONING, MAX_FRAMES))
+            self.objects[number] = Tracked(self.sam2.start(1, F32, jnp.int32(len(self.squares)), CONDITIONING, MAX_FRAMES))
         one = self.objects[number]
         corrected = frame in one.tracked
         conditions = not corrected or bool(self.settings.get("add_all_frames_to_correct_as_cond"))
@@ -135,7 +141,8 @@ class Session:
     def features(self, frame: int) -> FrameFeatures:
         """Return what the model sees of a frame."""
         if frame not in self._encoded:
-            self._encoded[frame] = _encode(self.sam2, jax.device_put(square_frames(self.squares[frame : frame + 1], self.sam2.config.image_size)))
+            square = square_frames(self.squares[frame : frame + 1], self.sam2.config.image_size)
+            self._encoded[frame] = next(encoded(self.sam2, square, F32, size=1))
         return self._encoded[frame]
 
     def _points(self, prompt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +171,7 @@ def session(case: Case, sam2: Sam2) -> list[Check]:
         elif action["do"] == "add":
             prompt = {**action, "mask": case.input(action["mask"])} if "mask" in action else action
             one, masks = clip.add(action["frame"], action["object"], prompt)
-            found = {"low_res": one.low_res[None], "pointer": np.asarray(one.pointer), "score": one.score, "masks": masks}
+            found = {"low_res": one.low_res[None], "pointer": one.pointer, "score": one.score, "masks": masks}
             theirs |= {"low_res": theirs["low_res"][None], "pointer": theirs["pointer"][None], "score": theirs["score"][None]}
         else:
             rows = list(clip.propagate(action.get("start"), action.get("count"), BACKWARD if action.get("backward") else FORWARD))
@@ -172,7 +179,7 @@ def session(case: Case, sam2: Sam2) -> list[Check]:
                 "frames": np.asarray([frame for frame, _ in rows]),
                 "low_res": np.stack([[one.low_res for one in outs] for _, outs in rows]),
                 "scores": np.stack([[one.score[0] for one in outs] for _, outs in rows]),
-                "pointers": np.stack([[np.asarray(one.pointer)[0] for one in outs] for _, outs in rows]),
+                "pointers": np.stack([[one.pointer[0] for one in outs] for _, outs in rows]),
                 "masks": np.stack([clip.masks(np.stack([one.low_res for one in outs])) for _, outs in rows]),
             }
         found["objects"] = np.asarray(list(clip.objects))
@@ -191,7 +198,7 @@ def _check(name: str, ours: np.ndarray, theirs: np.ndarray) -> Check:
 
 def _stored(state: TrackState, out: TrackOutput, frame: int) -> Stored:
     """Return what a state remembers of a frame in its places for tracked frames, and the output there."""
-    memory, pointer = (buffer[CONDITIONING + frame % (len(buffer) - CONDITIONING)] for buffer in (state.memory, state.pointer))
+    memory, pointer = (np.asarray(buffer)[CONDITIONING + frame % (len(buffer) - CONDITIONING)] for buffer in (state.memory, state.pointer))
     return Stored(memory, pointer, np.asarray(out.low_res)[0], np.asarray(out.decoded.object_score))
 
 
@@ -206,8 +213,8 @@ def _without(state: TrackState, frame: int) -> TrackState:
 
 
 @Programs
-def _encode(sam2: Sam2, square: jax.Array) -> FrameFeatures:
-    return sam2.encode(square)
+def _written(state: TrackState, memory: jax.Array, pointer: jax.Array, slot: jax.Array) -> TrackState:
+    return state.write(memory, pointer, slot)
 
 
 @Programs
