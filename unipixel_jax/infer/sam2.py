@@ -97,7 +97,7 @@ class Sam2Predictor:
         if len(clip.frames) != 1:
             raise UserError(f"{len(clip.frames)} frames, expected one image: take one of them, or track objects through the clip")
         square = square_frames(clip.frames, self.sam2.config.image_size)
-        return EncodedImage(next(encoded(self._packed, square, self.dtype, size=1)), clip.frames.shape[1:3])
+        return EncodedImage(next(encoded(self.sam2, square, self.dtype, size=1)), clip.frames.shape[1:3])
 
     def segment(
         self,
