@@ -121,3 +121,12 @@ def test_a_model_is_restored_in_stored_or_given_dtypes(tmp_path):
     cast = checkpoint.restore_model(tmp_path / "params", abstract, jnp.float32)
     assert [p.get_value().dtype for p in cast.layers] == [jnp.float32, jnp.float32]
     np.testing.assert_array_equal(np.asarray(cast.layers[0].get_value()), np.asarray(weights[0], np.float32))
+
+
+def test_a_program_that_gets_its_own_results_back_is_compiled_once(tmp_path, compiled):
+    checkpoint.save(tmp_path / "params", {("layers", 0): np.ones((2, 3), np.float32), ("layers", 1): np.ones(4, np.float32)})
+    own = checkpoint.restore_model(tmp_path / "params", Model(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)))
+    step = jax.jit(lambda model, state: state * model.layers[1].get_value())
+    compiled.clear()
+    step(own, step(own, jax.device_put(np.ones(4, np.float32))))
+    assert len(compiled) == 1

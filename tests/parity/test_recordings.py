@@ -7,17 +7,22 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 
 from unipixel_jax.convert.safetensors_io import read_safetensors, write_safetensors
+from unipixel_jax.convert.tables import all_rules
 from unipixel_jax.convert.tensors import CODES, Tensor
 from unipixel_jax.errors import UserError
-from unipixel_jax.parity import run, sam2
+from unipixel_jax.parity import run, sam2, training
+from unipixel_jax.parity.gradients import with_adapters
 from unipixel_jax.parity.recording import Case, open_recording
 from unipixel_jax.parity.replay import KINDS
 from unipixel_jax.parity.run import replay, to_json
+from unipixel_jax.parity.training import adapters_of
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 NAMES = ("nano_a", "nano_a_bf16", "nano_b", "sam2_nano")
@@ -90,6 +95,7 @@ def one_value(key, index, add):
 
 CORRUPTED_SAM2 = {
     "sam2_prompts": ("5.iou", (0, 0), 1e-3),
+    "sam2_session": ("5.scores", (17, 0), 6e-5),
     "sam2_session_corrections": ("4.low_res", (3, 1, 2, 5), 0.5),
 }
 
@@ -99,6 +105,24 @@ def test_a_single_wrong_value_of_sam2_fails(tmp_path, case):
     key, index, add = CORRUPTED_SAM2[case]
     (result,) = replay(excerpt(tmp_path / "recording", "sam2_nano", [case], one_value(key, index, add)))
     assert [check.name for check in result.checks if not check.passed] == [key]
+
+
+def test_all_cases_of_training_of_a_recording_share_a_program():
+    recording = open_recording(RECORDINGS / "nano_a")
+    loaded = converted_once(recording.root / "checkpoint")
+    (case,) = (case for case in recording.cases if case.name == "train_steps_lora")
+    without = with_adapters(loaded.model, adapters_of(recording.cases), {})
+    own, rules = training._with_own_adapters(loaded.model, all_rules(loaded.config), case)
+    assert jax.tree.structure(without) == jax.tree.structure(own)
+    described = [[(a.shape, a.dtype, a.committed) for a in jax.tree.leaves(model)] for model in (without, own)]
+    assert described[0] == described[1]
+    added = {rule.jax for rule in rules} - {rule.jax for rule in all_rules(loaded.config)}
+    arrays = [dict(nnx.to_flat_state(nnx.state(model))) for model in (without, own)]
+    assert added and all(not np.any(arrays[0][path][...]) and np.all(np.any(arrays[1][path][...], axis=(1, 2))) for path in added)
+
+
+def test_a_recording_without_adapters_adds_none():
+    assert adapters_of(open_recording(RECORDINGS / "nano_b").cases) is None
 
 
 CORRUPTED = {

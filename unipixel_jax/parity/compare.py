@@ -16,6 +16,9 @@ import numpy as np
 
 FORWARD = 2e-5
 """In float32, the largest relative error of a tensor."""
+SESSION_SCORES = 3e-5
+"""In float32, the largest error of an object score of a session with SAM 2.1, after up to 18 tracked frames. In float64 (scripts/session_in_float64.py), a
+recorded score turned out to be 8.8e-6 off, and ours 1.2e-5 the other way, so they are 2.1e-5 apart and neither is wrong; the bound is 1.5 times that."""
 FLIPPED = 1e-4
 """In float32, the largest share of mask pixels that may differ; their logits are within rounding of zero."""
 GRADIENT, GRADIENT_FLOOR = 3e-3, 1e-6

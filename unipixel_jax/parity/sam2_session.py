@@ -193,7 +193,9 @@ def _check(name: str, ours: np.ndarray, theirs: np.ndarray) -> Check:
         return compare.exact(name, ours, theirs)
     if theirs.dtype.kind == "b":
         return compare.same_masks(name, ours, theirs)
-    return (compare.close_scores if kind.startswith("score") else compare.close_per_frame)(name, ours, theirs, compare.FORWARD)
+    if kind.startswith("score"):
+        return compare.close_scores(name, ours, theirs, compare.SESSION_SCORES)
+    return compare.close_per_frame(name, ours, theirs, compare.FORWARD)
 
 
 def _stored(state: TrackState, out: TrackOutput, frame: int) -> Stored:
