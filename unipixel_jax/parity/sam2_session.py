@@ -142,7 +142,7 @@ class Session:
         """Return what the model sees of a frame."""
         if frame not in self._encoded:
             square = square_frames(self.squares[frame : frame + 1], self.sam2.config.image_size)
-            self._encoded[frame] = next(encoded(self.sam2, square, F32, size=1))
+            (self._encoded[frame],) = encoded(self.sam2, square, F32, size=1)
         return self._encoded[frame]
 
     def _points(self, prompt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
