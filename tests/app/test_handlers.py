@@ -1,8 +1,9 @@
 """The page's functions with the small model, without a browser."""
 
-import ast
+import argparse
 import os
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from unipixel_jax.app.media import open_media
 from unipixel_jax.app.stage import begun
 from unipixel_jax.app.tabs import image_segmentation, memory, video_segmentation
 from unipixel_jax.app.worker import Worker, require_prompt
+from unipixel_jax.cli import parse
 from unipixel_jax.errors import UserError
 from unipixel_jax.processing.frames import open_frames
 from unipixel_jax.processing.prompts import Point
@@ -178,14 +180,16 @@ def test_the_page_has_no_programming_interface_and_serves_nothing_else(tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_space_starts_the_command_with_options_that_it_has():
-    tree = ast.parse((ROOT / "scripts" / "space" / "app.py").read_text())
-    (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "main"]
-    given = [item.value for item in call.args[0].elts if isinstance(item, ast.Constant)]
-    assert given == ["app", "--host", "0.0.0.0", "--port", "--model"]
+def test_the_space_starts_the_command_with_options_that_it_has(monkeypatch):
+    given, args = [], argparse.Namespace(verbose=False)
+    monkeypatch.setattr("unipixel_jax.cli.main", lambda argv: given.extend(argv) or 0)
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "scripts" / "space" / "app.py"), run_name="__main__")
+    assert parse(given, args) == 0
+    assert (args.host, args.port, args.model) == ("0.0.0.0", 7860, "shapes")
     (requirement,) = [line for line in (ROOT / "scripts" / "space" / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    assert requirement == f"./unipixel_jax-{version}-py3-none-any.whl[app]"
+    assert requirement.startswith("unipixel-jax[app] @ https://") and requirement.endswith(f"/unipixel_jax-{version}-py3-none-any.whl")
 
 
 @pytest.mark.slow
