@@ -96,7 +96,7 @@ def test_a_second_question_costs_under_a_tenth_of_the_first(model):
         program = getattr(chats, name)
 
         def call(*args, **static):
-            compiled = jax.jit(lambda *args: program._function(*args, **static)).lower(*args).compile()
+            compiled = jax.jit(lambda *args: program(*args, **static)).lower(*args).compile()
             costs.setdefault(name, []).append(compiled.cost_analysis()["flops"])
             return program(*args, **static)
 
