@@ -127,6 +127,7 @@ def test_nothing_is_opened_that_is_not_allowed_or_asked_about(page, open_page, s
     assert len(streams.sent) == before
 
 
+@pytest.mark.slow
 def test_a_visitor_follows_a_stream_and_stops_it(visitor, streams, clip):
     visitor.open().tab("Live")
     visitor.choose("live-kind", "Stream")

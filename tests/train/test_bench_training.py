@@ -44,6 +44,7 @@ def test_the_command(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "micro.py", "start"], "the run is gone"
 
 
+@pytest.mark.slow
 def test_a_step_is_timed(tmp_path, capsys):
     config, figures = tmp_path / "micro.py", tmp_path / "figures.json"
     config.write_text(CONFIG.format(here=str(Path(__file__).parent), start=str(micro_start(tmp_path / "start"))))
