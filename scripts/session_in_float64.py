@@ -28,7 +28,7 @@ PARTS = ("core/params.py", "models/layers.py", "models/sam2", "ops", "infer/mask
          "parity/sam2_session.py", "processing/resize.py", "processing/square.py")  # fmt: skip
 """The files and folders of the package in which SAM 2 computes."""
 GROUPS = ("scores", "pointers", "low_res")
-"""What is compared of each object on each frame: its score, its pointer and its mask's logits."""
+"""The outputs that are compared, for each object on each frame: its score, its pointer and its mask's logits."""
 
 
 def main() -> None:

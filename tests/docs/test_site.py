@@ -34,7 +34,7 @@ def site(tmp_path_factory):
 
 
 def article(site, page):
-    """What a page holds, without the navigation."""
+    """Return the HTML of a page's article, without the navigation."""
     name = page.removesuffix(".md")
     text = (site / ("" if name == "index" else name) / "index.html").read_text(encoding="utf-8")
     return text[text.index("<article") : text.index("</article>")]

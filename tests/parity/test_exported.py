@@ -23,7 +23,7 @@ ROW = re.compile(r"│ (\S+)\s+│ (\S.*?)\s+│ (\S+)\s+│ \S+\s+│ \S+\s+│
 
 
 def rows(text):
-    """What a report says of each tensor: its relative error, and whether it passed."""
+    """Return the relative error of each tensor in a report, and whether it passed."""
     return {(case, tensor): (float(error), verdict == "yes") for case, tensor, error, verdict in ROW.findall(text)}
 
 
@@ -120,7 +120,7 @@ def test_an_export_of_another_model_or_without_a_part_is_refused(recording, expo
 @pytest.mark.onnx
 @pytest.mark.parametrize("name", ["nano_a", "nano_b"])
 def test_onnx_programs_compute_what_was_recorded(name, tmp_path, capsys, monkeypatch):
-    """Of nano_b, too, as compiled programs by the calls of pyACL."""
+    """Recordings are replayed through onnxruntime, and nano_b again through compiled programs that are called by the functions of pyACL."""
     import onnxruntime
 
     folder = tmp_path / "programs"

@@ -41,7 +41,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture
 def log(environment):
-    """What the device was told and how many operations it computed, of the processes of one test."""
+    """Return the path of the log in which the stand-in device writes what it was told and how many operations it computed; it is new for each test."""
     path = Path(environment["NPU_STAND_IN_LOG"])
     path.unlink()
     return path

@@ -33,7 +33,7 @@ SIZE_LIMIT = 14_000_000
 
 @functools.cache
 def converted_once(checkpoint, convert=run._converted):
-    """What the replay makes of a checkpoint or adapter."""
+    """Return the model that a replay makes of a checkpoint or an adapter; each is converted once for all tests."""
     with convert(checkpoint) as loaded:
         return loaded
 

@@ -32,7 +32,7 @@ from unipixel_jax.infer.generate import Sampling
 from unipixel_jax.infer.job_source import ROWS, Job, Marked, Options, Outcome, Ready, Source, failed
 from unipixel_jax.infer.loading import LoadedModel
 from unipixel_jax.infer.masks import ClipMasks
-from unipixel_jax.infer.prediction import Collector, Prediction, SegmentedObject
+from unipixel_jax.infer.prediction import Collector, Prediction, SegmentedObject, object_line
 from unipixel_jax.infer.stream import Stream
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.attention import use_attention
@@ -418,15 +418,5 @@ def _finish(answered: _Answered, found: Future[list[NDArray[np.float32]]], own: 
 
 def _line(frame: int, objects: Sequence[SegmentedObject]) -> dict[str, Any]:
     """A photo's objects as ``FrameResult.to_json`` has them."""
-    found = [
-        {
-            "number": number,
-            "score": round(float(item.scores[0]), 6),
-            "presence": round(float(item.presence[0]), 6),
-            "box": item.boxes[0],
-            "area": item.areas[0],
-            "mask": item.runs[0],
-        }
-        for number, item in enumerate(objects, start=1)
-    ]
+    found = [object_line(number, one.scores[0], one.presence[0], one.boxes[0], one.areas[0], one.runs[0]) for number, one in enumerate(objects, start=1)]
     return {"frame": frame, "seconds": None, "objects": found}

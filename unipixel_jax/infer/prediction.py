@@ -56,17 +56,14 @@ class FrameResult:
             "frame": self.frame,
             "seconds": self.seconds,
             "objects": [
-                {
-                    "number": number,
-                    "score": round(float(score), 6),
-                    "presence": round(float(presence), 6),
-                    "box": box,
-                    "area": int(np.count_nonzero(mask)),
-                    "mask": encode_mask(mask),
-                }
-                for number, score, presence, box, mask in parts
+                object_line(number, score, presence, box, int(np.count_nonzero(mask)), encode_mask(mask)) for number, score, presence, box, mask in parts
             ],
         }
+
+
+def object_line(number: int, score: float, presence: float, box: Sequence[int] | None, area: int, mask: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object of a frame as ``FrameResult.to_json`` has it; ``mask`` is in COCO's compressed run lengths."""
+    return {"number": number, "score": round(float(score), 6), "presence": round(float(presence), 6), "box": box, "area": area, "mask": mask}
 
 
 @dataclass(frozen=True, eq=False)
