@@ -61,6 +61,7 @@ def small_blocks(monkeypatch):
     """Blocks so small that short rows need several of them."""
     monkeypatch.setattr(xla_chunked, "Q_BLOCK", 16)
     monkeypatch.setattr(xla_chunked, "KV_BLOCK", 24)
+    monkeypatch.setattr(xla_chunked, "ALIKE", 40)
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,18 @@ def test_every_kind_of_mask_over_several_blocks(backend, name, rng):
     for causal in {False, shape.queries == shape.keys}:
         for rule, rate in (("all", None), ("both", None), ("all", 0.1), ("both", 0.5)):
             check(backend, draw(shape, rng, causal, rule, rate=rate))
+
+
+@backends
+@pytest.mark.parametrize("name, run", [("several blocks", 60), ("one head", 13)])
+def test_runs_of_keys_that_all_see_or_none_does(backend, name, run, rng):
+    shape = SHAPES[name]
+    plain = draw(shape, rng)
+    seen = np.repeat(rng.random((shape.batch, shape.keys // run)) < 0.6, run, axis=1)
+    seen[0, :run] = True
+    q_segments, kv_segments = jnp.ones((shape.batch, shape.queries), jnp.int32), jnp.asarray(seen, jnp.int32)
+    mask = AttnMask(q_segments=q_segments, kv_segments=kv_segments, run=run)
+    check(backend, replace(plain, mask=mask, seen=np.broadcast_to(seen[:, None], plain.seen.shape)))
 
 
 def test_weights_are_dropped_at_the_rate_and_independently(rng):

