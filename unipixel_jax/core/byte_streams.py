@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,38 @@ def read_file(path: Path, offset: int, count: int) -> Blocks:
         UserError: the file is missing or ends early.
     """
     buffer = memoryview(bytearray(min(count, BLOCK_BYTES)))
+    with _opened(path, offset) as file:
+        while count:
+            block = _read(file, buffer[: min(count, len(buffer))], path, count)
+            count -= len(block)
+            yield block
+
+
+def read_into(memory: memoryview, path: Path, offset: int) -> None:
+    """Fill memory with the bytes of a file from `offset` on, without a buffer between, which would take longer than reading.
+
+    Raises:
+        UserError: the file is missing or ends early.
+    """
+    with _opened(path, offset) as file:
+        while memory:
+            memory = memory[len(_read(file, memory, path, len(memory))) :]
+
+
+def _opened(path: Path, offset: int) -> FileIO:
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is incomplete, copy it again")
-    with open(path, "rb", buffering=0) as file:
-        file.seek(offset)
-        while count:
-            got = file.readinto(buffer[: min(count, len(buffer))])
-            if not got:
-                raise UserError(f"{path} ends {count} bytes early: it is truncated, copy it again")
-            count -= got
-            yield buffer[:got]
+    file = FileIO(path)
+    file.seek(offset)
+    return file
+
+
+def _read(file: FileIO, memory: memoryview, path: Path, missing: int) -> memoryview:
+    """Read as many bytes as come at once, and return the part of the memory that they fill."""
+    got = file.readinto(memory)
+    if not got:
+        raise UserError(f"{path} ends {missing} bytes early: it is truncated, copy it again")
+    return memory[:got]
 
 
 def bytes_of(array: np.ndarray) -> memoryview:

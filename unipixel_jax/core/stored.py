@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from unipixel_jax.core.byte_streams import Blocks, bytes_of, read_file
+from unipixel_jax.core.byte_streams import Blocks, bytes_of, read_file, read_into
 from unipixel_jax.core.files import read_json_object, replacing
 from unipixel_jax.core.trees import KeyPath, parse
 from unipixel_jax.errors import UserError
@@ -93,10 +93,7 @@ class StoredArray:
             pairs = np.memmap(chunk.file, np.uint8, "r", chunk.offset, (*self.chunk[:-1], self.chunk[-1] // 2))
             target[...] = unpacked(pairs[index[:-1]])[..., index[-1]]
         elif target.shape == self.chunk and target.dtype == self.dtype:
-            place = bytes_of(target)
-            for block in read_file(chunk.file, chunk.offset, len(place)):
-                place[: len(block)] = block
-                place = place[len(block) :]
+            read_into(bytes_of(target), chunk.file, chunk.offset)
         else:
             target[...] = np.memmap(chunk.file, self.dtype, "r", chunk.offset, self.chunk)[index]
 
