@@ -25,8 +25,8 @@ Q_BLOCK, KV_BLOCK = 768, 768
 ALIKE = 2304
 """The length of a block of queries that all see the same keys, on a CPU: longer products are faster, and no shorter block could be skipped."""
 LANES = 16
-"""Features of values are padded to a multiple of this on a CPU, whose product of 768 x 768 weights takes as long with 64 features as with 48, and 1.6 times as
-long with 56 (measured with AVX-512)."""
+"""Features of values are padded to a multiple of this on a CPU: with 768 x 768 weights the product takes 1.6 times as long with 56 features as with 64 (measured
+with AVX-512)."""
 
 State = tuple[jax.Array, ...]
 Drop = tuple[WeightDropout, jax.Array]
@@ -69,7 +69,7 @@ def _attend_in_blocks(
     """``attend`` for all heads at once, in blocks of at most ``q_block`` queries."""
     (b, kh, g, t, _), s = q.shape, k.shape[2]
     rows = jnp.arange(g * t).reshape(g, t)
-    exact = bool(mask.run) and s % mask.run == 0
+    exact = bool(mask.run) and s % mask.run == 0 and not mask.causal
     tq, tk = block_length(t, q_block), _divisor(mask.run, KV_BLOCK) if exact else block_length(s, KV_BLOCK)
     pad_t, pad_s = -t % tq, -s % tk
     mask = mask.padded(b, t, s, pad_t, pad_s)
