@@ -16,6 +16,7 @@ from unipixel_jax.core.sharding import bytes_per_device
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.unipixel import abstract_model
 from unipixel_jax.plan.hlo import read_costs
+from unipixel_jax.plan.kept import kept, key_of
 from unipixel_jax.plan.memory import read_memory, refused_for_memory
 from unipixel_jax.plan.movers import movers
 from unipixel_jax.plan.programs import GRADIENTS, LANGUAGE, TRAINING, UPDATE, Workload, rows_like, sample_row, train_programs
@@ -99,7 +100,7 @@ def make_plan(
     full_effort = full_effort or topology.chip.platform != "tpu"
     options = None if full_effort else LEAST_EFFORT
     with ThreadPoolExecutor(PARALLEL_COMPILATIONS) as pool, module_scopes(abstract_model(model_config)):
-        reports = [pool.submit(_compiled, job, job.lower(), options, topology) for job in jobs if job.name in programs]
+        reports = [pool.submit(_reported, job, job.lower(), options, topology) for job in jobs if job.name in programs]
         found = tuple(report.result() for report in reports)
     return PlanReport(config.name, topology.name, dict(mesh.shape), batch_size, config.remat, full_effort, found)
 
@@ -141,6 +142,12 @@ def _serving(server: Server, topology: Topology) -> list[_Job]:
         )
         for name, lower in server.programs().items()
     ]
+
+
+def _reported(job: _Job, lowered: Any, options: Mapping[str, float] | None, topology: Topology) -> ProgramReport:
+    """Return the report of a program, which is compiled unless the same was before."""
+    told = job.name, job.arguments, job.resident, job.model_flops, job.serving, job.trips
+    return kept(key_of(lowered, told, options, topology.name, topology.chip), lambda: _compiled(job, lowered, options, topology))
 
 
 def _compiled(job: _Job, lowered: Any, options: Mapping[str, float] | None, topology: Topology) -> ProgramReport:

@@ -25,8 +25,8 @@ Q_BLOCK, KV_BLOCK = 768, 768
 ALIKE = 2304
 """The length of a block of queries that all see the same keys, on a CPU: longer products are faster, and no shorter block could be skipped."""
 LANES = 16
-"""Features of values are padded to a multiple of this on a CPU: with 768 x 768 weights the product takes 1.6 times as long with 56 features as with 64 (measured
-with AVX-512)."""
+"""Features of values are padded to a multiple of this on a CPU: with 768 x 768 weights the product takes 1.6 times as long with 56 features as with 64
+(measured with AVX-512)."""
 
 State = tuple[jax.Array, ...]
 Drop = tuple[WeightDropout, jax.Array]
