@@ -42,6 +42,7 @@ ROWS = {
     "3b_v6e-16": [THREE, "--topology", "v6e-16", *STEP, *batch(16), *DOTS],
     "7b_v5e-256": [SEVEN, "--topology", "v5e:16x16", *STEP, *batch(256, 256)],
     "7b_v5e-256_hybrid": [SEVEN, "--topology", "v5e:16x16", *STEP, *batch(256, 256), "--mesh.preset", "hybrid", "--mesh.slices", "16"],
+    "7b_2xv5e-16": [SEVEN, "--topology", "2*v5e:4x4", "--programs", "gradients", "update", *batch(32), "--mesh.preset", "hybrid", "--mesh.slices", "2"],
     "7b_long_v5e-16": [SEVEN, "--topology", "v5e-16", *STEP, *LONG, *batch(1), "--mesh.context", "16"],
     "7b_long_v5e-64": [SEVEN, "--topology", "v5e-64", *STEP, *LONG, *batch(8), "--mesh.context", "8"],
     "7b_long_v6e-16": [SEVEN, "--topology", "v6e-16", *STEP, *LONG, *batch(2), "--mesh.context", "8"],
