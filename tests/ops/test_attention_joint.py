@@ -11,7 +11,7 @@ from unipixel_jax.core.dropout import with_keys
 from unipixel_jax.errors import UserError
 from unipixel_jax.models.sam2 import memory
 from unipixel_jax.models.sam2.memory import RopeAttention
-from unipixel_jax.ops.attention import AttnMask, Keys, WeightDropout, attention, joint_attention
+from unipixel_jax.ops.attention import AttnMask, Keys, WeightDropout, attention, joint_attention, use_attention
 from unipixel_jax.ops.rope import axial_rope
 
 FORWARD, BACKWARD = 2e-6, 1e-5
@@ -131,6 +131,8 @@ def test_a_cpu_projects_no_grid_that_nobody_sees(rng, monkeypatch):
     mask = AttnMask(q_segments=jnp.ones((2, 9), jnp.int32), kv_segments=jnp.asarray(seen, jnp.int32))
     monkeypatch.setattr(memory, "platform", lambda: "cpu")
     ours = layer._rotated_keys(keys, rope, mask)
+    with use_attention("xla"):
+        assert "scan" not in str(jax.make_jaxpr(lambda keys: layer._rotated_keys(keys, rope, mask))(keys)), "exports have no loops"
     monkeypatch.setattr(memory, "platform", lambda: "tpu")
     whole = layer._rotated_keys(keys, rope, mask)
     assert ours.shape == whole.shape == (2, 27, 1, 32)

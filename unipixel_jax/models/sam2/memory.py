@@ -20,7 +20,7 @@ from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
 from unipixel_jax.models.layers import Dropout, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
-from unipixel_jax.ops.attention import AttnMask, Keys, WeightDropout, joint_attention
+from unipixel_jax.ops.attention import AttnMask, Keys, WeightDropout, joint_attention, use_attention
 from unipixel_jax.ops.conv import conv, depthwise
 from unipixel_jax.ops.dense import dense
 from unipixel_jax.ops.platform import platform
@@ -160,7 +160,8 @@ class RopeAttention(nnx.Module):
 
     def _rotated_keys(self, keys: jax.Array, rope: Rope, mask: AttnMask) -> jax.Array:
         """Return the projection of keys [O, grids * g * g, kv_dim] that lie on the grid, rotated: [O, grids * g * g, 1, D]. A CPU leaves out grids that nobody
-        sees, half of a clip's on average, whose projections would take a tenth of its time.
+        sees, half of a clip's on average, whose projections would take a tenth of its time. With whole score matrices, as in exports, there is no such loop over
+        grids.
         """
         cos, sin = rope
         grids = rearrange(keys, "o (grids at) d -> o grids at d", at=cos.shape[0])
@@ -168,7 +169,7 @@ class RopeAttention(nnx.Module):
         def rotated(grids: jax.Array) -> jax.Array:
             return rotate_half(_halves_apart(self.k, grids)[:, :, :, None], cos[None, None], sin[None, None])
 
-        if platform() != "cpu" or mask.kv_segments is None:
+        if platform() != "cpu" or use_attention.value == "xla" or mask.kv_segments is None:
             return rearrange(rotated(grids), "o grids at 1 d -> o (grids at) 1 d")
 
         def one(own: tuple[jax.Array, jax.Array]) -> jax.Array:
