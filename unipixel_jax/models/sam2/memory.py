@@ -160,8 +160,8 @@ class RopeAttention(nnx.Module):
 
     def _rotated_keys(self, keys: jax.Array, rope: Rope, mask: AttnMask) -> jax.Array:
         """Return the projection of keys [O, grids * g * g, kv_dim] that lie on the grid, rotated: [O, grids * g * g, 1, D]. A CPU leaves out grids that nobody
-        sees, half of a clip's on average, whose projections would take a tenth of its time. With whole score matrices, as in exports, there is no such loop over
-        grids.
+        sees, half of a clip's on average, whose projections would take a tenth of its time. With whole score matrices, as in exports, no such loop over grids
+        is made.
         """
         cos, sin = rope
         grids = rearrange(keys, "o (grids at) d -> o grids at d", at=cos.shape[0])
