@@ -123,7 +123,7 @@ def test_bytes_of_each_kind(name):
 
 @pytest.mark.parametrize(("kind", "share"), [("all-gather", 1 / 3), ("all-reduce", 1 / 3), ("all-to-all", 2 / 3)])
 def test_what_leaves_the_slice(kind, share):
-    """Of four chips in two slices: one of three shards is fetched from outside, and two of three partners are there."""
+    """With four chips in two slices, a chip fetches one of three shards from the other slice, and has two of its three partners there."""
     shape, call, _ = KINDS[kind]
     text = module("%p = f32[4]{0} parameter(0)", f"ROOT %c = {shape} {call}, replica_groups=[1,4]<=[4], dimensions={{0}}")
     sent = only(text, (0, 0, 1, 1)).collective

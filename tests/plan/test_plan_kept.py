@@ -59,3 +59,10 @@ def test_without_a_cache_nothing_is_kept(make, tmp_path, monkeypatch):
     key = key_of(Lowered("module"))
     assert kept(key, make) == kept(key, make)
     assert make.calls == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_loses_no_report(make, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "file"))
+    assert kept(key_of(Lowered("module")), make).compile_seconds == 700
+    assert make.calls == 1

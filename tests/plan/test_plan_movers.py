@@ -36,7 +36,7 @@ RECORDINGS = {
     "v5e_slices_gradient": ["copy", "matrix product, backward", "recv", "copy, backward", "reading a slice"],
     "h100_hosts_gradient": ["matrix product", "matrix product, backward", "writing a slice", "transposition, backward", "reading a slice, backward"],
 }
-"""What the small programs of record_hlo.py, which have no modules, do with most bytes."""
+"""The operations that move the most bytes in the small programs of record_hlo.py, which have no modules."""
 
 
 @pytest.mark.parametrize("name", RECORDINGS)

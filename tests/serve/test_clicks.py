@@ -183,7 +183,7 @@ def test_a_click_for_which_nobody_waits_is_given_up(running, client, clip, monke
 
 
 def test_a_clip_of_any_length_takes_the_same_memory(model, clip):
-    """What is held on the device and on the host, between two frames of a clip whose frames are made as they are read."""
+    """The memory held on the device and on the host stays the same between two frames of a clip whose frames are made as they are read."""
     frames = FrameSource("long", 60, None, False, lambda: (Frame(number, None, clip.frames[number % 6].copy()) for number in range(60)))
     asked = numbered([Clicks([middle(clip, 0, 2)], frame=2), Clicks([middle(clip, 1, 5)], frame=5)])
     device, host = [], []

@@ -20,7 +20,7 @@ from unipixel_jax.errors import UserError
 
 
 def behave(behaviour: str) -> None:
-    """What a process may do in the middle of a step."""
+    """Do in the middle of a step what ``behaviour`` names, such as to die."""
     if behaviour == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "fail":

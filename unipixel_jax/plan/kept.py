@@ -39,7 +39,9 @@ def key_of(lowered: Any, *conditions: object) -> str:
 
 
 def kept(key: str, make: Callable[[], ProgramReport]) -> ProgramReport:
-    """Return the report of that key from the cache, or make it and keep it there. A damaged file is written anew; with the cache off nothing is kept."""
+    """Return the report of that key from the cache, or make it and keep it there. A damaged file is written anew. With the cache off, or where it
+    cannot be written, nothing is kept.
+    """
     folder = cache_folder()
     if folder is None:
         return make()
@@ -52,7 +54,10 @@ def kept(key: str, make: Callable[[], ProgramReport]) -> ProgramReport:
         except (UserError, ValueError) as error:
             _LOG.warning("%s is no report, and is written anew: %s", path, error)
     program = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(PlanReport("", "", {}, 0, "", False, (program,)).to_json()), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as aside:
+            aside.write_text(json.dumps(PlanReport("", "", {}, 0, "", False, (program,)).to_json()), encoding="utf-8")
+    except (OSError, UserError) as error:  # what took minutes to compile is not lost for want of a place to keep it
+        _LOG.warning("%s cannot be written, so this program will be compiled again: %s", path, error)
     return program
