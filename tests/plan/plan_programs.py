@@ -29,7 +29,9 @@ class Small:
         return 4 * self.width**2 + 2 * self.width * self.inner
 
     def flops(self, remat: bool = True) -> int:
-        """The FLOPs of a training step: forward, twice that backward, and under rematerialisation forward again but for the last product, whose result nobody needs."""
+        """The FLOPs of a training step: forward, twice that backward, and under rematerialisation forward again but for the last product, whose result
+        nobody needs.
+        """
         forward = 2 * self.weights + 4 * self.tokens * self.width
         layer = (4 if remat else 3) * forward - (2 * self.width * self.inner if remat else 0)
         return self.layers * self.rows * self.tokens * layer
