@@ -23,8 +23,11 @@ def conv(x: jax.Array, weight: jax.Array, bias: jax.Array, stride: int, padding:
 
 
 def _conv_native(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> jax.Array:
-    around = (padding, padding)
-    return jax.lax.conv_general_dilated(x, weight, (stride, stride), (around, around), dimension_numbers=("NHWC", "OIHW", "NHWC"))
+    """Compute the convolution as one operation of XLA, which in a loop on a CPU takes its fast path only for kernels [k, k, I, O]: with those of torch, five
+    maps of 96 x 96 x 64 took 516 ms instead of 70.
+    """
+    around, kernel = (padding, padding), weight.transpose(2, 3, 1, 0)
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _conv_gathered(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> jax.Array:

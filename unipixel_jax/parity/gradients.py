@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -37,9 +38,7 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs, adap
         inputs: what it reads.
         adapters: the adapters of other cases, which the model is given with weights of zero, so that one program serves them all; None for none.
     """
-    batch = to_batch(case, inputs)
-    model = loaded.model if adapters is None else with_adapters(loaded.model, adapters, {})
-    (_, parts), grads = loss_and_gradients(model, batch)
+    (_, parts), grads = loss_and_gradients(*_arguments(case, loaded, inputs, adapters))
     parts = jax.tree.map(np.asarray, parts)
     # the recorded parts are sums over the frames of a tracked clip, and means in batch mode
     masks = jax.tree.map(lambda a: a * (1 if loaded.config.sam2_batch_mode else case.input("label_mask").shape[0]), parts.masks)
@@ -65,6 +64,15 @@ def compare_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs, adap
     return checks
 
 
+def trace_gradients(case: Case, loaded: LoadedModel, inputs: ModelInputs, adapters: LoraConfig | None) -> None:
+    """Trace and lower the program that ``compare_gradients`` runs with these arguments, so that its first run has only to compile it."""
+    _loss_and_gradients.lower(*_arguments(case, loaded, inputs, adapters))
+
+
+def _arguments(case: Case, loaded: LoadedModel, inputs: ModelInputs, adapters: LoraConfig | None) -> tuple[UniPixelModel, TrainBatch]:
+    return loaded.model if adapters is None else with_adapters(loaded.model, adapters, {}), to_batch(case, inputs)
+
+
 def with_adapters(model: UniPixelModel, config: LoraConfig, given: Mapping[KeyPath, np.ndarray]) -> UniPixelModel:
     """Return the model with adapters whose arrays are ``given`` by path, or else zero, so that they change neither an output nor another gradient."""
     adapted = abstract(lambda rngs: add_lora(model, config, rngs))
@@ -73,10 +81,21 @@ def with_adapters(model: UniPixelModel, config: LoraConfig, given: Mapping[KeyPa
     return filled(adapted, own | jax.device_put(added))
 
 
-@jax.jit
 def loss_and_gradients(model: UniPixelModel, batch: TrainBatch) -> tuple[tuple[jax.Array, LossParts], UniPixelModel]:
     """Return the loss of a batch and its parts, and the gradients of all weights in the model's structure."""
+    lowered = _loss_and_gradients.lower(model, batch)
+    with _COMPILING:
+        compiled = lowered.compile()
+    return compiled(model, batch)
+
+
+@jax.jit
+def _loss_and_gradients(model: UniPixelModel, batch: TrainBatch) -> tuple[tuple[jax.Array, LossParts], UniPixelModel]:
     return jax.value_and_grad(lambda m: objective(m, batch, jnp.dtype("float32"), remat="none"), has_aux=True)(model)
+
+
+_COMPILING = threading.Lock()
+"""Two threads that ask for a program at once would compile it twice."""
 
 
 def by_torch_name(grads: UniPixelModel, rules: list[Rule]) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.parity import compare
 from unipixel_jax.parity.compare import Check
-from unipixel_jax.parity.gradients import compare_gradients
+from unipixel_jax.parity.gradients import compare_gradients, trace_gradients
 from unipixel_jax.parity.recording import Case, inside
 from unipixel_jax.parity.training import compare_steps
 from unipixel_jax.processing import batch
@@ -59,12 +59,14 @@ class Context:
         root: the recording's folder, for media.
         reduced: whether the reference ran in bfloat16.
         adapters: those that the model has in all of the recording's cases of training, with weights of zero where a case has none; None for none.
+        objects: the most objects of a recorded clip. Clips with fewer are tracked with as many, so that they share its programs.
     """
 
     loaded: LoadedModel
     root: Path
     reduced: bool
     adapters: LoraConfig | None = None
+    objects: int = 0
 
     @property
     def hidden(self) -> float:
@@ -213,7 +215,8 @@ def generated(case: Case, context: Context) -> list[Check]:
     )
     tokens = np.asarray(answer.tokens)[0, : int(np.asarray(answer.count)[0])]
     hidden = _seg_hidden(answer, inputs, tokens, loaded.config.seg_token_id)
-    logits = clip_logits(loaded.model, channels_last(case.input("frames")), hidden, F32).low_res
+    enough = np.resize(hidden, (max(len(hidden), context.objects), hidden.shape[1])) if len(hidden) else hidden
+    logits = clip_logits(loaded.model, channels_last(case.input("frames")), enough, F32).low_res[:, : len(hidden)]
     masks = np.asarray(resize_masks(np.asarray(logits).swapaxes(0, 1), size) > 0)
     return [compare.exact("tokens", tokens, theirs["tokens"]), compare.same_masks("masks", masks, theirs["masks"])]
 
@@ -283,6 +286,11 @@ def labels(case: Case, context: Context) -> list[Check]:
         compare.exact("input_ids", ids, case.input("input_ids")),
         compare.exact("labels", ours, case.outputs["labels"]),
     ]
+
+
+def trace_training(case: Case, context: Context) -> None:
+    """Trace the program of a case of training, which is then compiled when the case is replayed."""
+    trace_gradients(case, context.loaded, model_inputs(case, context), context.adapters)
 
 
 def train_loss(case: Case, context: Context) -> list[Check]:

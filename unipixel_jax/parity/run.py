@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from unipixel_jax.ops.attention import use_attention
 from unipixel_jax.parity import exported, sam2
 from unipixel_jax.parity.compare import Check
 from unipixel_jax.parity.recording import Case, Recording, inside
-from unipixel_jax.parity.replay import F32, KINDS, Context
+from unipixel_jax.parity.replay import F32, KINDS, Context, trace_training
 from unipixel_jax.parity.training import adapters_of
 
 TRAINING = ("train_loss", "train_steps")
@@ -112,34 +112,45 @@ def print_table(results: list[CaseResult], console: Console, worst: int = 3) -> 
 
 
 def _replay_cases(recording: Recording, plain: LoadedModel) -> Iterator[CaseResult]:
-    """Yield the result of each case in order. A second thread replays the cases of training, whose programs take half of the time to compile: XLA compiles
-    without Python's lock. Cases that share a program share a thread, so that none is compiled twice.
+    """Yield the result of each case in order. The cases of training have two threads and the others one, since the program of gradients takes half of the
+    time to compile, and XLA compiles without Python's lock. Tracing needs the lock, so that program is traced before anything else is.
     """
     chosen = use_attention.value
 
-    def beside(case: Case) -> list[Check]:
+    def replayed(case: Case) -> list[Check]:
         with use_attention(chosen):  # what a thread chooses is its own
             return _replay_case(case, recording, plain)
 
-    with ThreadPoolExecutor(1) as training:
-        futures = {case.name: training.submit(beside, case) for case in recording.cases if case.kind in TRAINING}
-        try:
-            for case in recording.cases:
-                checks = futures[case.name].result() if case.name in futures else _replay_case(case, recording, plain)
-                yield CaseResult(case.name, case.kind, tuple(checks))
-        finally:
-            training.shutdown(wait=False, cancel_futures=True)
+    for case in [case for case in recording.cases if case.kind in TRAINING][:1]:
+        with _context(case, recording, plain) as context:
+            trace_training(case, context)
+    training, others = ThreadPoolExecutor(2), ThreadPoolExecutor(1)
+    try:
+        for case, result in [(case, (training if case.kind in TRAINING else others).submit(replayed, case)) for case in recording.cases]:
+            yield CaseResult(case.name, case.kind, tuple(result.result()))
+    finally:
+        for threads in (training, others):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _replay_case(case: Case, recording: Recording, plain: LoadedModel) -> list[Check]:
     if case.kind not in KINDS:
         return []
+    with _context(case, recording, plain) as context:
+        return KINDS[case.kind](case, context)
+
+
+@contextmanager
+def _context(case: Case, recording: Recording, plain: LoadedModel) -> Iterator[Context]:
+    """Yield what a case is replayed with: the model, or the model through the case's adapter, as the case configures it."""
     adapter = case.options.get("adapter")
-    with readable(case):
-        if adapter is None:
-            return _checks(case, recording, plain)
-        with _converted(inside(recording.root, adapter)) as adapted:
-            return _checks(case, recording, adapted)
+    with readable(case), nullcontext(plain) if adapter is None else _converted(inside(recording.root, adapter)) as loaded:
+        if "batch_mode" in case.options:
+            config = dataclasses.replace(loaded.config, sam2_batch_mode=bool(case.options["batch_mode"]))
+            loaded = dataclasses.replace(loaded, config=config, model=with_config(loaded.model, config))
+        adapters = adapters_of(recording.cases) if case.kind in TRAINING else None
+        objects = max((len(other.outputs.get("masks", ())) for other in recording.cases if other.kind in ("generate", "e2e")), default=0)
+        yield Context(loaded, recording.root, recording.dtype != "float32", adapters, objects)
 
 
 @contextmanager
@@ -151,14 +162,6 @@ def readable(case: Case) -> Iterator[None]:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"{case.path} cannot be replayed ({type(error).__name__}: {str(error)[:300]}): record it again, or copy it again") from error
-
-
-def _checks(case: Case, recording: Recording, loaded: LoadedModel) -> list[Check]:
-    if "batch_mode" in case.options:
-        config = dataclasses.replace(loaded.config, sam2_batch_mode=bool(case.options["batch_mode"]))
-        loaded = dataclasses.replace(loaded, config=config, model=with_config(loaded.model, config))
-    adapters = adapters_of(recording.cases) if case.kind in TRAINING else None
-    return KINDS[case.kind](case, Context(loaded, recording.root, recording.dtype != "float32", adapters))
 
 
 @contextmanager

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from unipixel_jax.batch import TrainClips
 from unipixel_jax.config import UniPixelConfig
+from unipixel_jax.core.dropout import fold
 from unipixel_jax.core.stacking import unstack_layers
 from unipixel_jax.core.trees import KeyPath
 from unipixel_jax.data.annotation import Annotation
 from unipixel_jax.data.synthetic.scene import SIDE, draw_scene
 from unipixel_jax.data.synthetic.task import point_inside
-from unipixel_jax.losses.mask import MaskLossWeights
+from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.processing.square import square_frames
 from unipixel_jax.synthetic.appearance import appearance, pad_rows, prompt_code
@@ -76,6 +77,10 @@ def segmentation_loss(weights: MaskLossWeights, model: UniPixelModel, batch: Seq
     unstack_layers(*model.sam2.hiera.stages)
     prompts = prompt_code(attributes, positions, model.sam2.prompt_encoder.pe_matrix[...])
     clips = TrainClips(frames, jnp.full(frames.shape[0], frames.shape[1], jnp.int32), masks, valid)
-    losses = clip_losses(model, prompts[:, :, None], clips, frames.dtype, weights, "none")
+
+    def one(tokens: jax.Array, clip: TrainClips, number: jax.Array) -> MaskLosses:
+        return clip_losses(fold(model, number), tokens, clip, frames.dtype, weights, "none")
+
+    losses = jax.tree.map(jnp.mean, jax.vmap(one)(prompts[:, :, None], clips, jnp.arange(len(frames))))
     total = losses.total(weights)
     return total, {"loss": total} | {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}

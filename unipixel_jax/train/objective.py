@@ -18,7 +18,6 @@ from unipixel_jax.core.sharding import all_gathered, over_samples
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.losses.lm import next_token_loss
 from unipixel_jax.losses.mask import MaskLosses, MaskLossWeights, mask_losses
-from unipixel_jax.models.sam2.neck import FrameFeatures
 from unipixel_jax.models.sam2.tracker import Sam2, TrackOutput
 from unipixel_jax.models.unipixel import UniPixelModel
 from unipixel_jax.ops.take import sharded_embedding_lookup
@@ -98,7 +97,8 @@ def _outputs(model: UniPixelModel, row: TrainBatch, x: jax.Array, weights: MaskL
         return text.norm(hidden), None
     at = jnp.minimum(inputs.seg_positions, hidden.shape[1] - 1)
     prompts = jnp.take_along_axis(hidden, at[..., None], axis=1)
-    return text.norm(hidden), clip_losses(model, model.seg_head(prompts), row.clips, x.dtype, weights, remat)
+    clip = jax.tree.map(lambda a: a[0], row.clips)  # a row in which something is segmented holds one sample
+    return text.norm(hidden), clip_losses(model, model.seg_head(prompts)[0], clip, x.dtype, weights, remat)
 
 
 def _total(
@@ -118,36 +118,29 @@ def _total(
     return language + segmentation, LossParts(language + segmentation, language, segmentation, masks, segmenting, segs, seg_said)
 
 
-def clip_losses(model: Segments, tokens: jax.Array, clips: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
-    """Return the mask losses of clips, means over samples and frames.
+def clip_losses(model: Segments, tokens: jax.Array, clip: TrainClips, dtype: jnp.dtype, weights: MaskLossWeights, remat: Remat) -> MaskLosses:
+    """Return the mask losses of a clip, means over its frames.
 
     With ``remat`` "dots" and "half" all of SAM is computed again nevertheless: its products need several times the memory of those of the language model, and
     less of its time is spent on them (docs/plan.md).
 
     Args:
         model: the weights.
-        tokens: [B, O, H, d] hidden tokens of the objects.
-        clips: the frames and the target masks.
+        tokens: [O, H, d] hidden tokens of the objects.
+        clip: the frames and the target masks, without the dimension B.
         dtype: the compute dtype.
         weights: the weights by which the best of three masks is chosen.
         remat: what the backward pass computes again (core/stacking.py).
     """
-    samples, length = clips.frames.shape[:2]
     remat = "full" if remat in ("dots", "half") else remat
-    features = model.sam2.encode(clips.frames.reshape(-1, *clips.frames.shape[2:]).astype(dtype), remat)
-    features = jax.tree.map(lambda a: a.reshape(samples, length, *a.shape[1:]), features)
-
-    def one_sample(features: FrameFeatures, tokens: jax.Array, clip: TrainClips, number: jax.Array) -> MaskLosses:
-        sam2 = fold(model.sam2, number)
-        # A single frame needs neither a memory nor gradients through making one.
-        if model.config.sam2_batch_mode or length == 1:
-            out = sam2.segment_frames(features, tokens, training=True)
-        else:
-            out = sam2.track(features, tokens, clip.counts, training=True, remat=remat)
-        sums = _sum_over_frames(out, clip.counts, clip.masks, clip.valid, weights)
-        return jax.tree.map(lambda a: a / clip.counts.astype(jnp.float32), sums)
-
-    return jax.tree.map(jnp.mean, jax.vmap(one_sample)(features, tokens, clips, jnp.arange(samples)))
+    features = model.sam2.encode(clip.frames.astype(dtype), remat)
+    # A single frame needs neither a memory nor gradients through making one.
+    if model.config.sam2_batch_mode or len(clip.frames) == 1:
+        out = model.sam2.segment_frames(features, tokens, training=True)
+    else:
+        out = model.sam2.track(features, tokens, clip.counts, training=True, remat=remat)
+    sums = _sum_over_frames(out, clip.counts, clip.masks, clip.valid, weights)
+    return jax.tree.map(lambda a: a / clip.counts.astype(jnp.float32), sums)
 
 
 def _sum_over_frames(out: TrackOutput, count: jax.Array, masks: jax.Array, valid: jax.Array, weights: MaskLossWeights) -> MaskLosses:
