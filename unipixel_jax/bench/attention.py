@@ -23,10 +23,10 @@ from unipixel_jax.bench.memory import MEMORY, MemoryWork
 from unipixel_jax.bench.timing import clock
 from unipixel_jax.core.accelerators import CHIPS, LEAST_EFFORT, compile_mesh, is_here
 from unipixel_jax.core.files import replacing
+from unipixel_jax.core.platform import platform
 from unipixel_jax.errors import UserError
 from unipixel_jax.ops.attention import BACKENDS, AttnMask, WeightDropout, attention
 from unipixel_jax.ops.attention.spec import Spec
-from unipixel_jax.ops.platform import platform
 from unipixel_jax.plan.hlo import read_costs
 
 

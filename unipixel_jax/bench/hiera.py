@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from unipixel_jax.core.platform import platform
 from unipixel_jax.models.sam2.hiera import Attention
 from unipixel_jax.ops.attention import use_attention
 from unipixel_jax.ops.attention.spec import Spec
-from unipixel_jax.ops.platform import platform
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from flax import nnx
 
 from unipixel_jax.config import SAM2_SIZES, Sam2Config
 from unipixel_jax.core.dropout import with_keys
+from unipixel_jax.core.platform import platform
 from unipixel_jax.models.sam2.memory import MemoryAttention
 from unipixel_jax.models.sam2.track_state import MAX_POINTERS
 from unipixel_jax.ops.attention import use_attention
 from unipixel_jax.ops.attention.spec import Spec
-from unipixel_jax.ops.platform import platform
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from unipixel_jax.core.axes import HEADS, IMAGES, LAYERS, SEQUENCE, Axes
 from unipixel_jax.core.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR, devices_along
+from unipixel_jax.core.platform import platform
 
 HOST_MEMORY = "pinned_host"
 """JAX's name of the memory of the hosts from which devices can copy. Arrays in it are moved to the devices before anything is computed of them."""
@@ -171,6 +172,9 @@ def _gather_forward(whole: PartitionSpec, sharded: PartitionSpec, weight: jax.Ar
 
 
 def _gather_backward(whole: PartitionSpec, sharded: PartitionSpec, saved: None, d_weight: jax.Array) -> tuple[jax.Array]:
+    # Told of the shards alone, XLA gathers the activations of all samples on each GPU and multiplies these, where each GPU's own products can be reduced.
+    if platform() == "gpu":
+        d_weight = jax.lax.with_sharding_constraint(d_weight, whole)
     return (jax.lax.with_sharding_constraint(d_weight, sharded),)
 
 

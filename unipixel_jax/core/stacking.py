@@ -105,6 +105,7 @@ def run(
     xs: Any = None,
     remat: Remat = "none",
     layers: range | None = None,
+    scan: bool = True,
 ) -> tuple[Carry, Any]:
     """Run the layers one after the other: ``carry, y = step(block, carry, x)``. Returns the last carry and the ``y`` of all layers, stacked.
 
@@ -115,13 +116,14 @@ def run(
         xs: a tree whose arrays have a leading axis of the layers that run; or None.
         remat: what the backward pass computes again, see ``checkpointed``.
         layers: the range of layers that run; None runs all.
+        scan: whether ``lax.scan`` runs stacked layers; else a Python loop does, of which each layer is compiled by itself.
     """
     depth = length(blocks)
-    layers, stacked = layers or range(depth), not isinstance(blocks, nnx.List)
+    layers, scanned = layers or range(depth), scan and not isinstance(blocks, nnx.List)
     own = checkpointed(lambda block, carry, x: step(all_gathered(block), carry, x), remat)
-    if stacked and len(layers) == depth:
+    if scanned and len(layers) == depth:
         return jax.lax.scan(lambda c, bx: own(bx[0], c, bx[1]), carry, (blocks, xs))
-    if stacked and len(layers) > 1:
+    if scanned and len(layers) > 1:
         # A scan over a part of the stack would begin with a copy of that part, so each step takes its layer out of the whole stack. The gradient of that would
         # add up whole stacks, step by step; it goes to the part instead, which is not computed for its values.
         numbers, part = jnp.arange(layers.start, layers.stop), jax.tree.map(lambda a: a[layers.start : layers.stop], blocks)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from unipixel_jax.core.platform import platform
 from unipixel_jax.ops.dense import dense
-from unipixel_jax.ops.platform import platform
 
 
 def conv(x: jax.Array, weight: jax.Array, bias: jax.Array, stride: int, padding: int) -> jax.Array:

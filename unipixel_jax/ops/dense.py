@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from unipixel_jax.ops.platform import platform
+from unipixel_jax.core.platform import platform
 
 FEW_ROWS, FEW_GROUPED = 64, 2
 """The most rows of inputs that a CPU multiplies as int8 digits, by weights with a scale for each row and by weights in groups. For more rows it is faster to
@@ -32,7 +32,7 @@ def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax
         bias: [out] or None.
 
     Returns:
-        [..., out] in x's dtype; sums are accumulated in float32.
+        [..., out] in x's dtype; sums are accumulated in float32. A GPU rounds them to x's dtype before it adds the bias.
     """
     weight = weight.astype(x.dtype)
     out, rows = weight.shape[0], x.reshape(-1, x.shape[-1])
@@ -40,11 +40,13 @@ def dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax
     single = rows.shape[0] == 1 and x.dtype == jnp.bfloat16 and platform() == "cpu"
     if single:
         rows = jnp.concatenate([rows, rows])
-    y = jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    # XLA adds a bias on a GPU in a loop of its own, between which and the product the sums would be twice as many bytes in float32.
+    sums = x.dtype if bias is not None and platform() == "gpu" else jnp.float32
+    y = jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=sums)
     if single:
         y = y[:1]
     if bias is not None:
-        y = y + bias.astype(jnp.float32)[None]
+        y = y.astype(jnp.float32) + bias.astype(jnp.float32)[None]
     return y.astype(x.dtype).reshape(*x.shape[:-1], out)
 
 

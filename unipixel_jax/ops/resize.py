@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import repeat
 
+from unipixel_jax.core.platform import platform
+
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """``F.interpolate(mode="bilinear", align_corners=False)``: x [..., h, w] to [..., *size], computed in float32, returned so."""
@@ -30,6 +32,10 @@ def upsample_nearest2(x: jax.Array) -> jax.Array:
 
 def _apply(x: jax.Array, size: tuple[int, int], kind: str) -> jax.Array:
     rows, columns = interpolation_weights(x.shape[-2], size[0], kind), interpolation_weights(x.shape[-1], size[1], kind)
+    if kind == "cubic" and platform() == "gpu":
+        # The same as sums: XLA for GPUs (of jax 0.10.2) ends with an internal error at the gradient of these products for SAM's position code.
+        x = jnp.sum(rows[:, :, None] * x.astype(jnp.float32)[..., None, :, :], axis=-2)
+        return jnp.sum(x[..., None, :] * columns, axis=-1)
     return jnp.matmul(jnp.matmul(rows, x.astype(jnp.float32), precision="highest"), columns.T, precision="highest")
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from unipixel_jax.core.mesh import CONTEXT, DATA
+from unipixel_jax.core.platform import platform
 from unipixel_jax.core.sharding import BATCH
-from unipixel_jax.ops.platform import platform
 from unipixel_jax.ops.vocabulary import TABLE, Vocabulary
 
 

@@ -18,12 +18,12 @@ from unipixel_jax.config import Sam2Config
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import CHANNELS, EMBED, HEADS, IMAGES
 from unipixel_jax.core.params import declare, lecun, zeros
+from unipixel_jax.core.platform import platform
 from unipixel_jax.models.layers import Dropout, LayerNorm, Linear, Mlp, gelu
 from unipixel_jax.models.sam2.position import sine_grid
 from unipixel_jax.ops.attention import AttnMask, Keys, WeightDropout, joint_attention, use_attention
 from unipixel_jax.ops.conv import conv, depthwise
 from unipixel_jax.ops.dense import dense
-from unipixel_jax.ops.platform import platform
 from unipixel_jax.ops.rope import axial_rope, rotate_half
 
 EPS = 1e-5
@@ -266,5 +266,6 @@ class MemoryAttention(nnx.Module):
             return x + block.feed_forward(x), None
 
         start = jnp.broadcast_to(rearrange(x, "o row column d -> o (row column) d"), (o, g * g, d))
-        x, _ = stacking.run(layer, self.blocks, start, np.arange(stacking.length(self.blocks)) == 0)
+        # A scan writes what the backward pass needs of each layer into stacks, and on a GPU these writes move as much of main memory as the products do.
+        x, _ = stacking.run(layer, self.blocks, start, np.arange(stacking.length(self.blocks)) == 0, scan=platform() != "gpu")
         return rearrange(self.norm(x), "o (row column) d -> o row column d", row=g)

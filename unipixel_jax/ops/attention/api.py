@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from unipixel_jax.core.axes import HEADS, Axes
+from unipixel_jax.core.platform import platform
 from unipixel_jax.core.sharding import current_mesh, mesh_axes
 from unipixel_jax.ops.attention.choice import backend_for, check
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.sharded import AttentionSharding, Segments, check_sharding, join, on_every_device, over_all_keys
 from unipixel_jax.ops.attention.spec import Spec
-from unipixel_jax.ops.platform import platform
 
 
 class Keys(NamedTuple):

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from unipixel_jax.core.axes import HEADS
+from unipixel_jax.core.platform import platform
 from unipixel_jax.core.sharding import current_mesh, mesh_axes
 from unipixel_jax.ops.attention.cached_gpu import SPLIT, attend_to_seen
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
-from unipixel_jax.ops.platform import platform
 
 BLOCK = 256
 """Slots of a block: few enough that a short conversation reads little of what it does not have, and many enough that the steps of the loop cost little beside

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from unipixel_jax.core.axes import IMAGES
+from unipixel_jax.core.platform import platform
 from unipixel_jax.core.sharding import current_mesh, mesh_axes
 from unipixel_jax.ops.attention import maps_gpu, maps_tpu
 from unipixel_jax.ops.attention.api import attention
 from unipixel_jax.ops.attention.choice import use_attention
 from unipixel_jax.ops.attention.windows import Heads
-from unipixel_jax.ops.platform import platform
 from unipixel_jax.ops.window import merge, partition
 
 _LOG = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from unipixel_jax.core.platform import device_kind
 from unipixel_jax.ops.attention.windows import Heads
 from unipixel_jax.ops.attention.windows_tpu_kernels import backward, each, forward
-from unipixel_jax.ops.platform import device_kind
 
 VMEM = {"TPU v4": 12 * 2**20, "TPU v5 lite": 96 * 2**20, "TPU v6 lite": 96 * 2**20}
 DEFAULT_VMEM = 48 * 2**20

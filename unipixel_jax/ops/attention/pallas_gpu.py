@@ -20,12 +20,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from unipixel_jax.core.platform import device_kind
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.flash import Given, Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.pallas_gpu_kernels import Segments, attention_dkv, attention_dq, attention_dv, attention_forward
 from unipixel_jax.ops.attention.spec import Spec
-from unipixel_jax.ops.platform import device_kind
 
 SIZE_LIMIT = 256
 

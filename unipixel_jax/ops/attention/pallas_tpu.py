@@ -26,13 +26,13 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from unipixel_jax.core.platform import device_kind
 from unipixel_jax.ops.attention import windows_tpu
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.flash import LOG2E, Given, Job, Kernel, flash, job_of
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.pallas_tpu_kernels import FIRST, LAST, LIVE, MASKED, Step, attention_dkv, attention_dq, attention_dv, attention_forward
 from unipixel_jax.ops.attention.spec import Spec
-from unipixel_jax.ops.platform import device_kind
 
 NOBODY = np.iinfo(np.int32).min
 """The segment of a hidden key; no query has it."""

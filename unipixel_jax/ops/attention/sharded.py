@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
+from unipixel_jax.core.platform import platform
 from unipixel_jax.core.sharding import BATCH
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.xla import FLOOR
-from unipixel_jax.ops.platform import platform
 
 Attend = Callable[[jax.Array, jax.Array, AttnMask], tuple[jax.Array, jax.Array]]
 """Keys [b, k, s, H], values [b, k, s, V] and a mask to a device's result [b, k, g, t, V] and its log-sum-exp [b, k, g, t]."""

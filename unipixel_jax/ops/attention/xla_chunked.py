@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unipixel_jax.core.platform import platform
 from unipixel_jax.ops.attention.dropout import WeightDropout
 from unipixel_jax.ops.attention.mask import AttnMask
 from unipixel_jax.ops.attention.spec import Spec
 from unipixel_jax.ops.attention.xla import FLOOR, HIDDEN, scores, weighted
-from unipixel_jax.ops.platform import platform
 
 Q_BLOCK, KV_BLOCK = 768, 768
 """Block lengths; of eight pairs tried on SAM 2's memory attention the fastest, with few and with all memories there. 768 divides its grid of 2,304."""
