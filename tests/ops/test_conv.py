@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unipixel_jax.ops import conv as convolutions
+from unipixel_jax.ops import dense as products
 from unipixel_jax.ops.conv import conv, conv_patches, conv_transpose2, depthwise
 from unipixel_jax.ops.dense import dense
 
@@ -108,3 +109,13 @@ def test_gradients_of_depthwise(rng, monkeypatch, dtype):
             change = correlate(*moved, zero, 1, 3, groups=4)
             np.testing.assert_allclose(found, np.sum(change * direction), atol=tolerance * np.linalg.norm(change) * np.linalg.norm(direction))
         np.testing.assert_allclose(to_bias, direction.sum((0, 1, 2)), atol=tolerance * np.linalg.norm(direction))
+
+
+def test_a_gpu_rounds_before_it_adds_a_bias(rng, monkeypatch):
+    x, weight, bias = random(rng, (3, 16), (5, 16), (5,))
+    sums = jnp.asarray(x, jnp.bfloat16) @ jnp.asarray(weight, jnp.bfloat16).T
+    monkeypatch.setattr(products, "platform", lambda: "gpu")
+    found = dense(jnp.asarray(x, jnp.bfloat16), jnp.asarray(weight), jnp.asarray(bias))
+    np.testing.assert_array_equal(found, (sums.astype(jnp.float32) + bias[None]).astype(jnp.bfloat16))
+    exact = dense(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias))
+    np.testing.assert_allclose(exact, x @ weight.T + bias, atol=1e-5)  # float32 stays as it is

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unipixel_jax.ops import resize
 from unipixel_jax.ops.resize import interpolation_weights, resize_bicubic, resize_bilinear, upsample_nearest2
 
 SMALL = np.array([[0, 1, 4], [2, -3, 5], [7, 6, -8]], np.float32)
@@ -25,6 +26,15 @@ def test_bicubic_has_torch_kernel():
     np.testing.assert_allclose(ours, CUBIC, atol=5e-6)
     # the trap: jax's cubic has a = -0.5
     assert np.abs(np.asarray(jax.image.resize(SMALL, (5, 4), "cubic")) - CUBIC).max() > 0.1
+
+
+def test_bicubic_on_a_gpu_is_the_same(rng, monkeypatch):
+    x, direction = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 7, 6), (3, 20, 16)))
+    value, gradient = jax.value_and_grad(lambda x: jnp.vdot(resize_bicubic(x, (20, 16)), direction))(x)
+    monkeypatch.setattr(resize, "platform", lambda: "gpu")
+    sums, gradient_of_sums = jax.value_and_grad(lambda x: jnp.vdot(resize_bicubic(x, (20, 16)), direction))(x)
+    np.testing.assert_allclose(sums, value, rtol=1e-5)
+    np.testing.assert_allclose(gradient_of_sums, gradient, atol=1e-5)
 
 
 def test_bilinear_clamps_at_the_edges():

@@ -191,8 +191,8 @@ def test_unstacked_blocks_compute_the_same(part, rng):
     np.testing.assert_allclose(*results, atol=3e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "half", "full"])
-def test_runs_of_a_stack_compute_what_its_layers_do(rng, remat):
+@pytest.mark.parametrize(("remat", "scan"), [("none", True), ("dots", True), ("half", True), ("full", True), ("full", False)])
+def test_runs_of_a_stack_compute_what_its_layers_do(rng, remat, scan):
     blocks = stacking.stack(lambda r: Linear(4, 4, (None, None), r), 6, nnx.Rngs(0))
     kinds, scales = (0.5, 0.5, 1.0, 1.5, 1.5, 1.5), np.arange(1, 7, dtype=np.float32) / 6
     assert list(stacking.runs(kinds)) == [(0.5, range(2)), (1.0, range(2, 3)), (1.5, range(3, 6))]
@@ -201,7 +201,7 @@ def test_runs_of_a_stack_compute_what_its_layers_do(rng, remat):
         ys = []
         for kind, layers in stacking.runs(kinds):
             step = lambda block, x, scale, kind=kind: (jnp.tanh(block(x) * scale) * kind, jnp.sum(x))  # noqa: E731
-            x, y = stacking.run(step, blocks, x, scales[layers.start : layers.stop], remat, layers)
+            x, y = stacking.run(step, blocks, x, scales[layers.start : layers.stop], remat, layers, scan)
             ys.append(y)
         return jnp.sum(x**2), jnp.concatenate(ys)
 

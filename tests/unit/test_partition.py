@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from unipixel_jax.config import preset
+from unipixel_jax.core import sharding
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, LAYERS, MLP, VOCAB
 from unipixel_jax.core.mesh import AXES, MeshConfig, make_mesh, mesh_sizes
 from unipixel_jax.errors import UserError
@@ -61,6 +64,26 @@ def test_devices_that_share_a_sample_shard_its_weights():
     assert ELSEWHERE.spec((MLP, EMBED), (32, 1280), mesh(context=8)) == PartitionSpec(None, "context")
     assert TABLES.spec((VOCAB, EMBED), (512, 3584), shared) == PartitionSpec(("fsdp", "context"))
     assert TABLES.spec((VOCAB, EMBED), (510, 3584), shared) == PartitionSpec(None, ("fsdp", "context"))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_gradients_of_gathered_weights_are_sharded_sums(rng, monkeypatch, platform):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    devices, whole, shards = make_mesh(MeshConfig("fsdp"), jax.devices()), PartitionSpec(), PartitionSpec("fsdp")
+    x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 64, 16), (32, 16)))
+
+    def value(weight, x):
+        each = sharding.over_samples(lambda x: jnp.sum(jnp.tanh(x @ sharding._gather(whole, shards, weight).T)))
+        return jnp.sum(each(x))
+
+    with jax.set_mesh(devices):
+        program = jax.jit(jax.grad(value)).lower(jax.device_put(weight, shards), jax.device_put(x, PartitionSpec(("data", "fsdp")))).compile()
+        found = program(jax.device_put(weight, shards), jax.device_put(x, PartitionSpec(("data", "fsdp"))))
+    outputs = x @ weight.T
+    np.testing.assert_allclose(found, np.einsum("bto,bti->oi", 1 - np.tanh(outputs) ** 2, x), atol=1e-4)
+    assert found.sharding.spec == shards
+    # nothing but the weight is gathered where each device's sums are reduced
+    assert platform == "cpu" or program.as_text().count(" all-gather(") == 1
 
 
 def test_heads_that_do_not_divide_are_refused():

@@ -34,8 +34,9 @@ def _apply(x: jax.Array, size: tuple[int, int], kind: str) -> jax.Array:
     rows, columns = interpolation_weights(x.shape[-2], size[0], kind), interpolation_weights(x.shape[-1], size[1], kind)
     if kind == "cubic" and platform() == "gpu":
         # The same as sums: XLA for GPUs (of jax 0.10.2) ends with an internal error at the gradient of these products for SAM's position code.
-        x = jnp.sum(rows[:, :, None] * x.astype(jnp.float32)[..., None, :, :], axis=-2)
-        return jnp.sum(x[..., None, :] * columns, axis=-1)
+        lead = (1,) * (x.ndim - 2)
+        x = jnp.sum(rows.reshape(*lead, *rows.shape, 1) * x.astype(jnp.float32)[..., None, :, :], axis=-2)
+        return jnp.sum(x[..., None, :] * columns.reshape(*lead, 1, *columns.shape), axis=-1)
     return jnp.matmul(jnp.matmul(rows, x.astype(jnp.float32), precision="highest"), columns.T, precision="highest")
 
 
