@@ -59,7 +59,7 @@ class Context:
         root: the recording's folder, for media.
         reduced: whether the reference ran in bfloat16.
         adapters: those that the model has in all of the recording's cases of training, with weights of zero where a case has none; None for none.
-        objects: the most objects of a recorded clip. Clips with fewer are tracked with as many, so that they share its programs.
+        objects: as many objects as clips with fewer are tracked with, so that they share programs.
     """
 
     loaded: LoadedModel

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +29,8 @@ from unipixel_jax.parity.training import adapters_of
 
 TRAINING = ("train_loss", "train_steps")
 """The kinds of cases that compile gradients."""
+SHARING = 16
+"""Clips with up to as many objects share the programs of tracking."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,13 @@ def _context(case: Case, recording: Recording, plain: LoadedModel) -> Iterator[C
             config = dataclasses.replace(loaded.config, sam2_batch_mode=bool(case.options["batch_mode"]))
             loaded = dataclasses.replace(loaded, config=config, model=with_config(loaded.model, config))
         adapters = adapters_of(recording.cases) if case.kind in TRAINING else None
-        objects = max((len(other.outputs.get("masks", ())) for other in recording.cases if other.kind in ("generate", "e2e")), default=0)
-        yield Context(loaded, recording.root, recording.dtype != "float32", adapters, objects)
+        yield Context(loaded, recording.root, recording.dtype != "float32", adapters, _most_objects(recording.cases))
+
+
+def _most_objects(cases: Sequence[Case]) -> int:
+    """Return the most objects of a recorded clip, of those with up to ``SHARING``."""
+    counts = (len(np.atleast_1d(case.outputs.get("masks", ()))) for case in cases if case.kind in ("generate", "e2e"))
+    return max((count for count in counts if count <= SHARING), default=0)
 
 
 @contextmanager
