@@ -266,6 +266,6 @@ class MemoryAttention(nnx.Module):
             return x + block.feed_forward(x), None
 
         start = jnp.broadcast_to(rearrange(x, "o row column d -> o (row column) d"), (o, g * g, d))
-        # A scan writes what the backward pass needs of each layer into stacks, and on a GPU these writes move as much of main memory as the products do.
+        # A scan writes what the backward pass needs of each layer into stacks. A GPU keeps nothing between two operations, and main memory bounds a step there.
         x, _ = stacking.run(layer, self.blocks, start, np.arange(stacking.length(self.blocks)) == 0, scan=platform() != "gpu")
         return rearrange(self.norm(x), "o (row column) d -> o row column d", row=g)
