@@ -83,7 +83,7 @@ def test_adapters_lie_on_all_linear_layers(part, places):
 
 
 def test_biases_that_are_trained_with_the_adapters():
-    """As peft marks them: none, those of adapted layers, or all that are named bias."""
+    """The biases that train are those that peft marks: none, those of adapted layers, or all parameters named bias."""
     model = add_lora(micro_model(), CONFIG, nnx.Rngs(0))
 
     def names(bias, config=CONFIG):
@@ -168,7 +168,7 @@ def test_gradients_reach_a_and_b_in_every_layer(x):
 
 
 def test_dropout_acts_on_the_adapter_alone(x):
-    """Where B is zero, keys change nothing; else the inputs of each adapter and layer are dropped anew, and the mean over keys is the rest."""
+    """An adapter whose B is zero ignores dropout keys. Any other drops its inputs anew in each layer, and the mean over keys is the output without dropout."""
     fresh = add_lora(micro_model(), CONFIG, nnx.Rngs(0))
     assert np.array_equal(hidden_of(with_keys(fresh, jax.random.key(0)), x), hidden_of(fresh, x))
     model = adapted()

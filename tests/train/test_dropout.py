@@ -38,7 +38,7 @@ class Tower(nnx.Module):
         self.blocks = stacking.stack(Block, 3, rngs)
 
     def drops(self, x: jax.Array, remat: Remat = "none") -> jax.Array:
-        """What each layer's dropout makes of x: [3, ...]."""
+        """Return x after the dropout of each of the three layers, stacked: [3, ...]."""
         return stacking.run(lambda block, carry, _: (carry, block.dropout(x)), self.blocks, x, np.arange(3), remat)[1]
 
 
@@ -142,7 +142,7 @@ def test_the_rates_are_those_of_the_reference():
 
 
 def test_hiera_skips_branches_of_single_frames(rng):
-    """Of twelve equal frames some lose a branch, and not all the same one."""
+    """Stochastic depth drops branches of some of twelve equal frames, and not the same branches of all."""
     images = jnp.broadcast_to(random(rng, 1, 32, 32, 3), (12, 32, 32, 3))
     encode = jax.jit(lambda model: model.sam2.encode(images).low)
     rest, trained = np.asarray(encode(micro_model())), np.asarray(encode(with_keys(micro_model(), KEY)))
@@ -167,7 +167,7 @@ def test_the_tracker_draws_anew_for_every_frame(rng, monkeypatch):
 
 
 def test_the_memory_attention_recomputed_draws_the_same(rng):
-    """As tracking does for each frame: the gradient through ``jax.checkpoint`` is the one without."""
+    """The gradient through ``jax.checkpoint``, which tracking puts around each frame, equals the gradient without it."""
     attention = with_keys(micro_model(), KEY).sam2.memory_attention
     low, memory, pos = random(rng, 1, 2, 2, 16), random(rng, 2, 14, 8), random(rng, 1, 14, 8)
     look = lambda memory: jnp.sum(attention(low, memory, pos, jnp.ones((1, 14), jnp.int32), 2) ** 2)  # noqa: E731

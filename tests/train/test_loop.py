@@ -38,7 +38,7 @@ def weights(state):
 
 
 def held_bytes():
-    """Of all arrays on the devices."""
+    """Return the bytes of all arrays on the devices."""
     return sum(array.nbytes for array in jax.live_arrays() if not array.is_deleted())
 
 

@@ -77,8 +77,9 @@ def test_gradients_of_gathered_weights_are_sharded_sums(rng, monkeypatch, platfo
         return jnp.sum(each(x))
 
     with jax.set_mesh(devices):
-        program = jax.jit(jax.grad(value)).lower(jax.device_put(weight, shards), jax.device_put(x, PartitionSpec(("data", "fsdp")))).compile()
-        found = program(jax.device_put(weight, shards), jax.device_put(x, PartitionSpec(("data", "fsdp"))))
+        placed = jax.device_put(weight, shards), jax.device_put(x, PartitionSpec(("data", "fsdp")))
+        program = jax.jit(jax.grad(value)).lower(*placed).compile()
+        found = program(*placed)
     outputs = x @ weight.T
     np.testing.assert_allclose(found, np.einsum("bto,bti->oi", 1 - np.tanh(outputs) ** 2, x), atol=1e-4)
     assert found.sharding.spec == shards

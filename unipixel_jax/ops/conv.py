@@ -24,7 +24,7 @@ def conv(x: jax.Array, weight: jax.Array, bias: jax.Array, stride: int, padding:
 
 def _conv_native(stride: int, padding: int, x: jax.Array, weight: jax.Array) -> jax.Array:
     """Compute the convolution as one operation of XLA, which in a loop on a CPU takes its fast path only for kernels [k, k, I, O]: with those of torch, five
-    maps of 96 x 96 x 64 took 516 ms instead of 70 (on two cores with AVX2).
+    maps of 96 x 96 x 64 took 516 ms instead of 70 (measured once, on two cores with AVX2).
     """
     around, kernel = (padding, padding), weight.transpose(2, 3, 1, 0)
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC"))

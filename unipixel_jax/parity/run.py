@@ -124,9 +124,10 @@ def _replay_cases(recording: Recording, plain: LoadedModel) -> Iterator[CaseResu
         with use_attention(chosen):  # what a thread chooses is its own
             return _replay_case(case, recording, plain)
 
-    for case in [case for case in recording.cases if case.kind in TRAINING][:1]:
-        with _context(case, recording, plain) as context:
-            trace_training(case, context)
+    first = next((case for case in recording.cases if case.kind in TRAINING), None)
+    if first is not None:
+        with _context(first, recording, plain) as context:
+            trace_training(first, context)
     training, others = ThreadPoolExecutor(2), ThreadPoolExecutor(1)
     try:
         for case, result in [(case, (training if case.kind in TRAINING else others).submit(replayed, case)) for case in recording.cases]:
