@@ -106,11 +106,21 @@ def devices() -> None:
     """Fails early where JAX was imported before the settings above were made."""
     assert jax.device_count() == 8 or PLATFORM != "cpu"
     assert jax.config.jax_numpy_rank_promotion == "raise"
+    # Tracing makes objects by the million, and collecting garbage among all modules' objects, as often as Python does by default, is a quarter of its time.
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
+MAPS = Path("/proc/self/maps")
+"""The memory maps of this process, a line each, on Linux."""
+MOST_MAPS = 20_000
+"""With how many memory maps a process may go on to the next file of tests and still keep its programs."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> Iterator[None]:
-    """Programs live as long as a file of tests: each holds memory maps, and Linux allows a process 65,530 of them, past which compiling crashes."""
+    """Files of tests share programs until these hold many memory maps: Linux allows a process 65,530, past which compiling crashes."""
     yield
-    jax.clear_caches()
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
     gc.collect()

@@ -18,11 +18,15 @@ def cache_folder() -> Path | None:
 
 
 def cache_programs() -> None:
-    """Cache the programs that this process compiles on disk, so that the second run starts fast, unless the cache is off."""
+    """Cache the programs that this process compiles on disk, so that the second run starts fast, unless the cache is off.
+
+    What the environment says of JAX's own cache (``JAX_COMPILATION_CACHE_DIR``, ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS``) holds instead.
+    """
     folder = cache_folder()
     if folder is None:
         return
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    for option, value in (("jax_compilation_cache_dir", str(folder)), ("jax_persistent_cache_min_compile_time_secs", 0.5)):
+        if option.upper() not in os.environ:
+            jax.config.update(option, value)
