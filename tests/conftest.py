@@ -26,16 +26,19 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "UNIPIXEL_JAX_CACHE": os.environ.get("UNIPIXEL_JAX_CACHE", str(CACHE)),
     # Programs here are small and run once or twice: not optimising them halves the time of the suite. Writing fusions as LLVM code without MLIR's passes, and
-    # each program as one module, halves once more what compiling gradients takes.
+    # each program as one module, halves once more what compiling gradients takes. A process that inherits the flags does not repeat them, which would make
+    # other programs of its own in the cache.
     "XLA_FLAGS": " ".join(
-        [
-            os.environ.get("XLA_FLAGS", ""),
-            "--xla_force_host_platform_device_count=8",
-            "--xla_backend_optimization_level=0",
-            "--xla_cpu_use_fusion_emitters=false",
-            "--xla_cpu_parallel_codegen_split_count=1",
-        ]
-    ).strip(),
+        dict.fromkeys(
+            [
+                *os.environ.get("XLA_FLAGS", "").split(),
+                "--xla_force_host_platform_device_count=8",
+                "--xla_backend_optimization_level=0",
+                "--xla_cpu_use_fusion_emitters=false",
+                "--xla_cpu_parallel_codegen_split_count=1",
+            ]
+        )
+    ),
 }
 
 import gc  # noqa: E402
@@ -44,6 +47,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+from unipixel_jax.core.cache import NEW_OBJECTS  # noqa: E402
 
 # A first example may compile a program, so time says nothing about an example.
 settings.register_profile("default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -106,21 +111,24 @@ def devices() -> None:
     """Fails early where JAX was imported before the settings above were made."""
     assert jax.device_count() == 8 or PLATFORM != "cpu"
     assert jax.config.jax_numpy_rank_promotion == "raise"
-    # Tracing makes objects by the million, and collecting garbage among all modules' objects, as often as Python does by default, is a quarter of its time.
-    gc.freeze()
-    gc.set_threshold(10_000)
+    gc.set_threshold(NEW_OBJECTS)
 
 
 MAPS = Path("/proc/self/maps")
 """The memory maps of this process, a line each, on Linux."""
-MOST_MAPS = 20_000
-"""With how many memory maps a process may go on to the next file of tests and still keep its programs."""
+MOST_MAPS = 8_000
+"""With how many memory maps a process may go on to the next file of tests and still keep its programs, which take about 2 GB then."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> Iterator[None]:
-    """Files of tests share programs until these hold many memory maps: Linux allows a process 65,530, past which compiling crashes."""
+    """Files of tests share programs until these hold many memory maps: Linux allows a process 65,530, past which compiling crashes.
+
+    What a file leaves, such as programs, is not looked through for garbage again until then.
+    """
     yield
     if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        gc.unfreeze()
         jax.clear_caches()
     gc.collect()
+    gc.freeze()

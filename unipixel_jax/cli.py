@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from unipixel_jax.arguments import CommandParser
-from unipixel_jax.core.cache import cache_programs
+from unipixel_jax.core.cache import prepare_to_compile
 from unipixel_jax.errors import UserError, run_command
 
 
@@ -22,7 +22,7 @@ class Command(NamedTuple):
         configure: ``module:function`` that fills the command's parser, and sets ``run`` to the function that takes the parsed arguments and returns the
             exit status.
         help: what the command does, in a line.
-        compiles: whether the programs that the command compiles are cached on disk.
+        compiles: whether the command compiles programs, which are then cached on disk.
         spins: whether a spinner on the terminal says what the command does; commands without one draw a progress bar or print lines.
     """
 
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         _show_progress(args.verbose, command.spins, stack)
         if command.compiles:
-            cache_programs()
+            prepare_to_compile()
         if getattr(args, "attention", None) is not None:
             _use_attention(args.attention, stack)
         return int(args.run(args))

@@ -166,12 +166,12 @@ def _scored(
 
 
 def _run(args: argparse.Namespace) -> int:
-    from unipixel_jax.core.cache import cache_programs
+    from unipixel_jax.core.cache import prepare_to_compile
     from unipixel_jax.eval.benchmarks import BENCHMARKS
     from unipixel_jax.infer.batch_cli import share_of
 
     _check_data(args.data)
-    cache_programs()
+    prepare_to_compile()
     if args.benchmark != ALL:
         benchmark = BENCHMARKS[args.benchmark]
         plans = [(benchmark, benchmark.split_of(args.split), args.single_frame, args.prompt_type)]

@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from rich.progress import track
 
-    from unipixel_jax.core.cache import cache_programs
+    from unipixel_jax.core.cache import prepare_to_compile
     from unipixel_jax.core.files import replacing, writable
     from unipixel_jax.infer.loading import EMBEDDED
     from unipixel_jax.infer.predictor import UniPixel
@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.json is not None:
         writable(args.json)
-    cache_programs()
+    prepare_to_compile()
     model = UniPixel.from_pretrained(args.model or EMBEDDED, "float32", revision=args.revision)
     questions = judge(model, args.pictures, args.clips)
     judged = list(track(questions, "judging", total=5 * args.pictures + 2 * args.clips, disable=not sys.stderr.isatty()))
