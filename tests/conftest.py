@@ -94,7 +94,11 @@ def _full_disk() -> Iterator[None]:
 
 @pytest.fixture
 def compiled() -> Iterator[list[float]]:
-    """How long each program took that was compiled, or read from the cache of compiled programs, since the list was last cleared."""
+    """How long each program took that was compiled, or read from the cache of compiled programs, since the list was last cleared.
+
+    Programs that other tests of this process left are forgotten first: they would hide what a warm-up leaves out.
+    """
+    jax.clear_caches()
     events: list[float] = []
 
     def listen(name: str, seconds: float, **_: object) -> None:
@@ -122,7 +126,7 @@ MOST_MAPS = 8_000
 
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> Iterator[None]:
-    """Files of tests share programs until these hold many memory maps: Linux allows a process 65,530, past which compiling crashes.
+    """Let files of tests share programs until these hold many memory maps: Linux allows a process 65,530, past which compiling crashes.
 
     What a file leaves, such as programs, is not looked through for garbage again until then.
     """

@@ -74,10 +74,12 @@ def test_many_answers_and_masks_are_those_of_each_alone(model, jobs, alone):
     compare(list(model.segment_many(jobs, rows=4, max_new_tokens=NEW, devices=jax.devices()[:1])), jobs, alone)
 
 
-def test_after_a_first_run_nothing_is_compiled(model, jobs, compiled):
+def test_after_groups_of_every_size_nothing_is_compiled(model, jobs, compiled):
     photos = [job for job in jobs if job.id.startswith("segment")]
     turned = [Job(np.ascontiguousarray(job.media[:, ::-1]), job.prompt, id=job.id) for job in [*photos, *photos]]
-    list(model.segment_many(photos, rows=4, max_new_tokens=NEW, devices=jax.devices()[:1]))
+    for count in (1, 2, 4, 6):
+        list(model.segment_many(photos[:count], rows=4, max_new_tokens=NEW, devices=jax.devices()[:1]))
+    assert compiled, "the listener hears nothing"
     compiled.clear()
     assert len(list(model.segment_many(turned, rows=4, max_new_tokens=NEW, devices=jax.devices()[:1]))) == 12
     assert compiled == []
