@@ -26,10 +26,9 @@ docs: .venv/installed-docs  ## build the documentation site into build/site; a w
 docs-serve: .venv/installed-docs  ## show the documentation site on this machine, and build it again as pages change
 	@$(BIN)/mkdocs serve
 
-# Three processes share the files of tests, since compiling, which is most of the work, uses one core, and some tests wait for a server or a browser. Each takes up
-# to 4 GB.
+# Two processes share the files of tests, since compiling, which is most of the work, uses one core. Each takes up to 6 GB.
 test: lint  ## ruff, mypy and the tests, without torch
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed-dev  ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
@@ -60,12 +59,12 @@ onnx: .venv-onnx/installed-dev,onnx  ## export to ONNX, run that without JAX, an
 
 test-newest: .venv-newest/installed-dev  ## the tests on the newest Python found here and the newest JAX for it
 	@.venv-newest/bin/python $(PRINT_VERSIONS)
-	@.venv-newest/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	@.venv-newest/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Nearly every dependency is used by these tests: models and tracker, restoring, tokenizers and chat templates, media of every kind, exports, the looks of results.
 test-lowest: .venv-lowest/installed-dev  ## tests/unit with the lowest versions that pyproject.toml allows, those of the extras in dev too
 	@.venv-lowest/bin/python $(PRINT_VERSIONS)
-	@.venv-lowest/bin/python -m pytest -q -n 3 --dist loadfile tests/unit
+	@.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile tests/unit
 
 # JAX_NIGHTLY_INDEX is the address of the package index that JAX's installation guide names for its nightly builds.
 test-nightly: .venv-nightly/installed-dev  ## the tests with last night's JAX and the head of flax
@@ -73,7 +72,7 @@ test-nightly: .venv-nightly/installed-dev  ## the tests with last night's JAX an
 	@.venv-nightly/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --pre jax jaxlib "flax @ git+https://github.com/google/flax" \
 	  --index-url "$(JAX_NIGHTLY_INDEX)"
 	@.venv-nightly/bin/python $(PRINT_VERSIONS)
-	@.venv-nightly/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	@.venv-nightly/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The compilers alone: libtpu with the tpu extra; for GPUs, JAX's plugin and ptxas without the libraries that only running needs.
 chips: .venv-chips/installed-dev,tpu  ## compile kernels and small plans for TPUs and GPUs that are not here

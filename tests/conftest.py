@@ -120,8 +120,8 @@ def devices() -> None:
 
 MAPS = Path("/proc/self/maps")
 """The memory maps of this process, a line each, on Linux."""
-MOST_MAPS = 8_000
-"""With how many memory maps a process may go on to the next file of tests and still keep its programs, which take about 2 GB then."""
+MOST_MAPS = 16_000
+"""With how many memory maps a process may go on to the next file of tests and still keep its programs, which take about 4 GB then."""
 
 
 @pytest.fixture(scope="module", autouse=True)
