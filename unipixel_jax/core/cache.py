@@ -9,8 +9,8 @@ from pathlib import Path
 VARIABLE = "UNIPIXEL_JAX_CACHE"
 """The environment variable that names the folder; empty, it turns the cache off."""
 NEW_OBJECTS = 10_000
-"""After how many new objects Python looks for garbage. Tracing a program makes millions that stay, and with Python's default of 700 looking takes a quarter of
-its time."""
+"""After how many new objects Python looks for garbage. Tracing a program makes millions that stay, and with Python's default of 700 looking is a quarter of the
+time in which the gradients of a training are traced."""
 
 
 def cache_folder() -> Path | None:
