@@ -26,7 +26,7 @@ docs: .venv/installed-docs  ## build the documentation site into build/site; a w
 docs-serve: .venv/installed-docs  ## show the documentation site on this machine, and build it again as pages change
 	@$(BIN)/mkdocs serve
 
-# Two processes share the files of tests, since compiling, which is most of the work, uses one core. Each takes up to 6 GB.
+# Two processes share the files of tests, since compiling, which is most of the work, uses one core. Each takes up to 5 GB.
 test: lint  ## ruff, mypy and the tests, without torch
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 

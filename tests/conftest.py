@@ -3,6 +3,7 @@
 The settings are environment variables, made before JAX is first imported, so that commands which tests start obey them too.
 """
 
+import ctypes
 import os
 import resource
 import signal
@@ -120,8 +121,8 @@ def devices() -> None:
 
 MAPS = Path("/proc/self/maps")
 """The memory maps of this process, a line each, on Linux."""
-MOST_MAPS = 16_000
-"""With how many memory maps a process may go on to the next file of tests and still keep its programs, which take about 4 GB then."""
+MOST_MAPS = 12_000
+"""With how many memory maps a process may go on to the next file of tests and still keep its programs, which take about 3 GB then."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,8 +132,11 @@ def programs() -> Iterator[None]:
     What a file leaves, such as programs, is not looked through for garbage again until then.
     """
     yield
-    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+    full = not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MOST_MAPS
+    if full:
         gc.unfreeze()
         jax.clear_caches()
     gc.collect()
+    if full and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc keeps most of what is freed otherwise
+        trim(0)
     gc.freeze()

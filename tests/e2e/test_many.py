@@ -77,8 +77,8 @@ def test_many_answers_and_masks_are_those_of_each_alone(model, jobs, alone):
 def test_after_groups_of_every_size_nothing_is_compiled(model, jobs, compiled):
     photos = [job for job in jobs if job.id.startswith("segment")]
     turned = [Job(np.ascontiguousarray(job.media[:, ::-1]), job.prompt, id=job.id) for job in [*photos, *photos]]
-    for count in (1, 2, 4, 6):
-        list(model.segment_many(photos[:count], rows=4, max_new_tokens=NEW, devices=jax.devices()[:1]))
+    for some in (jobs, [*photos, *photos], photos[:4], photos[:2], photos[:1]):
+        list(model.segment_many(some, rows=4, max_new_tokens=NEW, devices=jax.devices()[:1]))
     assert compiled, "the listener hears nothing"
     compiled.clear()
     assert len(list(model.segment_many(turned, rows=4, max_new_tokens=NEW, devices=jax.devices()[:1]))) == 12
