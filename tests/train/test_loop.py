@@ -115,7 +115,7 @@ def test_accumulated_batches_are_averaged(start, tmp_path, monkeypatch):
     [(1.0, 8, 4, 2), (1.0, 9, 4, 3), (2.0, 9, 4, 6), (0.5, 9, 4, 2), (1.0, 3, 4, 1), (0.01, 8, 4, 1), (1.0, 7, 1, 7)],
 )
 def test_steps_of_epochs_are_rounded_up(epochs, batches, accumulation, steps):
-    """As transformers 4.53.3 counts them: every epoch is rounded up to whole steps, and then the product with a fraction of epochs."""
+    """The steps are counted as transformers 4.53.3 counts them: each epoch is rounded up to whole steps, and so is its product with a fraction of epochs."""
     config = micro_config(Path("start"), steps=None, epochs=epochs, accumulation=accumulation)
     assert loop.total_steps(config, batches) == steps
     assert loop.total_steps(replace(config, steps=5), batches) == 5

@@ -28,7 +28,7 @@ VALUES = {f"number_{i}": float(i) for i in range(40)}
 
 
 def batch():
-    """What a meter reads of a batch of one sample with five tokens."""
+    """Return a batch of one sample with five tokens, with the fields that a meter reads."""
     return SimpleNamespace(samples=("one",), inputs=SimpleNamespace(segments=np.array([[1, 1, 1, 1, 1, 0]])))
 
 
@@ -38,7 +38,7 @@ def losses(total):
 
 
 def test_what_the_processes_wait_for(monkeypatch):
-    """Of three processes the one that waits least for the others is the slowest, and the data of the slowest reader keep all of them."""
+    """The slowest of three processes is the one that waits least for the others; all of them wait for the data of the slowest reader."""
     others = [[1, 5, 1e9, 0, 0.5, 4.0], [1, 5, 1e9, 0, 3.0, 0.25]]
     monkeypatch.setattr(distributed, "gather", lambda name, own: [own, *map(json.dumps, others)])
     meter = Meter(wait=1.0, ahead=3.0, saving=2.0, since=time.perf_counter() - 10)
@@ -68,7 +68,7 @@ def steps(run):
 
 
 def events(run):
-    """What TensorBoard reads, file by file."""
+    """Return the events that TensorBoard reads, file by file."""
     found = []
     for path in sorted((run / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Where the states of all optimizers lie on a mesh."""
+"""These tests check the shardings of the state of every optimizer on a mesh."""
 
 from dataclasses import replace
 from typing import get_args
@@ -21,7 +21,7 @@ WIDER = replace(
 
 @pytest.mark.parametrize("name", get_args(Optimizer))
 def test_every_optimizer_has_a_place_for_its_state(name):
-    """What has the shape of a weight lies where the weight lies, all else on every device; nothing is computed."""
+    """Arrays with the shape of a weight are sharded as the weight is, and all others are on every device; nothing is computed."""
     config = micro_config("start", optim=OptimConfig(optimizer=name), mesh=MeshConfig("fsdp"))
     layout = lay_out(config, WIDER, 6, jax.devices()[:8])
     state, weights = jax.tree.leaves(layout.state.opt_state), jax.tree.leaves(layout.state.trained)

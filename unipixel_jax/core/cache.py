@@ -1,4 +1,4 @@
-"""The folder in which what is expensive to make is kept between runs: compiled programs, and converted checkpoints."""
+"""The cache between runs, a folder for compiled programs and converted checkpoints, and the settings of a process that compiles programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VARIABLE = "UNIPIXEL_JAX_CACHE"
 """The environment variable that names the folder; empty, it turns the cache off."""
 NEW_OBJECTS = 10_000
 """After how many new objects Python looks for garbage. Tracing a program makes millions that stay, and with Python's default of 700 looking is a quarter of the
-time in which the gradients of a training are traced."""
+time in which the gradients of a training are traced (measured once)."""
 
 
 def cache_folder() -> Path | None:
