@@ -57,6 +57,10 @@ settings.load_profile("default")
 
 LAST = ("tests/convert", "tests/plan", "tests/data")
 """The folders whose files compile little. They come last, so that processes that share the files end at about the same time."""
+MAPS = Path("/proc/self/maps")
+"""The memory maps of this process, a line each, on Linux."""
+MOST_MAPS = 12_000
+"""With how many memory maps a process may go on to the next file of tests and still keep its programs, which take about 3 GB then."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,16 +117,10 @@ def compiled() -> Iterator[list[float]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def devices() -> None:
-    """Fails early where JAX was imported before the settings above were made."""
+    """Fail early where JAX was imported before the settings above were made, and collect garbage as seldom as commands that compile."""
     assert jax.device_count() == 8 or PLATFORM != "cpu"
     assert jax.config.jax_numpy_rank_promotion == "raise"
     gc.set_threshold(NEW_OBJECTS)
-
-
-MAPS = Path("/proc/self/maps")
-"""The memory maps of this process, a line each, on Linux."""
-MOST_MAPS = 12_000
-"""With how many memory maps a process may go on to the next file of tests and still keep its programs, which take about 3 GB then."""
 
 
 @pytest.fixture(scope="module", autouse=True)
