@@ -24,7 +24,7 @@ def weights(state):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_call_goes_on(tmp_path, monkeypatch, capfd, number):
     start = micro_start(tmp_path / "start")
-    config = micro_config(start, steps=4, save_every=100)
+    config = micro_config(start, save_every=100)
     straight = train(config, tmp_path / "straight", start, jax.devices()[:1])
 
     def key(seed, step, batch):
@@ -40,10 +40,10 @@ def test_a_signal_saves_and_the_same_call_goes_on(tmp_path, monkeypatch, capfd, 
     assert int(stopped.step) == 2 and signal.getsignal(number) is before
     told = capfd.readouterr().err
     assert f"{number.name}: saving after this step" in told
-    assert f"{tmp_path / 'run'}: stopped by a signal; step 2 of 4 is saved. Start the same command again to go on" in told
+    assert f"{tmp_path / 'run'}: stopped by a signal; step 2 of 6 is saved. Start the same command again to go on" in told
 
     resumed = train(config, tmp_path / "run", start, jax.devices()[:1])
-    assert int(resumed.step) == 4
+    assert int(resumed.step) == 6
     assert all(np.array_equal(a, b) for a, b in zip(weights(resumed), weights(straight), strict=True))
     assert f"{tmp_path / 'run'}: trained." in capfd.readouterr().err
 

@@ -133,7 +133,7 @@ def test_the_last_step_of_an_epoch_has_what_is_left(start, tmp_path, monkeypatch
     monkeypatch.setattr(loop, "run_loader", shortened)
     monkeypatch.setattr(loop, "step_key", lambda seed, step, batch: (kept.append((step, batch)), step_key(seed, step, batch))[1])
     monkeypatch.setattr(loop, "scale", lambda grads, share: (scaled.append(float(share)), scale(grads, share))[1])
-    train(micro_config(start, batch_size=4, steps=4, accumulation=2), tmp_path, start, jax.devices()[:1])
+    train(micro_config(start, steps=4, accumulation=2), tmp_path, start, jax.devices()[:1])
     assert kept == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (3, 0)] and scaled == [0.5] * 4
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from unipixel_jax.config import TextConfig
 from unipixel_jax.core import stacking
 from unipixel_jax.core.axes import EMBED, HEADS, KV_HEADS, SEQUENCE, VOCAB
-from unipixel_jax.core.params import declare
+from unipixel_jax.core.params import declare, normal
 from unipixel_jax.core.sharding import constrain
 from unipixel_jax.core.stacking import Remat
 from unipixel_jax.models.layers import Linear, RMSNorm, SwiGlu
@@ -167,7 +167,7 @@ class Embedding(nnx.Module):
     """The table of embeddings, with a row for each token of the vocabulary."""
 
     def __init__(self, c: TextConfig, rngs: nnx.Rngs) -> None:
-        self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED), jax.nn.initializers.normal(0.25))
+        self.weight = declare(rngs, (c.vocab_size, c.hidden_size), (VOCAB, EMBED), normal(0.25))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Map ids [...] (integers) to embeddings [..., D] in ``dtype``."""
