@@ -1,4 +1,4 @@
-"""Streams on this machine's own address, which go on until nobody reads them any more."""
+"""Streams on this machine's own address, most of which go on until nobody reads them any more."""
 
 import io
 import itertools
@@ -13,7 +13,7 @@ BOUNDARY = "frame"
 
 
 class Streams:
-    """Endless streams of some frames over HTTP.
+    """Streams of some frames over HTTP.
 
     Attributes:
         sent: how many frames each reader was sent, in the order of their coming.
@@ -30,7 +30,15 @@ class Streams:
 
     def mjpeg(self, out):
         """The pictures of a network camera, one JPEG after the other."""
-        for frame in itertools.cycle(self.frames):
+        yield from self._pictures(out, itertools.cycle(self.frames))
+
+    def few(self, out):
+        """A network camera that breaks off in the middle of a picture."""
+        yield from self._pictures(out, self.frames[:3])
+        out.write(f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: 9999\r\n\r\n".encode())
+
+    def _pictures(self, out, frames):
+        for frame in frames:
             picture = io.BytesIO()
             Image.fromarray(frame).save(picture, "JPEG")
             out.write(f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {picture.tell()}\r\n\r\n".encode() + picture.getvalue() + b"\r\n")
@@ -72,17 +80,18 @@ class Streams:
 
 @contextmanager
 def streaming(frames):
-    """Serve endless streams of frames [H, W, 3] while the block runs."""
+    """Serve streams of frames [H, W, 3] while the block runs."""
     streams = Streams(frames)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             kind = self.path.lstrip("/")
-            if kind not in ("mjpeg", "ts", "rubbish", "silent"):
+            if kind not in ("mjpeg", "few", "ts", "rubbish", "silent"):
                 self.send_error(404)
                 return
             self.send_response(200)
-            self.send_header("Content-Type", {"mjpeg": f"multipart/x-mixed-replace; boundary={BOUNDARY}", "ts": "video/mp2t"}.get(kind, "text/plain"))
+            pictures = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
+            self.send_header("Content-Type", {"mjpeg": pictures, "few": pictures, "ts": "video/mp2t"}.get(kind, "text/plain"))
             self.end_headers()
             streams.serve(kind, self.wfile)
 

@@ -10,6 +10,7 @@ import jax
 import pytest
 from streams import streaming
 
+from unipixel_jax.app.answer import notice
 from unipixel_jax.app.live import play
 from unipixel_jax.app.tabs import live
 from unipixel_jax.errors import UserError
@@ -53,6 +54,12 @@ def test_an_endless_stream_is_followed_until_it_is_left(open_page, streams, clip
     assert streams.open == 1
     shown.close()
     assert closed(streams)
+
+
+def test_a_stream_that_breaks_off_is_told_below_its_last_frame(open_page, streams, clip):
+    *shown, last = live.run(open_page, live.STREAM, None, streams.address("few"), clip.prompt)
+    assert last == shown[-1] + notice("The stream has ended.") and "frame 2 " in last
+    assert not any("ended" in html for html in shown)
 
 
 def test_an_endless_stream_takes_the_same_memory_for_ever(page, streams, clip):

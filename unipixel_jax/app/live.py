@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from unipixel_jax.app.answer import words
+from unipixel_jax.app.answer import notice, words
 from unipixel_jax.app.pictures import frame_html
 from unipixel_jax.app.worker import Worker, require_prompt
 from unipixel_jax.infer.prediction import Collector, FrameResult
@@ -93,16 +93,19 @@ def look(worker: Worker, following: Following | None, frame: NDArray[np.uint8] |
 def play(worker: Worker, source: FrameSource, prompt: str) -> Iterator[str]:
     """Follow objects through a clip or a stream; each frame as HTML when it is done. While a stream's next frame is waited for, others have the model.
 
+    Where a stream ends, whether its sender is done or broke off, its last frame comes once more with a line that says so.
+
     Raises:
         UserError: there are no words, or see ``UniPixel.track``.
     """
     asked, times = require_prompt(prompt), deque[float](maxlen=RECENT)
     if source.count is None:
-        following = None
+        following, shown = None, None
         for frame in source:
             following, shown = look(worker, following, frame.pixels, asked)
             if shown is not None:
                 yield shown
+        yield (shown or "") + notice("The stream has ended.")
         return
     stream = worker.track(source, asked)
     if not stream.answer.spans:
