@@ -10,6 +10,9 @@ import av
 from PIL import Image
 
 BOUNDARY = "frame"
+PICTURES, PLAIN = f"multipart/x-mixed-replace; boundary={BOUNDARY}", "text/plain"
+KINDS = {"mjpeg": PICTURES, "broken": PICTURES, "ts": "video/mp2t", "rubbish": PLAIN, "silent": PLAIN}
+"""The content type of each kind of stream, a method of ``Streams``."""
 
 
 class Streams:
@@ -32,7 +35,7 @@ class Streams:
         """The pictures of a network camera, one JPEG after the other."""
         yield from self._pictures(out, itertools.cycle(self.frames))
 
-    def few(self, out):
+    def broken(self, out):
         """A network camera that breaks off in the middle of a picture."""
         yield from self._pictures(out, self.frames[:3])
         out.write(f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: 9999\r\n\r\n".encode())
@@ -86,12 +89,11 @@ def streaming(frames):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             kind = self.path.lstrip("/")
-            if kind not in ("mjpeg", "few", "ts", "rubbish", "silent"):
+            if kind not in KINDS:
                 self.send_error(404)
                 return
             self.send_response(200)
-            pictures = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
-            self.send_header("Content-Type", {"mjpeg": pictures, "few": pictures, "ts": "video/mp2t"}.get(kind, "text/plain"))
+            self.send_header("Content-Type", KINDS[kind])
             self.end_headers()
             streams.serve(kind, self.wfile)
 

@@ -57,7 +57,7 @@ def test_an_endless_stream_is_followed_until_it_is_left(open_page, streams, clip
 
 
 def test_a_stream_that_breaks_off_is_told_below_its_last_frame(open_page, streams, clip):
-    *shown, last = live.run(open_page, live.STREAM, None, streams.address("few"), clip.prompt)
+    *shown, last = live.run(open_page, live.STREAM, None, streams.address("broken"), clip.prompt)
     assert last == shown[-1] + notice("The stream has ended.") and "frame 2 " in last
     assert not any("ended" in html for html in shown)
 

@@ -10,7 +10,7 @@ from unipixel_jax.train.overrides import override
 
 @dataclass(frozen=True)
 class Part:
-    """Of everything.
+    """A part of a configuration, with a field of each kind that can be overridden.
 
     Attributes:
         rate, other_rate: numbers,

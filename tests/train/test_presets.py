@@ -19,7 +19,7 @@ BOUND = 1e-5
 DOUBLE_BOUND = 1e-10
 """In double precision, where all differences but rounding's show; 3.6e-14 was measured."""
 QUICK = ("fsdp_tp and context, 8",)
-"""Of the normal suite; it divides everything."""
+"""The meshes that the normal suite tries. This one divides samples, weights and sequences; all others are in the slow tests."""
 SHARDED = [name for name in MESHES if name != "single"]
 
 

@@ -98,7 +98,7 @@ def test_groups_of_the_learning_rate(model):
     ids=lambda value: join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
 def test_weight_decay(path, decays):
-    """As torch's names and modules have it; the recording of training steps compares every parameter."""
+    """A weight decays if the reference, which goes by names and modules of torch, lets it decay; the recording of training steps compares every parameter."""
     assert group_of(path).decays == decays
 
 

@@ -62,7 +62,7 @@ def mesh_sharding(count, *spec):
 
 
 def divided(state, count):
-    """Where each leaf goes on a mesh of so many devices: rows over one axis or both."""
+    """Return the shape, dtype and sharding of each leaf on a mesh of ``count`` devices, whose axes shard the last two dimensions."""
     specs = {0: (), 1: ("fsdp",), 2: ("fsdp", "tp"), 3: (None, "fsdp", "tp")}
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=mesh_sharding(count, *specs[a.ndim])), state)
 

@@ -1,4 +1,4 @@
-"""What tests of exports draw, write and read."""
+"""Helpers of the tests of exports: they draw results, write them as files and read these again."""
 
 import numpy as np
 

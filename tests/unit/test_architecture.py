@@ -1,4 +1,4 @@
-"""What docs/architecture.md names exists, and its table of rooms is the one that the imports are held to."""
+"""These tests check that the paths in docs/architecture.md exist, and that imports obey the table of packages there."""
 
 import ast
 import re
